@@ -1,0 +1,98 @@
+"""`IPAdapter`: the network an adapter file holds, `image_proj` and `ip_adapter`, loaded strictly and saved as published."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+from .detect import canonical_name, detect
+from .errors import UnreadableFileError
+from .files import read_tensors, write_safetensors
+from .operations import TORCH, Operations
+from .projection import build_projection
+from .spec import AdapterSpec
+
+
+class SiteProjection(nn.Module):
+    """`to_k_ip` and `to_v_ip` of one attention site (arXiv 2308.06721, equation 4)."""
+
+    def __init__(self, cross_attention_dim: int, site_dim: int, ops: Operations) -> None:
+        super().__init__()
+        self.to_k_ip = ops.Linear(cross_attention_dim, site_dim, bias=False)
+        self.to_v_ip = ops.Linear(cross_attention_dim, site_dim, bias=False)
+
+
+class IPAdapter(nn.Module):
+    """Image projection and the K/V projections of every attention site.
+
+    Invariant: `state_dict()` has exactly the published flat names (`image_proj.*`, `ip_adapter.{1,3,5…}.*`).
+    """
+
+    def __init__(self, spec: AdapterSpec, ops: Operations = TORCH) -> None:
+        super().__init__()
+        self.spec = spec
+        self.image_proj = build_projection(spec, ops)
+        self.ip_adapter = nn.ModuleDict(
+            {
+                str(2 * site + 1): SiteProjection(spec.cross_attention_dim, site_dim, ops)
+                for site, site_dim in enumerate(spec.site_dims)
+            }
+        )
+
+    def site(self, index: int) -> SiteProjection:
+        """Projections of the attention site with this index in checkpoint order (down, up, middle)."""
+        return cast(SiteProjection, self.ip_adapter[str(2 * index + 1)])
+
+    def project(self, features: Tensor) -> Tensor:
+        """Image features (B, E) or (B, S, E) to image tokens (B, N, C)."""
+        return cast(Tensor, self.image_proj(features))
+
+
+def build_adapter(tensors: Mapping[str, Tensor], metadata: Mapping[str, str], ops: Operations = TORCH) -> IPAdapter:
+    """Recognise tensors and make the network of them, without copying a tensor.
+
+    Args:
+        tensors: under flat names, as `read_tensors` gives them.
+        metadata: safetensors metadata, may be empty.
+        ops: layer classes.
+
+    Raises:
+        UnsupportedFamilyError, UnknownCheckpointError, UnreadableFileError: as `detect`, or keys or shapes that the
+            recognised kind does not have.
+    """
+    state_dict = {canonical_name(name): tensor for name, tensor in tensors.items()}
+    spec = detect({name: tuple(tensor.shape) for name, tensor in state_dict.items()}, metadata)
+    with torch.device("meta"):
+        adapter = IPAdapter(spec, ops)
+    _check_strictly(adapter.state_dict(), state_dict, spec)
+    adapter.load_state_dict(state_dict, strict=True, assign=True)
+    return adapter.requires_grad_(False).eval()
+
+
+def load_adapter(path: Path, ops: Operations = TORCH) -> IPAdapter:
+    """Read an adapter file; safetensors stay memory-mapped. Errors as `read_tensors` and `build_adapter`."""
+    file = read_tensors(path)
+    return build_adapter(file.tensors, file.metadata, ops)
+
+
+def save_adapter(adapter: IPAdapter, path: Path, metadata: Mapping[str, str] | None = None) -> None:
+    """Write published flat names and the spec as metadata, so that `load_adapter` gives the same spec and tensors."""
+    write_safetensors(path, adapter.state_dict(), {**(metadata or {}), **adapter.spec.to_metadata()})
+
+
+def _check_strictly(wanted: Mapping[str, Tensor], given: Mapping[str, Tensor], spec: AdapterSpec) -> None:
+    wrong = [f"{name} missing" for name in wanted if name not in given]
+    wrong += [f"{name} not part of it" for name in given if name not in wanted]
+    wrong += [
+        f"{name} is {list(given[name].shape)}, not {list(tensor.shape)}"
+        for name, tensor in wanted.items()
+        if name in given and given[name].shape != tensor.shape
+    ]
+    if wrong:
+        raise UnreadableFileError(
+            f"this looks like {spec.family}, but {'; '.join(wrong[:5])}{' …' if len(wrong) > 5 else ''}",
+            expected=f"exactly the {len(wanted)} tensors of {spec.family}",
+            action="download or export the adapter again",
+        )
