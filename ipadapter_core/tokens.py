@@ -1,0 +1,125 @@
+"""`ImageTokens`: what the attention reads of one or more references, and how several are combined."""
+
+# R references, N tokens per reference, T tokens in all, C cross-attention dim
+
+import hashlib
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from .errors import BadInputError, MismatchError
+
+
+@dataclass(frozen=True, eq=False)
+class ImageTokens:
+    """Tokens of the cond and of the uncond side.
+
+    Attributes:
+        cond: (R, N, C), one row per reference.
+        uncond: (R', N, C); R' is R, or 1 when all references share one negative.
+        adapter_id: the adapter that made them; only that adapter's K/V projections understand them.
+        digest: hash of the content, made here; equal digests mean equal tokens.
+    """
+
+    cond: Tensor
+    uncond: Tensor
+    adapter_id: str
+    digest: str = field(init=False)
+
+    def __post_init__(self) -> None:
+        if not (self.cond.isfinite().all() and self.uncond.isfinite().all()):
+            raise BadInputError(
+                "image tokens with NaN or infinite values",
+                expected="finite numbers",
+                action="the adapter or encoder file is damaged: download it again",
+            )
+        digest = hashlib.blake2b(self.adapter_id.encode(), digest_size=16)
+        for tensor in (self.cond, self.uncond):
+            digest.update(repr(tuple(tensor.shape)).encode())
+            digest.update(tensor.detach().cpu().float().numpy().tobytes())
+        object.__setattr__(self, "digest", digest.hexdigest())
+
+    @property
+    def num_bytes(self) -> int:
+        return self.cond.nbytes + self.uncond.nbytes
+
+    def sequences(self) -> tuple[Tensor, Tensor]:
+        """(uncond, cond) as two sequences (T, C) of one length.
+
+        References are laid one behind the other. A shorter side is repeated: softmax attention over k copies of the
+        same keys equals attention over one copy, so this changes no result.
+        """
+        cond, uncond = (side.flatten(0, 1) for side in (self.cond, self.uncond))
+        length = math.lcm(len(cond), len(uncond))
+        return uncond.repeat(length // len(uncond), 1), cond.repeat(length // len(cond), 1)
+
+
+def _one_per_reference(part: ImageTokens) -> Tensor:
+    return part.uncond.expand(len(part.cond), -1, -1) if len(part.uncond) == 1 else part.uncond
+
+
+def _norm_average(x: Tensor) -> Tensor:
+    return functional.normalize(x, dim=-1).mean(dim=0, keepdim=True)
+
+
+def _subtract(x: Tensor) -> Tensor:
+    return x[:1] - x[1:].mean(dim=0, keepdim=True) if len(x) > 1 else x
+
+
+# Each maps (R, N, C) to (1, N, C), except concat, which keeps every reference.
+COMBINATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "concat": lambda x: x,
+    "average": lambda x: x.mean(dim=0, keepdim=True),
+    "norm average": _norm_average,
+    "add": lambda x: x.sum(dim=0, keepdim=True),
+    "subtract": _subtract,
+    "max": lambda x: x.amax(dim=0, keepdim=True),
+    "min": lambda x: x.amin(dim=0, keepdim=True),
+}
+
+
+def combine(parts: Sequence[ImageTokens], method: str, factors: Sequence[float]) -> ImageTokens:
+    """Combine the references of several `ImageTokens` into one.
+
+    Args:
+        parts: at least one; all made by the same adapter.
+        method: a key of `COMBINATIONS`. The cond side is combined; of the uncond sides, concat keeps all (one per
+            reference) and every other method takes the mean.
+        factors: one per part, 1.0 is neutral; multiplies that part's cond tokens.
+
+    Raises:
+        MismatchError: parts of different adapters, or of different token counts where they are added elementwise.
+        BadInputError: an unknown method, or not one factor per part.
+    """
+    if method not in COMBINATIONS:
+        raise BadInputError(
+            f"combination method {method!r}", expected=f"one of {', '.join(COMBINATIONS)}", action="choose one of them"
+        )
+    if len(factors) != len(parts):
+        raise BadInputError(
+            f"{len(factors)} weights for {len(parts)} tokens",
+            expected="one weight per connected tokens input, or none at all",
+            action="list as many numbers as there are inputs",
+        )
+    if len({part.adapter_id for part in parts}) > 1:
+        raise MismatchError(
+            "tokens made by different adapters",
+            expected="tokens that one and the same adapter made",
+            action="encode every reference with the adapter they are applied with",
+        )
+    if len({part.cond.shape[1] for part in parts}) > 1:
+        raise MismatchError(
+            "tokens of different lengths",
+            expected="references encoded by one encoder at one size",
+            action="encode every reference with the same image encoder",
+        )
+    cond = torch.cat([part.cond * factor for part, factor in zip(parts, factors, strict=True)])
+    if method == "concat":
+        uncond = torch.cat([_one_per_reference(part) for part in parts])
+    else:
+        uncond = torch.cat([part.uncond for part in parts]).mean(dim=0, keepdim=True)
+    return ImageTokens(COMBINATIONS[method](cond), uncond, parts[0].adapter_id)
