@@ -1,0 +1,46 @@
+"""The decoupled cross-attention (arXiv 2308.06721, equation 5), the same for sampling and for training.
+
+    out = softmax(q k^T / sqrt(D)) v + strength * softmax(q k_ip^T / sqrt(D)) v_ip
+
+The strength is already folded into `v_ip`: see `kv.pack_sites`.
+"""
+
+# G conditioning groups (cond, uncond, …), B latents per group, L query positions, H heads, N image tokens, D head dim
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+# q (G, H, B·L, D), k and v (G, H, N, D) to (G, B·L, H·D)
+AttentionFunction = Callable[[Tensor, Tensor, Tensor], Tensor]
+
+
+def image_attention(q: Tensor, k: Tensor, v: Tensor, attention: AttentionFunction) -> Tensor:
+    """Attend from every latent of a group to that group's image tokens.
+
+    All latents of a group share their keys and queries never see each other, so the latents are laid along the query
+    axis: no key or value is copied per latent.
+
+    Args:
+        q: (G·B, L, H·D), groups outermost.
+        k, v: (G, H, N, D).
+
+    Returns:
+        (G·B, L, H·D).
+    """
+    groups, heads, _, head_dim = k.shape
+    out = attention(q.reshape(groups, -1, heads, head_dim).transpose(1, 2), k, v)
+    return out if q.shape[0] == groups else out.reshape(q.shape)
+
+
+def add_image_attention(out: Tensor, image: Tensor, mask: Tensor | None = None, gate: Tensor | None = None) -> Tensor:
+    """Add the image branch to the text branch.
+
+    Args:
+        out, image: (G·B, L, C).
+        mask: (1 or G·B, L, 1), 0..1; None is 1 everywhere.
+        gate: 0-dim, 0 or 1; None is 1.
+    """
+    weight = mask * gate if mask is not None and gate is not None else mask if gate is None else gate
+    return out + image if weight is None else torch.addcmul(out, image, weight)

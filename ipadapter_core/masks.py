@@ -1,0 +1,59 @@
+"""Attention masks: from any picture size to the tokens of each site's real feature map."""
+
+# M masks, H W mask size, h w feature-map size
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from .errors import BadInputError
+
+
+def check_mask(mask: Tensor) -> Tensor:
+    """A MASK as (M, H, W) float32 on the CPU, values 0..1.
+
+    Raises:
+        BadInputError: another rank, an empty side, NaN, or values outside 0..1.
+    """
+    if mask.ndim == 2:
+        mask = mask[None]
+    if mask.ndim != 3 or 0 in mask.shape:
+        raise BadInputError(
+            f"a mask of shape {list(mask.shape)}",
+            expected="a MASK of shape [batch, height, width] or [height, width]",
+            action="connect a MASK output, not an image or a latent",
+        )
+    mask = mask.detach().to("cpu", torch.float32)
+    if not mask.isfinite().all():
+        raise BadInputError(
+            "a mask with NaN or infinite values", expected="numbers from 0 to 1", action="check the node that made it"
+        )
+    low, high = mask.min().item(), mask.max().item()
+    if low < 0 or high > 1:
+        raise BadInputError(
+            f"a mask with values from {low:g} to {high:g}",
+            expected="values from 0 (image prompt off) to 1 (fully on)",
+            action="rescale or clamp the mask before connecting it",
+        )
+    return mask
+
+
+def mask_to_tokens(mask: Tensor, height: int, width: int) -> Tensor:
+    """Average a mask over the cells of a feature map: (M, H, W) to (M, h·w, 1), values stay in 0..1.
+
+    Area averaging keeps a half-frame mask a half-frame at every size; diffusers resamples bicubically instead
+    (`IPAdapterMaskProcessor.downsample`), which overshoots and shifts edges.
+    """
+    return functional.interpolate(mask[:, None], size=(height, width), mode="area").flatten(1)[..., None]
+
+
+def mask_for_batch(tokens: Tensor, batch: int, groups: int) -> Tensor:
+    """One mask per latent of every conditioning group: (M, L, 1) to (1 or G·B, L, 1).
+
+    A single mask serves all; of several, latent i takes mask i and further latents the last one.
+    """
+    if len(tokens) == 1:
+        return tokens
+    latents = batch // groups
+    picked = torch.arange(latents, device=tokens.device).clamp_max(len(tokens) - 1)
+    return tokens[picked].repeat(groups, 1, 1)
