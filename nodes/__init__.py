@@ -1,0 +1,37 @@
+"""The ComfyUI layer: thin nodes over `ipadapter_core`. The only package that imports ComfyUI."""
+
+from comfy_api.latest import ComfyExtension, io
+from typing_extensions import override
+
+from .apply import IPAApply, IPAApplyImage
+from .combine import IPACombineTokens
+from .encode import IPAEncodeImage
+from .layer_weights import IPALayerWeights
+from .load import IPALoadAdapter
+from .paths import register_folders
+
+NODES: tuple[type[io.ComfyNode], ...] = (
+    IPALoadAdapter,
+    IPAEncodeImage,
+    IPACombineTokens,
+    IPAApply,
+    IPAApplyImage,
+    IPALayerWeights,
+)
+
+
+class IPAdapterStudio(ComfyExtension):
+    """Registers the model folder and the nodes."""
+
+    @override
+    async def on_load(self) -> None:
+        register_folders()
+
+    @override
+    async def get_node_list(self) -> list[type[io.ComfyNode]]:
+        return list(NODES)
+
+
+async def comfy_entrypoint() -> IPAdapterStudio:
+    """What ComfyUI calls after importing the pack."""
+    return IPAdapterStudio()

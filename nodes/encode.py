@@ -1,0 +1,208 @@
+"""`IPAEncodeImage`: reference pictures to image tokens, encoded once per content."""
+
+import hashlib
+import logging
+
+import torch
+from comfy_api.latest import io
+from torch import Tensor
+
+from ..ipadapter_core.encoders import check_encoder, encoder_need
+from ..ipadapter_core.errors import BadInputError, MismatchError
+from ..ipadapter_core.masks import check_mask
+from ..ipadapter_core.preprocess import CROPS, check_image, encoder_pixels
+from ..ipadapter_core.spec import Negative
+from ..ipadapter_core.tokens import ImageTokens
+from .cache import CACHE
+from .encoder import VisionEncoder, from_clip_vision
+from .progress import steps
+from .types import CATEGORY, IPAAdapter, IPATokens, LoadedAdapter
+
+logger = logging.getLogger(__name__)
+
+SMALLEST_SIDE = 16  # pixels; below it a picture is hardly more than a colour
+_NUM_CHANNELS_WITH_ALPHA = 4
+
+
+class IPAEncodeImage(io.ComfyNode):
+    """Encode one or more reference pictures."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="IPAEncodeImage",
+            display_name="Encode Image for IP-Adapter",
+            category=CATEGORY,
+            description="Turns reference images into image tokens. Every image of a batch is one reference.",
+            search_aliases=["ipadapter encoder", "image prompt", "reference image", "IPAdapter Encoder"],
+            inputs=[
+                IPAAdapter.Input("adapter", tooltip="The adapter the tokens are for."),
+                io.Image.Input("image", tooltip="Reference image; a batch is several references that act together."),
+                io.Combo.Input(
+                    "crop",
+                    options=list(CROPS),
+                    default=CROPS[0],
+                    tooltip="How a picture becomes the encoder's square: 'center' (usual) cuts the long sides, 'pad' "
+                    "fills the short ones with neutral colour, 'stretch' distorts.",
+                ),
+                io.Image.Input(
+                    "negative_image",
+                    optional=True,
+                    tooltip="What the picture should move away from. Neutral: leave it unconnected.",
+                ),
+                io.Mask.Input(
+                    "mask",
+                    optional=True,
+                    tooltip="What of the reference counts, 0..1; 1 everywhere is neutral, as is no mask.",
+                ),
+                io.ClipVision.Input(
+                    "clip_vision",
+                    optional=True,
+                    tooltip="Image encoder to use in place of the one IPALoadAdapter found. Neutral: unconnected.",
+                ),
+            ],
+            outputs=[IPATokens.Output("tokens", tooltip="Image tokens for IPAApply or IPACombineTokens.")],
+        )
+
+    @classmethod
+    def execute(
+        cls,
+        adapter: LoadedAdapter,
+        image: Tensor,
+        crop: str,
+        negative_image: Tensor | None = None,
+        mask: Tensor | None = None,
+        clip_vision: object | None = None,
+    ) -> io.NodeOutput:
+        encoder = choose(adapter, clip_vision)
+        return io.NodeOutput(encode_image(adapter, encoder, image, crop=crop, negative_image=negative_image, mask=mask))
+
+
+def choose(adapter: LoadedAdapter, clip_vision: object | None = None) -> VisionEncoder:
+    """The encoder to use: the connected one, else the loader's.
+
+    Raises:
+        MismatchError: there is none, or it does not fit the adapter.
+    """
+    if clip_vision is not None:
+        encoder = from_clip_vision(clip_vision)
+    elif adapter.encoder is not None:
+        encoder = adapter.encoder
+    else:
+        raise MismatchError(
+            f"{adapter.name} without an image encoder (image_encoder is 'none' and no clip_vision is connected)",
+            expected=encoder_need(adapter.spec),
+            action="set image_encoder of IPALoadAdapter to 'auto', or connect a CLIP_VISION to IPAEncodeImage",
+        )
+    check_encoder(encoder.spec, adapter.spec)
+    return encoder
+
+
+def encode_image(
+    adapter: LoadedAdapter,
+    encoder: VisionEncoder,
+    image: Tensor,
+    *,
+    crop: str = CROPS[0],
+    negative_image: Tensor | None = None,
+    mask: Tensor | None = None,
+) -> ImageTokens:
+    """Encode references and project them; features and tokens come from the cache when nothing they depend on changed.
+
+    Args:
+        image: (R, H, W, channels), 0..1; R references.
+        negative_image: (R', H, W, channels) for the uncond side; without it the adapter's own convention.
+        mask: (1 or R, H, W), what of the reference counts.
+
+    Raises:
+        BadInputError: a picture or mask that cannot be used.
+    """
+    features, key = _features(adapter, encoder, image, crop, mask)
+    if negative_image is not None:
+        negative, negative_key = _features(adapter, encoder, negative_image, crop, None)
+    else:
+        negative, negative_key = _no_image(adapter, encoder, features)
+
+    def project() -> ImageTokens:
+        device = adapter.load_to_device()
+        cond, uncond = (adapter.network.project(side.to(device)).cpu() for side in (features, negative))
+        return ImageTokens(cond, uncond, adapter.adapter_id)
+
+    key = ("tokens", adapter.adapter_id, key, negative_key)
+    return CACHE.get_or_make(key, ImageTokens, project, lambda tokens: tokens.num_bytes)
+
+
+def _features(
+    adapter: LoadedAdapter, encoder: VisionEncoder, image: Tensor, crop: str, mask: Tensor | None
+) -> tuple[Tensor, tuple[object, ...]]:
+    """Features (R, E) or (R, S, E) of every picture, and the key of all of them."""
+    _warn_about(image)
+    pictures = check_image(image)
+    masks = None if mask is None else _one_mask_per_picture(check_mask(mask), len(pictures))
+    keys = [
+        _key(adapter, encoder, crop, _digest(picture), None if masks is None else _digest(masks[index]))
+        for index, picture in enumerate(pictures)
+    ]
+    rows: list[Tensor] = []
+    for index, key in steps(enumerate(keys), keys):
+        picture_mask = None if masks is None else masks[index : index + 1]
+
+        def encode(index: int = index, picture_mask: Tensor | None = picture_mask) -> Tensor:
+            pixels = encoder_pixels(pictures[index : index + 1].cpu(), encoder.pixel_format, crop, picture_mask)
+            return encoder.encode(pixels, adapter.spec)
+
+        rows.append(CACHE.get_or_make(key, Tensor, encode, lambda features: features.nbytes))
+    return torch.cat(rows), tuple(keys)
+
+
+def _no_image(adapter: LoadedAdapter, encoder: VisionEncoder, features: Tensor) -> tuple[Tensor, tuple[object, ...]]:
+    """Features of "no image" by the convention the adapter was trained with."""
+    convention = adapter.spec.negative
+    if convention is Negative.ZERO_FEATURES:
+        return torch.zeros_like(features[:1]), (convention,)
+    key = _key(adapter, encoder, convention, "", None)
+    size = encoder.pixel_format.size
+
+    def encode() -> Tensor:
+        return encoder.encode(torch.zeros(1, 3, size, size), adapter.spec)
+
+    return CACHE.get_or_make(key, Tensor, encode, lambda negative: negative.nbytes), key
+
+
+def _key(
+    adapter: LoadedAdapter, encoder: VisionEncoder, crop: str, picture: str, mask: str | None
+) -> tuple[object, ...]:
+    spec = adapter.spec
+    return ("features", encoder.identity, encoder.pixel_format, spec.feature, spec.layer, crop, picture, mask)
+
+
+def _digest(tensor: Tensor) -> str:
+    digest = hashlib.blake2b(repr(tuple(tensor.shape)).encode(), digest_size=16)
+    digest.update(tensor.cpu().contiguous().numpy().data)
+    return digest.hexdigest()
+
+
+def _one_mask_per_picture(masks: Tensor, pictures: int) -> Tensor:
+    if len(masks) not in (1, pictures):
+        raise BadInputError(
+            f"{len(masks)} reference masks for {pictures} reference images",
+            expected="one mask, or one per image",
+            action="connect masks that belong to these images",
+        )
+    return masks.expand(pictures, -1, -1)
+
+
+def _warn_about(image: Tensor) -> None:
+    if image.ndim != _NUM_CHANNELS_WITH_ALPHA:
+        return
+    if image.shape[-1] == _NUM_CHANNELS_WITH_ALPHA:
+        logger.warning(
+            "The reference image has an alpha channel, which is not used: connect it as mask to leave the "
+            "transparent part out."
+        )
+    if min(image.shape[1:3]) < SMALLEST_SIDE:
+        logger.warning(
+            "The reference image is only %d x %d pixels: it says little more than a colour. Use a larger one.",
+            image.shape[2],
+            image.shape[1],
+        )

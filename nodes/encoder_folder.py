@@ -1,0 +1,132 @@
+"""Image encoders from a folder in transformers layout: CLIP, SigLIP, SigLIP 2, DINOv2 and DINOv3 of any size."""
+
+import json
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import comfy.model_management
+import comfy.model_patcher
+import torch
+from torch import Tensor
+
+from ..ipadapter_core.encoders import read_encoder_folder, vision_config
+from ..ipadapter_core.errors import UnreadableFileError
+from ..ipadapter_core.preprocess import PixelFormat
+from ..ipadapter_core.spec import AdapterSpec, Feature
+from .encoder import VisionEncoder, identity_of, triple
+
+
+def load_encoder_folder(folder: Path) -> VisionEncoder:
+    """Load a vision model in transformers layout, from local files only, running no code from the folder.
+
+    Raises:
+        UnreadableFileError: not such a folder, or weights that do not fit its config.
+    """
+    spec = read_encoder_folder(folder)
+    model = _transformers_model(folder)
+    # Plain transformers layers cannot cast weights on use, so ComfyUI moves the model as a whole.
+    patcher = comfy.model_patcher.ModelPatcher(
+        model,
+        load_device=comfy.model_management.text_encoder_device(),
+        offload_device=comfy.model_management.text_encoder_offload_device(),
+    )
+    is_naflex = spec.kind == "SigLIP 2 NaFlex"
+
+    def run(pixels: Tensor, adapter: AdapterSpec) -> Tensor:
+        pixels = pixels.to(model.dtype)
+        inputs = _naflex_inputs(pixels, model.config.patch_size) if is_naflex else {"pixel_values": pixels}
+        if adapter.feature is Feature.IMAGE_EMBEDS:
+            out = model(**inputs)
+            return out.image_embeds if spec.kind == "CLIP" else out.pooler_output
+        return model(**inputs, output_hidden_states=True).hidden_states[adapter.layer]
+
+    return VisionEncoder(
+        name=f"{folder.name}/",
+        identity=identity_of(model),
+        spec=spec,
+        pixel_format=read_pixel_format(folder),
+        patcher=patcher,
+        run=run,
+    )
+
+
+@lru_cache(maxsize=64)
+def read_pixel_format(folder: Path) -> PixelFormat:
+    """Input size from the model's config, mean and deviation from `preprocessor_config.json` or the model's kind."""
+    config = vision_config(folder)
+    preprocessor: dict[str, Any] = {}
+    if (folder / "preprocessor_config.json").is_file():
+        preprocessor = json.loads((folder / "preprocessor_config.json").read_text(encoding="utf-8"))
+    model_type = str(config["model_type"])
+    mean, std = _DEFAULT_STATISTICS[model_type.partition("_")[0]]
+    size = config.get("image_size", 224)
+    if model_type == "siglip2_vision_model":
+        size = int(int(str(config.get("num_patches", 256))) ** 0.5) * int(str(config["patch_size"]))
+    elif model_type.startswith("dino"):
+        crop = preprocessor.get("crop_size") or preprocessor.get("size") or {}
+        size = crop.get("height", 224) if isinstance(crop, dict) else crop
+    return PixelFormat(
+        int(str(size)), triple(preprocessor.get("image_mean", mean)), triple(preprocessor.get("image_std", std))
+    )
+
+
+_CLIP_STATISTICS = ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
+_HALF_STATISTICS = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+_IMAGENET_STATISTICS = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+_DEFAULT_STATISTICS = {
+    "clip": _CLIP_STATISTICS,
+    "siglip": _HALF_STATISTICS,
+    "siglip2": _HALF_STATISTICS,
+    "dinov2": _IMAGENET_STATISTICS,
+    "dinov3": _IMAGENET_STATISTICS,
+}
+
+
+def _transformers_model(folder: Path) -> Any:
+    import transformers  # slow to import, and needed for folders only
+
+    classes = {
+        "clip_vision_model": transformers.CLIPVisionModelWithProjection,
+        "siglip_vision_model": transformers.SiglipVisionModel,
+        "siglip2_vision_model": transformers.Siglip2VisionModel,
+        "dinov2": transformers.Dinov2Model,
+        "dinov2_with_registers": transformers.Dinov2WithRegistersModel,
+        "dinov3_vit": transformers.DINOv3ViTModel,
+    }
+    config = dict(vision_config(folder))
+    model_class = classes[str(config["model_type"])]
+    try:
+        model, report = model_class.from_pretrained(
+            folder,
+            config=model_class.config_class.from_dict(config),
+            local_files_only=True,
+            use_safetensors=True,
+            torch_dtype="auto",
+            output_loading_info=True,
+        )
+    except (OSError, RuntimeError, ValueError) as error:
+        raise _bad_weights(folder, str(error)) from error
+    if report["missing_keys"]:
+        raise _bad_weights(folder, f"missing {', '.join(sorted(report['missing_keys'])[:3])}")
+    return model.eval().requires_grad_(False)
+
+
+def _naflex_inputs(pixels: Tensor, patch: int) -> dict[str, Tensor]:
+    """A square picture as the patch sequence of SigLIP 2 NaFlex."""
+    batch, channels, height, width = pixels.shape
+    rows, columns = height // patch, width // patch
+    patches = pixels.reshape(batch, channels, rows, patch, columns, patch).permute(0, 2, 4, 3, 5, 1)
+    return {
+        "pixel_values": patches.reshape(batch, rows * columns, patch * patch * channels),
+        "pixel_attention_mask": torch.ones(batch, rows * columns, dtype=torch.long, device=pixels.device),
+        "spatial_shapes": torch.tensor([[rows, columns]] * batch, device=pixels.device),
+    }
+
+
+def _bad_weights(folder: Path, why: str) -> UnreadableFileError:
+    return UnreadableFileError(
+        f"{folder.name}, whose weights transformers cannot load ({why})",
+        expected="config.json and the safetensors saved with it",
+        action="copy the folder again, or choose another encoder",
+    )

@@ -1,0 +1,144 @@
+"""`IPALoadAdapter`: recognise an adapter file and find the image encoder it was trained with."""
+
+import hashlib
+import logging
+from functools import lru_cache
+from pathlib import Path
+
+from comfy_api.latest import io
+
+from ..ipadapter_core.adapter import load_adapter
+from ..ipadapter_core.encoders import (
+    EncoderSpec,
+    check_encoder,
+    choose_encoder,
+    encoder_need,
+    read_encoder_file,
+    read_encoder_folder,
+)
+from ..ipadapter_core.errors import IPAdapterError, MismatchError, UnreadableFileError
+from ..ipadapter_core.files import SAFETENSORS_SUFFIXES
+from ..ipadapter_core.spec import AdapterSpec
+from . import paths
+from .encoder import COMFY_LOADS, VisionEncoder, load_encoder_file
+from .encoder_folder import load_encoder_folder
+from .progress import show_on_node
+from .types import CATEGORY, WEIGHT_OPERATIONS, IPAAdapter, LoadedAdapter
+
+logger = logging.getLogger(__name__)
+
+AUTO = "auto"
+NONE = "none"
+
+
+class IPALoadAdapter(io.ComfyNode):
+    """Load an adapter file and, unless told otherwise, the image encoder that fits it."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="IPALoadAdapter",
+            display_name="Load IP-Adapter",
+            category=CATEGORY,
+            description="Loads an IP-Adapter. Its kind is read from its tensors; the node shows what it is.",
+            search_aliases=["ipadapter", "ip adapter", "image prompt", "IPAdapter Model Loader", "unified loader"],
+            inputs=[
+                io.Combo.Input(
+                    "adapter_file",
+                    options=paths.adapter_files(),
+                    tooltip="A file of models/ipadapter. The name does not matter: the kind is read from the tensors.",
+                ),
+                io.Combo.Input(
+                    "image_encoder",
+                    options=[AUTO, NONE, *paths.encoder_folders(), *paths.encoder_files()],
+                    default=AUTO,
+                    tooltip="The image encoder of models/clip_vision. 'auto' (recommended) finds the one the adapter "
+                    "needs; 'none' if you connect a CLIP_VISION to IPAEncodeImage. A name ending in / is a folder "
+                    "with a transformers model.",
+                ),
+            ],
+            outputs=[IPAAdapter.Output("adapter", tooltip="The adapter with its image encoder.")],
+            hidden=[io.Hidden.unique_id],
+        )
+
+    @classmethod
+    def fingerprint_inputs(cls, adapter_file: str, image_encoder: str) -> str:
+        try:
+            return repr(paths.file_identity(paths.adapter_path(adapter_file)))
+        except OSError:
+            return ""  # execute says what is wrong
+
+    @classmethod
+    def execute(cls, adapter_file: str, image_encoder: str) -> io.NodeOutput:
+        path = paths.adapter_path(adapter_file)
+        network = load_adapter(path, WEIGHT_OPERATIONS)
+        encoder = None if image_encoder == NONE else _load_encoder(network.spec, image_encoder)
+        identity = hashlib.blake2b(repr(paths.file_identity(path)).encode(), digest_size=8).hexdigest()
+        adapter = LoadedAdapter(name=adapter_file, adapter_id=identity, network=network, encoder=encoder)
+        text = describe(adapter)
+        logger.info("IP-Adapter %s: %s", adapter_file, text.replace("\n", "; "))
+        show_on_node(text, cls.hidden.unique_id if cls.hidden else None)
+        return io.NodeOutput(adapter)
+
+
+def describe(adapter: LoadedAdapter) -> str:
+    """What a file is, for the node's face: kind, tokens, layers, encoder."""
+    spec = adapter.spec
+    tokens = "one token per image patch" if spec.num_tokens is None else f"{spec.num_tokens} tokens"
+    encoder = f"{adapter.encoder.name}: {adapter.encoder.spec.name}" if adapter.encoder else "none loaded"
+    return (
+        f"{spec.family}\n{tokens}, {spec.num_sites} attention layers of {spec.base}\n"
+        f"encoder needed: {encoder_need(spec)}\nencoder: {encoder}"
+    )
+
+
+def _load_encoder(spec: AdapterSpec, choice: str) -> VisionEncoder:
+    folders = paths.encoder_folders()
+    name = choose_encoder(spec, _found_encoders(folders), paths.encoder_roots()) if choice == AUTO else choice
+    if name in folders:
+        encoder_spec = read_encoder_folder(folders[name])
+        check_encoder(encoder_spec, spec)
+        return load_encoder_folder(folders[name])
+    path = paths.encoder_file_path(name)
+    if path.suffix in SAFETENSORS_SUFFIXES and (found := _file_spec(*paths.file_identity(path))):
+        check_encoder(found, spec)
+        if not _comfy_loads(found):
+            raise MismatchError(
+                f"{name} is {found.name}, a size that ComfyUI's single-file loader does not know",
+                expected="a usual CLIP, SigLIP or DINO encoder, or a transformers folder",
+                action="put its config.json beside the safetensors file in a folder of models/clip_vision",
+            )
+    encoder = load_encoder_file(path)
+    check_encoder(encoder.spec, spec)
+    return encoder
+
+
+def _found_encoders(folders: dict[str, Path]) -> dict[str, EncoderSpec]:
+    """Every encoder `auto` may take, files first; broken or foreign files among them are left out with a warning."""
+    found: dict[str, EncoderSpec] = {}
+    for name in paths.encoder_files():
+        path = paths.encoder_file_path(name)
+        if path.suffix not in SAFETENSORS_SUFFIXES or f"{Path(name).parent.as_posix()}/" in folders:
+            continue
+        try:
+            spec = _file_spec(*paths.file_identity(path))
+        except UnreadableFileError as error:
+            logger.warning("Image encoder %s is left out. %s", name, error)
+            continue
+        if spec is not None and _comfy_loads(spec):
+            found[name] = spec
+    for name, folder in folders.items():
+        try:
+            found[name] = read_encoder_folder(folder)
+        except IPAdapterError as error:
+            logger.warning("Image encoder folder %s is left out. %s", name, error)
+    return found
+
+
+@lru_cache(maxsize=512)
+def _file_spec(path: str, _size: int, _changed: int) -> EncoderSpec | None:
+    return read_encoder_file(Path(path))
+
+
+def _comfy_loads(spec: EncoderSpec) -> bool:
+    return (spec.kind, spec.width, spec.num_layers) in COMFY_LOADS
