@@ -115,7 +115,7 @@ FOREIGN: tuple[tuple[Signature, str], ...] = tuple(
         ("a textual inversion embedding", ("string_to_param.*",), "move it to models/embeddings"),
     )
 )
-_LORA_MARKS = (".lora_down.", ".lora_up.", ".lora_A.", ".lora_B.", ".lora.down.", ".lora.up.", "_lora.down.", "hada_w1")
+_LORA_MARKS = ("lora", "hada_w1")
 
 
 def canonical_name(name: str) -> str:
@@ -157,7 +157,7 @@ def detect(shapes: Shapes, metadata: Mapping[str, str]) -> AdapterSpec:
 
 
 def _read_linear(shapes: Shapes, _stated: Mapping[str, object]) -> AdapterSpec:
-    rows, image_dim = shapes["image_proj.proj.weight"]
+    rows, image_dim = _matrix(shapes, "image_proj.proj.weight")
     dim = shapes["image_proj.norm.weight"][0]
     if rows % dim:
         raise _inconsistent(f"image_proj.proj.weight has {rows} rows, not a multiple of image_proj.norm.weight's {dim}")
@@ -175,16 +175,18 @@ def _read_linear(shapes: Shapes, _stated: Mapping[str, object]) -> AdapterSpec:
 
 def _read_resampler(shapes: Shapes, stated: Mapping[str, object]) -> AdapterSpec:
     layers = {int(match[1]) for name in shapes if (match := re.match(r"image_proj\.layers\.(\d+)\.", name))}
-    dim, image_dim = shapes["image_proj.proj_in.weight"]
-    inner = shapes["image_proj.layers.0.0.to_q.weight"][0]
+    dim, image_dim = _matrix(shapes, "image_proj.proj_in.weight")
+    inner = _matrix(shapes, "image_proj.layers.0.0.to_q.weight")[0]
     given = stated.get("resampler")
-    head_dim = int(given["head_dim"]) if isinstance(given, dict) and "head_dim" in given else DEFAULT_HEAD_DIM
-    if head_dim < 1 or inner % head_dim:
-        raise _inconsistent(f"to_q has {inner} rows, which heads of size {head_dim} do not divide")
+    head_dim = given.get("head_dim", DEFAULT_HEAD_DIM) if isinstance(given, dict) else DEFAULT_HEAD_DIM
+    if not isinstance(head_dim, int) or head_dim < 1 or inner % head_dim:
+        raise _inconsistent(f"to_q has {inner} rows, which heads of size {head_dim!r} do not divide")
     positions = shapes.get("image_proj.pos_emb.weight")
     pooled = shapes.get("image_proj.to_latents_from_mean_pooled_seq.1.weight")
     num_mean_pooled = pooled[0] // dim if pooled else 0
-    queries = shapes["image_proj.latents"][1]
+    queries = _dim(shapes, "image_proj.latents", 1)
+    if queries is None:
+        raise _inconsistent(f"image_proj.latents has shape {list(shapes['image_proj.latents'])}")
     return _spec(
         shapes,
         "plus (also plus-face and composition)",
@@ -198,7 +200,7 @@ def _read_resampler(shapes: Shapes, stated: Mapping[str, object]) -> AdapterSpec
             depth=len(layers),
             num_heads=inner // head_dim,
             head_dim=head_dim,
-            ff_dim=shapes["image_proj.layers.0.1.1.weight"][0],
+            ff_dim=_matrix(shapes, "image_proj.layers.0.1.1.weight")[0],
             num_queries=queries,
             max_positions=positions[0] if positions else None,
             num_mean_pooled=num_mean_pooled,
@@ -213,7 +215,7 @@ def _read_mlp(shapes: Shapes, _stated: Mapping[str, object]) -> AdapterSpec:
         projection=Projection.MLP,
         feature=Feature.HIDDEN_STATES,
         negative=Negative.ZERO_PIXELS,
-        image_dim=shapes["image_proj.proj.0.weight"][1],
+        image_dim=_matrix(shapes, "image_proj.proj.0.weight")[1],
         num_tokens=None,
     )
 
@@ -266,9 +268,9 @@ def _spec(
 def _sites(shapes: Shapes) -> tuple[tuple[int, ...], int]:
     """Channels of each site in checkpoint order, and the common width of the image tokens."""
     found: dict[str, dict[int, tuple[int, ...]]] = {"k": {}, "v": {}}
-    for name, shape in shapes.items():
+    for name in shapes:
         if match := _SITE_KEY.fullmatch(name):
-            found[match[2]][int(match[1])] = shape
+            found[match[2]][int(match[1])] = _matrix(shapes, name)
     if not found["k"]:
         raise UnreadableFileError(
             "the file has image_proj but no ip_adapter.N.to_k_ip tensors (the well-known empty conversion of an "
@@ -286,6 +288,13 @@ def _sites(shapes: Shapes) -> tuple[tuple[int, ...], int]:
     return tuple(found["k"][number][0] for number in sorted(expected)), dims.pop()
 
 
+def _matrix(shapes: Shapes, name: str) -> tuple[int, int]:
+    shape = shapes[name]
+    if len(shape) != 2:
+        raise _inconsistent(f"{name} has shape {list(shape)}, not that of a matrix")
+    return shape[0], shape[1]
+
+
 def _unknown(shapes: Shapes) -> UnknownCheckpointError:
     expected = "an IP-Adapter (tensors image_proj.* and ip_adapter.*)"
     for signature, action in FOREIGN:
@@ -293,7 +302,7 @@ def _unknown(shapes: Shapes) -> UnknownCheckpointError:
             return UnknownCheckpointError(
                 f"this is {signature.name}, not an IP-Adapter", expected=expected, action=action
             )
-    if any(mark in name for name in shapes for mark in _LORA_MARKS):
+    if any(mark in name.lower() for name in shapes for mark in _LORA_MARKS):
         return UnknownCheckpointError(
             "this is a LoRA, not an IP-Adapter", expected=expected, action="move it to models/loras"
         )

@@ -1,6 +1,7 @@
 """Image encoders as facts: recognised by safetensors header or `config.json`, and matched to what an adapter needs."""
 
 import json
+import math
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -21,18 +22,18 @@ class EncoderSpec:
         width: channels of its hidden states.
         num_layers: transformer layers.
         embed_dim: width of its pooled `image_embeds`; None if it has none.
-        num_positions: learned positions, if it has them; tells 224 from 336 pixels.
+        image_size: side of its square input in pixels, where learned positions fix it.
     """
 
     kind: str
     width: int
     num_layers: int
     embed_dim: int | None
-    num_positions: int | None = None
+    image_size: int | None = None
 
     @property
     def name(self) -> str:
-        return COMMON_NAMES.get((self.kind, self.width, self.num_layers, self.num_positions)) or COMMON_NAMES.get(
+        return COMMON_NAMES.get((self.kind, self.width, self.num_layers, self.image_size)) or COMMON_NAMES.get(
             (self.kind, self.width, self.num_layers, None),
             f"{self.kind} of width {self.width}, {self.num_layers} layers",
         )
@@ -46,7 +47,7 @@ COMMON_NAMES: dict[tuple[str, int, int, int | None], str] = {
     ("CLIP", 1280, 32, None): "CLIP ViT-H/14 (CLIP-ViT-H-14-laion2B-s32B-b79K)",
     ("CLIP", 1664, 48, None): "CLIP ViT-bigG/14 (CLIP-ViT-bigG-14-laion2B-39B-b160k)",
     ("CLIP", 1024, 24, None): "CLIP ViT-L/14 (openai/clip-vit-large-patch14)",
-    ("CLIP", 1024, 24, 577): "CLIP ViT-L/14-336 (openai/clip-vit-large-patch14-336)",
+    ("CLIP", 1024, 24, 336): "CLIP ViT-L/14-336 (openai/clip-vit-large-patch14-336)",
     ("CLIP", 768, 12, None): "CLIP ViT-B",
     ("SigLIP", 1152, 27, None): "SigLIP so400m (siglip-so400m-patch14-384)",
     ("SigLIP", 768, 12, None): "SigLIP base",
@@ -73,6 +74,7 @@ MODEL_TYPES = {
     "dinov2_with_registers": "DINOv2",
     "dinov3_vit": "DINOv3",
 }
+_FLAT_PATCHES, _SQUARE_PATCHES = 2, 4  # rank of a patch embedding's weight
 _VISION_PARTS = {
     "clip": "clip_vision_model",
     "siglip": "siglip_vision_model",
@@ -98,15 +100,16 @@ def encoder_from_shapes(shapes: Shapes) -> EncoderSpec | None:
     """What encoder these tensors are (transformers, open_clip and DINO names)."""
     if "vision_model.embeddings.position_embedding.weight" in shapes:
         positions, width = shapes["vision_model.embeddings.position_embedding.weight"]
+        patch = shapes.get("vision_model.embeddings.patch_embedding.weight", ())
         is_clip = "vision_model.embeddings.class_embedding" in shapes
-        is_naflex = len(shapes.get("vision_model.embeddings.patch_embedding.weight", ())) == 2
         projection = shapes.get("visual_projection.weight")
         return EncoderSpec(
-            kind="CLIP" if is_clip else "SigLIP 2 NaFlex" if is_naflex else "SigLIP",
+            kind="CLIP" if is_clip else "SigLIP 2 NaFlex" if len(patch) == _FLAT_PATCHES else "SigLIP",
             width=width,
             num_layers=_num_layers(shapes, r"vision_model\.encoder\.layers\.(\d+)\."),
-            embed_dim=projection[0] if projection else None if is_clip else width,
-            num_positions=positions,
+            # ComfyUI's single-file SigLIP has no pooling head
+            embed_dim=projection[0] if projection else None,
+            image_size=_image_size(positions - is_clip, patch),
         )
     if "visual.positional_embedding" in shapes and "visual.transformer.resblocks.0.attn.in_proj_weight" in shapes:
         positions, width = shapes["visual.positional_embedding"]
@@ -115,7 +118,7 @@ def encoder_from_shapes(shapes: Shapes) -> EncoderSpec | None:
             width=width,
             num_layers=_num_layers(shapes, r"visual\.transformer\.resblocks\.(\d+)\."),
             embed_dim=shapes["visual.proj"][1] if "visual.proj" in shapes else None,
-            num_positions=positions,
+            image_size=_image_size(positions - 1, shapes.get("visual.conv1.weight", ())),
         )
     for kind, pattern, mark in (
         ("DINOv2", r"encoder\.layer\.(\d+)\.", "encoder.layer.0.layer_scale1.lambda1"),
@@ -136,19 +139,19 @@ def read_encoder_folder(folder: Path) -> EncoderSpec:
     """
     config = vision_config(folder)
     kind = MODEL_TYPES[str(config["model_type"])]
-    width, patch, size = (_integer(config, name, folder) for name in ("hidden_size", "patch_size", "image_size"))
     if not any(folder.glob("*.safetensors")):
         raise UnreadableFileError(
             f"{folder.name} has a config.json but no safetensors file",
             expected="config.json and model.safetensors",
             action="put the weights beside the config (pickled weights are not loaded)",
         )
+    width = _integer(config, "hidden_size", folder)
     return EncoderSpec(
         kind=kind,
         width=width,
         num_layers=_integer(config, "num_hidden_layers", folder),
         embed_dim=_integer(config, "projection_dim", folder) if kind == "CLIP" else width,
-        num_positions=(size // patch) ** 2 + 1 if kind == "CLIP" else None,
+        image_size=_integer(config, "image_size", folder) if kind in ("CLIP", "SigLIP") else None,
     )
 
 
@@ -160,8 +163,9 @@ def vision_config(folder: Path) -> dict[str, object]:
         raise _bad_folder(folder, f"a config.json that cannot be read ({error})") from error
     model_type = config.get("model_type") if isinstance(config, dict) else None
     if model_type in _VISION_PARTS and isinstance(config.get("vision_config"), dict):
-        vision = {"projection_dim": config.get("projection_dim"), **config["vision_config"]}
-        return {**vision, "model_type": _VISION_PARTS[model_type]}
+        # a whole CLIP states its projection_dim at the top; the vision part may carry a wrong default
+        whole = {"projection_dim": config["projection_dim"]} if "projection_dim" in config else {}
+        return {**config["vision_config"], **whole, "model_type": _VISION_PARTS[model_type]}
     if model_type not in MODEL_TYPES:
         raise _bad_folder(folder, f"a config.json of model_type {model_type!r}")
     return dict(config)
@@ -203,9 +207,14 @@ def choose_encoder(spec: AdapterSpec, found: Mapping[str, EncoderSpec], folders:
     Raises:
         MismatchError: none fits, or several different ones do.
     """
-    named = [name for name in found if spec.encoder.name is not None and spec.encoder.name == name.rstrip("/")]
-    matching = [name for name in named or found if fits(found[name], spec)]
-    matching = [name for name in matching if found[name].kind == "CLIP"] or matching
+    hint = spec.encoder
+    matching = [name for name in found if fits(found[name], spec)]
+    for is_better in (
+        lambda name: hint.name == name.rstrip("/"),
+        lambda name: hint.image_size is not None and hint.image_size == found[name].image_size,
+        lambda name: found[name].kind == "CLIP",
+    ):
+        matching = [name for name in matching if is_better(name)] or matching
     if not matching:
         have = "; ".join(f"{name} is {encoder.name}" for name, encoder in found.items()) or "no image encoder at all"
         raise MismatchError(
@@ -221,6 +230,11 @@ def choose_encoder(spec: AdapterSpec, found: Mapping[str, EncoderSpec], folders:
             action="choose the one the adapter was trained with in image_encoder",
         )
     return matching[0]
+
+
+def _image_size(num_patches: int, patch_shape: tuple[int, ...]) -> int | None:
+    side = math.isqrt(num_patches)
+    return side * patch_shape[-1] if side * side == num_patches and len(patch_shape) == _SQUARE_PATCHES else None
 
 
 def _num_layers(shapes: Shapes, pattern: str) -> int:

@@ -28,6 +28,16 @@ class SiteFactor:
     block: tuple[str, int] | None = None
     depth_index: int | None = None
 
+    def __str__(self) -> str:
+        if self.indices is not None:
+            return f"{self.indices.start}-{self.indices.stop - 1}"
+        return ".".join(str(part) for part in (*(self.block or ()), self.depth_index) if part is not None)
+
+    def is_known(self, unet: UNetSites) -> bool:
+        if self.indices is not None:
+            return self.indices.stop <= len(unet.sites)
+        return any(self.applies_to(site) for site in unet.sites)
+
     def applies_to(self, site: AttentionSite) -> bool:
         if self.indices is not None:
             return site.index in self.indices
@@ -53,10 +63,10 @@ class LayerWeights:
             BadInputError: an entry that names no site of this model.
         """
         for factor in self.factors:
-            if not any(factor.applies_to(site) for site in unet.sites):
+            if not factor.is_known(unet):
                 raise BadInputError(
-                    f"layer weight for {factor.block or factor.indices}, which this model does not have",
-                    expected=f"sites 0 to {len(unet.sites) - 1}, or its blocks {_block_names(unet)}",
+                    f"layer weight for {factor}, which this model does not have",
+                    expected=f"layers 0 to {len(unet.sites) - 1}, or its blocks {_block_names(unet)}",
                     action="remove the entry or correct its number",
                 )
         roles = block_roles(unet)
@@ -95,7 +105,7 @@ def _parse_entry(entry: str) -> SiteFactor:
         return SiteFactor(float(match["factor"]), block=(match["block"], int(match["id"])), depth_index=depth)
     raise BadInputError(
         f"layer weight {entry!r}",
-        expected="'site: factor', 'first-last: factor' or 'block.number: factor', such as '3: 0.5' or 'output.1: 0'",
+        expected="'layer: factor', 'first-last: factor' or 'block.number: factor', such as '3: 0.5' or 'output.1: 0'",
         action="correct the entry",
     )
 

@@ -79,6 +79,9 @@ PRESETS: dict[str, Preset] = {
     "strong middle": Preset(blocks={"input": _LOW, "output": _LOW}),
 }
 
+# With one strength for both parts this one is the same as "all".
+ONE_STRENGTH_PRESETS = tuple(name for name in PRESETS if name != "strong style and composition")
+
 _SD15_BLOCKS = frozenset(
     [("input", i) for i in (1, 2, 4, 5, 7, 8)] + [("middle", 0)] + [("output", i) for i in range(3, 12)]
 )

@@ -67,7 +67,7 @@ class AdapterSpec:
         cross_attention_dim: width C of the base model's text tokens and of the image tokens.
         num_tokens: image tokens N per reference; None where every feature position gives one (full-face).
         site_dims: channels of each attention site, in checkpoint order (down, up, middle).
-        layer: index of the hidden state read when `feature` is HIDDEN_STATES; -2 is the penultimate.
+        layer: index of the hidden state read when `feature` is HIDDEN_STATES, counted from the last (-1); -2 is usual.
     """
 
     family: str
@@ -121,18 +121,23 @@ def with_metadata(spec: AdapterSpec, metadata: Mapping[str, str]) -> AdapterSpec
     stated = stated_spec(metadata)
     if not stated:
         return spec
-    encoder = stated.get("encoder")
-    encoder = encoder if isinstance(encoder, dict) else {}
-    try:
-        return replace(
-            spec,
-            feature=Feature(stated.get("feature", spec.feature)),
-            negative=Negative(stated.get("negative", spec.negative)),
-            layer=int(str(stated.get("layer", spec.layer))),
-            encoder=EncoderHint(name=encoder.get("name"), image_size=encoder.get("image_size")),
+    layer, encoder = stated.get("layer", spec.layer), stated.get("encoder", {})
+    if not isinstance(layer, int) or layer >= 0:
+        raise _bad_metadata(
+            f"metadata {SPEC_KEY} has layer {layer!r}, not a negative number counted from the last layer"
         )
+    if not isinstance(encoder, dict):
+        raise _bad_metadata(f"metadata {SPEC_KEY} has encoder {encoder!r}, not an object")
+    name, image_size = encoder.get("name"), encoder.get("image_size")
+    if not isinstance(name, str | None) or not isinstance(image_size, int | None):
+        raise _bad_metadata(f"metadata {SPEC_KEY} has encoder {encoder!r}, not a name and an image_size")
+    try:
+        feature = Feature(stated.get("feature", spec.feature))
+        negative = Negative(stated.get("negative", spec.negative))
     except ValueError as error:
         raise _bad_metadata(f"metadata {SPEC_KEY} has a value nobody knows ({error})") from error
+    hint = EncoderHint(name=name, image_size=image_size)
+    return replace(spec, feature=feature, negative=negative, layer=layer, encoder=hint)
 
 
 def _bad_metadata(found: str) -> UnreadableFileError:

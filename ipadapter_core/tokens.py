@@ -20,7 +20,7 @@ class ImageTokens:
 
     Attributes:
         cond: (R, N, C), one row per reference.
-        uncond: (R', N, C); R' is R, or 1 when all references share one negative.
+        uncond: (R', N, C); R' is 1 when all references share one negative, R or another number of negatives.
         adapter_id: the adapter that made them; only that adapter's K/V projections understand them.
         digest: hash of the content, made here; equal digests mean equal tokens.
     """
@@ -63,7 +63,9 @@ def _one_per_reference(part: ImageTokens) -> Tensor:
 
 
 def _norm_average(x: Tensor) -> Tensor:
-    return functional.normalize(x, dim=-1).mean(dim=0, keepdim=True)
+    lengths: Tensor = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
+    # back to the tokens' usual length, so that the strength keeps its meaning
+    return functional.normalize(x, dim=-1).mean(dim=0, keepdim=True) * lengths.mean(dim=0, keepdim=True)
 
 
 def _subtract(x: Tensor) -> Tensor:

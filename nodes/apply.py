@@ -5,7 +5,7 @@ from comfy_api.latest import io
 from torch import Tensor
 
 from ..ipadapter_core.layer_weights import LayerWeights
-from ..ipadapter_core.presets import PRESETS
+from ..ipadapter_core.presets import ONE_STRENGTH_PRESETS
 from ..ipadapter_core.tokens import ImageTokens
 from .application import Use, apply_adapter
 from .encode import choose, encode_image
@@ -32,7 +32,7 @@ def _inputs(reference: io.Input) -> list[io.Input]:
             min=0.0,
             max=1.0,
             step=0.001,
-            tooltip="Where in the sampling the image begins to act, 0 (first step) to 1 (last). Neutral: 0.",
+            tooltip="Where in the noise schedule the image begins to act, from 0 (start) to 1 (end). Neutral: 0.",
         ),
         io.Float.Input(
             "end_percent",
@@ -40,11 +40,11 @@ def _inputs(reference: io.Input) -> list[io.Input]:
             min=0.0,
             max=1.0,
             step=0.001,
-            tooltip="Where in the sampling the image stops acting, 0 to 1. Neutral: 1.",
+            tooltip="Where in the noise schedule the image stops acting, from 0 (start) to 1 (end). Neutral: 1.",
         ),
         io.Combo.Input(
             "layer_preset",
-            options=list(PRESETS),
+            options=list(ONE_STRENGTH_PRESETS),
             default="all",
             tooltip="Which attention layers take the image. Neutral: all. 'style' and 'composition' take only the "
             "layers that carry them.",

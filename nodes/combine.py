@@ -1,5 +1,6 @@
 """`IPACombineTokens`: several references into one set of tokens."""
 
+import math
 import re
 
 from comfy_api.latest import io
@@ -63,8 +64,11 @@ def parse_factors(text: str, count: int) -> list[float]:
     """
     words = [word for word in re.split(r"[,;\s]+", text) if word]
     try:
-        return [float(word) for word in words] or [1.0] * count
-    except ValueError as error:
+        factors = [float(word) for word in words]
+    except ValueError:
+        factors = [math.nan]
+    if not all(math.isfinite(factor) for factor in factors):
         raise BadInputError(
             f"weights {text!r}", expected="numbers separated by commas, such as '1, 0.5'", action="correct the list"
-        ) from error
+        )
+    return factors or [1.0] * count

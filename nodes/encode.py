@@ -189,6 +189,13 @@ def _one_mask_per_picture(masks: Tensor, pictures: int) -> Tensor:
             expected="one mask, or one per image",
             action="connect masks that belong to these images",
         )
+    if not masks.flatten(1).any(dim=1).all():
+        raise BadInputError(
+            "a reference mask that is all zero, so that nothing of the image counts",
+            expected="1 where the reference counts",
+            action="remove it, or invert it: LoadImage's MASK is 1 where a picture is transparent, and all zero if it has no "
+            "alpha channel",
+        )
     return masks.expand(pictures, -1, -1)
 
 
@@ -197,8 +204,8 @@ def _warn_about(image: Tensor) -> None:
         return
     if image.shape[-1] == _NUM_CHANNELS_WITH_ALPHA:
         logger.warning(
-            "The reference image has an alpha channel, which is not used: connect it as mask to leave the "
-            "transparent part out."
+            "The reference image has an alpha channel, which is not used. To leave its transparent part out, connect "
+            "LoadImage's MASK through InvertMask."
         )
     if min(image.shape[1:3]) < SMALLEST_SIDE:
         logger.warning(

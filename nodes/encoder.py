@@ -18,19 +18,13 @@ from ..ipadapter_core.errors import BadInputError, UnreadableFileError
 from ..ipadapter_core.preprocess import PixelFormat
 from ..ipadapter_core.spec import AdapterSpec, Feature
 
-# ComfyUI's clip_vision.load builds these; another size of the same kind would be built wrongly or not at all.
-COMFY_LOADS = frozenset(
-    (
-        ("CLIP", 1664, 48),
-        ("CLIP", 1280, 32),
-        ("CLIP", 1024, 24),
-        ("SigLIP", 1152, 27),
-        ("DINOv2", 1536, 40),
-        ("DINOv2", 1024, 24),
-        ("DINOv3", 1280, 32),
-    )
-)
 _KINDS = {"clip_vision_model": "CLIP", "siglip_vision_model": "SigLIP", "dinov2": "DINOv2", "dinov3": "DINOv3"}
+_COMFY_SIZES = {  # (width, layers) that comfy.clip_vision.load builds; another size would be built wrongly or not at all
+    "CLIP": ((1664, 48), (1280, 32), (1024, 24)),
+    "SigLIP": ((1152, 27),),
+    "DINOv2": ((1536, 40), (1024, 24)),
+    "DINOv3": ((1280, 32),),
+}
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,6 +53,12 @@ class VisionEncoder:
 
 # Objects may be garbage collected and their id() used again, so identities are drawn instead.
 _identities: "weakref.WeakKeyDictionary[Any, str]" = weakref.WeakKeyDictionary()
+
+
+def comfyui_loads(spec: EncoderSpec) -> bool:
+    """Whether this ComfyUI's own loader knows an encoder of this kind and size as a single file."""
+    known = {_KINDS.get(model_type) for model_type in comfy.clip_vision.IMAGE_ENCODERS}
+    return spec.kind in known and (spec.width, spec.num_layers) in _COMFY_SIZES.get(spec.kind, ())
 
 
 def identity_of(model: torch.nn.Module) -> str:
@@ -93,7 +93,7 @@ def from_clip_vision(clip_vision: comfy.clip_vision.ClipVisionModel, name: str =
             kind=kind,
             width=width,
             num_layers=config["num_hidden_layers"],
-            embed_dim=config.get("projection_dim", None if kind == "CLIP" else width),
+            embed_dim=config.get("projection_dim", width if kind.startswith("DINO") else None),
         ),
         pixel_format=PixelFormat(clip_vision.image_size, triple(clip_vision.image_mean), triple(clip_vision.image_std)),
         patcher=clip_vision.patcher,

@@ -83,19 +83,24 @@ _DEFAULT_STATISTICS = {
 }
 
 
+_CLASSES = {
+    "clip_vision_model": "CLIPVisionModelWithProjection",
+    "siglip_vision_model": "SiglipVisionModel",
+    "siglip2_vision_model": "Siglip2VisionModel",
+    "dinov2": "Dinov2Model",
+    "dinov2_with_registers": "Dinov2WithRegistersModel",
+    "dinov3_vit": "DINOv3ViTModel",
+}
+
+
 def _transformers_model(folder: Path) -> Any:
     import transformers  # slow to import, and needed for folders only
 
-    classes = {
-        "clip_vision_model": transformers.CLIPVisionModelWithProjection,
-        "siglip_vision_model": transformers.SiglipVisionModel,
-        "siglip2_vision_model": transformers.Siglip2VisionModel,
-        "dinov2": transformers.Dinov2Model,
-        "dinov2_with_registers": transformers.Dinov2WithRegistersModel,
-        "dinov3_vit": transformers.DINOv3ViTModel,
-    }
     config = dict(vision_config(folder))
-    model_class = classes[str(config["model_type"])]
+    # looked up by name: an older transformers lacks the newer ones
+    model_class = getattr(transformers, _CLASSES[str(config["model_type"])], None)
+    if model_class is None:
+        raise _bad_weights(folder, f"transformers {transformers.__version__} does not know {config['model_type']}")
     try:
         model, report = model_class.from_pretrained(
             folder,

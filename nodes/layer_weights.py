@@ -41,8 +41,8 @@ class IPALayerWeights(io.ComfyNode):
                     "site_factors",
                     default="",
                     multiline=True,
-                    tooltip="Factors for single layers, one per line or separated by commas: '3: 0.5' (layer 3 in "
-                    "file order), '4-9: 0', 'output.1: 1.2'. Neutral: empty.",
+                    tooltip="Factors for single layers, one per line or separated by commas: '3: 0.5' (layers count "
+                    "from 0 in file order), '4-9: 0', 'output.1: 1.2'. Neutral: empty.",
                 ),
             ],
             outputs=[IPAWeights.Output("layer_weights", tooltip="For layer_weights of IPAApply.")],

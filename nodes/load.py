@@ -2,6 +2,8 @@
 
 import hashlib
 import logging
+import weakref
+from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
 
@@ -20,15 +22,12 @@ from ..ipadapter_core.errors import IPAdapterError, MismatchError, UnreadableFil
 from ..ipadapter_core.files import SAFETENSORS_SUFFIXES
 from ..ipadapter_core.spec import AdapterSpec
 from . import paths
-from .encoder import COMFY_LOADS, VisionEncoder, load_encoder_file
+from .encoder import VisionEncoder, comfyui_loads, load_encoder_file
 from .encoder_folder import load_encoder_folder
 from .progress import show_on_node
 from .types import CATEGORY, WEIGHT_OPERATIONS, IPAAdapter, LoadedAdapter
 
 logger = logging.getLogger(__name__)
-
-AUTO = "auto"
-NONE = "none"
 
 
 class IPALoadAdapter(io.ComfyNode):
@@ -50,8 +49,8 @@ class IPALoadAdapter(io.ComfyNode):
                 ),
                 io.Combo.Input(
                     "image_encoder",
-                    options=[AUTO, NONE, *paths.encoder_folders(), *paths.encoder_files()],
-                    default=AUTO,
+                    options=[paths.AUTO, paths.NONE, *paths.encoder_folders(), *paths.encoder_files()],
+                    default=paths.AUTO,
                     tooltip="The image encoder of models/clip_vision. 'auto' (recommended) finds the one the adapter "
                     "needs; 'none' if you connect a CLIP_VISION to IPAEncodeImage. A name ending in / is a folder "
                     "with a transformers model.",
@@ -64,7 +63,8 @@ class IPALoadAdapter(io.ComfyNode):
     @classmethod
     def fingerprint_inputs(cls, adapter_file: str, image_encoder: str) -> str:
         try:
-            return repr(paths.file_identity(paths.adapter_path(adapter_file)))
+            files = [paths.adapter_path(adapter_file), *paths.encoder_candidates(image_encoder)]
+            return repr([paths.file_identity(file) for file in files])
         except OSError:
             return ""  # execute says what is wrong
 
@@ -72,7 +72,7 @@ class IPALoadAdapter(io.ComfyNode):
     def execute(cls, adapter_file: str, image_encoder: str) -> io.NodeOutput:
         path = paths.adapter_path(adapter_file)
         network = load_adapter(path, WEIGHT_OPERATIONS)
-        encoder = None if image_encoder == NONE else _load_encoder(network.spec, image_encoder)
+        encoder = None if image_encoder == paths.NONE else _load_encoder(network.spec, image_encoder)
         identity = hashlib.blake2b(repr(paths.file_identity(path)).encode(), digest_size=8).hexdigest()
         adapter = LoadedAdapter(name=adapter_file, adapter_id=identity, network=network, encoder=encoder)
         text = describe(adapter)
@@ -94,22 +94,33 @@ def describe(adapter: LoadedAdapter) -> str:
 
 def _load_encoder(spec: AdapterSpec, choice: str) -> VisionEncoder:
     folders = paths.encoder_folders()
-    name = choose_encoder(spec, _found_encoders(folders), paths.encoder_roots()) if choice == AUTO else choice
+    name = choose_encoder(spec, _found_encoders(folders), paths.encoder_roots()) if choice == paths.AUTO else choice
     if name in folders:
-        encoder_spec = read_encoder_folder(folders[name])
-        check_encoder(encoder_spec, spec)
-        return load_encoder_folder(folders[name])
+        check_encoder(read_encoder_folder(folders[name]), spec)
+        return _shared(folders[name], load_encoder_folder)
     path = paths.encoder_file_path(name)
     if path.suffix in SAFETENSORS_SUFFIXES and (found := _file_spec(*paths.file_identity(path))):
         check_encoder(found, spec)
-        if not _comfy_loads(found):
+        if not comfyui_loads(found):
             raise MismatchError(
                 f"{name} is {found.name}, a size that ComfyUI's single-file loader does not know",
                 expected="a usual CLIP, SigLIP or DINO encoder, or a transformers folder",
                 action="put its config.json beside the safetensors file in a folder of models/clip_vision",
             )
-    encoder = load_encoder_file(path)
+    encoder = _shared(path, load_encoder_file)
     check_encoder(encoder.spec, spec)
+    return encoder
+
+
+# Two adapters that need one encoder share it, and with it the cached features; nobody keeps it alive but they.
+_in_use: "weakref.WeakValueDictionary[object, VisionEncoder]" = weakref.WeakValueDictionary()
+
+
+def _shared(path: Path, load: Callable[[Path], VisionEncoder]) -> VisionEncoder:
+    key = tuple(paths.file_identity(file) for file in paths.weight_files(path))
+    encoder = _in_use.get(key)
+    if encoder is None:
+        encoder = _in_use[key] = load(path)
     return encoder
 
 
@@ -125,7 +136,7 @@ def _found_encoders(folders: dict[str, Path]) -> dict[str, EncoderSpec]:
         except UnreadableFileError as error:
             logger.warning("Image encoder %s is left out. %s", name, error)
             continue
-        if spec is not None and _comfy_loads(spec):
+        if spec is not None and comfyui_loads(spec):
             found[name] = spec
     for name, folder in folders.items():
         try:
@@ -138,7 +149,3 @@ def _found_encoders(folders: dict[str, Path]) -> dict[str, EncoderSpec]:
 @lru_cache(maxsize=512)
 def _file_spec(path: str, _size: int, _changed: int) -> EncoderSpec | None:
     return read_encoder_file(Path(path))
-
-
-def _comfy_loads(spec: EncoderSpec) -> bool:
-    return (spec.kind, spec.width, spec.num_layers) in COMFY_LOADS

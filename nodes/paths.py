@@ -9,11 +9,15 @@ from ..ipadapter_core.files import ADAPTER_SUFFIXES
 
 ADAPTERS = "ipadapter"
 ENCODERS = "clip_vision"
+AUTO = "auto"  # choices of IPALoadAdapter beside the encoders found
+NONE = "none"
 
 
 def register_folders() -> None:
     """Add `models/ipadapter` to ComfyUI's folders; paths from `extra_model_paths.yaml` or another pack stay first."""
-    folder_paths.add_model_folder_path(ADAPTERS, str(Path(folder_paths.models_dir) / ADAPTERS))
+    folder = Path(folder_paths.models_dir) / ADAPTERS
+    folder.mkdir(parents=True, exist_ok=True)
+    folder_paths.add_model_folder_path(ADAPTERS, str(folder))
     paths, extensions = folder_paths.folder_names_and_paths[ADAPTERS]
     # A folder known from extra_model_paths.yaml alone admits every suffix.
     folder_paths.folder_names_and_paths[ADAPTERS] = (paths, set(extensions) | set(ADAPTER_SUFFIXES))
@@ -48,6 +52,20 @@ def encoder_folders() -> dict[str, Path]:
 
 def encoder_file_path(name: str) -> Path:
     return Path(folder_paths.get_full_path_or_raise(ENCODERS, name))
+
+
+def encoder_candidates(choice: str) -> list[Path]:
+    """The weight files that a choice of image encoder depends on; all there are for `auto`."""
+    if choice == NONE:
+        return []
+    folders = encoder_folders()
+    names = [*encoder_files(), *folders] if choice == AUTO else [choice]
+    return [file for name in names for file in weight_files(folders.get(name) or encoder_file_path(name))]
+
+
+def weight_files(path: Path) -> list[Path]:
+    """A file itself; of a folder, its config and safetensors."""
+    return sorted((*path.glob("*.json"), *path.glob("*.safetensors"))) if path.is_dir() else [path]
 
 
 def file_identity(path: Path) -> tuple[str, int, int]:

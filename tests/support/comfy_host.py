@@ -1,0 +1,43 @@
+"""A real ComfyUI in this process, on the CPU, with the pack loaded by ComfyUI's own loader."""
+
+import asyncio
+import importlib
+import os
+import sys
+from pathlib import Path
+from types import ModuleType
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def start(base_directory: Path) -> None:
+    """Import ComfyUI from COMFYUI_PATH and load the pack into it; models and outputs lie below `base_directory`."""
+    comfyui = os.environ["COMFYUI_PATH"]
+    sys.path.insert(0, comfyui)  # before the checkout, whose folder `nodes` has the name of ComfyUI's module
+    from comfy.cli_args import args
+
+    args.cpu = True
+    args.base_directory = str(base_directory)
+    (base_directory / "models").mkdir(parents=True, exist_ok=True)
+    (base_directory / "models" / "clip_vision").mkdir(exist_ok=True)
+    nodes = importlib.import_module("nodes")
+    assert asyncio.run(nodes.load_custom_node(str(ROOT))), "ComfyUI could not load the pack"
+
+
+def node(node_id: str) -> type:
+    """A node class as ComfyUI registered it."""
+    return importlib.import_module("nodes").NODE_CLASS_MAPPINGS[node_id]
+
+
+def pack(name: str) -> ModuleType:
+    """A module of the pack under the name ComfyUI gave it, such as `pack("ipadapter_core.kv")`."""
+    prefix = node("IPAApply").__module__.removesuffix(".nodes.apply")
+    return importlib.import_module(f"{prefix}.{name}")
+
+
+def run(node_id: str, **inputs: object) -> object:
+    """Execute a node as ComfyUI does, in inference mode, and return its first output."""
+    import torch
+
+    with torch.inference_mode():
+        return node(node_id).EXECUTE_NORMALIZED(**inputs).result[0]
