@@ -1,0 +1,72 @@
+#!/usr/bin/env bash
+# scripts/test.sh [--unit | --all-comfyui | --older-comfyui] [pytest arguments and files…]
+#   sets the environment up and runs all tests: unit and parity, then tests/comfy inside a real ComfyUI
+#   --unit            only tests/unit
+#   --all-comfyui     all, and tests/comfy once more in each older ComfyUI
+#   --older-comfyui   only that last part
+# Files and folders under tests/ narrow it down to them.
+set -euo pipefail
+
+root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd -P)
+env_sh=$root/scripts/env.sh
+older_versions=(0.20.1 0.18.2 0.16.3)
+cd "$root"
+trap 'exit 130' INT   # pytest exits orderly on Ctrl-C, after which bash would go on
+
+say() { printf 'test.sh: %s\n' "$*" >&2; }
+
+here=yes older=no
+case ${1:-} in
+    --unit) shift; set -- tests/unit "$@" ;;
+    --all-comfyui) shift; older=yes ;;
+    --older-comfyui) shift; here=no older=yes ;;
+    -h | --help) sed -n '2,/^set/s/^# \{0,1\}//p' "$0"; exit ;;
+esac
+
+# ComfyUI's own modules are called nodes, tests and utils as well: tests/comfy gets a process of its own.
+pure=() comfy=() options=()
+for argument in "$@"; do
+    case $argument in
+        tests/comfy*) comfy+=("$argument") ;;
+        tests/*) pure+=("$argument") ;;
+        *) options+=("$argument") ;;
+    esac
+done
+run_pure=yes run_comfy=yes
+if ((${#pure[@]} + ${#comfy[@]})); then
+    ((${#pure[@]})) || run_pure=no
+    ((${#comfy[@]})) || run_comfy=no
+fi
+((${#comfy[@]})) || comfy=(tests/comfy)
+[[ -d tests/comfy ]] || run_comfy=no
+
+failed=0 ran=0 report=()
+run() {   # LABEL PYTEST-ARGUMENTS…   in the ComfyUI that COMFYUI_PATH names, if it does
+    say "$1: pytest ${*:2}"
+    local status=0
+    "$env_sh" ${override[@]+"${override[@]}"} python -m pytest "${@:2}" || status=$?
+    case $status in
+        0) ran=1; report+=("$1: passed") ;;
+        5) report+=("$1: no test") ;;   # as when -k matches only elsewhere
+        *) ran=1 failed=1; report+=("$1: FAILED") ;;
+    esac
+}
+
+override=()
+"$env_sh" true   # so that a failed set-up is no failed test
+if [[ $here == yes ]]; then
+    [[ $run_pure == no ]] || run "unit and parity" ${pure[@]+"${pure[@]}"} ${options[@]+"${options[@]}"}
+    version=$(sed -n 's/^__version__ = "\(.*\)"/\1/p' "$(scripts/comfyui.sh)/comfyui_version.py")
+    [[ $run_comfy == no ]] || run "ComfyUI $version" "${comfy[@]}" ${options[@]+"${options[@]}"}
+fi
+if [[ $older == yes && $run_comfy == yes ]]; then
+    for version in "${older_versions[@]}"; do
+        # Inside env.sh, so that the one environment, made for the newest, serves them all.
+        override=(env "COMFYUI_PATH=$(env -u COMFYUI_PATH scripts/comfyui.sh "$version")")
+        run "ComfyUI $version" "${comfy[@]}" ${options[@]+"${options[@]}"}
+    done
+fi
+
+((${#report[@]} == 0)) || printf 'test.sh: %s\n' "${report[@]}" >&2
+((ran)) || { say "error: no test ran"; exit 5; }
+exit "$failed"
