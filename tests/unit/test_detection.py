@@ -1,0 +1,151 @@
+"""Every published adapter is recognised by its tensors or refused by its name, and every other file is refused."""
+
+import pytest
+
+from ipadapter_core.detect import UNSUPPORTED, canonical_name, detect
+from ipadapter_core.errors import UnknownCheckpointError, UnsupportedFamilyError
+from ipadapter_core.spec import AdapterSpec, Feature, Negative, Projection, ResamplerSpec
+from support.published import OTHER_FILES, PUBLISHED, SD15_SITES, SDXL_SITES, Shapes
+
+SD15 = {"base": "SD1.5", "cross_attention_dim": 768, "site_dims": SD15_SITES}
+SDXL = {"base": "SDXL", "cross_attention_dim": 2048, "site_dims": SDXL_SITES}
+POOLED = {
+    "projection": Projection.LINEAR,
+    "feature": Feature.IMAGE_EMBEDS,
+    "num_tokens": 4,
+    "negative": Negative.ZERO_FEATURES,
+}
+SEQUENCE = {"feature": Feature.HIDDEN_STATES, "image_dim": 1280, "negative": Negative.ZERO_PIXELS, "layer": -2}
+SD15_RESAMPLER = ResamplerSpec(dim=768, depth=4, num_heads=12, head_dim=64, ff_dim=3072, num_queries=16)
+SDXL_RESAMPLER = ResamplerSpec(dim=1280, depth=4, num_heads=20, head_dim=64, ff_dim=5120, num_queries=16)
+SD15_PLUS = AdapterSpec(
+    family="SD1.5 plus (also plus-face and composition)",
+    projection=Projection.RESAMPLER,
+    num_tokens=16,
+    resampler=SD15_RESAMPLER,
+    **SD15,
+    **SEQUENCE,
+)
+SDXL_PLUS = AdapterSpec(
+    family="SDXL plus (also plus-face and composition)",
+    projection=Projection.RESAMPLER,
+    num_tokens=16,
+    resampler=SDXL_RESAMPLER,
+    **SDXL,
+    **SEQUENCE,
+)
+SUPPORTED = {
+    **dict.fromkeys(
+        ("sd15_base", "sd15_light"), AdapterSpec(family="SD1.5 base or light", image_dim=1024, **SD15, **POOLED)
+    ),
+    "sd15_vit_g": AdapterSpec(family="SD1.5 vit-G", image_dim=1280, **SD15, **POOLED),
+    **dict.fromkeys(("sd15_plus", "sd15_plus_face", "sd15_composition"), SD15_PLUS),
+    "sd15_full_face": AdapterSpec(
+        family="SD1.5 full-face", projection=Projection.MLP, num_tokens=None, **SD15, **SEQUENCE
+    ),
+    "sdxl_vit_h": AdapterSpec(family="SDXL vit-H", image_dim=1024, **SDXL, **POOLED),
+    "sdxl_big_g": AdapterSpec(family="SDXL bigG", image_dim=1280, **SDXL, **POOLED),
+    **dict.fromkeys(("sdxl_plus", "sdxl_plus_face", "sdxl_composition"), SDXL_PLUS),
+}
+REFUSED = {
+    "faceid_sd15": "a FaceID adapter for SD1.5",
+    "faceid_sdxl": "a FaceID adapter for SDXL",
+    "faceid_plus_sd15": "a FaceID-Plus adapter (v1 and v2 have the same tensors) for SD1.5",
+    "faceid_plusv2_sd15": "a FaceID-Plus adapter (v1 and v2 have the same tensors) for SD1.5",
+    "faceid_plusv2_sdxl": "a FaceID-Plus adapter (v1 and v2 have the same tensors) for SDXL",
+    "portrait_sd15": "a FaceID portrait adapter for SD1.5",
+    "portrait_sdxl": "a FaceID portrait adapter for SDXL",
+    "portrait_unnorm_sdxl": "a FaceID portrait-unnorm adapter (InstantID's has the same tensors)",
+    "kolors_plus": "a Kolors plus adapter",
+    "kolors_faceid": "a Kolors FaceID adapter",
+    "instantx_sd35": "an InstantX SD3.5 adapter",
+    "instantx_flux": "an InstantX FLUX adapter",
+    "xlabs_v1": "an XLabs FLUX v1 adapter",
+    "xlabs_v2": "an XLabs FLUX v2 adapter",
+    "anima": "an Anima adapter",
+    "anima_intermediate": "an Anima adapter",
+}
+FOREIGN = {
+    "lora": ("a LoRA", "models/loras"),
+    "controlnet": ("a ControlNet", "models/controlnet"),
+    "t2i_adapter": ("a T2I-Adapter", "models/controlnet"),
+    "checkpoint": ("a whole checkpoint", "models/checkpoints"),
+    "unet_diffusers": ("a diffusion model", "models/unet"),
+    "transformer_flux": ("a diffusion model", "models/diffusion_models"),
+    "vae": ("a VAE", "models/vae"),
+    "clip_vision": ("an image encoder", "models/clip_vision"),
+    "open_clip_visual": ("an image encoder", "models/clip_vision"),
+    "textual_inversion": ("a textual inversion embedding", "models/embeddings"),
+    "pulid": ("a PuLID adapter", "use the PuLID nodes"),
+    "accelerate_state": ("a raw training state (accelerate)", "export the adapter from it first"),
+}
+NAMELESS = ("style_model", "redux", "empty", "unknown")
+
+
+def recognise(shapes: Shapes) -> AdapterSpec:
+    return detect({canonical_name(name): shape for name, shape in shapes.items()}, {})
+
+
+def test_every_published_adapter_has_an_expectation() -> None:
+    assert set(PUBLISHED) == {*SUPPORTED, *REFUSED}
+
+
+@pytest.mark.parametrize("name", SUPPORTED)
+def test_supported_adapter_is_read_from_its_shapes(name: str) -> None:
+    assert recognise(PUBLISHED[name]()) == SUPPORTED[name]
+
+
+@pytest.mark.parametrize("name", SUPPORTED)
+def test_order_of_the_tensors_in_the_file_decides_nothing(name: str) -> None:
+    assert recognise(dict(reversed(PUBLISHED[name]().items()))) == SUPPORTED[name]
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_unsupported_adapter_is_refused_by_its_name(name: str) -> None:
+    with pytest.raises(UnsupportedFamilyError) as caught:
+        recognise(PUBLISHED[name]())
+    assert str(caught.value).startswith(f"Found: this is {REFUSED[name]}: not supported yet. Expected: ")
+
+
+def test_no_row_of_the_table_is_hidden_by_a_broader_one_above_it() -> None:
+    for row in UNSUPPORTED:
+        reached = [
+            name
+            for name in REFUSED
+            if next(other for other in UNSUPPORTED if other.matches(_canonical(PUBLISHED[name]()))) is row
+        ]
+        assert reached, row.name
+
+
+def test_no_supported_adapter_is_taken_for_an_unsupported_one() -> None:
+    assert not [
+        (name, row.name) for name in SUPPORTED for row in UNSUPPORTED if row.matches(_canonical(PUBLISHED[name]()))
+    ]
+
+
+@pytest.mark.parametrize("name", [name for name in OTHER_FILES if name not in NAMELESS])
+def test_other_file_is_named_and_sent_where_it_belongs(name: str) -> None:
+    kind, place = FOREIGN[max((prefix for prefix in FOREIGN if name.startswith(prefix)), key=len)]
+    with pytest.raises(UnknownCheckpointError) as caught:
+        recognise(OTHER_FILES[name])
+    assert str(caught.value).startswith(f"Found: this is {kind}, not an IP-Adapter. Expected: ")
+    assert place in str(caught.value).partition("What to do: ")[2]
+
+
+@pytest.mark.parametrize(
+    ("shapes", "first_tensors"),
+    [
+        (OTHER_FILES["unknown"], "head.bias, layer.0.weight"),
+        (OTHER_FILES["style_model"], "ln_post.weight, proj, style_embedding"),
+        (OTHER_FILES["redux"], "redux_down.weight, redux_up.weight"),
+        (OTHER_FILES["empty"], "no tensors at all"),
+        ({f"t{n}": (1,) for n in range(9)}, "t0, t1, t2, t3, t4"),
+    ],
+)
+def test_unknown_file_is_described_by_its_first_tensors(shapes: Shapes, first_tensors: str) -> None:
+    with pytest.raises(UnknownCheckpointError, match=f"an unknown file whose first tensors are {first_tensors}\\."):
+        recognise(shapes)
+
+
+def _canonical(shapes: Shapes) -> Shapes:
+    return {canonical_name(name): shape for name, shape in shapes.items()}
