@@ -126,7 +126,7 @@ def describe_model(unet: UNetSites) -> str:
 
 def _transformers(diffusion_model: nn.Module, block: str) -> Iterator[tuple[int, nn.Module]]:
     root = getattr(diffusion_model, f"{block}_block" if block == "middle" else f"{block}_blocks")
-    for block_id, child in enumerate([root] if block == "middle" else root):
+    for block_id, child in enumerate([root or []] if block == "middle" else root):  # KOALA has no middle block
         for module in child:
             if hasattr(module, "transformer_blocks") and any(True for _ in _cross_attention_layers(module)):
                 yield block_id, module

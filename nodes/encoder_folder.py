@@ -26,8 +26,9 @@ def load_encoder_folder(folder: Path) -> VisionEncoder:
     spec = read_encoder_folder(folder)
     model = _transformers_model(folder)
     # Plain transformers layers cannot cast weights on use, so ComfyUI moves the model as a whole.
+    # They also own a read-only `device`, which a ModelPatcher sets: hence the module around the model.
     patcher = comfy.model_patcher.ModelPatcher(
-        model,
+        torch.nn.ModuleDict({"vision": model}),
         load_device=comfy.model_management.text_encoder_device(),
         offload_device=comfy.model_management.text_encoder_offload_device(),
     )

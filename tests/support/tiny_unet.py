@@ -93,15 +93,17 @@ def diffusers_unet(layout: str, seed: int = 0) -> UNet2DConditionModel:
     return UNet2DConditionModel(sample_size=16, **LAYOUTS[layout].diffusers).eval().requires_grad_(False)
 
 
-def comfy_model(layout: str, unet: UNet2DConditionModel, dtype: torch.dtype = torch.float32) -> Any:
-    """The same weights as a ComfyUI MODEL."""
+def comfy_model(
+    layout: str, unet: UNet2DConditionModel, dtype: torch.dtype = torch.float32, compute: torch.dtype | None = None
+) -> Any:
+    """The same weights as a ComfyUI MODEL, stored in `dtype`; `compute` if they are to be cast when used."""
     import comfy.model_patcher
     import comfy.supported_models
     import comfy.utils
 
     description = LAYOUTS[layout]
     config = getattr(comfy.supported_models, description.comfy_class)(dict(description.comfy))
-    config.set_inference_dtype(dtype, None)
+    config.set_inference_dtype(dtype, compute)
     model = config.get_model({}, "", device="cpu").eval()
     names = comfy.utils.unet_to_diffusers(dict(description.comfy))
     weights = {names[name]: tensor.to(dtype) for name, tensor in unet.state_dict().items()}

@@ -1,0 +1,152 @@
+"""Small image encoders: transformers folders of every kind, and single files of the sizes ComfyUI knows."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from safetensors.torch import save_file
+
+WIDTH, LAYERS, HEADS, EMBED_DIM = 24, 3, 2, 20
+IMAGE_SIZE, PATCH = 28, 14
+
+
+def _small(**more: Any) -> dict[str, Any]:
+    return {
+        "hidden_size": WIDTH,
+        "intermediate_size": 2 * WIDTH,
+        "num_hidden_layers": LAYERS,
+        "num_attention_heads": HEADS,
+        "image_size": IMAGE_SIZE,
+        "patch_size": PATCH,
+        **more,
+    }
+
+
+def _clip() -> Any:
+    return transformers.CLIPVisionModelWithProjection(transformers.CLIPVisionConfig(**_small(projection_dim=EMBED_DIM)))
+
+
+def _whole_clip() -> Any:
+    text = {
+        "hidden_size": 16,
+        "intermediate_size": 16,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "vocab_size": 9,
+    }
+    config = transformers.CLIPConfig(text_config=text, vision_config=_small(), projection_dim=EMBED_DIM)
+    return transformers.CLIPModel(config)
+
+
+def _siglip() -> Any:
+    return transformers.SiglipVisionModel(transformers.SiglipVisionConfig(**_small()))
+
+
+def _whole_siglip() -> Any:
+    text = {
+        "hidden_size": 16,
+        "intermediate_size": 16,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "vocab_size": 9,
+    }
+    config = transformers.SiglipConfig(text_config=text, vision_config=_small())
+    return transformers.SiglipModel(config)
+
+
+def _siglip2() -> Any:
+    options = _small(num_patches=4)
+    del options["image_size"]
+    return transformers.Siglip2VisionModel(transformers.Siglip2VisionConfig(**options))
+
+
+def _dinov2() -> Any:
+    return transformers.Dinov2Model(transformers.Dinov2Config(**_small()))
+
+
+def _dinov3() -> Any:
+    return transformers.DINOv3ViTModel(transformers.DINOv3ViTConfig(**_small()))
+
+
+FOLDERS = {
+    "clip": _clip,
+    "whole_clip": _whole_clip,
+    "siglip": _siglip,
+    "whole_siglip": _whole_siglip,
+    "siglip2": _siglip2,
+    "dinov2": _dinov2,
+    "dinov3": _dinov3,
+}
+
+
+def write_folder(kind: str, folder: Path, seed: int = 0) -> Any:
+    """Write an encoder folder and return the transformers model in it."""
+    torch.manual_seed(seed)
+    model = FOLDERS[kind]().eval()
+    with torch.no_grad():
+        for parameter in model.parameters():  # some kinds start with zeros, which would hide mistakes
+            parameter.copy_(torch.randn_like(parameter) * 0.2)
+    model.save_pretrained(folder)
+    return model
+
+
+def write_single_file(
+    path: Path, width: int, layers: int, embed_dim: int, patch: int = 14, image_size: int = 224
+) -> None:
+    """A header with the names and shapes of a CLIP vision file; its data is a hole in the file, read as zeros."""
+    with torch.device("meta"):
+        config = transformers.CLIPVisionConfig(
+            hidden_size=width,
+            intermediate_size=4 * width,
+            num_hidden_layers=layers,
+            num_attention_heads=16,
+            image_size=image_size,
+            patch_size=patch,
+            projection_dim=embed_dim,
+        )
+        model = transformers.CLIPVisionModelWithProjection(config)
+    write_sparse(path, {name: tuple(value.shape) for name, value in published_names(model).items()})
+
+
+def published_names(model: Any) -> dict[str, torch.Tensor]:
+    """State under the names the published files have (`vision_model.` in front)."""
+    state = model.state_dict()
+    names = (name if name.startswith(("vision_model.", "visual_")) else f"vision_model.{name}" for name in state)
+    return dict(zip(names, state.values(), strict=True))
+
+
+def write_sparse(path: Path, shapes: dict[str, tuple[int, ...]]) -> None:
+    """A float16 safetensors file of any size that takes no room on disk."""
+    import json
+    import math
+    import struct
+
+    header, offset = {}, 0
+    for name, shape in shapes.items():
+        size = 2 * math.prod(shape)
+        header[name] = {"dtype": "F16", "shape": list(shape), "data_offsets": [offset, offset + size]}
+        offset += size
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    with path.open("wb") as file:
+        file.write(struct.pack("<Q", len(text)) + text)
+        file.truncate(8 + len(text) + offset)
+
+
+def write_comfy_clip_l(path: Path) -> Any:
+    """A whole CLIP ViT-L/14 with random weights, as ComfyUI loads it from a single file; returns the transformers one."""
+    torch.manual_seed(0)
+    config = transformers.CLIPVisionConfig(
+        hidden_size=1024,
+        intermediate_size=4096,
+        num_hidden_layers=24,
+        num_attention_heads=16,
+        image_size=224,
+        patch_size=14,
+        projection_dim=768,
+        hidden_act="quick_gelu",
+    )
+    model = transformers.CLIPVisionModelWithProjection(config).eval()
+    save_file({name: value.half().contiguous() for name, value in published_names(model).items()}, path)
+    return model
