@@ -1,0 +1,100 @@
+"""The contract of the native nodes: ids, inputs and their order, tooltips, help pages, search."""
+
+import inspect
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from support import comfy_host
+
+_USE = ["strength", "start_percent", "end_percent", "layer_preset", "layer_weights", "mask"]
+CONTRACT = {
+    "IPALoadAdapter": (["adapter_file", "image_encoder"], ["IPA_ADAPTER"]),
+    "IPAEncodeImage": (["adapter", "image", "crop", "negative_image", "mask", "clip_vision"], ["IPA_TOKENS"]),
+    "IPACombineTokens": (["tokens", "method", "weights"], ["IPA_TOKENS"]),
+    "IPAApply": (["model", "adapter", "tokens", *_USE], ["MODEL"]),
+    "IPAApplyImage": (["model", "adapter", "image", *_USE], ["MODEL"]),
+    "IPALayerWeights": (
+        ["input", "middle", "output", "style", "composition", "site_factors"],
+        ["IPA_WEIGHTS"],
+    ),
+}
+DOCS = comfy_host.ROOT / "nodes" / "web" / "docs"
+
+
+def schema(node_id: str) -> Any:
+    return comfy_host.node(node_id).define_schema()
+
+
+def test_every_node_of_the_pack_is_registered_and_no_other(base_directory: Path) -> None:
+    import nodes
+
+    assert {name for name in nodes.NODE_CLASS_MAPPINGS if name.startswith("IPA")} == set(CONTRACT)
+
+
+@pytest.mark.parametrize("node_id", CONTRACT)
+def test_inputs_and_outputs_are_the_contract(base_directory: Path, node_id: str) -> None:
+    inputs, outputs = CONTRACT[node_id]
+    assert [item.id for item in schema(node_id).inputs] == inputs
+    assert [item.get_io_type() for item in schema(node_id).outputs] == outputs
+
+
+@pytest.mark.parametrize("node_id", CONTRACT)
+def test_execute_takes_what_the_schema_offers(base_directory: Path, node_id: str) -> None:
+    parameters = inspect.signature(comfy_host.node(node_id).execute).parameters
+    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
+        assert set(parameters) - {"groups"} <= {item.id for item in schema(node_id).inputs}
+    else:
+        assert list(parameters) == [item.id for item in schema(node_id).inputs]
+
+
+@pytest.mark.parametrize("node_id", CONTRACT)
+def test_every_input_and_output_has_a_tooltip(base_directory: Path, node_id: str) -> None:
+    for item in (*schema(node_id).inputs, *schema(node_id).outputs):
+        assert item.tooltip, f"{node_id}.{item.id}"
+
+
+@pytest.mark.parametrize("node_id", CONTRACT)
+def test_every_number_says_its_unit_and_neutral_value(base_directory: Path, node_id: str) -> None:
+    for item in schema(node_id).inputs:
+        if item.get_io_type() in ("FLOAT", "STRING"):
+            assert "neutral" in item.tooltip.lower(), f"{node_id}.{item.id}"
+
+
+@pytest.mark.parametrize("node_id", CONTRACT)
+def test_search_finds_the_node_and_the_help_page_names_every_input(base_directory: Path, node_id: str) -> None:
+    assert schema(node_id).search_aliases
+    page = (DOCS / f"{node_id}.md").read_text(encoding="utf-8")
+    for item in schema(node_id).inputs:
+        assert f"`{item.id}`" in page, f"{node_id}.{item.id}"
+
+
+def test_ranges_of_the_apply_nodes(base_directory: Path) -> None:
+    inputs = {item.id: item for item in schema("IPAApply").inputs}
+    assert (inputs["strength"].default, inputs["strength"].min, inputs["strength"].max) == (1.0, -1.0, 5.0)
+    assert (inputs["start_percent"].default, inputs["end_percent"].default) == (0.0, 1.0)
+    assert inputs["layer_preset"].options[:4] == ["all", "style", "composition", "style and composition"]
+
+
+def test_the_help_page_states_the_size_of_the_cache(base_directory: Path) -> None:
+    size = comfy_host.pack("nodes.cache").MAX_BYTES // 2**20
+    assert f"{size} MiB" in (DOCS / "IPAEncodeImage.md").read_text(encoding="utf-8")
+
+
+def test_registering_the_folder_keeps_paths_that_are_there(base_directory: Path, tmp_path: Path) -> None:
+    import folder_paths
+
+    paths = comfy_host.pack("nodes.paths")
+    before = folder_paths.folder_names_and_paths["ipadapter"]
+    try:
+        folder_paths.folder_names_and_paths["ipadapter"] = ([str(tmp_path)], set())  # as extra_model_paths.yaml does
+        (tmp_path / "elsewhere.safetensors").touch()
+        (tmp_path / "readme.md").touch()
+        paths.register_folders()
+        assert folder_paths.get_folder_paths("ipadapter")[0] == str(tmp_path)
+        assert str(base_directory / "models" / "ipadapter") in folder_paths.get_folder_paths("ipadapter")
+        assert "elsewhere.safetensors" in paths.adapter_files()
+        assert "readme.md" not in paths.adapter_files()
+    finally:
+        folder_paths.folder_names_and_paths["ipadapter"] = before
