@@ -90,6 +90,7 @@ def _check_strictly(wanted: Mapping[str, Tensor], given: Mapping[str, Tensor], s
         for name, tensor in wanted.items()
         if name in given and given[name].shape != tensor.shape
     ]
+    wrong += [f"{name} is of type {tensor.dtype}" for name, tensor in given.items() if not tensor.is_floating_point()]
     if wrong:
         raise UnreadableFileError(
             f"this looks like {spec.family}, but {'; '.join(wrong[:5])}{' …' if len(wrong) > 5 else ''}",

@@ -158,8 +158,8 @@ def detect(shapes: Shapes, metadata: Mapping[str, str]) -> AdapterSpec:
 
 def _read_linear(shapes: Shapes, _stated: Mapping[str, object]) -> AdapterSpec:
     rows, image_dim = _matrix(shapes, "image_proj.proj.weight")
-    dim = shapes["image_proj.norm.weight"][0]
-    if rows % dim:
+    dim = _dim(shapes, "image_proj.norm.weight", 0)
+    if not dim or rows % dim:
         raise _inconsistent(f"image_proj.proj.weight has {rows} rows, not a multiple of image_proj.norm.weight's {dim}")
     kind = {(768, 1024): "base or light", (768, 1280): "vit-G", (2048, 1024): "vit-H", (2048, 1280): "bigG"}
     return _spec(

@@ -4,7 +4,7 @@ import json
 import math
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from .detect import Shapes
@@ -22,7 +22,7 @@ class EncoderSpec:
         width: channels of its hidden states.
         num_layers: transformer layers.
         embed_dim: width of its pooled `image_embeds`; None if it has none.
-        image_size: side of its square input in pixels, where learned positions fix it.
+        image_size: side of the square its patches cover in pixels, where learned positions fix it.
     """
 
     kind: str
@@ -74,7 +74,18 @@ MODEL_TYPES = {
     "dinov2_with_registers": "DINOv2",
     "dinov3_vit": "DINOv3",
 }
+_LARGEST_PATCH = 32  # pixels
 _FLAT_PATCHES, _SQUARE_PATCHES = 2, 4  # rank of a patch embedding's weight
+# What transformers assumes for what a config leaves out; published SigLIP folders leave out nearly everything.
+_SMALL = {"hidden_size": 768, "num_hidden_layers": 12, "image_size": 224, "patch_size": 16}
+CONFIG_DEFAULTS: dict[str, dict[str, int]] = {
+    "clip_vision_model": {**_SMALL, "patch_size": 32, "projection_dim": 512},
+    "siglip_vision_model": _SMALL,
+    "siglip2_vision_model": _SMALL,
+    "dinov2": _SMALL,
+    "dinov2_with_registers": _SMALL,
+    "dinov3_vit": {**_SMALL, "hidden_size": 384},
+}
 _VISION_PARTS = {
     "clip": "clip_vision_model",
     "siglip": "siglip_vision_model",
@@ -145,18 +156,19 @@ def read_encoder_folder(folder: Path) -> EncoderSpec:
             expected="config.json and model.safetensors",
             action="put the weights beside the config (pickled weights are not loaded)",
         )
-    width = _integer(config, "hidden_size", folder)
+    width, patch = _integer(config, "hidden_size", folder), _integer(config, "patch_size", folder)
+    has_fixed_size = kind in ("CLIP", "SigLIP")
     return EncoderSpec(
         kind=kind,
         width=width,
         num_layers=_integer(config, "num_hidden_layers", folder),
         embed_dim=_integer(config, "projection_dim", folder) if kind == "CLIP" else width,
-        image_size=_integer(config, "image_size", folder) if kind in ("CLIP", "SigLIP") else None,
+        image_size=_integer(config, "image_size", folder) // patch * patch if has_fixed_size else None,
     )
 
 
 def vision_config(folder: Path) -> dict[str, object]:
-    """The vision part of a folder's `config.json`, with its `model_type`. Errors as `read_encoder_folder`."""
+    """The vision part of a folder's `config.json`, with its `model_type` and transformers' defaults. Errors as `read_encoder_folder`."""
     try:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -165,10 +177,11 @@ def vision_config(folder: Path) -> dict[str, object]:
     if model_type in _VISION_PARTS and isinstance(config.get("vision_config"), dict):
         # a whole CLIP states its projection_dim at the top; the vision part may carry a wrong default
         whole = {"projection_dim": config["projection_dim"]} if "projection_dim" in config else {}
-        return {**config["vision_config"], **whole, "model_type": _VISION_PARTS[model_type]}
+        vision_type = _VISION_PARTS[model_type]
+        return {**CONFIG_DEFAULTS[vision_type], **config["vision_config"], **whole, "model_type": vision_type}
     if model_type not in MODEL_TYPES:
         raise _bad_folder(folder, f"a config.json of model_type {model_type!r}")
-    return dict(config)
+    return {**CONFIG_DEFAULTS[model_type], **config}
 
 
 def encoder_need(spec: AdapterSpec) -> str:
@@ -211,7 +224,7 @@ def choose_encoder(spec: AdapterSpec, found: Mapping[str, EncoderSpec], folders:
     matching = [name for name in found if fits(found[name], spec)]
     for is_better in (
         lambda name: hint.name == name.rstrip("/"),
-        lambda name: hint.image_size is not None and hint.image_size == found[name].image_size,
+        lambda name: _covers(found[name], hint.image_size),
         lambda name: found[name].kind == "CLIP",
     ):
         matching = [name for name in matching if is_better(name)] or matching
@@ -222,7 +235,8 @@ def choose_encoder(spec: AdapterSpec, found: Mapping[str, EncoderSpec], folders:
             expected=f"for {spec.family}: {encoder_need(spec)}",
             action=f"put that encoder (safetensors) into {' or '.join(folders)}",
         )
-    different = {found[name] for name in matching}
+    # a file and a folder of one encoder may differ in embed_dim alone: ComfyUI's SigLIP has no pooling head
+    different = {replace(found[name], embed_dim=None) for name in matching}
     if len(different) > 1:
         raise MismatchError(
             f"several image encoders fit {spec.family}: {', '.join(matching)}",
@@ -230,6 +244,13 @@ def choose_encoder(spec: AdapterSpec, found: Mapping[str, EncoderSpec], folders:
             action="choose the one the adapter was trained with in image_encoder",
         )
     return matching[0]
+
+
+def _covers(encoder: EncoderSpec, image_size: int | None) -> bool:
+    """Whether an input of this size gives these positions; the last pixels may not fill a patch."""
+    if image_size is None or encoder.image_size is None:
+        return False
+    return 0 <= image_size - encoder.image_size < _LARGEST_PATCH
 
 
 def _image_size(num_patches: int, patch_shape: tuple[int, ...]) -> int | None:

@@ -4,7 +4,6 @@ import hashlib
 import json
 import pickle
 import struct
-import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +21,10 @@ SAFETENSORS_SUFFIXES = (".safetensors", ".sft")
 PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt")
 ADAPTER_SUFFIXES = (*SAFETENSORS_SUFFIXES, *PICKLE_SUFFIXES)
 _HEADER_LENGTH_BYTES = 8
-_PICKLE_MAGIC = b"\x80"
+_ZIP_START = b"PK"
+_PICKLE_STARTS = (b"\x80", _ZIP_START)  # torch's older format, and its zip
+# A damaged pickle fails wherever its opcodes lead.
+_BROKEN_PICKLE = (RuntimeError, OSError, EOFError, ValueError, LookupError, TypeError, AttributeError, AssertionError)
 
 
 @dataclass(frozen=True)
@@ -59,7 +61,7 @@ def read_header(path: Path) -> dict[str, dict[str, object]]:
             raise _damaged(path, f"a header of {length} bytes in a file of {size} bytes")
         try:
             header = json.loads(file.read(length))
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise _damaged(path, f"a header that is not JSON ({error})") from error
     if not isinstance(header, dict):
         raise _damaged(path, "a header that is not a JSON object")
@@ -85,10 +87,10 @@ def _check_content(path: Path) -> None:
         raise _damaged(path, "a web page, probably an error page saved in place of the file")
     if text.startswith(b"version https://git-lfs"):
         raise _damaged(path, "a git-lfs pointer, not the file it points to")
-    is_pickle = start.startswith(_PICKLE_MAGIC) or zipfile.is_zipfile(path)
-    if path.suffix in SAFETENSORS_SUFFIXES and is_pickle:
+    has_header = start[_HEADER_LENGTH_BYTES:].startswith(b"{")
+    if path.suffix in SAFETENSORS_SUFFIXES and start.startswith(_PICKLE_STARTS) and not has_header:
         raise _misnamed(path, "a PyTorch pickle", path.with_suffix(".bin"))
-    if path.suffix in PICKLE_SUFFIXES and start[_HEADER_LENGTH_BYTES:].startswith(b"{"):
+    if path.suffix in PICKLE_SUFFIXES and has_header:
         raise _misnamed(path, "safetensors", path.with_suffix(".safetensors"))
     if path.suffix not in ADAPTER_SUFFIXES:
         raise UnreadableFileError(
@@ -124,9 +126,10 @@ def tensor_hash(path: Path) -> str:
 
 
 def _read_pickle(path: Path) -> object:
+    with path.open("rb") as file:
+        can_map = file.read(len(_ZIP_START)) == _ZIP_START  # torch's older format cannot be memory-mapped
     try:
-        # Only the zip layout (torch >= 1.6) can be memory-mapped.
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=can_map)
     except pickle.UnpicklingError as error:
         if "weights_only" in str(error).lower() or "unsupported" in str(error).lower():
             raise UnreadableFileError(
@@ -135,7 +138,7 @@ def _read_pickle(path: Path) -> object:
                 action="do not use this file; get the adapter as safetensors from a source you trust",
             ) from error
         raise _damaged(path, f"a broken pickle ({error})") from error
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+    except _BROKEN_PICKLE as error:
         raise _damaged(path, f"a broken PyTorch file ({error})") from error
 
 

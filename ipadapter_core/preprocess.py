@@ -85,7 +85,7 @@ def _fit(x: Tensor, size: int, crop: str, mode: str) -> Tensor:
         target = (size, size)
     else:
         side = min(height, width) if crop == "center" else max(height, width)
-        target = (max(1, round(height * size / side)), max(1, round(width * size / side)))
+        target = (max(1, height * size // side), max(1, width * size // side))  # as transformers' CLIPImageProcessor
     if target != (height, width):
         x = functional.interpolate(x, size=target, mode=mode, antialias=True)
     top, left = max(0, target[0] - size) // 2, max(0, target[1] - size) // 2

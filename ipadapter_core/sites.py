@@ -17,7 +17,7 @@ KNOWN_MODELS = {
     (2048, 70): "SDXL",
     (2048, 34): "SSD-1B",
     (2048, 15): "Segmind Vega",
-    (2048, 24): "KOALA 1B",
+    (2048, 30): "KOALA 1B",
     (2048, 21): "KOALA 700M",
 }
 

@@ -40,7 +40,7 @@ class ImageTokens:
         digest = hashlib.blake2b(self.adapter_id.encode(), digest_size=16)
         for tensor in (self.cond, self.uncond):
             digest.update(repr(tuple(tensor.shape)).encode())
-            digest.update(tensor.detach().cpu().float().numpy().tobytes())
+            digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().data)
         object.__setattr__(self, "digest", digest.hexdigest())
 
     @property
@@ -62,21 +62,24 @@ def _one_per_reference(part: ImageTokens) -> Tensor:
     return part.uncond.expand(len(part.cond), -1, -1) if len(part.uncond) == 1 else part.uncond
 
 
-def _norm_average(x: Tensor) -> Tensor:
+def _at_common_length(x: Tensor) -> Tensor:
     lengths: Tensor = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
-    # back to the tokens' usual length, so that the strength keeps its meaning
-    return functional.normalize(x, dim=-1).mean(dim=0, keepdim=True) * lengths.mean(dim=0, keepdim=True)
+    return functional.normalize(x, dim=-1) * lengths.mean(dim=0, keepdim=True)
+
+
+def _mean(x: Tensor) -> Tensor:
+    return x.mean(dim=0, keepdim=True)
 
 
 def _subtract(x: Tensor) -> Tensor:
-    return x[:1] - x[1:].mean(dim=0, keepdim=True) if len(x) > 1 else x
+    return x[:1] - _mean(x[1:]) if len(x) > 1 else x
 
 
 # Each maps (R, N, C) to (1, N, C), except concat, which keeps every reference.
 COMBINATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "concat": lambda x: x,
-    "average": lambda x: x.mean(dim=0, keepdim=True),
-    "norm average": _norm_average,
+    "average": _mean,
+    "norm average": _mean,  # of tokens brought to a common length, so that no reference counts more for longer ones
     "add": lambda x: x.sum(dim=0, keepdim=True),
     "subtract": _subtract,
     "max": lambda x: x.amax(dim=0, keepdim=True),
@@ -119,9 +122,13 @@ def combine(parts: Sequence[ImageTokens], method: str, factors: Sequence[float])
             expected="references encoded by one encoder at one size",
             action="encode every reference with the same image encoder",
         )
-    cond = torch.cat([part.cond * factor for part, factor in zip(parts, factors, strict=True)])
+    cond = torch.cat([part.cond for part in parts])
+    if method == "norm average":
+        cond = _at_common_length(cond)
+    counts = torch.tensor([len(part.cond) for part in parts])
+    cond = cond * torch.tensor(factors, dtype=cond.dtype).repeat_interleave(counts)[:, None, None].to(cond.device)
     if method == "concat":
         uncond = torch.cat([_one_per_reference(part) for part in parts])
     else:
-        uncond = torch.cat([part.uncond for part in parts]).mean(dim=0, keepdim=True)
+        uncond = _mean(torch.cat([part.uncond for part in parts]))
     return ImageTokens(COMBINATIONS[method](cond), uncond, parts[0].adapter_id)

@@ -1,7 +1,7 @@
 """Image encoders from a folder in transformers layout: CLIP, SigLIP, SigLIP 2, DINOv2 and DINOv3 of any size."""
 
 import json
-from functools import lru_cache
+import math
 from pathlib import Path
 from typing import Any
 
@@ -46,32 +46,27 @@ def load_encoder_folder(folder: Path) -> VisionEncoder:
         name=f"{folder.name}/",
         identity=identity_of(model),
         spec=spec,
-        pixel_format=read_pixel_format(folder),
+        pixel_format=read_pixel_format(folder, model.config),
         patcher=patcher,
         run=run,
     )
 
 
-@lru_cache(maxsize=64)
-def read_pixel_format(folder: Path) -> PixelFormat:
-    """Input size from the model's config, mean and deviation from `preprocessor_config.json` or the model's kind."""
-    config = vision_config(folder)
+def read_pixel_format(folder: Path, config: Any) -> PixelFormat:
+    """Input size by the model's config, mean and deviation by `preprocessor_config.json` or the model's kind."""
     preprocessor: dict[str, Any] = {}
     if (folder / "preprocessor_config.json").is_file():
         preprocessor = json.loads((folder / "preprocessor_config.json").read_text(encoding="utf-8"))
-    model_type = str(config["model_type"])
-    mean, std = _DEFAULT_STATISTICS[model_type.partition("_")[0]]
-    size = config.get("image_size", 224)
-    if model_type == "siglip2_vision_model":
-        size = int(int(str(config.get("num_patches", 256))) ** 0.5) * int(str(config["patch_size"]))
-    elif model_type.startswith("dino"):
+    mean, std = _DEFAULT_STATISTICS[config.model_type.partition("_")[0]]
+    size = math.isqrt(config.num_patches) * config.patch_size if hasattr(config, "num_patches") else config.image_size
+    if config.model_type.startswith("dino"):  # positions are interpolated, so the processor decides
         crop = preprocessor.get("crop_size") or preprocessor.get("size") or {}
-        size = crop.get("height", 224) if isinstance(crop, dict) else crop
-    return PixelFormat(
-        int(str(size)), triple(preprocessor.get("image_mean", mean)), triple(preprocessor.get("image_std", std))
-    )
+        size = crop.get("height", _DINO_SIZE) if isinstance(crop, dict) else crop
+    mean, std = preprocessor.get("image_mean", mean), preprocessor.get("image_std", std)
+    return PixelFormat(int(size), triple(mean), triple(std))
 
 
+_DINO_SIZE = 224
 _CLIP_STATISTICS = ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
 _HALF_STATISTICS = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 _IMAGENET_STATISTICS = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
