@@ -88,9 +88,7 @@ class IPAttentionPatch:
         return list(self.base.models()) if hasattr(self.base, "models") else []
 
     def cleanup(self) -> None:
-        """ComfyUI calls this after sampling."""
-        for plan, _ in self.branches:
-            plan.release()
+        """ComfyUI calls this after sampling; what a foreign base keeps is its own business."""
         if hasattr(self.base, "cleanup"):
             self.base.cleanup()
 
@@ -109,8 +107,9 @@ def install(model: ModelPatcher, unet: UNetSites, plan: PatchPlan) -> ModelPatch
         else:
             patch = IPAttentionPatch((branch,), base=found)
         _set(clone, unet, site, patch)
-    if not clone.get_callbacks(CallbacksMP.ON_CLONE, _KEY):
-        clone.add_callback_with_key(CallbacksMP.ON_CLONE, _KEY, _fork)
+    for call_type, callback in ((CallbacksMP.ON_CLONE, _fork), (CallbacksMP.ON_CLEANUP, _release)):
+        if not clone.get_callbacks(call_type, _KEY):
+            clone.add_callback_with_key(call_type, _KEY, callback)
     return clone
 
 
@@ -130,3 +129,11 @@ def _fork(_model: ModelPatcher, clone: ModelPatcher) -> None:
     for key, patch in slots.items():
         if isinstance(patch, IPAttentionPatch):
             slots[key] = replace(patch, followers=list(patch.followers))
+
+
+def _release(model: ModelPatcher) -> None:
+    """Free the device copies after sampling (a patch's own `cleanup` is called from ComfyUI 0.18 on)."""
+    for patch in _installed(model).values():
+        if isinstance(patch, IPAttentionPatch):
+            for plan, _ in patch.branches:
+                plan.release()

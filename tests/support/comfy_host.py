@@ -20,6 +20,8 @@ def start(base_directory: Path) -> None:
     args.base_directory = str(base_directory)
     (base_directory / "models").mkdir(parents=True, exist_ok=True)
     (base_directory / "models" / "clip_vision").mkdir(exist_ok=True)
+    # As main.py does: older versions put comfy/ on the path later, whose utils.py would take this package's name.
+    importlib.import_module("utils.extra_config")
     nodes = importlib.import_module("nodes")
     assert asyncio.run(nodes.load_custom_node(str(ROOT))), "ComfyUI could not load the pack"
 
