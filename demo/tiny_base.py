@@ -83,8 +83,11 @@ def write_checkpoint(path: Path) -> None:
     names = utils.unet_to_diffusers(COMFY_UNET)
     tensors = {f"model.diffusion_model.{names[name]}": value for name, value in build_unet().state_dict().items()}
     torch.manual_seed(1)
-    autoencoder = taesd.TAESD(latent_channels=4).state_dict()
-    tensors |= {f"first_stage_model.{name}": _random(value) for name, value in autoencoder.items()}
+    autoencoder = {name: _random(value) for name, value in taesd.TAESD(latent_channels=4).state_dict().items()}
+    *_, weight, bias = (name for name in autoencoder if name.startswith("taesd_decoder."))
+    autoencoder[weight] *= 0.1  # muted colours around grey, not saturated ones
+    autoencoder[bias] += 0.5
+    tensors |= {f"first_stage_model.{name}": value for name, value in autoencoder.items()}
     text = CLIPTextModel(
         CLIPTextConfig(vocab_size=49408, hidden_size=768, intermediate_size=3072, num_attention_heads=12)
     )
@@ -149,7 +152,7 @@ def _save_adapter(path: Path, projection: dict[str, tuple[int, ...]]) -> None:
         for part in ("to_k_ip", "to_v_ip"):
             name = f"ip_adapter.{2 * site + 1}.{part}.weight"
             tensors[name] = _draw(name, (UNET["block_out_channels"][-1], CROSS_ATTENTION_DIM))
-    save_file(tensors, path)
+    save_file(tensors, path, metadata={"format": "pt"})
 
 
 def _draw(name: str, shape: tuple[int, ...]) -> Tensor:
