@@ -1,0 +1,156 @@
+"""Every shipped workflow: it fits the nodes, ComfyUI's page opens it, comfy-cli executes it."""
+
+import io
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from demo.client import Client, Prompt
+from demo.server import HOST, ROOT, ComfyServer
+from support.browser import CHROMIUM, Page
+
+pytest_plugins = ["support.server"]
+
+WORKFLOWS = sorted((ROOT / "workflows").iterdir())
+NOTES = {"Note", "MarkdownNote"}
+BYPASSED = 4
+SIZE = 64
+TITLE = 30  # pixels of a node's title, which stands above its position
+
+each_workflow = pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.stem)
+
+
+def read(path: Path) -> dict[str, Any]:
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def nodes_of(workflow: dict[str, Any], kind: str) -> list[dict[str, Any]]:
+    return [node for node in workflow["nodes"] if node["type"] == kind]
+
+
+def real_nodes(workflow: dict[str, Any]) -> list[dict[str, Any]]:
+    return [node for node in workflow["nodes"] if node["type"] not in NOTES]
+
+
+def widget_values(workflow: dict[str, Any]) -> dict[int, list[Any]]:
+    return {node["id"]: node.get("widgets_values", []) for node in workflow["nodes"]}
+
+
+def made_small(workflow: dict[str, Any]) -> dict[str, Any]:
+    for node in nodes_of(workflow, "EmptyLatentImage"):
+        node["widgets_values"][:2] = [SIZE, SIZE]
+    for node in nodes_of(workflow, "KSampler"):
+        node["widgets_values"][2] = 2  # steps
+    return workflow
+
+
+def comfy(server: ComfyServer, folder: Path, workflow: dict[str, Any], *options: str) -> dict[str, Any]:
+    """What `comfy run` answers; its settings and records stay in `folder`."""
+    path = folder / "workflow.json"
+    path.write_text(json.dumps(workflow), encoding="utf-8")
+    command = [str(Path(sys.executable).with_name("comfy")), "--skip-prompt", "--no-enable-telemetry", "run"]
+    command += ["--workflow", str(path), "--host", HOST, "--port", str(server.port), "--timeout", "300", *options]
+    environment = os.environ | {"HOME": str(folder), "XDG_CONFIG_HOME": str(folder)}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    answer: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return answer["data"]
+
+
+def test_nothing_else_lies_beside_the_workflows():
+    assert [path.name for path in WORKFLOWS if path.suffix != ".json"] == []
+    assert len(WORKFLOWS) == 5
+
+
+@each_workflow
+def test_workflow_fits_the_nodes(path: Path, client: Client):
+    known = client.get("/object_info")
+    workflow = read(path)
+    for node in real_nodes(workflow):
+        info = known[node["type"]]
+        schema = {**info["input"].get("required", {}), **info["input"].get("optional", {})}
+        inputs = {entry["name"].partition(".")[0]: entry for entry in node["inputs"]}
+        assert inputs.keys() - {"upload"} == schema.keys(), node["type"]
+        widgets = [entry["name"] for entry in node["inputs"] if "widget" in entry]
+        details = [schema[name][1] for name in widgets if len(schema.get(name, ())) > 1]
+        extra = sum(bool(detail.get("control_after_generate")) for detail in details)
+        assert len(node.get("widgets_values", [])) == len(widgets) + extra, node["type"]
+        assert [entry["type"] for entry in node["outputs"]] == info["output"]
+    module = {"custom_nodes", "nodes", "comfy_extras"}
+    assert {known[node["type"]]["python_module"].partition(".")[0] for node in real_nodes(workflow)} <= module
+
+
+@each_workflow
+def test_notes_name_every_file(path: Path):
+    workflow = read(path)
+    note = "\n".join(node["widgets_values"][0] for kind in NOTES for node in nodes_of(workflow, kind))
+    loaders = nodes_of(workflow, "CheckpointLoaderSimple") + nodes_of(workflow, "IPALoadAdapter")
+    assert loaders
+    assert [node["widgets_values"][0] for node in loaders if node["widgets_values"][0] not in note] == []
+
+
+@each_workflow
+def test_no_two_nodes_overlap(path: Path):
+    boxes = [(*node["pos"], *node["size"]) for node in read(path)["nodes"]]
+    for index, (left, top, width, height) in enumerate(boxes):
+        for x, y, other_width, other_height in boxes[:index]:
+            apart = left >= x + other_width or x >= left + width
+            assert apart or top - TITLE >= y + other_height or y - TITLE >= top + height
+
+
+@pytest.mark.slow
+@each_workflow
+def test_comfy_cli_executes_it(path: Path, server: ComfyServer, tmp_path: Path):
+    data = comfy(server, tmp_path, made_small(read(path)), "--wait")
+    assert data["status"] == "completed"
+    (picture_file,) = server.output.glob(f"{path.stem}_*.png")
+    with Image.open(picture_file) as picture:
+        assert picture.size == (SIZE, SIZE)
+        assert np.asarray(picture).std() > 1
+
+
+@pytest.mark.slow
+def test_bypassed_apply_equals_strength_zero(server: ComfyServer, client: Client, tmp_path: Path):
+    """Bypassed as the page does it: mode 4 of the node."""
+    pictures = []
+    for change in ({"mode": BYPASSED}, {"widgets_values": [0.0, 0.0, 1.0, "all"]}, {}):
+        workflow = made_small(read(ROOT / "workflows" / "ipa_simple.json"))
+        (apply,) = nodes_of(workflow, "IPAApply")
+        apply.update(change)
+        prompt: Prompt = comfy(server, tmp_path, workflow, "--print-prompt")["prompt"]
+        assert (str(apply["id"]) in prompt) == (change.get("mode") != BYPASSED)
+        run = client.run(prompt)
+        assert run.end == "execution_success", run.error
+        (save,) = run.outputs
+        (content,) = client.files(run, save)
+        with Image.open(io.BytesIO(content)) as picture:
+            pictures.append(np.asarray(picture))
+    bypassed, off, on = pictures
+    assert np.array_equal(bypassed, off)
+    assert not np.array_equal(bypassed, on)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path(CHROMIUM).exists(), reason=f"no {CHROMIUM} (apt-get install chromium)")
+def test_page_opens_each_workflow(server: ComfyServer, client: Client, tmp_path: Path):
+    client.set("Comfy.TutorialCompleted", True)  # else the page opens with a dialog
+    with Page() as page:
+        page.open(server.url)
+        page.wait_for("window.app?.graph && window.LiteGraph?.registered_node_types['IPAApply']")
+        for path in WORKFLOWS:
+            workflow = read(path)
+            page.evaluate(f"app.loadGraphData({json.dumps(workflow)})")
+            page.wait_for(f"app.graph._nodes.length === {len(workflow['nodes'])}")
+            unknown = "n.has_errors || !(n.type in LiteGraph.registered_node_types)"
+            assert page.evaluate(f"app.graph._nodes.filter(n => {unknown}).map(n => n.type)") == []
+            saved = page.evaluate("app.graph.serialize()")
+            assert widget_values(saved) == widget_values(workflow)
+            assert len(saved["links"]) == len(workflow["links"])
+            page.screenshot(tmp_path / f"{path.stem}.png")
