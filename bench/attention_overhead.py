@@ -1,0 +1,142 @@
+"""What an adapter adds to one sampling step: device kernels, aten operations, and copies from device to host.
+
+A whole step of ComfyUI's own sampler is counted, from one callback to the next, on a tiny UNet of SDXL layout with
+PyTorch attention and cond and uncond in one batch. It is the second step, so what happens at first use is not in it. The
+same step without the adapter is subtracted. A count with a single adapted layer tells what comes per layer from what
+comes per step. Here the device is the CPU, where a copy to the host can be invisible: so every patch is also called on
+the meta device, which refuses to give anything to the host.
+"""
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import torch
+from harness import apply, installed_patches, main, random_tokens, write_adapter
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from support import comfy_host, published, tiny_unet
+
+HALF = torch.ones(1, 64, 64).tril()
+CASES: dict[str, dict[str, Any]] = {
+    "1": {},
+    "3": {"adapters": 3},
+    "1_mask": {"mask": HALF},
+    "1_range": {"end_percent": 0.9},
+    "1_mask_range": {"mask": HALF, "end_percent": 0.9},
+    "1_batch2": {"batch": 2},
+    "3_batch2_mask_range": {"adapters": 3, "batch": 2, "mask": HALF, "end_percent": 0.9},
+}
+# Bring a number to the host, or need one there to go on.
+HOST_OPERATIONS = {"aten::_local_scalar_dense", "aten::nonzero", "aten::equal", "aten::masked_select", "aten::_unique2"}
+# The same as methods that reach no operation when the tensor already lies in host memory, as all of them do here.
+HOST_METHODS = {torch.Tensor.cpu, torch.Tensor.tolist, torch.Tensor.numpy, torch.Tensor.__array__}
+# No kernel although the schema does not call them views.
+NO_KERNEL = {"aten::_unsafe_view", "aten::empty", "aten::empty_like", "aten::empty_strided", "aten::new_empty"}
+
+
+class Counts(TorchDispatchMode):
+    """Counts by kind, and every operation by name. A kernel is an operation whose result is no view of its input."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.by_kind: Counter[str] = Counter()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        with self:  # what is made of other operations counts as those
+            result = func.decompose(*args, **kwargs)
+        if result is NotImplemented:
+            result = func(*args, **kwargs)
+            name = func._schema.name
+            is_view = any(out.alias_info is not None and not out.alias_info.is_write for out in func._schema.returns)
+            kernel = not is_view and name not in NO_KERNEL
+            self.by_kind.update({name: 1, "aten": 1, "kernels": kernel, "copies": name in HOST_OPERATIONS})
+        return result
+
+
+class HostMethods(TorchFunctionMode):
+    """Adds the calls of `HOST_METHODS` to the copies."""
+
+    def __init__(self, counts: Counts) -> None:
+        super().__init__()
+        self.counts = counts
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.counts.by_kind["copies"] += func in HOST_METHODS
+        return func(*args, **(kwargs or {}))
+
+
+def measure(folder: Path) -> dict[str, Any]:
+    unet = tiny_unet.diffusers_unet("sdxl")
+    model = tiny_unet.comfy_model("sdxl", unet)
+    sites = tiny_unet.site_dims(unet)
+    name = write_adapter(folder, published.tiny_adapter("base", site_dims=sites))
+    adapter = comfy_host.run("IPALoadAdapter", adapter_file=name, image_encoder="none")
+    cases = {name: case(model, adapter, len(sites), **settings) for name, settings in CASES.items()}
+    return {**{key: value for key, value in cases["1"].items() if key != "operations"}, **cases}
+
+
+def case(model: Any, adapter: Any, sites: int, adapters: int = 1, batch: int = 1, **widgets: Any) -> dict[str, Any]:
+    layer_weights = comfy_host.pack("ipadapter_core.layer_weights")
+    only_first = layer_weights.LayerWeights(factors=layer_weights.parse_site_factors(f"1-{sites - 1}: 0"))
+    all_layers = first_layer = model
+    for _ in range(adapters):
+        tokens = random_tokens(adapter, 4, tiny_unet.CONTEXT_DIM)
+        all_layers = apply(all_layers, adapter, tokens, **widgets)
+        first_layer = apply(first_layer, adapter, tokens, **widgets, layer_weights=only_first)
+    unpatched, one, every = (count_step(patched, batch) for patched in (model, first_layer, all_layers))
+    per_layer = {kind: (every[kind] - one[kind]) / (sites - 1) for kind in every | one}
+    added = Counter({kind: number / adapters for kind, number in per_layer.items() if number})
+    constant = {kind: one[kind] - unpatched[kind] - per_layer.get(kind, 0) for kind in ("kernels", "aten")}
+    return {
+        "kernels_per_layer": tidy(added.pop("kernels", 0)),
+        "aten_per_layer": tidy(added.pop("aten", 0)),
+        "copies_per_step": every["copies"] - unpatched["copies"] + refusals_on_meta(all_layers, batch),
+        "kernels_per_step_constant": tidy(constant["kernels"]),
+        "aten_per_step_constant": tidy(constant["aten"]),
+        "operations": {name: tidy(number) for name, number in added.items()},
+    }
+
+
+def count_step(model: Any, batch: int) -> Counter[str]:
+    """Operations of the second of two steps."""
+    import comfy.sample
+
+    seen: list[Counter[str]] = []
+
+    def note(*_: object) -> None:  # called after the model in every step
+        seen.append(counts.by_kind.copy())
+
+    cond, uncond = ([[x, {"pooled_output": torch.zeros(1, 1280)}]] for x in torch.randn(2, 1, 7, tiny_unet.CONTEXT_DIM))
+    noise = torch.randn(batch, 4, 8, 8)
+    counts = Counts()
+    with torch.inference_mode(), HostMethods(counts), counts:
+        comfy.sample.sample(
+            model, noise, 2, 5.0, "euler", "normal", cond, uncond, noise * 0, callback=note, disable_pbar=True
+        )
+    return Counter({kind: seen[1][kind] - seen[0][kind] for kind in seen[1]})
+
+
+def refusals_on_meta(model: Any, batch: int) -> int:
+    """Patches that read something of a tensor on the meta device, which has no data to read."""
+    refused = 0
+    with torch.inference_mode():
+        for _, patch in installed_patches(model):
+            site = patch.branches[0][0].plan.sites[patch.branches[0][1]]
+            q, k = (torch.empty(2 * batch, length, site.dim, device="meta") for length in (64, 7))
+            options = {"n_heads": site.heads, "cond_or_uncond": [1, 0], "activations_shape": [2, site.dim, 8, 8]}
+            try:
+                patch(q, k, k, {**options, "sigmas": torch.empty(2, device="meta")})
+            except (NotImplementedError, RuntimeError):
+                refused += 1
+    return refused
+
+
+def tidy(number: float) -> float:
+    return int(number) if float(number).is_integer() else round(number, 4)
+
+
+if __name__ == "__main__":
+    main(measure)
