@@ -1,63 +1,27 @@
-"""Attention sites of the known models, made by hand, and Hypothesis settings for slow machines."""
-
-from collections.abc import Sequence
+"""Attention sites of the known models, and Hypothesis settings for slow machines."""
 
 import pytest
 from hypothesis import settings
 
-from ipadapter_core.sites import AttentionSite, UNetSites
+from ipadapter_core.sites import UNetSites
+
+from .hand_made_sites import SD15, SDXL, make_sites
 
 settings.register_profile("unit", deadline=None, max_examples=40)
 settings.load_profile("unit")
 
-# block, block id, layers of its transformer, channels; in execution order
-Layout = Sequence[tuple[str, int, int, int]]
-
-_SD15: Layout = (
-    *(("input", block_id, 1, dim) for block_id, dim in ((1, 320), (2, 320), (4, 640), (5, 640), (7, 1280), (8, 1280))),
-    ("middle", 0, 1, 1280),
-    *(("output", block_id, 1, 1280 if block_id < 6 else 640 if block_id < 9 else 320) for block_id in range(3, 12)),
-)
-_SDXL: Layout = (
-    *(("input", block_id, depth, dim) for block_id, depth, dim in ((4, 2, 640), (5, 2, 640), (7, 10, 1280))),
-    ("input", 8, 10, 1280),
-    ("middle", 0, 10, 1280),
-    *(("output", block_id, 10 if block_id < 3 else 2, 1280 if block_id < 3 else 640) for block_id in range(6)),
-)
-
-
-def make_sites(layout: Layout, *, context_dim: int, head_dim: int) -> UNetSites:
-    """Sites in checkpoint order (down, up, middle) of a UNet with these transformers."""
-    numbered = sorted(enumerate(layout), key=lambda entry: ("input", "output", "middle").index(entry[1][0]))
-    sites: list[AttentionSite] = []
-    for transformer, (block, block_id, depth, dim) in numbered:
-        for depth_index in range(depth):
-            site = AttentionSite(
-                index=len(sites),
-                block=block,
-                block_id=block_id,
-                depth_index=depth_index,
-                transformer=transformer,
-                heads=dim // head_dim,
-                head_dim=head_dim,
-                context_dim=context_dim,
-            )
-            sites.append(site)
-    return UNetSites(tuple(sites), len(layout))
-
 
 @pytest.fixture
 def sd15() -> UNetSites:
-    return make_sites(_SD15, context_dim=768, head_dim=40)
+    return make_sites(SD15, context_dim=768, head_dim=40)
 
 
 @pytest.fixture
 def sdxl() -> UNetSites:
-    return make_sites(_SDXL, context_dim=2048, head_dim=64)
+    return make_sites(SDXL, context_dim=2048, head_dim=64)
 
 
 @pytest.fixture
 def tiny() -> UNetSites:
     """Three sites of different width and head count, as `support.bad_files.SITE_DIMS` adapters need them."""
-    layout = (("input", 1, 1, 32), ("middle", 0, 1, 64), ("output", 0, 1, 64))
-    return make_sites(layout, context_dim=16, head_dim=8)
+    return make_sites((("input", 1, 1, 32), ("middle", 0, 1, 64), ("output", 0, 1, 64)))

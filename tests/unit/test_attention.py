@@ -100,15 +100,16 @@ def test_strength_multiplies_the_image_branch(order: list[int], strength: float)
     torch.testing.assert_close(given_out, strength * loop(q, kv, 0, 3, order), **EXACT)
 
 
+@pytest.mark.parametrize("order", [[1, 0], [0, 1]], ids=str)
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
-def test_the_branch_has_the_dtype_of_the_queries(dtype: torch.dtype) -> None:
+def test_the_branch_has_the_dtype_of_the_queries(dtype: torch.dtype, order: list[int]) -> None:
     plan, kv = make_plan([(3, 4)], 4)
     q = random(5, 4, 6, 12, dtype=dtype)
-    k, v = plan.kv(0, [1, 0], q)
+    k, v = plan.kv(0, order, q)
     assert (k.dtype, v.dtype) == (dtype, dtype)
     given_out = add_image_attention(torch.ones_like(q), image_attention(q, k, v, attend))
     assert given_out.dtype == dtype
-    wanted = 1 + loop(q.double(), kv, 0, 3, [1, 0])
+    wanted = 1 + loop(q.double(), kv, 0, 3, order)
     torch.testing.assert_close(given_out.double(), wanted, rtol=0, atol=16 * torch.finfo(dtype).eps)
 
 

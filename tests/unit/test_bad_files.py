@@ -96,6 +96,14 @@ def test_pickle_that_is_no_dictionary(tmp_path: Path, content: object, says: str
         load_adapter(tmp_path / "a.bin")
 
 
+@pytest.mark.filterwarnings("ignore")  # torch.load comments on what it meets
+@pytest.mark.parametrize("content", [b"\x80\x02J\x01", b"\x80\x02\x07.", b"\x80\x02", b"\x80\x02."])
+def test_broken_pickle_is_not_accused_of_running_code(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "a.bin").write_bytes(content)
+    with pytest.raises(UnreadableFileError, match="is no usable adapter file: a broken "):
+        load_adapter(tmp_path / "a.bin")
+
+
 def test_header_nested_too_deeply(tmp_path: Path) -> None:
     header = b'{"a":' + b"[" * 100_000
     (tmp_path / "a.safetensors").write_bytes(len(header).to_bytes(8, "little") + header)
@@ -125,6 +133,7 @@ def test_missing_extra_and_misshapen_tensors_are_named() -> None:
         assert phrase in str(caught.value)
 
 
+@pytest.mark.filterwarnings("ignore")  # torch.load comments on what it meets
 @pytest.mark.parametrize("layout", ["safetensors", "zip", "legacy"])
 def test_damage_of_any_kind_is_a_message_and_never_a_stack_trace(tmp_path: Path, layout: str) -> None:
     path = tmp_path / ("a.safetensors" if layout == "safetensors" else "a.bin")

@@ -1,5 +1,6 @@
 """Dimensions are read from the tensors, what no tensor shows from the metadata, and contradictions are refused."""
 
+import contextlib
 import json
 import re
 from collections.abc import Callable
@@ -9,10 +10,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ipadapter_core.adapter import build_adapter
 from ipadapter_core.detect import canonical_name, detect
 from ipadapter_core.errors import UnreadableFileError
 from ipadapter_core.spec import SPEC_KEY, EncoderHint, Feature, Negative, Projection
-from support.published import PUBLISHED, TINY_RESAMPLER_DIM, Shapes, linear, norm, tiny_adapter
+from support.published import PUBLISHED, TINY_RESAMPLER_DIM, Shapes, linear, meta_tensors, norm, tiny_adapter
 
 SITE_DIMS = (32, 64, 64)
 HEAD_DIM_8 = {"resampler": {"head_dim": 8}}
@@ -118,6 +120,7 @@ CONTRADICTIONS: dict[str, tuple[Callable[[], Shapes], str]] = {
     "no value": (lambda: without("base", "ip_adapter.3.to_v_ip.weight"), "[3] missing or extra"),
     "no key": (lambda: without("base", "ip_adapter.1.to_k_ip.weight"), "missing or extra"),
     "extra site": (lambda: changed("base", "ip_adapter.9.to_k_ip.weight", (64, 16)), "missing or extra"),
+    "extra value": (lambda: changed("base", "ip_adapter.9.to_v_ip.weight", (64, 16)), "[9] missing or extra"),
     "no sites": (
         lambda: {name: shape for name, shape in intact("plus").items() if name.startswith("image_proj.")},
         "image_proj but no ip_adapter.N.to_k_ip",
@@ -142,6 +145,16 @@ def test_tensors_at_odds_with_each_other_are_refused(case: str) -> None:
         detect(make(), {})
 
 
+@given(st.data())
+def test_any_wrong_shape_of_any_tensor_is_a_message(data: st.DataObject) -> None:
+    kind = data.draw(st.sampled_from(("base", "plus", "full")))
+    shapes = intact(kind) | {"image_proj.pos_emb.weight": (9, 24)} if kind == "plus" else intact(kind)
+    name = data.draw(st.sampled_from(list(shapes)))
+    shape = data.draw(st.lists(st.integers(0, 70), max_size=4).map(tuple).filter(lambda shape: shape != shapes[name]))
+    with contextlib.suppress(UnreadableFileError):
+        build_adapter(meta_tensors(shapes | {name: shape}), {})
+
+
 @pytest.mark.parametrize(
     ("text", "phrase"),
     [
@@ -150,6 +163,10 @@ def test_tensors_at_odds_with_each_other_are_refused(case: str) -> None:
         ('{"negative": "black", "resampler": {"head_dim": 8}}', "black"),
         ('{"feature": "logits", "resampler": {"head_dim": 8}}', "logits"),
         ('{"layer": "last", "resampler": {"head_dim": 8}}', "last"),
+        ('{"layer": 0, "resampler": {"head_dim": 8}}', "layer 0, not a negative number"),
+        ('{"encoder": "CLIP", "resampler": {"head_dim": 8}}', "encoder 'CLIP', not an object"),
+        ('{"encoder": {"name": 3}, "resampler": {"head_dim": 8}}', "not a name and an image_size"),
+        ('{"encoder": {"image_size": "224"}, "resampler": {"head_dim": 8}}', "not a name and an image_size"),
         ('{"resampler": {"head_dim": 7}}', "heads of size 7"),
         ('{"resampler": {"head_dim": 0}}', "heads of size 0"),
         ('{"resampler": {"head_dim": "wide"}}', "wide"),

@@ -142,11 +142,11 @@ def test_header_tells_shapes_without_the_data(tmp_path: Path) -> None:
     assert read_header(path) == header
 
 
-@pytest.mark.parametrize("padding", range(0, 256, 8))
-def test_a_header_of_any_length_is_read(tmp_path: Path, padding: int) -> None:
+def test_a_header_of_any_length_is_read(tmp_path: Path) -> None:
     """The file starts with this length, whose first byte may be the first byte of a pickle."""
-    path = write_published(tmp_path / "a.safetensors", good_tensors(), {"padding": "x" * padding})
-    assert_equal(read_tensors(path).tensors, good_tensors())
+    for padding in range(0, 256, 8):
+        path = write_published(tmp_path / "a.safetensors", good_tensors(), {"padding": "x" * padding})
+        assert_equal(read_tensors(path).tensors, good_tensors())
 
 
 def test_stated_hash_is_checked(tmp_path: Path) -> None:

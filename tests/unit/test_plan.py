@@ -82,8 +82,8 @@ def test_release_frees_everything_and_the_next_use_makes_it_again(tiny: UNetSite
     sigmas = torch.tensor([5.0])
 
     def use() -> list[Tensor]:
-        k, v = resident.kv(1, [0, 1], Q.half())
-        return [k, v, resident.gate(sigmas, Q), resident.mask((1, 4, 2, 2), Q, 2)]
+        pairs = [resident.kv(1, order, Q.half()) for order in ([0, 1], [1, 0])]
+        return [*pairs[0], *pairs[1], resident.gate(sigmas, Q), resident.mask((1, 4, 2, 2), Q, 2)]
 
     first = use()
     resident.release()

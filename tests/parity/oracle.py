@@ -1,0 +1,93 @@
+"""The same IP-Adapter in diffusers and through `ipadapter_core`, for comparison."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from diffusers.models.attention_processor import Attention
+from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
+
+from ipadapter_core.adapter import IPAdapter
+from ipadapter_core.attention import add_image_attention, image_attention
+from ipadapter_core.kv import SiteStrength, pack_sites, project_tokens
+from ipadapter_core.masks import check_mask
+from ipadapter_core.plan import PatchPlan, ResidentPlan
+from ipadapter_core.sites import AttentionSite
+from ipadapter_core.tokens import ImageTokens
+
+CPU = torch.device("cpu")
+COND_LAST = (1, 0)  # cond_or_uncond of the order diffusers' pipelines use
+FeatureMap = Callable[[int], tuple[int, int]]  # number of queries to height and width
+
+
+def site_of(attention: Attention, index: int, name: str = "") -> AttentionSite:
+    """A cross-attention layer of diffusers as our site with that index; its address plays no part here."""
+    return AttentionSite(
+        index=index,
+        block=name.partition("_")[0],
+        block_id=0,
+        depth_index=0,
+        transformer=0,
+        heads=attention.heads,
+        head_dim=attention.inner_dim // attention.heads,
+        context_dim=attention.cross_attention_dim,
+    )
+
+
+def resident_plan(
+    adapter: IPAdapter,
+    tokens: ImageTokens,
+    sites: Sequence[AttentionSite],
+    strengths: Mapping[int, float],
+    mask: Tensor | None = None,
+) -> ResidentPlan:
+    packed, active = pack_sites(
+        project_tokens(adapter, tokens, CPU), sites, {index: SiteStrength(value) for index, value in strengths.items()}
+    )
+    return ResidentPlan(PatchPlan(active, packed, mask=None if mask is None else check_mask(mask)))
+
+
+@dataclass(eq=False)
+class CoreProcessor:
+    """An attention processor for diffusers that does what `nodes.patch.IPAttentionPatch` does in ComfyUI."""
+
+    plans: Sequence[ResidentPlan]
+    site: AttentionSite
+    conditions: Sequence[int] = COND_LAST
+    feature_map: FeatureMap | None = None
+
+    def __call__(
+        self, attn: Attention, hidden_states: Tensor, encoder_hidden_states: Tensor, attention_mask: None = None
+    ) -> Tensor:
+        q = attn.to_q(hidden_states)
+        heads = (
+            x.unflatten(-1, (attn.heads, -1)).transpose(1, 2)
+            for x in (q, attn.to_k(encoder_hidden_states), attn.to_v(encoder_hidden_states))
+        )
+        out = attend(*heads)
+        for plan in self.plans:
+            if self.site in plan.plan.sites:
+                k, v = plan.kv(plan.plan.sites.index(self.site), self.conditions, q)
+                image = image_attention(q, k, v, attend)
+                size = self.feature_map(q.shape[1]) if self.feature_map else ()
+                out = add_image_attention(out, image, plan.mask(size, image, len(self.conditions)))
+        result: Tensor = attn.to_out[0](out)
+        return result
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    return scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+
+
+def cross_attentions(unet: Any) -> dict[str, Attention]:
+    """Cross-attention layers by name in the order of `attn_processors`, which is that of the checkpoints."""
+    modules = dict(unet.named_modules())
+    names = [name.removesuffix(".processor") for name in unet.attn_processors if name.endswith("attn2.processor")]
+    return {name: modules[name] for name in names}
+
+
+def batched(uncond: Tensor, cond: Tensor, latents: int) -> Tensor:
+    """References of both sides (R, …) as diffusers takes them: (2·B, R, …), the uncond half first."""
+    return torch.stack([uncond] * latents + [cond] * latents)

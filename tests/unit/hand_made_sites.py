@@ -1,0 +1,40 @@
+"""Attention sites without a model: any layout, and those of SD1.5 and SDXL."""
+
+from collections.abc import Sequence
+
+from ipadapter_core.sites import AttentionSite, UNetSites
+
+# block, block id, layers of its transformer, channels; in execution order
+Layout = Sequence[tuple[str, int, int, int]]
+
+SD15: Layout = (
+    *(("input", block_id, 1, dim) for block_id, dim in ((1, 320), (2, 320), (4, 640), (5, 640), (7, 1280), (8, 1280))),
+    ("middle", 0, 1, 1280),
+    *(("output", block_id, 1, 1280 if block_id < 6 else 640 if block_id < 9 else 320) for block_id in range(3, 12)),
+)
+SDXL: Layout = (
+    *(("input", block_id, depth, dim) for block_id, depth, dim in ((4, 2, 640), (5, 2, 640), (7, 10, 1280))),
+    ("input", 8, 10, 1280),
+    ("middle", 0, 10, 1280),
+    *(("output", block_id, 10 if block_id < 3 else 2, 1280 if block_id < 3 else 640) for block_id in range(6)),
+)
+
+
+def make_sites(layout: Layout, *, context_dim: int = 16, head_dim: int = 8) -> UNetSites:
+    """Sites in checkpoint order (down, up, middle) of a UNet with these transformers."""
+    numbered = sorted(enumerate(layout), key=lambda entry: ("input", "output", "middle").index(entry[1][0]))
+    sites: list[AttentionSite] = []
+    for transformer, (block, block_id, depth, dim) in numbered:
+        for depth_index in range(depth):
+            site = AttentionSite(
+                index=len(sites),
+                block=block,
+                block_id=block_id,
+                depth_index=depth_index,
+                transformer=transformer,
+                heads=dim // head_dim,
+                head_dim=head_dim,
+                context_dim=context_dim,
+            )
+            sites.append(site)
+    return UNetSites(tuple(sites), len(layout))

@@ -1,0 +1,250 @@
+"""An image encoder is recognised by its tensors, and an adapter gets the one it was trained with or a clear message."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ipadapter_core.encoders import (
+    EncoderSpec,
+    check_encoder,
+    choose_encoder,
+    encoder_from_shapes,
+    encoder_need,
+    fits,
+    read_encoder_file,
+)
+from ipadapter_core.errors import MismatchError, UnreadableFileError
+from ipadapter_core.spec import AdapterSpec, EncoderHint, Feature, Negative, Projection
+from support.bad_files import empty_safetensors, html_page, long_header
+from support.published import OTHER_FILES, PUBLISHED, Shapes, write_safetensors
+
+H = EncoderSpec(kind="CLIP", width=1280, num_layers=32, embed_dim=1024, image_size=224)
+BIG_G = EncoderSpec(kind="CLIP", width=1664, num_layers=48, embed_dim=1280, image_size=224)
+L = EncoderSpec(kind="CLIP", width=1024, num_layers=24, embed_dim=768, image_size=224)
+L_336 = EncoderSpec(kind="CLIP", width=1024, num_layers=24, embed_dim=768, image_size=336)
+DINO = EncoderSpec(kind="DINOv2", width=1024, num_layers=24, embed_dim=1024)
+DINO_GIANT = EncoderSpec(kind="DINOv2", width=1536, num_layers=40, embed_dim=1536)
+SIGLIP = EncoderSpec(kind="SigLIP", width=1152, num_layers=27, embed_dim=None, image_size=378)
+FOLDERS = ["/models/clip_vision", "/more/clip_vision"]
+
+
+def clip(width: int, layers: int, positions: int, embed_dim: int | None, *, patch: int = 14) -> Shapes:
+    prefix = "vision_model"
+    shapes: Shapes = {
+        f"{prefix}.embeddings.class_embedding": (width,),
+        f"{prefix}.embeddings.patch_embedding.weight": (width, 3, patch, patch),
+        f"{prefix}.embeddings.position_embedding.weight": (positions, width),
+        **{f"{prefix}.encoder.layers.{n}.layer_norm1.weight": (width,) for n in range(layers)},
+    }
+    return shapes | ({} if embed_dim is None else {"visual_projection.weight": (embed_dim, width)})
+
+
+def siglip(width: int, layers: int, positions: int, *, patch_shape: tuple[int, ...]) -> Shapes:
+    prefix = "vision_model"
+    return {
+        f"{prefix}.embeddings.patch_embedding.weight": (width, *patch_shape),
+        f"{prefix}.embeddings.position_embedding.weight": (positions, width),
+        **{f"{prefix}.encoder.layers.{n}.layer_norm1.weight": (width,) for n in range(layers)},
+    }
+
+
+def open_clip(width: int, layers: int, positions: int, embed_dim: int) -> Shapes:
+    return {
+        "visual.conv1.weight": (width, 3, 14, 14),
+        "visual.positional_embedding": (positions, width),
+        "visual.proj": (width, embed_dim),
+        **{f"visual.transformer.resblocks.{n}.attn.in_proj_weight": (3 * width, width) for n in range(layers)},
+    }
+
+
+def dino(width: int, layers: int, name: str) -> Shapes:
+    return {name.format(n): (width,) for n in range(layers)}
+
+
+ENCODERS: dict[str, tuple[Shapes, EncoderSpec, str]] = {
+    "ViT-H": (clip(1280, 32, 257, 1024), H, "CLIP ViT-H/14 (CLIP-ViT-H-14-laion2B-s32B-b79K)"),
+    "ViT-bigG": (clip(1664, 48, 257, 1280), BIG_G, "CLIP ViT-bigG/14 (CLIP-ViT-bigG-14-laion2B-39B-b160k)"),
+    "ViT-L": (clip(1024, 24, 257, 768), L, "CLIP ViT-L/14 (openai/clip-vit-large-patch14)"),
+    "ViT-L-336": (clip(1024, 24, 577, 768), L_336, "CLIP ViT-L/14-336 (openai/clip-vit-large-patch14-336)"),
+    "CLIP without projection": (
+        clip(64, 2, 5, None, patch=16),
+        EncoderSpec(kind="CLIP", width=64, num_layers=2, embed_dim=None, image_size=32),
+        "CLIP of width 64, 2 layers",
+    ),
+    "open_clip ViT-H": (open_clip(1280, 32, 257, 1024), H, "CLIP ViT-H/14 (CLIP-ViT-H-14-laion2B-s32B-b79K)"),
+    "SigLIP": (
+        siglip(1152, 27, 729, patch_shape=(3, 14, 14)),
+        EncoderSpec(kind="SigLIP", width=1152, num_layers=27, embed_dim=None, image_size=378),
+        "SigLIP so400m (siglip-so400m-patch14-384)",
+    ),
+    "SigLIP 2 NaFlex": (
+        siglip(768, 12, 256, patch_shape=(768,)),
+        EncoderSpec(kind="SigLIP 2 NaFlex", width=768, num_layers=12, embed_dim=None),
+        "SigLIP 2 NaFlex of width 768, 12 layers",
+    ),
+    "DINOv2": (dino(1024, 24, "encoder.layer.{}.layer_scale1.lambda1"), DINO, "DINOv2 large"),
+    "DINOv3": (
+        dino(1280, 32, "layer.{}.norm1.weight"),
+        EncoderSpec(kind="DINOv3", width=1280, num_layers=32, embed_dim=1280),
+        "DINOv3 ViT-H",
+    ),
+    "DINOv3 with prefix": (
+        dino(384, 12, "model.layer.{}.norm1.weight"),
+        EncoderSpec(kind="DINOv3", width=384, num_layers=12, embed_dim=384),
+        "DINOv3 of width 384, 12 layers",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", ENCODERS)
+def test_encoder_is_recognised_by_its_shapes(name: str) -> None:
+    shapes, spec, common_name = ENCODERS[name]
+    assert encoder_from_shapes(shapes) == spec
+    assert spec.name == common_name
+
+
+@given(st.integers(1, 64), st.integers(1, 40), st.integers(1, 9), st.integers(1, 64), st.integers(1, 20))
+def test_any_size_is_read(width: int, layers: int, side: int, embed_dim: int, patch: int) -> None:
+    spec = EncoderSpec(kind="CLIP", width=width, num_layers=layers, embed_dim=embed_dim, image_size=side * patch)
+    assert encoder_from_shapes(clip(width, layers, side**2 + 1, embed_dim, patch=patch)) == spec
+
+
+@pytest.mark.parametrize("name", [name for name in OTHER_FILES if name not in ("clip_vision", "open_clip_visual")])
+def test_other_files_are_no_encoders(name: str) -> None:
+    assert encoder_from_shapes(OTHER_FILES[name]) is None
+
+
+def test_adapters_are_no_encoders() -> None:
+    assert not [name for name, shapes in PUBLISHED.items() if encoder_from_shapes(shapes()) is not None]
+
+
+def test_a_file_is_recognised_by_its_header(tmp_path: Path) -> None:
+    shapes = clip(64, 3, 17, 32, patch=2)
+    path = write_safetensors(tmp_path / "e.safetensors", {name: torch.zeros(shape) for name, shape in shapes.items()})
+    length = int.from_bytes(path.read_bytes()[:8], "little")
+    path.write_bytes(path.read_bytes()[: 8 + length])
+    assert read_encoder_file(path) == EncoderSpec(kind="CLIP", width=64, num_layers=3, embed_dim=32, image_size=8)
+
+
+@pytest.mark.parametrize("write", [empty_safetensors, html_page, long_header])
+def test_a_broken_file_is_refused(tmp_path: Path, write: object) -> None:
+    with pytest.raises(UnreadableFileError):
+        read_encoder_file(write(tmp_path))
+
+
+def adapter(feature: Feature, image_dim: int, encoder: EncoderHint = EncoderHint()) -> AdapterSpec:  # noqa: B008 - frozen
+    return AdapterSpec(
+        family="SD1.5 plus",
+        base="SD1.5",
+        projection=Projection.LINEAR,
+        feature=feature,
+        image_dim=image_dim,
+        cross_attention_dim=768,
+        num_tokens=4,
+        site_dims=(320,),
+        negative=Negative.ZERO_FEATURES,
+        encoder=encoder,
+    )
+
+
+POOLED_1024, POOLED_1280 = adapter(Feature.IMAGE_EMBEDS, 1024), adapter(Feature.IMAGE_EMBEDS, 1280)
+HIDDEN_1280, HIDDEN_1024 = adapter(Feature.HIDDEN_STATES, 1280), adapter(Feature.HIDDEN_STATES, 1024)
+ALL_FOUND = {"dino": DINO, "g": BIG_G, "siglip": SIGLIP, "h": H}
+
+
+@pytest.mark.parametrize(
+    ("spec", "name"), [(POOLED_1024, "h"), (POOLED_1280, "g"), (HIDDEN_1280, "h"), (HIDDEN_1024, "dino")]
+)
+def test_the_encoder_whose_output_has_the_right_width_is_chosen(spec: AdapterSpec, name: str) -> None:
+    assert choose_encoder(spec, ALL_FOUND, FOLDERS) == name
+    assert fits(ALL_FOUND[name], spec)
+    check_encoder(ALL_FOUND[name], spec)
+
+
+def test_clip_goes_before_other_kinds() -> None:
+    assert choose_encoder(HIDDEN_1024, {"dino": DINO, "l": L}, FOLDERS) == "l"
+
+
+def test_of_equal_copies_the_first_is_taken() -> None:
+    assert choose_encoder(HIDDEN_1280, {"b": H, "a": H}, FOLDERS) == "b"
+
+
+def test_several_different_encoders_that_fit_are_left_to_the_user() -> None:
+    with pytest.raises(MismatchError) as caught:
+        choose_encoder(HIDDEN_1024, {"l": L, "l336": L_336, "dino": DINO}, FOLDERS)
+    assert "several image encoders fit SD1.5 plus: l, l336. Expected: one" in str(caught.value)
+    assert "image_encoder" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("hint", "name"),
+    [
+        (EncoderHint(name="dino"), "dino/"),
+        (EncoderHint(name="l336"), "l336"),
+        (EncoderHint(image_size=336), "l336"),
+        (EncoderHint(image_size=224), "l"),
+        (EncoderHint(name="renamed", image_size=336), "l336"),
+    ],
+)
+def test_what_the_metadata_says_wins(hint: EncoderHint, name: str) -> None:
+    found = {"l": L, "l336": L_336, "dino/": DINO}
+    assert choose_encoder(adapter(Feature.HIDDEN_STATES, 1024, hint), found, FOLDERS) == name
+
+
+def test_an_input_size_that_is_no_multiple_of_the_patch_is_understood() -> None:
+    """SigLIP's 27 patches of 14 pixels cover 378 of its 384 pixels."""
+    small, large = (
+        EncoderSpec(kind="SigLIP", width=1152, num_layers=27, embed_dim=None, image_size=n) for n in (224, 378)
+    )
+    spec = adapter(Feature.HIDDEN_STATES, 1152, EncoderHint(image_size=384))
+    assert choose_encoder(spec, {"small": small, "large": large}, FOLDERS) == "large"
+
+
+def test_a_named_encoder_that_does_not_fit_is_passed_over() -> None:
+    assert choose_encoder(adapter(Feature.HIDDEN_STATES, 1280, EncoderHint(name="g")), ALL_FOUND, FOLDERS) == "h"
+
+
+def test_where_none_fits_the_message_names_need_find_and_folder() -> None:
+    with pytest.raises(MismatchError) as caught:
+        choose_encoder(HIDDEN_1280, {"g.safetensors": BIG_G, "dino/": DINO}, FOLDERS)
+    found, _, rest = str(caught.value).partition(" Expected: ")
+    assert "g.safetensors is CLIP ViT-bigG/14" in found
+    assert "dino/ is DINOv2 large" in found
+    assert "CLIP ViT-H/14 (CLIP-ViT-H-14-laion2B-s32B-b79K), width 1280, 32 layers: 1280-wide hidden states" in rest
+    assert "into /models/clip_vision or /more/clip_vision" in rest
+
+
+def test_where_nothing_is_found_the_message_says_so() -> None:
+    with pytest.raises(MismatchError, match="Found: no image encoder at all"):
+        choose_encoder(POOLED_1024, {}, FOLDERS)
+
+
+@pytest.mark.parametrize(
+    ("encoder", "spec", "phrase"),
+    [
+        (BIG_G, POOLED_1024, "which gives 1280-wide image embeds. Expected: for SD1.5 plus: CLIP ViT-H/14"),
+        (BIG_G, HIDDEN_1280, "which gives 1664-wide hidden states. Expected: for SD1.5 plus: CLIP ViT-H/14"),
+        (SIGLIP, POOLED_1024, "which gives no image embeds"),
+        (DINO_GIANT, POOLED_1280, "DINOv2 giant, which gives 1536-wide image embeds"),
+    ],
+)
+def test_a_connected_encoder_of_another_width_is_refused(encoder: EncoderSpec, spec: AdapterSpec, phrase: str) -> None:
+    assert not fits(encoder, spec)
+    with pytest.raises(MismatchError) as caught:
+        check_encoder(encoder, spec)
+    assert phrase in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("spec", "need"),
+    [
+        (POOLED_1280, "CLIP ViT-bigG/14 (CLIP-ViT-bigG-14-laion2B-39B-b160k), width 1664, 48 layers: 1280-wide pooled"),
+        (adapter(Feature.HIDDEN_STATES, 77), "an image encoder: 77-wide hidden states (layer -2)"),
+        (adapter(Feature.HIDDEN_STATES, 77, EncoderHint(name="mine")), "mine: 77-wide hidden states"),
+    ],
+)
+def test_the_need_of_an_adapter_in_words(spec: AdapterSpec, need: str) -> None:
+    assert encoder_need(spec).startswith(need)

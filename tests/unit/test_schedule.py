@@ -1,0 +1,60 @@
+"""An adapter acts from its start to its end point, both included, as the model's own schedule places them."""
+
+import re
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ipadapter_core.errors import BadInputError
+from ipadapter_core.schedule import SigmaRange, sigma_range
+
+
+def falling(percent: float) -> float:
+    """As ComfyUI's `percent_to_sigma`: nearly infinite at the start, 0 at the end."""
+    return 1e9 if percent <= 0 else 0.0 if percent >= 1 else 14.0 * (1 - percent)
+
+
+def test_the_whole_sampling_needs_no_range() -> None:
+    assert sigma_range(0, 1, falling) is None
+
+
+@pytest.mark.parametrize(
+    ("start", "end", "wanted"),
+    [(0, 0.5, SigmaRange(1e9, 7.0)), (0.5, 1, SigmaRange(7.0, 0.0)), (0.25, 0.75, SigmaRange(10.5, 3.5))],
+)
+def test_percents_become_sigmas_of_the_model(start: float, end: float, wanted: SigmaRange) -> None:
+    assert sigma_range(start, end, falling) == wanted
+
+
+@pytest.mark.parametrize(
+    ("sigma", "acts"), [(10.1, False), (10.0, True), (5.0, True), (1.0, True), (0.9, False), (0.0, False)]
+)
+def test_both_ends_are_included(sigma: float, acts: bool) -> None:
+    gate = SigmaRange(10.0, 1.0).gate(torch.tensor([sigma]))
+    assert (gate.shape, gate.dtype, gate.item()) == ((), torch.bool, acts)
+
+
+def test_the_first_sigma_of_a_batch_counts() -> None:
+    assert SigmaRange(10.0, 1.0).gate(torch.tensor([5.0, 0.0])).item()
+    assert not SigmaRange(10.0, 1.0).gate(torch.tensor([[0.0], [5.0]])).item()
+    assert SigmaRange(10.0, 1.0).gate(torch.tensor(5.0)).item()
+
+
+@given(st.floats(0, 1), st.floats(0, 1), st.floats(0, 1))
+def test_a_step_acts_exactly_if_it_lies_between_start_and_end(first: float, second: float, step: float) -> None:
+    start, end = sorted((first, second))
+    sigmas = sigma_range(start, end, falling)
+    acts = True if sigmas is None else bool(sigmas.gate(torch.tensor(falling(step), dtype=torch.float64)))
+    assert acts == (falling(end) <= falling(step) <= falling(start))
+
+
+@pytest.mark.parametrize(
+    ("start", "end"),
+    [(0.6, 0.5), (-0.1, 1), (0, 1.1), (1.5, 2), (float("nan"), 1), (0, float("nan"))],
+)
+def test_impossible_ranges_are_refused(start: float, end: float) -> None:
+    phrase = f"Found: start_percent {start:g} and end_percent {end:g}. Expected: 0 <= start_percent <= end_percent <= 1"
+    with pytest.raises(BadInputError, match=re.escape(phrase)):
+        sigma_range(start, end, falling)
