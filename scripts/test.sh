@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# scripts/test.sh [--unit | --all-comfyui | --older-comfyui] [pytest arguments and files…]
+# scripts/test.sh [--unit | --all-comfyui | --comfyui VERSION] [pytest arguments and files…]
 #   sets the environment up and runs all tests: unit and parity, then tests/comfy inside a real ComfyUI
 #   --unit            only tests/unit
 #   --all-comfyui     all, and tests/comfy once more in each older ComfyUI
-#   --older-comfyui   only that last part
+#   --comfyui VERSION only tests/comfy, in that older ComfyUI
 # Files and folders under tests/ narrow it down to them.
 set -euo pipefail
 
@@ -19,7 +19,7 @@ here=yes older=no
 case ${1:-} in
     --unit) shift; set -- tests/unit "$@" ;;
     --all-comfyui) shift; older=yes ;;
-    --older-comfyui) shift; here=no older=yes ;;
+    --comfyui) older_versions=("${2:?--comfyui needs a version}"); shift 2; here=no older=yes ;;
     -h | --help) sed -n '2,/^set/s/^# \{0,1\}//p' "$0"; exit ;;
 esac
 
