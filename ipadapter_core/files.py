@@ -24,7 +24,17 @@ _HEADER_LENGTH_BYTES = 8
 _ZIP_START = b"PK"
 _PICKLE_STARTS = (b"\x80", _ZIP_START)  # torch's older format, and its zip
 # A damaged pickle fails wherever its opcodes lead.
-_BROKEN_PICKLE = (RuntimeError, OSError, EOFError, ValueError, LookupError, TypeError, AttributeError, AssertionError)
+_BROKEN_PICKLE = (
+    RuntimeError,
+    OSError,
+    EOFError,
+    ValueError,
+    LookupError,
+    TypeError,
+    AttributeError,
+    AssertionError,
+    struct.error,
+)
 
 
 @dataclass(frozen=True)
@@ -133,7 +143,7 @@ def _read_pickle(path: Path) -> object:
     except pickle.UnpicklingError as error:
         if "weights_only" in str(error).lower() or "unsupported" in str(error).lower():
             raise UnreadableFileError(
-                f"{path.name} is a pickle that asks to run code or to build foreign objects",
+                f"{path.name} is a pickle that asks to run code or to build foreign objects, or is damaged",
                 expected="plain tensors",
                 action="do not use this file; get the adapter as safetensors from a source you trust",
             ) from error

@@ -1,6 +1,7 @@
 """A file that cannot be used says so in words a user can act on, and no code in it ever runs."""
 
 import contextlib
+import pickle
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ from ipadapter_core.errors import BadInputError, IPAdapterError, UnknownCheckpoi
 from ipadapter_core.files import read_header, read_tensors
 from ipadapter_core.kv import project_tokens
 from ipadapter_core.tokens import ImageTokens
-from support.bad_files import BAD_FILES, code_marker, good_tensors, weight_with_infinity, weight_with_nan
+from support.bad_files import BAD_FILES, CodeInPickle, code_marker, good_tensors, weight_with_infinity, weight_with_nan
 from support.published import nested, tiny_adapter, write_bin, write_safetensors
 
 DAMAGED = "is no usable adapter file: "
@@ -96,12 +97,32 @@ def test_pickle_that_is_no_dictionary(tmp_path: Path, content: object, says: str
         load_adapter(tmp_path / "a.bin")
 
 
-@pytest.mark.filterwarnings("ignore")  # torch.load comments on what it meets
-@pytest.mark.parametrize("content", [b"\x80\x02J\x01", b"\x80\x02\x07.", b"\x80\x02", b"\x80\x02."])
-def test_broken_pickle_is_not_accused_of_running_code(tmp_path: Path, content: bytes) -> None:
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (b"\x80\x02J\x01", "no usable adapter file: a broken "),
+        (b"\x80\x02", "no usable adapter file: a broken "),
+        (b"\x80\x02.", "no usable adapter file: a broken "),
+        (b"\x80\x02\x07.", "damaged"),
+    ],
+    ids=["number cut off", "nothing follows", "empty stack", "no opcode"],
+)
+def test_damaged_pickle_is_called_damaged(tmp_path: Path, content: bytes, says: str) -> None:
     (tmp_path / "a.bin").write_bytes(content)
-    with pytest.raises(UnreadableFileError, match="is no usable adapter file: a broken "):
+    with pytest.raises(UnreadableFileError, match=says):
         load_adapter(tmp_path / "a.bin")
+
+
+@pytest.mark.filterwarnings("ignore")  # torch.load comments on what it meets
+@pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
+def test_code_in_a_pickle_of_any_protocol_does_not_run(tmp_path: Path, protocol: int) -> None:
+    trap = CodeInPickle(code_marker(tmp_path))
+    (tmp_path / "a.bin").write_bytes(pickle.dumps({"image_proj": trap}, protocol=protocol))
+    with pytest.raises(UnreadableFileError):
+        load_adapter(tmp_path / "a.bin")
+    assert not code_marker(tmp_path).exists()
+    pickle.loads((tmp_path / "a.bin").read_bytes())  # the trap is real
+    assert code_marker(tmp_path).exists()
 
 
 def test_header_nested_too_deeply(tmp_path: Path) -> None:
