@@ -8,30 +8,38 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from demo import tiny_base
-
 try:
     import fcntl
 except ImportError:  # Windows: two at once are the user's to avoid
     fcntl = None  # type: ignore[assignment]
 
 
+class ModelsError(RuntimeError):
+    """The tiny models could not be written."""
+
+
 def tiny_models() -> Path:
-    """A models folder with everything `tiny_base` makes, in the cache that scripts/env.sh uses."""
-    source = Path(tiny_base.__file__)
+    """A models folder with everything `tiny_base` makes, in the cache that scripts/env.sh uses.
+
+    Raises:
+        ModelsError: they could not be written.
+    """
+    source = Path(__file__).with_name("tiny_base.py")  # not imported here: that takes seconds
     folder = _cache() / f"tiny-models-{hashlib.sha256(source.read_bytes()).hexdigest()[:12]}"
     folder.mkdir(parents=True, exist_ok=True)
     with _alone(folder / "lock"):
-        # In a process of its own: ComfyUI's modules are imported there.
-        subprocess.run(
-            [sys.executable, "-m", "demo.tiny_base", str(folder)],
-            cwd=source.parents[1],
-            check=True,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
+        if not (folder / "complete").exists():
+            _write(folder)
+            (folder / "complete").touch()
     return folder
+
+
+def _write(folder: Path) -> None:
+    """In a process of its own: ComfyUI's modules are imported there."""
+    command = [sys.executable, "-m", "demo.tiny_base", str(folder)]
+    done = subprocess.run(command, cwd=Path(__file__).parents[1], capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise ModelsError(f"the tiny models could not be written:\n{done.stderr[-2000:]}")
 
 
 def _cache() -> Path:

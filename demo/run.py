@@ -28,7 +28,7 @@ from websocket import WebSocketException
 from demo import graph
 from demo.checks import Check, check
 from demo.client import Client, Event, Prompt, RejectedError
-from demo.models import tiny_models
+from demo.models import ModelsError, tiny_models
 from demo.server import ROOT, ComfyServer, ServerError
 from demo.sheet import write_sheet
 
@@ -47,7 +47,7 @@ def main() -> int:
     args = _arguments()
     try:
         checks = _run(args)
-    except (DemoError, graph.UnknownFileError, RejectedError, ServerError, OSError) as error:
+    except (DemoError, graph.UnknownFileError, ModelsError, RejectedError, ServerError, OSError) as error:
         progress.print(f"demo: error: {error}", style="red")
         return 1
     except KeyboardInterrupt:
@@ -61,7 +61,7 @@ def main() -> int:
 
 def _run(args: argparse.Namespace) -> list[Check]:
     start = time.monotonic()
-    reference = _read_picture(args.image)
+    reference = read_picture(args.image)
     args.output.mkdir(parents=True, exist_ok=True)
     is_tiny = args.checkpoint is None
     if is_tiny:
@@ -95,7 +95,7 @@ def _run(args: argparse.Namespace) -> list[Check]:
     return checks
 
 
-def _read_picture(path: Path) -> Image.Image:
+def read_picture(path: Path) -> Image.Image:
     try:
         with Image.open(path) as picture:
             return ImageOps.exif_transpose(picture).convert("RGB")
