@@ -69,6 +69,7 @@ class HostMethods(TorchFunctionMode):
 
 
 def measure(folder: Path) -> dict[str, Any]:
+    torch.set_num_threads(1)  # the model is too small to share out; threads waiting for a busy core cost minutes
     unet = tiny_unet.diffusers_unet("sdxl")
     model = tiny_unet.comfy_model("sdxl", unet)
     sites = tiny_unet.site_dims(unet)

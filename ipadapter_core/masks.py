@@ -44,7 +44,9 @@ def mask_to_tokens(mask: Tensor, height: int, width: int) -> Tensor:
     Area averaging keeps a half-frame mask a half-frame at every size; diffusers resamples bicubically instead
     (`IPAdapterMaskProcessor.downsample`), which overshoots and shifts edges.
     """
-    return functional.interpolate(mask[:, None], size=(height, width), mode="area").flatten(1)[..., None]
+    # float64: a cell adds up to tens of thousands of pixels, one after the other
+    cells = functional.interpolate(mask[:, None].double(), size=(height, width), mode="area")
+    return cells.to(mask.dtype).flatten(1)[..., None]
 
 
 def mask_for_batch(tokens: Tensor, batch: int, groups: int) -> Tensor:

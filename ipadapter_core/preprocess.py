@@ -11,6 +11,7 @@ from torch.nn import functional
 from .errors import BadInputError
 
 CROPS = ("center", "pad", "stretch")
+_LONGEST_STRIP = 4  # times its short side
 
 
 @dataclass(frozen=True)
@@ -80,6 +81,8 @@ def encoder_pixels(image: Tensor, pixel_format: PixelFormat, crop: str, mask: Te
 
 def _fit(x: Tensor, size: int, crop: str, mode: str) -> Tensor:
     """To (B, c, s, s'), at most `size` on a side; only `pad` leaves a side shorter."""
+    if crop == "center":  # all of a strip one pixel high would take gigabytes when resized; only its middle is seen
+        x = _middle(x, _LONGEST_STRIP * min(x.shape[-2:]))
     height, width = x.shape[-2:]
     if crop == "stretch":
         target = (size, size)
@@ -88,7 +91,11 @@ def _fit(x: Tensor, size: int, crop: str, mode: str) -> Tensor:
         target = (max(1, height * size // side), max(1, width * size // side))  # as transformers' CLIPImageProcessor
     if target != (height, width):
         x = functional.interpolate(x, size=target, mode=mode, antialias=True)
-    top, left = max(0, target[0] - size) // 2, max(0, target[1] - size) // 2
+    return _middle(x, size)
+
+
+def _middle(x: Tensor, size: int) -> Tensor:
+    top, left = max(0, x.shape[-2] - size) // 2, max(0, x.shape[-1] - size) // 2
     return x[..., top : top + size, left : left + size]
 
 
