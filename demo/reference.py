@@ -1,4 +1,4 @@
-"""The demo's picture once more with diffusers: its UNet, its IP-Adapter, and an Euler loop that can be read at a glance.
+"""The demo's picture once more with diffusers: its UNet, its IP-Adapter, and an Euler loop to be read at a glance.
 
 ComfyUI gives the text conditioning, the noise and the sigmas; nothing of this pack's nodes takes part. Prints nothing;
 writes the latent as safetensors.

@@ -1,4 +1,4 @@
-"""The main job once: a photograph steers a picture in a real ComfyUI server, and a table shows that the numbers are right.
+"""The main job once: a photograph steers a picture in a real ComfyUI server; a table shows that the numbers are right.
 
 Examples:
   scripts/demo.sh

@@ -1,4 +1,4 @@
-"""`IPAdapter`: the network an adapter file holds, `image_proj` and `ip_adapter`, loaded strictly and saved as published."""
+"""`IPAdapter`: the network an adapter file holds, loaded strictly and saved as published."""
 
 from collections.abc import Mapping
 from pathlib import Path

@@ -168,7 +168,10 @@ def read_encoder_folder(folder: Path) -> EncoderSpec:
 
 
 def vision_config(folder: Path) -> dict[str, object]:
-    """The vision part of a folder's `config.json`, with its `model_type` and transformers' defaults. Errors as `read_encoder_folder`."""
+    """The vision part of a folder's `config.json`, with its `model_type` and what transformers assumes.
+
+    Errors as `read_encoder_folder`.
+    """
     try:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -199,9 +202,9 @@ def fits(encoder: EncoderSpec, spec: AdapterSpec) -> bool:
 def check_encoder(encoder: EncoderSpec, spec: AdapterSpec) -> None:
     """Raises MismatchError, naming both, unless the encoder fits the adapter."""
     if not fits(encoder, spec):
-        given = encoder.dim(spec.feature)
+        given, feature = encoder.dim(spec.feature), spec.feature.value.replace("_", " ")
         raise MismatchError(
-            f"{encoder.name}, which gives {given or 'no'}{'-wide' if given else ''} {spec.feature.value.replace('_', ' ')}",
+            f"{encoder.name}, which gives {given or 'no'}{'-wide' if given else ''} {feature}",
             expected=f"for {spec.family}: {encoder_need(spec)}",
             action="connect that encoder, or set image_encoder of IPALoadAdapter to 'auto'",
         )

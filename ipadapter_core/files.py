@@ -125,7 +125,7 @@ def _read_safetensors(path: Path) -> TensorFile:
 
 
 def tensor_hash(path: Path) -> str:
-    """SHA-256 of a safetensors file's data after the header (the `modelspec.hash_sha256` of the model-spec standard)."""
+    """SHA-256 of a safetensors file's data after the header (`modelspec.hash_sha256` of the model-spec standard)."""
     digest = hashlib.sha256()
     with path.open("rb") as file:
         length = struct.unpack("<Q", file.read(_HEADER_LENGTH_BYTES))[0]

@@ -193,8 +193,8 @@ def _one_mask_per_picture(masks: Tensor, pictures: int) -> Tensor:
         raise BadInputError(
             "a reference mask that is all zero, so that nothing of the image counts",
             expected="1 where the reference counts",
-            action="remove it, or invert it: LoadImage's MASK is 1 where a picture is transparent, and all zero if it has no "
-            "alpha channel",
+            action="remove it, or invert it: LoadImage's MASK is 1 where a picture is transparent, and all zero without "
+            "an alpha channel",
         )
     return masks.expand(pictures, -1, -1)
 

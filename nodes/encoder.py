@@ -19,7 +19,8 @@ from ..ipadapter_core.preprocess import PixelFormat
 from ..ipadapter_core.spec import AdapterSpec, Feature
 
 _KINDS = {"clip_vision_model": "CLIP", "siglip_vision_model": "SigLIP", "dinov2": "DINOv2", "dinov3": "DINOv3"}
-_COMFY_SIZES = {  # (width, layers) that comfy.clip_vision.load builds; another size would be built wrongly or not at all
+# (width, layers) that comfy.clip_vision.load builds; another size would be built wrongly or not at all
+_COMFY_SIZES = {
     "CLIP": ((1664, 48), (1280, 32), (1024, 24)),
     "SigLIP": ((1152, 27),),
     "DINOv2": ((1536, 40), (1024, 24)),

@@ -135,7 +135,7 @@ def write_sparse(path: Path, shapes: dict[str, tuple[int, ...]]) -> None:
 
 
 def write_comfy_clip_l(path: Path) -> Any:
-    """A whole CLIP ViT-L/14 with random weights, as ComfyUI loads it from a single file; returns the transformers one."""
+    """A whole CLIP ViT-L/14 with random weights, as ComfyUI loads it from one file; returns the transformers one."""
     torch.manual_seed(0)
     config = transformers.CLIPVisionConfig(
         hidden_size=1024,
