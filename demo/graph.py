@@ -12,7 +12,7 @@ from demo.server import ROOT
 
 REFERENCE = "reference.png"
 LATENT = "latent"  # node id of the saved latent
-TINY = {"EmptyLatentImage": {"width": 128, "height": 128}, "KSampler": {"steps": 4}}
+TINY = {"EmptyLatentImage": {"width": 64, "height": 64}, "KSampler": {"steps": 4}}
 
 
 class UnknownFileError(Exception):
