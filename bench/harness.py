@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path.append(str(ROOT / "tests"))
+sys.path += [str(ROOT / "tests"), str(ROOT)]
 
 import torch  # noqa: E402
 
 from support import comfy_host, published  # noqa: E402
+from support.graphs import PLAIN  # noqa: E402
 
 
 def main(measure: Callable[[Path], dict[str, Any]]) -> None:
@@ -50,8 +51,7 @@ def random_tokens(adapter: Any, count: int, width: int, references: int = 1) -> 
 
 def apply(model: Any, adapter: Any, tokens: Any, **changes: Any) -> Any:
     """`IPAApply` with its default widgets, apart from `changes`."""
-    widgets = {"strength": 1.0, "start_percent": 0.0, "end_percent": 1.0, "layer_preset": "all"}
-    return comfy_host.run("IPAApply", model=model, adapter=adapter, tokens=tokens, **{**widgets, **changes})
+    return comfy_host.run("IPAApply", model=model, adapter=adapter, tokens=tokens, **{**PLAIN, **changes})
 
 
 def installed_patches(model: Any) -> Iterator[tuple[tuple[Any, ...], Any]]:

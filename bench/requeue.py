@@ -17,6 +17,7 @@ from torch import Tensor
 from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 
 from support import comfy_host, published, tiny_unet
+from support.graphs import PLAIN
 
 WIDTH, IMAGE_SIZE = 384, 224
 CHANGES: dict[str, dict[str, Any]] = {
@@ -100,8 +101,7 @@ def encode_and_apply(model: Any, adapter: Any, image: Tensor, widgets: dict[str,
 
 
 def apply_image(model: Any, adapter: Any, image: Tensor, widgets: dict[str, Any]) -> object:
-    defaults = {"strength": 1.0, "start_percent": 0.0, "end_percent": 1.0, "layer_preset": "all"}
-    return comfy_host.run("IPAApplyImage", model=model, adapter=adapter, image=image, **{**defaults, **widgets})
+    return comfy_host.run("IPAApplyImage", model=model, adapter=adapter, image=image, **{**PLAIN, **widgets})
 
 
 if __name__ == "__main__":

@@ -15,33 +15,17 @@ from diffusers import UNet2DConditionModel
 from harness import apply, installed_patches, main, random_tokens
 from torch import Tensor
 
-from support import comfy_host, published
+from support import comfy_host, full_unet, published
 
 FAMILIES = ("sd15_base", "sd15_vit_g", "sd15_plus", "sd15_full_face", "sdxl_vit_h", "sdxl_big_g", "sdxl_plus")
 FULL_FACE_POSITIONS = 257  # of CLIP ViT-H/14 at 224 pixels; the other families state their number of tokens
-DOWN, DOWN_ATTENTION, UP, UP_ATTENTION = "DownBlock2D", "CrossAttnDownBlock2D", "UpBlock2D", "CrossAttnUpBlock2D"
-UNETS: dict[str, dict[str, Any]] = {
-    "sd15": {"cross_attention_dim": published.SD15_DIM},
-    "sdxl": {
-        "block_out_channels": (320, 640, 1280),
-        "down_block_types": (DOWN, DOWN_ATTENTION, DOWN_ATTENTION),
-        "up_block_types": (UP_ATTENTION, UP_ATTENTION, UP),
-        "attention_head_dim": (5, 10, 20),
-        "transformer_layers_per_block": (1, 2, 10),
-        "cross_attention_dim": published.SDXL_DIM,
-        "use_linear_projection": True,
-        "addition_embed_type": "text_time",
-        "addition_time_embed_dim": 256,
-        "projection_class_embeddings_input_dim": 2816,
-    },
-}
 LENGTH, TEXT_LENGTH = 4, 77  # queries do not matter here; an SD1.5 or SDXL prompt
 
 
 def measure(_folder: Path) -> dict[str, Any]:
     result: dict[str, Any] = {}
     details: dict[str, Any] = {}
-    for base, config in UNETS.items():
+    for base, config in full_unet.CONFIGS.items():
         model = full_size_model(config)
         for family in (family for family in FAMILIES if family.startswith(base)):
             details[family] = measure_family(model, published.PUBLISHED[family]())

@@ -75,15 +75,32 @@ def _subtract(x: Tensor) -> Tensor:
     return x[:1] - _mean(x[1:]) if len(x) > 1 else x
 
 
-# Each maps (R, N, C) to (1, N, C), except concat, which keeps every reference.
-COMBINATIONS: dict[str, Callable[[Tensor], Tensor]] = {
-    "concat": lambda x: x,
-    "average": _mean,
-    "norm average": _mean,  # of tokens brought to a common length, so that no reference counts more for longer ones
-    "add": lambda x: x.sum(dim=0, keepdim=True),
-    "subtract": _subtract,
-    "max": lambda x: x.amax(dim=0, keepdim=True),
-    "min": lambda x: x.amin(dim=0, keepdim=True),
+def _unchanged(x: Tensor) -> Tensor:
+    return x
+
+
+@dataclass(frozen=True)
+class Combination:
+    """How the cond tokens (R, N, C) of several references become one.
+
+    Attributes:
+        reduce: to (1, N, C); or unchanged, which keeps every reference.
+        prepare: applied before the factors.
+    """
+
+    reduce: Callable[[Tensor], Tensor]
+    prepare: Callable[[Tensor], Tensor] = _unchanged
+
+
+COMBINATIONS: dict[str, Combination] = {
+    "concat": Combination(_unchanged),
+    "average": Combination(_mean),
+    # so that no reference counts more for having longer tokens
+    "norm average": Combination(_mean, prepare=_at_common_length),
+    "add": Combination(lambda x: x.sum(dim=0, keepdim=True)),
+    "subtract": Combination(_subtract),
+    "max": Combination(lambda x: x.amax(dim=0, keepdim=True)),
+    "min": Combination(lambda x: x.amin(dim=0, keepdim=True)),
 }
 
 
@@ -122,13 +139,12 @@ def combine(parts: Sequence[ImageTokens], method: str, factors: Sequence[float])
             expected="references encoded by one encoder at one size",
             action="encode every reference with the same image encoder",
         )
-    cond = torch.cat([part.cond for part in parts])
-    if method == "norm average":
-        cond = _at_common_length(cond)
+    combination = COMBINATIONS[method]
+    cond = combination.prepare(torch.cat([part.cond for part in parts]))
     counts = torch.tensor([len(part.cond) for part in parts])
     cond = cond * torch.tensor(factors, dtype=cond.dtype).repeat_interleave(counts)[:, None, None].to(cond.device)
     if method == "concat":
         uncond = torch.cat([_one_per_reference(part) for part in parts])
     else:
         uncond = _mean(torch.cat([part.uncond for part in parts]))
-    return ImageTokens(COMBINATIONS[method](cond), uncond, parts[0].adapter_id)
+    return ImageTokens(combination.reduce(cond), uncond, parts[0].adapter_id)

@@ -21,7 +21,7 @@ from .types import CATEGORY, IPAAdapter, IPATokens, LoadedAdapter
 logger = logging.getLogger(__name__)
 
 SMALLEST_SIDE = 16  # pixels; below it a picture is hardly more than a colour
-_NUM_CHANNELS_WITH_ALPHA = 4
+RGBA = 4  # channels
 
 
 class IPAEncodeImage(io.ComfyNode):
@@ -136,8 +136,8 @@ def _features(
     adapter: LoadedAdapter, encoder: VisionEncoder, image: Tensor, crop: str, mask: Tensor | None
 ) -> tuple[Tensor, tuple[object, ...]]:
     """Features (R, E) or (R, S, E) of every picture, and the key of all of them."""
-    _warn_about(image)
     pictures = check_image(image)
+    _warn_about(image)
     masks = None if mask is None else _one_mask_per_picture(check_mask(mask), len(pictures))
     keys = [
         _key(adapter, encoder, crop, _digest(picture), None if masks is None else _digest(masks[index]))
@@ -200,16 +200,15 @@ def _one_mask_per_picture(masks: Tensor, pictures: int) -> Tensor:
 
 
 def _warn_about(image: Tensor) -> None:
-    if image.ndim != _NUM_CHANNELS_WITH_ALPHA:
-        return
-    if image.shape[-1] == _NUM_CHANNELS_WITH_ALPHA:
+    height, width, channels = image.shape[-3:]
+    if channels == RGBA:
         logger.warning(
             "The reference image has an alpha channel, which is not used. To leave its transparent part out, connect "
             "LoadImage's MASK through InvertMask."
         )
-    if min(image.shape[1:3]) < SMALLEST_SIDE:
+    if min(height, width) < SMALLEST_SIDE:
         logger.warning(
             "The reference image is only %d x %d pixels: it says little more than a colour. Use a larger one.",
-            image.shape[2],
-            image.shape[1],
+            width,
+            height,
         )

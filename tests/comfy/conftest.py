@@ -12,14 +12,11 @@ import torch
 from torch import Tensor
 
 from support import comfy_host, tiny_unet
+from support.graphs import PLAIN
 from support.published import random_tensors, tiny_adapter, write_safetensors
-
-# Tiny layers lose more to waiting threads than they gain from a second core.
-torch.set_num_threads(1)
 
 HEAD_DIM = 64
 DEPTH = 4
-PLAIN = {"strength": 1.0, "start_percent": 0.0, "end_percent": 1.0, "layer_preset": "all"}
 
 
 @pytest.fixture(scope="session")

@@ -10,9 +10,8 @@ import pytest
 import torch
 
 from support import comfy_host, encoders, tiny_unet
+from support.graphs import PLAIN
 from support.published import random_tensors, tiny_adapter, write_safetensors
-
-PLAIN = {"strength": 1.0, "start_percent": 0.0, "end_percent": 1.0, "layer_preset": "all"}
 
 
 @pytest.fixture

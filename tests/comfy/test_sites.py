@@ -8,10 +8,13 @@ import torch
 from diffusers import UNet2DConditionModel
 
 from support import comfy_host, tiny_unet
+from support.full_unet import CONFIGS
 from support.published import SD15_SITES, SDXL_SITES
 
 # transformer depths as in ComfyUI's model_detection; -1 is a middle block without transformer
 SDXL_LIKE = {
+    "channel_mult": [1, 2, 4],
+    "num_res_blocks": [2, 2, 2],
     "context_dim": 2048,
     "adm_in_channels": 2816,
     "num_classes": "sequential",
@@ -30,31 +33,24 @@ FULL_SIZE = {
     },
     "SDXL": {
         **SDXL_LIKE,
-        "channel_mult": [1, 2, 4],
-        "num_res_blocks": [2, 2, 2],
         "transformer_depth": [0, 0, 2, 2, 10, 10],
         "transformer_depth_output": [0, 0, 0, 2, 2, 2, 10, 10, 10],
         "transformer_depth_middle": 10,
     },
     "SSD1B": {
         **SDXL_LIKE,
-        "channel_mult": [1, 2, 4],
-        "num_res_blocks": [2, 2, 2],
         "transformer_depth": [0, 0, 2, 2, 4, 4],
         "transformer_depth_output": [0, 0, 0, 1, 1, 2, 10, 4, 4],
         "transformer_depth_middle": -1,
     },
     "Segmind_Vega": {
         **SDXL_LIKE,
-        "channel_mult": [1, 2, 4],
-        "num_res_blocks": [2, 2, 2],
         "transformer_depth": [0, 0, 1, 1, 2, 2],
         "transformer_depth_output": [0, 0, 0, 1, 1, 1, 2, 2, 2],
         "transformer_depth_middle": -1,
     },
     "KOALA_700M": {
         **SDXL_LIKE,
-        "channel_mult": [1, 2, 4],
         "num_res_blocks": [1, 1, 1],
         "transformer_depth": [0, 2, 5],
         "transformer_depth_output": [0, 0, 2, 2, 5, 5],
@@ -102,18 +98,6 @@ def diffusers_addresses(config: dict[str, Any]) -> list[tuple[str, int, int, int
     return addresses
 
 
-SD15_CONFIG = {"cross_attention_dim": 768}
-SDXL_CONFIG = {
-    "cross_attention_dim": 2048,
-    "block_out_channels": (320, 640, 1280),
-    "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
-    "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
-    "transformer_layers_per_block": (1, 2, 10),
-    "attention_head_dim": (5, 10, 20),
-    "use_linear_projection": True,
-}
-
-
 def comfy_to_diffusers(site: Any, layers_per_block: int = 2) -> tuple[str, int, int, int]:
     if site.block == "input":
         index = site.block_id - 1
@@ -123,7 +107,7 @@ def comfy_to_diffusers(site: Any, layers_per_block: int = 2) -> tuple[str, int, 
     return "mid", 0, 0, site.depth_index
 
 
-@pytest.mark.parametrize(("name", "config"), [("SD15", SD15_CONFIG), ("SDXL", SDXL_CONFIG)])
+@pytest.mark.parametrize(("name", "config"), [("SD15", CONFIGS["sd15"]), ("SDXL", CONFIGS["sdxl"])])
 def test_order_is_that_of_diffusers(base_directory: object, name: str, config: dict[str, Any]) -> None:
     ours = [comfy_to_diffusers(site) for site in sites_of(name).sites]
     theirs = diffusers_addresses(config)

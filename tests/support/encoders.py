@@ -1,5 +1,8 @@
 """Small image encoders: transformers folders of every kind, and single files of the sizes ComfyUI knows."""
 
+import json
+import math
+import struct
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +12,13 @@ from safetensors.torch import save_file
 
 WIDTH, LAYERS, HEADS, EMBED_DIM = 24, 3, 2, 20
 IMAGE_SIZE, PATCH = 28, 14
+_TEXT = {
+    "hidden_size": 16,
+    "intermediate_size": 16,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "vocab_size": 9,
+}
 
 
 def _small(**more: Any) -> dict[str, Any]:
@@ -28,14 +38,7 @@ def _clip() -> Any:
 
 
 def _whole_clip() -> Any:
-    text = {
-        "hidden_size": 16,
-        "intermediate_size": 16,
-        "num_hidden_layers": 1,
-        "num_attention_heads": 2,
-        "vocab_size": 9,
-    }
-    config = transformers.CLIPConfig(text_config=text, vision_config=_small(), projection_dim=EMBED_DIM)
+    config = transformers.CLIPConfig(text_config=_TEXT, vision_config=_small(), projection_dim=EMBED_DIM)
     return transformers.CLIPModel(config)
 
 
@@ -44,14 +47,7 @@ def _siglip() -> Any:
 
 
 def _whole_siglip() -> Any:
-    text = {
-        "hidden_size": 16,
-        "intermediate_size": 16,
-        "num_hidden_layers": 1,
-        "num_attention_heads": 2,
-        "vocab_size": 9,
-    }
-    config = transformers.SiglipConfig(text_config=text, vision_config=_small())
+    config = transformers.SiglipConfig(text_config=_TEXT, vision_config=_small())
     return transformers.SiglipModel(config)
 
 
@@ -118,10 +114,6 @@ def published_names(model: Any) -> dict[str, torch.Tensor]:
 
 def write_sparse(path: Path, shapes: dict[str, tuple[int, ...]]) -> None:
     """A float16 safetensors file of any size that takes no room on disk."""
-    import json
-    import math
-    import struct
-
     header, offset = {}, 0
     for name, shape in shapes.items():
         size = 2 * math.prod(shape)

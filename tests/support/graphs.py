@@ -7,6 +7,8 @@ from demo.client import Prompt
 
 REFERENCE = "example.png"
 ADAPTERS = ("ip-adapter-plus_sd15.safetensors", "ip-adapter_sd15.safetensors")
+# What the widgets of IPAApply and IPAApplyImage say when nobody touched them.
+PLAIN: dict[str, Any] = {"strength": 1.0, "start_percent": 0.0, "end_percent": 1.0, "layer_preset": "all"}
 SDXL_ADAPTER = "ip-adapter_sdxl.safetensors"
 
 # Node ids of `simple`, so that tests need not count.
@@ -24,7 +26,7 @@ def simple(*, seed: int, steps: int = 2, **apply: Any) -> Prompt:
 
     Tests take different seeds, so that ComfyUI's cache of one test does not serve another.
     """
-    widgets = {"strength": 1.0, "start_percent": 0.0, "end_percent": 1.0, "layer_preset": "all"} | apply
+    widgets = PLAIN | apply
     return {
         CHECKPOINT: node("CheckpointLoaderSimple", ckpt_name="v1-5-pruned-emaonly-fp16.safetensors"),
         POSITIVE: node("CLIPTextEncode", clip=[CHECKPOINT, 1], text="a portrait"),

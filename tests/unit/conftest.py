@@ -1,9 +1,6 @@
-"""Attention sites of the known models, and settings for slow machines."""
-
-from collections.abc import Iterator
+"""Attention sites of the known models, and Hypothesis settings for slow machines."""
 
 import pytest
-import torch
 from hypothesis import settings
 
 from ipadapter_core.sites import UNetSites
@@ -12,15 +9,6 @@ from .hand_made_sites import SD15, SDXL, make_sites
 
 settings.register_profile("unit", deadline=None, max_examples=40)
 settings.load_profile("unit")
-
-
-@pytest.fixture(autouse=True, scope="package")
-def one_thread() -> Iterator[None]:
-    """Tensors are tiny here: several threads would only wait for each other."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture
