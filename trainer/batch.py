@@ -1,0 +1,62 @@
+"""`Batch`: what one forward of the training loop needs, made by the data workers and moved to the device as it is."""
+
+# B samples, C latent channels, h w latent size, H W pixels, S encoder input, E feature width, T text length, D text width
+
+from collections.abc import Iterator
+from dataclasses import dataclass, fields, replace
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Batch:
+    """Samples of one size. Of each pair (cached, raw) exactly one is there.
+
+    Attributes:
+        positions: number of each sample in the whole run; all that is random about it follows from seed and number.
+        keys: name of each sample, for messages and the record of skipped ones.
+        captions: texts, "" where the text is dropped.
+        pixels: targets (B, 3, H, W), -1..1.
+        latent_mean, latent_std: what the autoencoder gives for them (B, C, h, w), not yet scaled.
+        reference_pixels: references as the encoder wants them (B, 3, S, S).
+        features: what the encoder gives for them, (B, E) or (B, S, E).
+        text: text embeddings (B, T, D), those of "" where the text is dropped.
+        pooled: pooled text embedding of SDXL (B, P).
+        drop_image: (B,) bool, true where the image is dropped.
+        latent_noise, noise: (B, C, h, w), for the autoencoder's sample and for the diffusion.
+        timesteps: (B,).
+        time_ids: SDXL's sizes (B, 6): original height, width, crop top, left, target height, width.
+        loss_mask: (B, 1, h, w), 0..1.
+    """
+
+    positions: tuple[int, ...]
+    keys: tuple[str, ...]
+    captions: tuple[str, ...]
+    drop_image: Tensor
+    latent_noise: Tensor
+    noise: Tensor
+    timesteps: Tensor
+    time_ids: Tensor
+    pixels: Tensor | None = None
+    latent_mean: Tensor | None = None
+    latent_std: Tensor | None = None
+    reference_pixels: Tensor | None = None
+    features: Tensor | None = None
+    text: Tensor | None = None
+    pooled: Tensor | None = None
+    loss_mask: Tensor | None = None
+
+    def _tensors(self) -> Iterator[tuple[str, Tensor]]:
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if isinstance(value, Tensor):
+                yield field.name, value
+
+    def to(self, device: torch.device) -> "Batch":
+        """On a device, without waiting for the copy where the memory is pinned."""
+        return replace(self, **{name: value.to(device, non_blocking=True) for name, value in self._tensors()})
+
+    def pin_memory(self) -> "Batch":
+        """As torch's DataLoader wants it from a batch class."""
+        return replace(self, **{name: value.pin_memory() for name, value in self._tensors()})

@@ -1,0 +1,1 @@
+"""One file per command; `trainer/cli.py` puts them together."""

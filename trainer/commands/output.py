@@ -1,0 +1,40 @@
+"""What a command says at its end: a table for a person, or one JSON object for a program."""
+
+import json
+from collections.abc import Mapping
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+
+def emit(result: Mapping[str, object], as_json: bool) -> None:
+    """Write a result to standard output; everything else a command says goes to standard error."""
+    if as_json:
+        typer.echo(json.dumps(result, default=str))
+        return
+    table = Table(show_header=False, box=None, pad_edge=False)
+    for name, value in _rows(result):
+        table.add_row(f"[bold]{name}[/bold]", _text(value))
+    Console().print(table)
+
+
+def _rows(result: Mapping[str, object], prefix: str = "") -> list[tuple[str, object]]:
+    rows: list[tuple[str, object]] = []
+    for name, value in result.items():
+        label = f"{prefix}{name}".replace("_", " ")
+        if isinstance(value, Mapping):
+            rows += _rows(value, f"{label}: ")
+        else:
+            rows.append((label, value))
+    return rows
+
+
+def _text(value: object) -> str:
+    if isinstance(value, float):
+        return f"{value:,.4g}"
+    if isinstance(value, int) and not isinstance(value, bool):
+        return f"{value:,}"
+    if isinstance(value, list | tuple):
+        return ", ".join(_text(item) for item in value) or "none"
+    return str(value)

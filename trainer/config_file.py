@@ -1,0 +1,154 @@
+"""Reading a training config: TOML, `--set` overrides, and one line per mistake."""
+
+import difflib
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, get_args
+
+import tomli_w
+from pydantic import BaseModel, ValidationError
+from pydantic.fields import FieldInfo
+
+from ipadapter_core.errors import IPAdapterError
+
+from .config import Config
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+
+class ConfigError(IPAdapterError):
+    """A training config with a wrong key or value."""
+
+
+def read_config(path: Path, overrides: Sequence[str] = ()) -> Config:
+    """Read a TOML file and apply `a.b=value` overrides, whose values are TOML, or plain text where that is no TOML.
+
+    Raises:
+        ConfigError: the file is missing or no TOML, or a key or value is wrong; one line per mistake.
+    """
+    try:
+        data = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(
+            f"{path} cannot be read ({error.strerror})",
+            expected="a TOML file",
+            action="name an existing config; the shipped ones are in trainer/configs",
+        ) from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(
+            f"{path} is not TOML ({error})", expected='lines like batch_size = 8 or model = "name"', action="correct it"
+        ) from error
+    for override in overrides:
+        _apply(data, override)
+    return parse_config(data, path.name)
+
+
+def parse_config(data: Mapping[str, object], source: str) -> Config:
+    """A config from nested mappings, as a TOML file or a checkpoint holds them. Raises ConfigError as `read_config`."""
+    try:
+        # by way of JSON, whose lists pydantic takes for tuples although it is strict about everything else
+        return Config.model_validate_json(json.dumps(data, default=str))
+    except ValidationError as error:
+        raise _explain(error, source) from error
+
+
+def write_config(config: Config, path: Path) -> None:
+    """Write every value, the defaults too, as TOML that `read_config` reads back."""
+    path.write_text(tomli_w.dumps(config.model_dump(mode="json", exclude_none=True)), encoding="utf-8")
+
+
+def _apply(data: dict[str, Any], override: str) -> None:
+    name, equals, text = override.partition("=")
+    *sections, key = name.strip().split(".")
+    if not equals or not all((*sections, key)):
+        raise ConfigError(
+            f"--set {override}", expected="--set section.key=value", action="write for instance --set train.steps=1000"
+        )
+    try:
+        value: object = tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        value = text
+    for section in sections:
+        data = data.setdefault(section, {})
+        if not isinstance(data, dict):
+            raise ConfigError(
+                f"--set {override}: {section} is a value, no section", expected="section.key", action="check the name"
+            )
+    data[key] = value
+
+
+def _explain(error: ValidationError, source: str) -> ConfigError:
+    problems = error.errors(include_url=False)
+    lines = [_line(problem, source) for problem in problems]
+    allowed = [line[1] for line in lines]
+    return ConfigError(
+        "; ".join(line[0] for line in lines), expected="; ".join(allowed), action="; ".join(line[2] for line in lines)
+    )
+
+
+def _line(problem: Mapping[str, Any], source: str) -> tuple[str, str, str]:
+    """(found, expected, what to do) of one mistake."""
+    location = [part for part in problem["loc"] if isinstance(part, str)]
+    name = ".".join(location) or "the config"
+    if problem["type"] == "extra_forbidden":
+        names = _names(location[:-1])
+        close = difflib.get_close_matches(location[-1], names, n=1) or [n for n in names if location[-1] in n][:1]
+        elsewhere = [full for full in _all_names() if full.rpartition(".")[2] == location[-1]]
+        nearest = ".".join((*location[:-1], close[0])) if close else (elsewhere or [None])[0]
+        hint = f"write {nearest}" if nearest else f"remove {name}"
+        return f"{source}: unknown key {name}", f"one of {', '.join(names)}", hint
+    if problem["type"] == "missing":
+        return f"{source}: {name} is missing", _allowed(location), f"add {name}"
+    if problem["type"] == "value_error":
+        return f"{source}: {problem['ctx']['error']}", "settings that go together", "change one of them"
+    return f"{source}: {name} is {problem['input']!r}", _allowed(location), f"correct {name}"
+
+
+def _field(location: Sequence[str]) -> FieldInfo | None:
+    model: type[BaseModel] = Config
+    field = None
+    for part in location:
+        field = model.model_fields.get(part)
+        annotation = field.annotation if field else None
+        if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+            model = annotation
+    return field
+
+
+def _names(sections: Sequence[str]) -> list[str]:
+    field = _field(sections)
+    model = field.annotation if field else Config
+    return list(model.model_fields) if isinstance(model, type) and issubclass(model, BaseModel) else []
+
+
+def _all_names(sections: tuple[str, ...] = ()) -> list[str]:
+    names = []
+    for name in _names(sections):
+        inner = _all_names((*sections, name))
+        names += inner or [".".join((*sections, name))]
+    return names
+
+
+def _allowed(location: Sequence[str]) -> str:
+    """What a field takes, in words."""
+    field = _field(location)
+    if field is None:
+        return "a valid value"
+    options = [argument for argument in get_args(field.annotation) if isinstance(argument, str)]
+    kind = getattr(field.annotation, "__name__", str(field.annotation))
+    limits = [
+        f"{word} {value}"
+        for limit in field.metadata
+        for mark, word in (("ge", "at least"), ("gt", "above"), ("le", "at most"), ("lt", "below"))
+        if (value := getattr(limit, mark, None)) is not None
+    ]
+    what = f"one of {', '.join(options)}" if options else " ".join([_KINDS.get(kind, "a value"), *limits])
+    return f"{what} ({(field.description or '').rstrip('.')})"
+
+
+_KINDS = {"int": "a whole number", "float": "a number", "str": "text in quotes", "bool": "true or false"}
