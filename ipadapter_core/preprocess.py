@@ -2,6 +2,7 @@
 
 # B pictures, H W their size, S the encoder's input size
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -21,6 +22,12 @@ class PixelFormat:
     size: int
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
+
+    @classmethod
+    def of(cls, size: int, mean: Sequence[float], std: Sequence[float]) -> "PixelFormat":
+        """From the lists a config holds; raises ValueError or TypeError if they are not three numbers each."""
+        (r, g, b), (r_std, g_std, b_std) = (map(float, values) for values in (mean, std))
+        return cls(int(size), (r, g, b), (r_std, g_std, b_std))
 
 
 def check_image(image: Tensor) -> Tensor:

@@ -96,7 +96,7 @@ def from_clip_vision(clip_vision: comfy.clip_vision.ClipVisionModel, name: str =
             num_layers=config["num_hidden_layers"],
             embed_dim=config.get("projection_dim", width if kind.startswith("DINO") else None),
         ),
-        pixel_format=PixelFormat(clip_vision.image_size, triple(clip_vision.image_mean), triple(clip_vision.image_std)),
+        pixel_format=PixelFormat.of(clip_vision.image_size, clip_vision.image_mean, clip_vision.image_std),
         patcher=clip_vision.patcher,
         run=run,
     )
@@ -116,8 +116,3 @@ def load_encoder_file(path: Path) -> VisionEncoder:
             action="use its transformers folder (config.json and safetensors), or choose another encoder",
         )
     return from_clip_vision(clip_vision, path.name)
-
-
-def triple(values: Any) -> tuple[float, float, float]:
-    red, green, blue = values
-    return float(red), float(green), float(blue)
