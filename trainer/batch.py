@@ -2,8 +2,9 @@
 
 # B samples, C latent channels, h w latent size, H W pixels, S encoder input, E feature width, T text length, D text width
 
-from collections.abc import Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -47,16 +48,15 @@ class Batch:
     pooled: Tensor | None = None
     loss_mask: Tensor | None = None
 
-    def _tensors(self) -> Iterator[tuple[str, Tensor]]:
-        for field in fields(self):
-            value = getattr(self, field.name)
-            if isinstance(value, Tensor):
-                yield field.name, value
-
     def to(self, device: torch.device) -> "Batch":
         """On a device, without waiting for the copy where the memory is pinned."""
-        return replace(self, **{name: value.to(device, non_blocking=True) for name, value in self._tensors()})
+        return self._each(lambda tensor: tensor.to(device, non_blocking=True))
 
     def pin_memory(self) -> "Batch":
         """As torch's DataLoader wants it from a batch class."""
-        return replace(self, **{name: value.pin_memory() for name, value in self._tensors()})
+        return self._each(Tensor.pin_memory)
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> "Batch":
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        changed: dict[str, Any] = {name: change(value) for name, value in values.items() if isinstance(value, Tensor)}
+        return replace(self, **changed)

@@ -99,8 +99,8 @@ def _line(problem: Mapping[str, Any], source: str) -> tuple[str, str, str]:
         names = _names(location[:-1])
         close = difflib.get_close_matches(location[-1], names, n=1) or [n for n in names if location[-1] in n][:1]
         elsewhere = [full for full in _all_names() if full.rpartition(".")[2] == location[-1]]
-        nearest = ".".join((*location[:-1], close[0])) if close else (elsewhere or [None])[0]
-        hint = f"write {nearest}" if nearest else f"remove {name}"
+        nearest = [".".join((*location[:-1], key)) for key in close] + elsewhere
+        hint = f"write {nearest[0]}" if nearest else f"remove {name}"
         return f"{source}: unknown key {name}", f"one of {', '.join(names)}", hint
     if problem["type"] == "missing":
         return f"{source}: {name} is missing", _allowed(location), f"add {name}"

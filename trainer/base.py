@@ -1,0 +1,225 @@
+"""`Base`: the frozen text-to-image model, from a folder in diffusers layout, a hub repository or a single file."""
+
+# B samples, C latent channels, h w latent size, H W pixels, T text length, D text width, P pooled width
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import AutoModel, DDPMScheduler, DiffusionPipeline, StableDiffusionPipeline, StableDiffusionXLPipeline
+from torch import Tensor, nn
+
+from ipadapter_core.errors import IPAdapterError, MismatchError
+from ipadapter_core.files import SAFETENSORS_SUFFIXES, read_header
+
+from .config import BaseModelConfig
+
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+PARTS = frozenset({"unet", "vae", "text"})
+_SDXL_KEY = "conditioner.embedders.1.model.ln_final.weight"
+_TEXT_PARTS = ("text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2")
+_UNUSED_PARTS = ("safety_checker", "feature_extractor", "image_encoder")
+
+
+class ModelNotFoundError(IPAdapterError):
+    """A model folder, file or hub repository that cannot be opened."""
+
+
+@dataclass(frozen=True, eq=False)
+class TextEncoder:
+    """One text encoder and its tokenizer."""
+
+    tokenizer: Any
+    model: Any
+
+    def hidden_states(self, captions: Sequence[str]) -> Any:
+        tokens = self.tokenizer(
+            list(captions),
+            padding="max_length",
+            truncation=True,
+            max_length=self.tokenizer.model_max_length,
+            return_tensors="pt",
+        )
+        return self.model(tokens.input_ids.to(self.model.device), output_hidden_states=True)
+
+
+@dataclass(frozen=True, eq=False)
+class Base:
+    """A frozen model; only the parts asked for are there.
+
+    Attributes:
+        name: as configured.
+        pipeline: diffusers' pipeline of the same parts, for drawing.
+        schedule: noise schedule of training; `schedule.config.prediction_type` is epsilon or v_prediction.
+        dtype: of the frozen weights; the autoencoder's may differ.
+    """
+
+    name: str
+    pipeline: Any
+    schedule: DDPMScheduler
+    device: torch.device
+    dtype: torch.dtype
+
+    @property
+    def unet(self) -> Any:
+        return self.pipeline.unet
+
+    @property
+    def vae(self) -> Any:
+        return self.pipeline.vae
+
+    @property
+    def is_sdxl(self) -> bool:
+        """Whether the model is told sizes and a pooled text embedding."""
+        return isinstance(self.pipeline, StableDiffusionXLPipeline)
+
+    @cached_property
+    def texts(self) -> tuple[TextEncoder, ...]:
+        pairs = [(self.pipeline.tokenizer, self.pipeline.text_encoder)]
+        if self.is_sdxl:
+            pairs.append((self.pipeline.tokenizer_2, self.pipeline.text_encoder_2))
+        return tuple(TextEncoder(*pair) for pair in pairs)
+
+    @property
+    def latent_channels(self) -> int:
+        return int(self.vae.config.latent_channels)
+
+    @property
+    def latent_factor(self) -> int:
+        """Pixels per latent cell and side."""
+        return int(self.pipeline.vae_scale_factor)
+
+    @cached_property
+    def vae_id(self) -> str:
+        return fingerprint(self.vae)
+
+    @cached_property
+    def text_id(self) -> str:
+        return "+".join(fingerprint(text.model) for text in self.texts)
+
+    @torch.no_grad()
+    def encode_text(self, captions: Sequence[str]) -> tuple[Tensor, Tensor | None]:
+        """Captions to text embeddings (B, T, D) and, for SDXL, the pooled one (B, P); longer texts are cut."""
+        outputs = [text.hidden_states(captions) for text in self.texts]
+        if not self.is_sdxl:
+            return outputs[0].last_hidden_state, None
+        return torch.cat([output.hidden_states[-2] for output in outputs], dim=-1), outputs[1].text_embeds
+
+    @torch.no_grad()
+    def encode_pixels(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+        """Pictures (B, 3, H, W), -1..1, to mean and deviation of their latents (B, C, h, w), float32, not scaled."""
+        encoded = self.vae.encode(pixels.to(self.device, self.vae.dtype))
+        if hasattr(encoded, "latent_dist"):
+            return encoded.latent_dist.mean.float(), encoded.latent_dist.std.float()
+        return encoded.latents.float(), torch.zeros_like(encoded.latents, dtype=torch.float32)  # AutoencoderTiny
+
+    def scale_latents(self, latents: Tensor) -> Tensor:
+        """Latents as the autoencoder gives them, as the diffusion model sees them."""
+        scaled: Tensor = (latents - (self.vae.config.get("shift_factor") or 0.0)) * self.vae.config.scaling_factor
+        return scaled
+
+    @torch.no_grad()
+    def decode(self, latents: Tensor) -> Tensor:
+        """Latents of the diffusion model (B, C, h, w) to pictures (B, 3, H, W), 0..1, float32."""
+        latents = latents / self.vae.config.scaling_factor + (self.vae.config.get("shift_factor") or 0.0)
+        pixels: Tensor = self.vae.decode(latents.to(self.device, self.vae.dtype)).sample.float()
+        return (pixels / 2 + 0.5).clamp(0, 1)
+
+
+def load_base(config: BaseModelConfig, device: torch.device, *, only: frozenset[str] = PARTS) -> Base:
+    """Load the frozen parts of a model.
+
+    Args:
+        config: which model, its precision and prediction type.
+        device: where its parts go.
+        only: of "unet", "vae" and "text"; the others are not read.
+
+    Raises:
+        ModelNotFoundError: nothing usable at that path or name.
+        MismatchError: not a model of the SD1.5, SD2.x or SDXL kind.
+    """
+    dtype = DTYPES[config.precision]
+    left_out = dict.fromkeys(_UNUSED_PARTS)
+    left_out |= {name: None for name in ("unet", "vae") if name not in only}
+    left_out |= {} if "text" in only else dict.fromkeys(_TEXT_PARTS)
+    try:
+        pipeline = _open(config, dtype, left_out)
+        if config.vae is not None and "vae" in only:
+            pipeline.register_modules(vae=AutoModel.from_pretrained(config.vae, torch_dtype=dtype))
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
+        raise ModelNotFoundError(
+            f"{config.model} cannot be loaded as a text-to-image model ({_first_line(error)})",
+            expected="a folder in diffusers layout (model_index.json), a single .safetensors file, or a hub repository",
+            action="check base.model; a single file also needs base.config: a folder or hub id whose configs describe it",
+        ) from error
+    if not isinstance(pipeline, StableDiffusionPipeline | StableDiffusionXLPipeline):
+        raise MismatchError(
+            f"{config.model} is a {type(pipeline).__name__}",
+            expected="SD1.5, SD2.x or SDXL",
+            action="choose such a model as base.model",
+        )
+    if dtype is torch.float16 and config.vae is None and "vae" in only:
+        pipeline.vae.float()  # SDXL's own autoencoder overflows in float16
+    for part in (pipeline.unet, pipeline.vae, pipeline.text_encoder, getattr(pipeline, "text_encoder_2", None)):
+        if part is not None:
+            part.to(device).eval().requires_grad_(False)
+    pipeline.set_progress_bar_config(disable=True)
+    return Base(config.model, pipeline, _schedule(pipeline, config), device, dtype)
+
+
+def with_terminal_snr(base: Base) -> Base:
+    """The same model with its schedule rescaled to pure noise at the end (arXiv 2305.08891).
+
+    Raises:
+        MismatchError: the model predicts epsilon, which pure noise says nothing about.
+    """
+    if base.schedule.config.prediction_type != "v_prediction":
+        raise MismatchError(
+            f"objective.zero_terminal_snr with {base.name}, which predicts epsilon",
+            expected="a v_prediction model: at zero signal epsilon is the input itself, and teaches nothing",
+            action="set objective.zero_terminal_snr = false, or choose a v_prediction model",
+        )
+    return replace(base, schedule=DDPMScheduler.from_config(base.schedule.config, rescale_betas_zero_snr=True))
+
+
+def fingerprint(module: nn.Module) -> str:
+    """A name for a module's weights, from the names, shapes and some values of all of them; the folder does not count."""
+    digest = hashlib.blake2b(type(module).__name__.encode(), digest_size=8)
+    for name, tensor in module.state_dict().items():
+        flat = tensor.detach().flatten()
+        some = flat[:: max(1, flat.numel() // 64)].double().cpu()
+        digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
+        digest.update(some.numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _open(config: BaseModelConfig, dtype: torch.dtype, left_out: dict[str, None]) -> Any:
+    path = Path(config.model)
+    if not path.suffix or path.is_dir() or not path.exists():
+        known = _parts_of(config.model)
+        given = {name: None for name in left_out if name in known}
+        return DiffusionPipeline.from_pretrained(config.model, torch_dtype=dtype, **given)
+    if path.suffix not in SAFETENSORS_SUFFIXES:
+        raise ValueError("a pickled checkpoint may run code and is not opened; convert it to safetensors")
+    is_sdxl = _SDXL_KEY in read_header(path)
+    pipeline_class = StableDiffusionXLPipeline if is_sdxl else StableDiffusionPipeline
+    given = {name: None for name in left_out if not (is_sdxl and name == "safety_checker")}
+    given = {name: None for name in given if is_sdxl or not name.endswith("_2")}
+    return pipeline_class.from_single_file(str(path), config=config.config, torch_dtype=dtype, **given)
+
+
+def _parts_of(model: str) -> frozenset[str]:
+    return frozenset(name for name in DiffusionPipeline.load_config(model) if not name.startswith("_"))
+
+
+def _schedule(pipeline: Any, config: BaseModelConfig) -> DDPMScheduler:
+    given = {} if config.prediction_type == "auto" else {"prediction_type": config.prediction_type}
+    return DDPMScheduler.from_config(pipeline.scheduler.config, **given)
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")

@@ -1,0 +1,120 @@
+"""`ImageEncoder`: the frozen vision model that references go through, read as the nodes read it."""
+
+# B pictures, H W their size, S input size or feature positions, E feature width
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import huggingface_hub
+import torch
+import transformers
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+from torch import Tensor
+
+from ipadapter_core.encoders import EncoderSpec
+from ipadapter_core.errors import MismatchError
+from ipadapter_core.preprocess import PixelFormat, encoder_pixels
+from ipadapter_core.spec import Feature, Negative
+from ipadapter_core.vision_folder import VisionFolder, load_vision_folder
+
+from .base import DTYPES, ModelNotFoundError, fingerprint
+from .config import EncoderConfig
+
+_USUAL_FEATURE = {"base": Feature.IMAGE_EMBEDS, "plus": Feature.HIDDEN_STATES, "full": Feature.HIDDEN_STATES}
+
+
+@dataclass(frozen=True)
+class ReferenceFormat:
+    """How a reference picture becomes the encoder's input; small, and sent to the data workers."""
+
+    pixel_format: PixelFormat
+    crop: str
+
+    def pixels(self, image: Tensor) -> Tensor:
+        """Pictures (B, H, W, 3), 0..1, to (B, 3, S, S), normalised."""
+        return encoder_pixels(image, self.pixel_format, self.crop)
+
+
+@dataclass(frozen=True, eq=False)
+class ImageEncoder:
+    """A vision model, what is read of it, and how pictures are prepared for it.
+
+    Attributes:
+        name: folder name or hub id, recorded in what is exported.
+        identity: changes whenever the features would.
+        feature, layer: what is read; `layer` counts only for hidden states.
+    """
+
+    name: str
+    identity: str
+    vision: VisionFolder
+    feature: Feature
+    layer: int
+    format: ReferenceFormat
+    device: torch.device
+
+    @property
+    def spec(self) -> EncoderSpec:
+        return self.vision.spec
+
+    @property
+    def width(self) -> int:
+        """E."""
+        width = self.spec.dim(self.feature)
+        assert width is not None
+        return width
+
+    @torch.no_grad()
+    def features(self, pixels: Tensor) -> Tensor:
+        """Normalised pixels (B, 3, S, S) to (B, E) or (B, S, E), float32."""
+        return self.vision.features(pixels.to(self.device), self.feature, self.layer).float()
+
+    def no_image(self, negative: Negative) -> Tensor:
+        """What stands for a dropped reference: (1, E) or (1, S, E)."""
+        size = self.format.pixel_format.size
+        features = self.features(torch.zeros(1, 3, size, size))
+        return torch.zeros_like(features) if negative is Negative.ZERO_FEATURES else features
+
+
+def load_image_encoder(config: EncoderConfig, kind: str, device: torch.device) -> ImageEncoder:
+    """Load the image encoder for an adapter of a kind (base, plus, full).
+
+    Raises:
+        ModelNotFoundError, UnreadableFileError: no such folder or repository, or none that holds a vision model.
+        MismatchError: the encoder does not have what is to be read of it.
+    """
+    folder = resolve_folder(config.model, "encoder.model")
+    vision = load_vision_folder(folder, transformers)
+    vision.model.to(device, DTYPES[config.precision])
+    feature = _USUAL_FEATURE[kind] if config.feature == "auto" else Feature(config.feature)
+    if vision.spec.dim(feature) is None or config.layer < -vision.spec.num_layers - 1:
+        raise MismatchError(
+            f"{config.model} ({vision.spec.name}) without {feature.value} of layer {config.layer}",
+            expected=f"a layer from {-vision.spec.num_layers - 1} to -1",
+            action="correct encoder.feature or encoder.layer",
+        )
+    reference_format = ReferenceFormat(vision.pixel_format, config.crop)
+    identity = f"{fingerprint(vision.model)}/{feature.value}"
+    if feature is Feature.HIDDEN_STATES:
+        identity += f"/{config.layer}"
+    name = folder.name if Path(config.model).is_dir() else config.model
+    return ImageEncoder(name, identity, vision, feature, config.layer, reference_format, device)
+
+
+def resolve_folder(model: str, key: str) -> Path:
+    """A local folder as it is, a hub repository by way of the hub's cache.
+
+    Raises:
+        ModelNotFoundError: neither; names the config key.
+    """
+    if Path(model).is_dir():
+        return Path(model)
+    try:
+        return Path(huggingface_hub.snapshot_download(model, allow_patterns=["*.json", "*.safetensors", "*.txt"]))
+    except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        raise ModelNotFoundError(
+            f"{key} = {model!r}, which is no folder here, and the hub gives nothing by that name "
+            f"({(str(error).splitlines() or [type(error).__name__])[0].rstrip('.')})",
+            expected="a folder with config.json and safetensors, or a hub id such as laion/CLIP-ViT-H-14-laion2B-s32B-b79K",
+            action=f"correct {key}, or download the folder on a machine that reaches the hub",
+        ) from error

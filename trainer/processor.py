@@ -1,0 +1,102 @@
+"""The decoupled cross-attention inside a diffusers UNet, by the same arithmetic as the nodes (`ipadapter_core.attention`).
+
+The K/V of every site come in by `cross_attention_kwargs={"image_kv": …}`: all of the adapter's own computation happens
+in one forward of the adapter, so that DDP, FSDP and gradient checkpointing see an ordinary module and a frozen UNet.
+"""
+
+# B samples, L query positions, N image tokens, T text tokens, H heads, D head dim
+
+from collections.abc import Sequence
+from typing import Any, cast
+
+from torch import Tensor, nn
+from torch.nn import functional
+
+from ipadapter_core.attention import add_image_attention, image_attention
+
+from .sites import discover_sites
+
+KV = tuple[Tensor, Tensor]  # (B, N, H·D) each
+SiteKVs = Sequence[KV | None]
+
+
+class SelfAttention:
+    """Plain attention; takes `image_kv` because the UNet hands it to every layer."""
+
+    def __call__(
+        self,
+        attn: Any,
+        hidden_states: Tensor,
+        encoder_hidden_states: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        temb: Tensor | None = None,
+        image_kv: SiteKVs | None = None,
+    ) -> Tensor:
+        assert attention_mask is None, "the trainer passes no attention masks"
+        context = hidden_states if encoder_hidden_states is None else encoder_hidden_states
+        q, k, v = (_heads(x, attn.heads) for x in (attn.to_q(hidden_states), attn.to_k(context), attn.to_v(context)))
+        out = functional.scaled_dot_product_attention(q, k, v)
+        return _output(attn, _flat(out))
+
+
+class ImageCrossAttention:
+    """Text attention plus attention over this site's image tokens (arXiv 2308.06721, equation 5)."""
+
+    def __init__(self, site: int) -> None:
+        self.site = site
+
+    def __call__(
+        self,
+        attn: Any,
+        hidden_states: Tensor,
+        encoder_hidden_states: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        temb: Tensor | None = None,
+        image_kv: SiteKVs | None = None,
+    ) -> Tensor:
+        assert attention_mask is None, "the trainer passes no attention masks"
+        query = attn.to_q(hidden_states)
+        q, k, v = (
+            _heads(x, attn.heads) for x in (query, attn.to_k(encoder_hidden_states), attn.to_v(encoder_hidden_states))
+        )
+        out = _flat(functional.scaled_dot_product_attention(q, k, v))
+        kv = image_kv[self.site] if image_kv is not None else None
+        if kv is not None:
+            k, v = (_heads(x.to(query.dtype), attn.heads) for x in kv)
+            out = add_image_attention(out, image_attention(query, k, v, _attention))
+        return _output(attn, out)
+
+
+def install(unet: nn.Module) -> None:
+    """Replace the attention processors of a UNet; without `image_kv` it computes what it did before."""
+    _, cross_attention = discover_sites(unet)
+    numbers = {id(attn): site for site, attn in enumerate(cross_attention)}
+    for module in unet.modules():
+        if hasattr(module, "set_processor"):
+            site = numbers.get(id(module))
+            cast(Any, module).set_processor(SelfAttention() if site is None else ImageCrossAttention(site))
+
+
+def scaled(kv: SiteKVs, strength: float) -> tuple[KV | None, ...]:
+    """K/V at a strength, which is folded into V."""
+    return tuple(None if pair is None else (pair[0], pair[1] * strength) for pair in kv)
+
+
+def _attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    return _flat(functional.scaled_dot_product_attention(q, k, v))
+
+
+def _heads(x: Tensor, heads: int) -> Tensor:
+    """(B, L, H·D) to (B, H, L, D)."""
+    return x.reshape(*x.shape[:-1], heads, -1).transpose(1, 2)
+
+
+def _flat(x: Tensor) -> Tensor:
+    """(B, H, L, D) to (B, L, H·D)."""
+    return x.transpose(1, 2).flatten(2)
+
+
+def _output(attn: Any, x: Tensor) -> Tensor:
+    linear, dropout = attn.to_out
+    out: Tensor = dropout(linear(x))
+    return out

@@ -1,0 +1,67 @@
+"""Attention sites of a UNet in diffusers' layout, in checkpoint order, under the addresses ComfyUI gives them."""
+
+from collections.abc import Iterator
+from typing import Any
+
+from torch import nn
+
+from ipadapter_core.errors import MismatchError
+from ipadapter_core.sites import AttentionSite, UNetSites
+
+
+def discover_sites(unet: nn.Module) -> tuple[UNetSites, tuple[Any, ...]]:
+    """The cross-attention layers of a diffusers UNet: where they are, and the `Attention` modules themselves.
+
+    diffusers' `attn_processors` has the same order (down, up, middle), so position n is the published number 2n + 1.
+
+    Raises:
+        MismatchError: the UNet has no cross-attention.
+    """
+    sites: list[AttentionSite] = []
+    modules: list[Any] = []
+    found = list(_transformers(unet))
+    order = {address: number for number, (address, _) in enumerate(sorted(found, key=_execution_order))}
+    for address, transformer in found:
+        for depth_index, layer in enumerate(transformer.transformer_blocks):
+            if layer.attn2 is None:
+                continue
+            attention = layer.attn2
+            modules.append(attention)
+            sites.append(
+                AttentionSite(
+                    index=len(sites),
+                    block=address[0],
+                    block_id=address[1],
+                    depth_index=depth_index,
+                    transformer=order[address],
+                    heads=attention.heads,
+                    head_dim=attention.to_q.out_features // attention.heads,
+                    context_dim=attention.to_k.in_features,
+                )
+            )
+    if not sites:
+        raise MismatchError(
+            f"a {type(unet).__name__} without cross-attention",
+            expected="a UNet with text cross-attention (SD1.5, SD2.x, SDXL or a model derived from them)",
+            action="choose such a model as base.model",
+        )
+    return UNetSites(tuple(sites), len(found)), tuple(modules)
+
+
+def _transformers(unet: Any) -> Iterator[tuple[tuple[str, int], Any]]:
+    """Every transformer with its address. ComfyUI counts each resnet and each resampler, and its input 0 is conv_in."""
+    for side, blocks, first in (("input", unet.down_blocks, 1), ("output", unet.up_blocks, 0)):
+        block_id = first
+        for block in blocks:
+            for number, transformer in enumerate(getattr(block, "attentions", None) or ()):
+                yield (side, block_id + number), transformer
+            block_id += len(block.resnets)
+            if side == "input" and block.downsamplers:
+                block_id += 1  # on the way up the upsampler belongs to its block's last entry
+    for transformer in getattr(unet.mid_block, "attentions", None) or ():
+        yield ("middle", 0), transformer
+
+
+def _execution_order(found: tuple[tuple[str, int], Any]) -> tuple[int, int]:
+    (block, block_id), _ = found
+    return ("input", "middle", "output").index(block), block_id
