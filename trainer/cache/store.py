@@ -1,0 +1,275 @@
+"""`CacheStore`: entries of one kind, in safetensors shards that are complete or not there."""
+
+import functools
+import hashlib
+import json
+import logging
+import os
+import shutil
+import struct
+import time
+import uuid
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from ipadapter_core.errors import IPAdapterError, UnreadableFileError
+from ipadapter_core.files import HASH_KEY, read_header, read_tensors, tensor_hash, write_safetensors
+
+from .index import KeyIndex
+
+SUFFIX = ".safetensors"
+_PARTIAL = ".partial"
+_RECIPE_FILE = "recipe.json"
+_OPEN_SHARDS = 1024  # kept open per process; Linux maps at most 65,530 files
+_HASH_PLACE = "0" * 64
+_PARTIAL_AGE = 24 * 3600  # seconds after which nobody writes a partial file any more
+_logger = logging.getLogger(__name__)
+
+
+class CacheError(IPAdapterError):
+    """A cache that cannot be written, or that lacks what is asked of it."""
+
+
+@dataclass(frozen=True)
+class StaleFolder:
+    """Entries of the same kind made with another recipe: nothing reads them now."""
+
+    path: Path
+    nbytes: int
+    recipe: Mapping[str, object]
+
+
+class CacheStore:
+    """Entries of one kind made with one recipe.
+
+    An entry is a few named tensors under a key, stored as `<key>/<part>`; all entries have the same parts. The recipe
+    says how they were made, and its hash is in the folder's name, so that entries made otherwise are never mixed. A
+    shard is written aside, synced and renamed: a kill leaves it complete or not there. Shards that are damaged are
+    reported once and count as missing.
+
+    Args:
+        folder: the cache; the entries go to `<folder>/<kind>-<hash of the recipe>`, made when the first is written.
+        kind: latents, features or text.
+        recipe: all that changes an entry, as JSON can hold it.
+    """
+
+    def __init__(self, folder: Path, kind: str, recipe: Mapping[str, object]) -> None:
+        self.kind = kind
+        self.recipe = dict(recipe)
+        digest = hashlib.blake2b(json.dumps(self.recipe, sort_keys=True).encode(), digest_size=8).hexdigest()
+        self.folder = folder / f"{kind}-{digest}"
+        self.damaged: list[Path] = []
+        self._shards: list[Path] = []
+        self._seen: set[str] = set()
+        self._parts: tuple[str, ...] = ()
+        self._index = KeyIndex()
+        self._open = functools.lru_cache(_OPEN_SHARDS)(_open_shard)
+        self.refresh()
+        self._index.settle()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name != "_open"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._open = functools.lru_cache(_OPEN_SHARDS)(_open_shard)
+
+    def __contains__(self, key: str) -> bool:
+        return self._index.find(key) is not None
+
+    def __len__(self) -> int:
+        return len(self._index)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes on the disk."""
+        return _size_of(self.folder)
+
+    def get(self, key: str) -> dict[str, Tensor]:
+        """The tensors of an entry, mapped from the file and not to be written to.
+
+        Raises:
+            KeyError: there is no such entry.
+            CacheError: its shard was removed or damaged since the store was opened.
+        """
+        shard = self._index.find(key)
+        if shard is None:
+            raise KeyError(key)
+        path = self._shards[shard]
+        try:
+            file = self._open(path)
+            return {part: file.get_tensor(f"{key}/{part}") for part in self._parts}
+        except (SafetensorError, OSError) as error:
+            raise CacheError(
+                f"{path} cannot be read any more ({error})",
+                expected="the shard that was there when the cache was opened",
+                action="run `ipadapter cache CONFIG` again, which recomputes what is missing",
+            ) from error
+
+    def write(self, entries: Mapping[str, Mapping[str, Tensor]], name: str | None = None) -> None:
+        """Add entries as one new shard.
+
+        Args:
+            entries: tensors by part by key; the parts are the same for all.
+            name: of the unfinished file. A writer that was killed leaves it, and the next one of that name replaces it.
+
+        Raises:
+            CacheError: the disk is full or cannot be written.
+        """
+        parts = {tuple(sorted(tensors)) for tensors in entries.values()} | {self._parts or ()} - {()}
+        assert len(parts) == 1, f"entries of {self.kind} with different parts: {parts}"
+        path = self.folder / f"{uuid.uuid4().hex}{SUFFIX}"
+        partial = self.folder / f"{name or path.stem}{_PARTIAL}"
+        tensors = {f"{key}/{part}": tensor for key, entry in entries.items() for part, tensor in entry.items()}
+        try:
+            self._prepare()
+            write_safetensors(partial, tensors, {HASH_KEY: _HASH_PLACE})
+            _seal(partial)
+            partial.replace(path)
+            _sync(self.folder)
+        except (OSError, SafetensorError) as error:
+            with suppress(OSError):
+                partial.unlink()
+            raise CacheError(
+                f"{self.folder} cannot be written ({error})",
+                expected="a folder that can be written, on a disk with room",
+                action="free some space or set cache.path to another disk; what is there already is kept",
+            ) from error
+        (self._parts,) = parts
+        self._index.add(entries, self._number(path))
+
+    def refresh(self) -> None:
+        """Take notice of the shards that other processes have written since."""
+        for path in sorted(path for path in self._files(SUFFIX) if path.name not in self._seen):
+            self._seen.add(path.name)
+            try:
+                names = _entry_names(path)
+            except FileNotFoundError:  # damaged, and removed by another process just now
+                continue
+            except UnreadableFileError as error:
+                self.damaged.append(path)
+                _logger.warning("cache: %s is damaged, its entries count as missing (%s)", path, error)
+                continue
+            self._parts = self._parts or tuple(sorted({name.rpartition("/")[2] for name in names}))
+            self._index.add((name.rpartition("/")[0] for name in names), self._number(path))
+
+    def check(self) -> Iterator[tuple[Path, str | None]]:
+        """Read every shard again: each with what is wrong with it, or None."""
+        for path in sorted(self._files(SUFFIX)):
+            try:
+                _entry_names(path)
+                tensors = read_tensors(path).tensors
+            except UnreadableFileError as error:
+                yield path, str(error)
+                continue
+            endless = [name for name, tensor in tensors.items() if not tensor.isfinite().all()]
+            yield path, f"NaN or infinite values in {endless[0]}" if endless else None
+
+    def remove(self, paths: Iterable[Path]) -> None:
+        """Delete damaged shards; open the store again to see what is missing then."""
+        for path in paths:
+            path.unlink(missing_ok=True)
+        self.damaged = [path for path in self.damaged if path.exists()]
+
+    def clean(self) -> None:
+        """Delete what killed writers left: damaged shards, and unfinished files nobody has written to for a day."""
+        self.remove(self.damaged)
+        for path in self._files(_PARTIAL):
+            with suppress(FileNotFoundError):
+                if time.time() - path.stat().st_mtime > _PARTIAL_AGE:
+                    path.unlink()
+
+    def stale(self) -> list[StaleFolder]:
+        """Folders of the same kind made with other recipes."""
+        if not self.folder.parent.is_dir():
+            return []
+        others = sorted(path for path in self.folder.parent.glob(f"{self.kind}-*") if path.is_dir())
+        return [StaleFolder(path, _size_of(path), _read_recipe(path)) for path in others if path != self.folder]
+
+    def _prepare(self) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        recipe = self.folder / _RECIPE_FILE
+        if not recipe.exists():
+            aside = recipe.with_suffix(f".{uuid.uuid4().hex}{_PARTIAL}")
+            aside.write_text(json.dumps(self.recipe, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+            aside.replace(recipe)
+
+    def _files(self, suffix: str) -> Iterator[Path]:
+        if self.folder.is_dir():
+            yield from (path for path in self.folder.iterdir() if path.suffix == suffix)
+
+    def _number(self, path: Path) -> int:
+        self._seen.add(path.name)
+        self._shards.append(path)
+        return len(self._shards) - 1
+
+
+def prune(stale: Iterable[StaleFolder]) -> int:
+    """Delete folders made with other recipes; gives the bytes freed."""
+    freed = 0
+    for folder in stale:
+        shutil.rmtree(folder.path)
+        freed += folder.nbytes
+    return freed
+
+
+def _open_shard(path: Path) -> Any:
+    return safe_open(path, framework="pt")
+
+
+def _entry_names(path: Path) -> list[str]:
+    """Names of a shard whose file is as long as its header says. Raises UnreadableFileError otherwise."""
+    header = read_header(path)
+    with path.open("rb") as file:
+        start = 8 + struct.unpack("<Q", file.read(8))[0]
+    entries = {name: entry for name, entry in header.items() if name != "__metadata__"}
+    ends = [entry["data_offsets"][1] for entry in entries.values() if isinstance(entry.get("data_offsets"), list)]
+    size = path.stat().st_size
+    if len(ends) != len(entries) or start + max(ends, default=0) != size:
+        raise UnreadableFileError(
+            f"{path.name} has {size} bytes where its header describes {start + max(ends, default=0)}",
+            expected="a complete shard",
+            action="run `ipadapter cache CONFIG`, which recomputes its entries",
+        )
+    return list(entries)
+
+
+def _seal(path: Path) -> None:
+    """Put the hash of the data in its place in the header, and everything on the disk."""
+    digest = tensor_hash(path)
+    with path.open("r+b") as file:
+        length = struct.unpack("<Q", file.read(8))[0]
+        place = 8 + file.read(length).index(f'"{_HASH_PLACE}"'.encode()) + 1
+        file.seek(place)
+        file.write(digest.encode())
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _sync(folder: Path) -> None:
+    """Make a rename last; Windows neither offers nor needs it."""
+    if os.name == "nt":
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _size_of(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) if folder.is_dir() else 0
+
+
+def _read_recipe(folder: Path) -> Mapping[str, object]:
+    try:
+        recipe = json.loads((folder / _RECIPE_FILE).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return recipe if isinstance(recipe, dict) else {}
