@@ -15,7 +15,10 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProject
 
 from .tiny_unet import CONTEXT_DIM, POOLED_DIM, diffusers_unet
 
-VOCABULARY = [*"abcdefghijklmnopqrstuvwxyz0123456789,.", *(f"{c}</w>" for c in "abcdefghijklmnopqrstuvwxyz0123456789,.")]
+VOCABULARY = [
+    *"abcdefghijklmnopqrstuvwxyz0123456789,.",
+    *(f"{c}</w>" for c in "abcdefghijklmnopqrstuvwxyz0123456789,."),
+]
 
 
 def write_base(folder: Path, layout: str = "sd15", *, prediction_type: str = "epsilon", seed: int = 0) -> Path:

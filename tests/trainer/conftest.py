@@ -1,0 +1,40 @@
+"""Tiny models on disk, made once per session."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from support.encoders import write_folder
+from support.tiny_base import write_base
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="session")
+def base_folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """Folder of a tiny text-to-image model: layout "sd15" or "sdxl", and its prediction type."""
+    made: dict[tuple[str, str], Path] = {}
+
+    def folder(layout: str = "sd15", prediction_type: str = "epsilon") -> Path:
+        key = layout, prediction_type
+        if key not in made:
+            made[key] = write_base(tmp_path_factory.mktemp("base") / layout, layout, prediction_type=prediction_type)
+        return made[key]
+
+    return folder
+
+
+@pytest.fixture(scope="session")
+def encoder_folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """Folder of a tiny image encoder of a kind in `support.encoders.FOLDERS`."""
+    made: dict[str, Path] = {}
+
+    def folder(kind: str = "clip") -> Path:
+        if kind not in made:
+            made[kind] = tmp_path_factory.mktemp("encoder") / kind
+            write_folder(kind, made[kind])
+        return made[kind]
+
+    return folder

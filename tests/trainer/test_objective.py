@@ -1,0 +1,200 @@
+"""One step's loss and gradients equal those of diffusers' own IP-Adapter, written out plainly."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from diffusers import DDPMScheduler, StableDiffusionPipeline, StableDiffusionXLPipeline
+from torch import Tensor
+from torch.nn import functional
+
+from ipadapter_core.spec import Negative
+from trainer.base import Base, load_base, with_terminal_snr
+from trainer.batch import Batch
+from trainer.config import AdapterConfig, BaseModelConfig, EncoderConfig, ObjectiveConfig
+from trainer.draws import draw
+from trainer.image_encoder import ImageEncoder, load_image_encoder
+from trainer.network import TrainableAdapter, new_adapter
+from trainer.objective import Objective
+from trainer.processor import install
+
+CPU = torch.device("cpu")
+TIME_IDS = torch.tensor([[70.0, 64.0, 3.0, 0.0, 64.0, 64.0], [64.0, 90.0, 0.0, 13.0, 64.0, 64.0]])
+PLUS = AdapterConfig(kind="plus", tokens=5, resampler_dim=64)  # depth 4 and heads of 64: diffusers reads no others
+CAPTIONS = ("a red cat", "")
+
+
+def parts(folder: Path, encoder_folder: Path, adapter: AdapterConfig) -> tuple[Base, ImageEncoder, TrainableAdapter]:
+    base = load_base(BaseModelConfig(model=str(folder), precision="fp32"), CPU)
+    encoder = load_image_encoder(EncoderConfig(model=str(encoder_folder), precision="fp32"), adapter.kind, CPU)
+    network = new_adapter(adapter, base.unet, encoder)
+    install(base.unet)
+    return base, encoder, network
+
+
+def batch_of(encoder: ImageEncoder, config: ObjectiveConfig, **changes: Any) -> Batch:
+    generator = torch.Generator().manual_seed(5)
+    draws = [draw(3, position, (4, 8, 8), config) for position in range(2)]
+    return Batch(
+        **{
+            "positions": (0, 1),
+            "keys": ("a", "b"),
+            "captions": CAPTIONS,
+            "drop_image": torch.tensor([False, True]),
+            "latent_noise": torch.stack([one.latent_noise for one in draws]),
+            "noise": torch.stack([one.noise for one in draws]),
+            "timesteps": torch.tensor([120, 810]),
+            "time_ids": TIME_IDS,
+            "pixels": torch.rand(2, 3, 64, 64, generator=generator) * 2 - 1,
+            "reference_pixels": encoder.format.pixels(torch.rand(2, 40, 50, 3, generator=generator)),
+            **changes,
+        }
+    )
+
+
+def reference_loss(
+    folder: Path, encoder: ImageEncoder, network: TrainableAdapter, batch: Batch, *, is_sdxl: bool, is_v: bool
+) -> tuple[Tensor, dict[str, Tensor | None]]:
+    """The training step of the paper with diffusers' pipeline parts and IP-Adapter, and gradients by our names."""
+    pipeline_class = StableDiffusionXLPipeline if is_sdxl else StableDiffusionPipeline
+    pipeline = pipeline_class.from_pretrained(folder, torch_dtype=torch.float32)
+    files: dict[str, dict[str, Tensor]] = {"image_proj": {}, "ip_adapter": {}}
+    for name, value in network.adapter.state_dict().items():
+        part, _, rest = name.partition(".")
+        files[part][rest] = value.detach().clone()
+    unet = pipeline.unet.requires_grad_(False)
+    unet._load_ip_adapter_weights([files], low_cpu_mem_usage=False)
+    trained = {}
+    for site, name in enumerate(name for name in unet.attn_processors if name.endswith("attn2.processor")):
+        processor = unet.attn_processors[name]
+        trained[f"ip_adapter.{2 * site + 1}.to_k_ip.weight"] = processor.to_k_ip[0].weight.requires_grad_(True)
+        trained[f"ip_adapter.{2 * site + 1}.to_v_ip.weight"] = processor.to_v_ip[0].weight.requires_grad_(True)
+    projection = unet.encoder_hid_proj.image_projection_layers[0]
+    own = {"image_proj.proj.weight": "image_embeds", "image_proj.norm.weight": "norm"}
+    if network.spec.resampler:
+        own = {f"image_proj.{name}.weight": name for name in ("proj_in", "proj_out", "norm_out")}
+    trained |= {name: getattr(projection, part).weight.requires_grad_(True) for name, part in own.items()}
+
+    assert batch.pixels is not None
+    assert batch.reference_pixels is not None
+    posterior = pipeline.vae.encode(batch.pixels).latent_dist
+    latents = (posterior.mean + posterior.std * batch.latent_noise) * pipeline.vae.config.scaling_factor
+    schedule = DDPMScheduler.from_config(pipeline.scheduler.config)
+    noisy = schedule.add_noise(latents, batch.noise, batch.timesteps)
+    kept = batch.reference_pixels.clone()
+    if network.spec.negative is Negative.ZERO_PIXELS:
+        kept[batch.drop_image] = 0
+        features = encoder.vision.model(kept, output_hidden_states=True).hidden_states[-2]
+    else:
+        features = encoder.vision.model(kept).image_embeds * ~batch.drop_image[:, None]
+    if is_sdxl:
+        text, _, pooled, _ = pipeline.encode_prompt(list(CAPTIONS), do_classifier_free_guidance=False, device=CPU)
+        added = {"text_embeds": pooled, "time_ids": TIME_IDS}
+    else:
+        text, _ = pipeline.encode_prompt(list(CAPTIONS), CPU, 1, do_classifier_free_guidance=False)
+        added = {}
+    added["image_embeds"] = [features[:, None]]
+    prediction = unet(noisy, batch.timesteps, text.detach(), added_cond_kwargs=added).sample
+    target = schedule.get_velocity(latents, batch.noise, batch.timesteps) if is_v else batch.noise
+    loss = functional.mse_loss(prediction, target)
+    loss.backward()
+    return loss, {name: value.grad for name, value in trained.items()}
+
+
+@pytest.mark.parametrize("adapter", [AdapterConfig(), PLUS], ids=["base", "plus"])
+@pytest.mark.parametrize(
+    ("layout", "prediction_type"), [("sd15", "epsilon"), ("sd15", "v_prediction"), ("sdxl", "epsilon")]
+)
+def test_loss_and_gradients_are_those_of_diffusers(
+    base_folder: Callable[..., Path],
+    encoder_folder: Callable[[str], Path],
+    adapter: AdapterConfig,
+    layout: str,
+    prediction_type: str,
+) -> None:
+    folder = base_folder(layout, prediction_type)
+    base, encoder, network = parts(folder, encoder_folder("clip"), adapter)
+    batch = batch_of(encoder, ObjectiveConfig())
+    loss = Objective(ObjectiveConfig(), base, encoder.no_image(network.spec.negative), encoder).loss(network, batch)
+    loss.backward()
+    gradients = {name.removeprefix("adapter."): value.grad for name, value in network.named_parameters()}
+    wanted, wanted_gradients = reference_loss(
+        folder, encoder, network, batch, is_sdxl=layout == "sdxl", is_v=prediction_type == "v_prediction"
+    )
+    torch.testing.assert_close(loss, wanted, rtol=1e-5, atol=0)
+    for name, gradient in wanted_gradients.items():
+        assert gradient is not None
+        assert gradient.abs().max() > 0
+        torch.testing.assert_close(gradients[name], gradient, rtol=1e-3, atol=1e-4 * float(gradient.abs().max()))
+
+
+def objective_of(
+    base_folder: Callable[..., Path], encoder_folder: Callable[[str], Path], prediction_type: str, **settings: Any
+) -> tuple[Objective, TrainableAdapter, Batch]:
+    base, encoder, network = parts(base_folder("sd15", prediction_type), encoder_folder("clip"), AdapterConfig())
+    config = ObjectiveConfig(**settings)
+    objective = Objective(config, base, encoder.no_image(network.spec.negative), encoder)
+    return objective, network, batch_of(encoder, config)
+
+
+@pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
+def test_min_snr_weights_each_sample(
+    base_folder: Callable[..., Path], encoder_folder: Callable[[str], Path], prediction_type: str
+) -> None:
+    objective, network, batch = objective_of(base_folder, encoder_folder, prediction_type, min_snr_gamma=5.0)
+    plain = Objective(ObjectiveConfig(), objective.base, objective.no_image, objective.encoder)
+    condition = objective.condition(batch)
+    ratio = objective.losses(network, condition, batch.noise, batch.timesteps) / plain.losses(
+        network, condition, batch.noise, batch.timesteps
+    )
+    alphas = objective.base.schedule.alphas_cumprod[batch.timesteps]
+    snr = alphas / (1 - alphas)
+    wanted = snr.clamp(max=5) / (snr + 1 if prediction_type == "v_prediction" else snr)
+    assert wanted[0] < 1
+    torch.testing.assert_close(ratio, wanted)
+
+
+def test_masked_loss_counts_white_only(base_folder: Callable[..., Path], encoder_folder: Callable[[str], Path]) -> None:
+    objective, network, batch = objective_of(base_folder, encoder_folder, "epsilon")
+    condition = objective.condition(batch)
+    mask = torch.zeros(2, 1, 8, 8)
+    mask[:, :, :, :4] = 1
+    kv = network(condition.features)
+    noisy = objective.base.schedule.add_noise(condition.latents, batch.noise, batch.timesteps)
+    error = (objective.predict(kv, condition, noisy, batch.timesteps) - batch.noise).square()
+    masked = objective.losses(network, condition, batch.noise, batch.timesteps, mask)
+    torch.testing.assert_close(masked, error[..., :4].mean(dim=(1, 2, 3)))
+
+
+def test_terminal_snr_is_zero_and_needs_v_prediction(base_folder: Callable[..., Path]) -> None:
+    def base(prediction_type: str) -> Base:
+        config = BaseModelConfig(model=str(base_folder("sd15", prediction_type)), precision="fp32")
+        return load_base(config, CPU, only=frozenset({"unet"}))
+
+    assert with_terminal_snr(base("v_prediction")).schedule.alphas_cumprod[-1] < 1e-6
+    with pytest.raises(ValueError, match=r"which predicts epsilon.*v_prediction model"):
+        with_terminal_snr(base("epsilon"))
+
+
+def test_cached_tensors_give_the_same_loss(
+    base_folder: Callable[..., Path], encoder_folder: Callable[[str], Path]
+) -> None:
+    objective, network, batch = objective_of(base_folder, encoder_folder, "epsilon")
+    base, encoder = objective.base, objective.encoder
+    assert encoder is not None
+    assert batch.pixels is not None
+    assert batch.reference_pixels is not None
+    mean, std = base.encode_pixels(batch.pixels)
+    cached = batch_of(
+        encoder,
+        ObjectiveConfig(),
+        pixels=None,
+        reference_pixels=None,
+        latent_mean=mean,
+        latent_std=std,
+        features=encoder.features(batch.reference_pixels),
+        text=base.encode_text(CAPTIONS)[0],
+    )
+    assert objective.loss(network, cached).item() == objective.loss(network, batch).item()
