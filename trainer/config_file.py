@@ -5,7 +5,7 @@ import json
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, get_args, get_origin
 
 import tomli_w
 from pydantic import BaseModel, ValidationError
@@ -23,6 +23,13 @@ else:
 
 class ConfigError(IPAdapterError):
     """A training config with a wrong key or value."""
+
+
+class SeveralMistakesError(ConfigError):
+    """More than one, a line each."""
+
+    def __init__(self, mistakes: Sequence[ConfigError]) -> None:
+        ValueError.__init__(self, "\n".join(map(str, mistakes)))
 
 
 def read_config(path: Path, overrides: Sequence[str] = ()) -> Config:
@@ -83,16 +90,11 @@ def _apply(data: dict[str, Any], override: str) -> None:
 
 
 def _explain(error: ValidationError, source: str) -> ConfigError:
-    problems = error.errors(include_url=False)
-    lines = [_line(problem, source) for problem in problems]
-    allowed = [line[1] for line in lines]
-    return ConfigError(
-        "; ".join(line[0] for line in lines), expected="; ".join(allowed), action="; ".join(line[2] for line in lines)
-    )
+    mistakes = [_mistake(problem, source) for problem in error.errors(include_url=False)]
+    return mistakes[0] if len(mistakes) == 1 else SeveralMistakesError(mistakes)
 
 
-def _line(problem: Mapping[str, Any], source: str) -> tuple[str, str, str]:
-    """(found, expected, what to do) of one mistake."""
+def _mistake(problem: Mapping[str, Any], source: str) -> ConfigError:
     location = [part for part in problem["loc"] if isinstance(part, str)]
     name = ".".join(location) or "the config"
     if problem["type"] == "extra_forbidden":
@@ -101,12 +103,16 @@ def _line(problem: Mapping[str, Any], source: str) -> tuple[str, str, str]:
         elsewhere = [full for full in _all_names() if full.rpartition(".")[2] == location[-1]]
         nearest = [".".join((*location[:-1], key)) for key in close] + elsewhere
         hint = f"write {nearest[0]}" if nearest else f"remove {name}"
-        return f"{source}: unknown key {name}", f"one of {', '.join(names)}", hint
+        return ConfigError(f"{source}: unknown key {name}", expected=f"one of {', '.join(names)}", action=hint)
     if problem["type"] == "missing":
-        return f"{source}: {name} is missing", _allowed(location), f"add {name}"
+        return ConfigError(f"{source}: {name} is missing", expected=_allowed(location), action=f"add {name}")
     if problem["type"] == "value_error":
-        return f"{source}: {problem['ctx']['error']}", "settings that go together", "change one of them"
-    return f"{source}: {name} is {problem['input']!r}", _allowed(location), f"correct {name}"
+        return ConfigError(
+            f"{source}: {problem['ctx']['error']}", expected="settings that go together", action="change one of them"
+        )
+    return ConfigError(
+        f"{source}: {name} is {problem['input']!r}", expected=_allowed(location), action=f"correct {name}"
+    )
 
 
 def _field(location: Sequence[str]) -> FieldInfo | None:
@@ -138,17 +144,43 @@ def _allowed(location: Sequence[str]) -> str:
     """What a field takes, in words."""
     field = _field(location)
     if field is None:
-        return "a valid value"
-    options = [argument for argument in get_args(field.annotation) if isinstance(argument, str)]
-    kind = getattr(field.annotation, "__name__", str(field.annotation))
-    limits = [
-        f"{word} {value}"
-        for limit in field.metadata
-        for mark, word in (("ge", "at least"), ("gt", "above"), ("le", "at most"), ("lt", "below"))
-        if (value := getattr(limit, mark, None)) is not None
-    ]
-    what = f"one of {', '.join(options)}" if options else " ".join([_KINDS.get(kind, "a value"), *limits])
+        return "a section"
+    if _is_section(field.annotation):
+        return f"a section [{'.'.join(location)}]"
+    options, kinds, limits = _parts(field.annotation, field.metadata)
+    what = f"one of {', '.join(options)}" if options else f"{' or '.join(kinds)} {', '.join(limits)}".strip()
     return f"{what} ({(field.description or '').rstrip('.')})"
 
 
-_KINDS = {"int": "a whole number", "float": "a number", "str": "text in quotes", "bool": "true or false"}
+def _parts(annotation: Any, metadata: Sequence[object] = ()) -> tuple[list[str], list[str], list[str]]:
+    """Literal options, kinds and limits of a type, through unions, tuples and Annotated."""
+    options, kinds = [], [_KINDS[annotation]] if annotation in _KINDS else []
+    limits = [
+        f"{word} {value}"
+        for limit in _flattened(metadata)
+        for mark, word in _LIMITS.items()
+        if (value := getattr(limit, mark, None)) is not None
+    ]
+    if get_origin(annotation) is tuple:
+        kinds.append("a list")
+    for argument in get_args(annotation):
+        if isinstance(argument, str):
+            options.append(argument)
+            continue
+        inner = _parts(argument, getattr(argument, "__metadata__", ()))
+        options += inner[0]
+        kinds += inner[1] if get_origin(annotation) is not tuple else []
+        limits += inner[2]
+    return options, kinds, limits
+
+
+def _flattened(metadata: Sequence[object]) -> list[object]:
+    return [inner for one in metadata for inner in (one.metadata if isinstance(one, FieldInfo) else [one])]
+
+
+def _is_section(annotation: object) -> bool:
+    return isinstance(annotation, type) and issubclass(annotation, BaseModel)
+
+
+_KINDS: dict[object, str] = {int: "a whole number", float: "a number", str: "text in quotes", bool: "true or false"}
+_LIMITS = {"ge": "at least", "gt": "above", "le": "at most", "lt": "below", "multiple_of": "a multiple of"}

@@ -1,0 +1,163 @@
+"""The network to train: starts as the paper says, trains what it should, and is the published file from the first."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from ipadapter_core.adapter import load_adapter, save_adapter
+from ipadapter_core.errors import MismatchError
+from ipadapter_core.spec import Negative, Projection
+from support.tiny_unet import diffusers_unet, site_dims
+from trainer.config import AdapterConfig, EncoderConfig
+from trainer.image_encoder import ImageEncoder, load_image_encoder
+from trainer.network import new_adapter
+from trainer.processor import install, scaled
+from trainer.sites import discover_sites
+
+CPU = torch.device("cpu")
+# The addresses ComfyUI gives the sites of these layouts, in checkpoint order (tests/comfy/test_sites.py has ComfyUI's).
+SD15_BLOCKS = [("input", i) for i in (1, 2, 4, 5, 7, 8)] + [("output", i) for i in range(3, 12)] + [("middle", 0)]
+
+
+def encoder_of(folder: Path, kind: str = "base", **settings: object) -> ImageEncoder:
+    return load_image_encoder(EncoderConfig(model=str(folder), precision="fp32", **settings), kind, CPU)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("layout", ["sd15", "sdxl"])
+def test_sites_are_in_checkpoint_order(layout: str) -> None:
+    unet = diffusers_unet(layout)
+    sites, modules = discover_sites(unet)
+    assert tuple(site.dim for site in sites.sites) == site_dims(unet)
+    assert tuple(module.to_q.out_features for module in modules) == site_dims(unet)
+    if layout == "sd15":
+        assert [(site.block, site.block_id) for site in sites.sites] == SD15_BLOCKS
+
+
+@pytest.mark.parametrize("layout", ["sd15", "sdxl"])
+def test_unet_without_image_computes_what_it_did(layout: str) -> None:
+    unet = diffusers_unet(layout)
+    inputs = torch.randn(2, 4, 16, 16), torch.tensor([3, 500]), torch.randn(2, 7, 16)
+    added = {"text_embeds": torch.randn(2, 1280), "time_ids": torch.rand(2, 6)} if layout == "sdxl" else None
+    before = unet(*inputs, added_cond_kwargs=added).sample
+    install(unet)
+    assert torch.equal(unet(*inputs, added_cond_kwargs=added).sample, before)
+
+
+def test_kv_start_as_copies_of_the_text_projections(encoder_folder: Callable[[str], Path]) -> None:
+    unet = diffusers_unet("sd15")
+    encoder = encoder_of(encoder_folder("clip"))
+    network = new_adapter(AdapterConfig(), unet, encoder)
+    for index, attention in enumerate(discover_sites(unet)[1]):
+        assert torch.equal(network.adapter.site(index).to_k_ip.weight, attention.to_k.weight)
+        assert torch.equal(network.adapter.site(index).to_v_ip.weight, attention.to_v.weight)
+    drawn = new_adapter(AdapterConfig(init="random"), unet, encoder)
+    assert not torch.equal(drawn.adapter.site(0).to_k_ip.weight, network.adapter.site(0).to_k_ip.weight)
+
+
+def test_same_seed_same_network(encoder_folder: Callable[[str], Path]) -> None:
+    unet, encoder = diffusers_unet("sd15"), encoder_of(encoder_folder("clip"))
+    state = torch.random.get_rng_state()
+    one, two, other = (new_adapter(AdapterConfig(), unet, encoder, seed).state_dict() for seed in (1, 1, 2))
+    assert torch.equal(torch.random.get_rng_state(), state)
+    assert all(torch.equal(one[name], two[name]) for name in one)
+    assert not torch.equal(one["adapter.image_proj.proj.weight"], other["adapter.image_proj.proj.weight"])
+
+
+@pytest.mark.parametrize(
+    ("adapter", "projection", "tokens", "negative"),
+    [
+        (AdapterConfig(tokens=7), Projection.LINEAR, 7, Negative.ZERO_FEATURES),
+        (AdapterConfig(kind="plus", tokens=3, resampler_dim=32, resampler_head_dim=16, resampler_depth=2),
+         Projection.RESAMPLER, 3, Negative.ZERO_PIXELS),
+        (AdapterConfig(kind="full"), Projection.MLP, None, Negative.ZERO_PIXELS),
+        (AdapterConfig(negative="zero_pixels"), Projection.LINEAR, 4, Negative.ZERO_PIXELS),
+    ],
+)  # fmt: skip
+def test_saved_network_loads_as_what_was_configured(
+    tmp_path: Path,
+    encoder_folder: Callable[[str], Path],
+    adapter: AdapterConfig,
+    projection: Projection,
+    tokens: int | None,
+    negative: Negative,
+) -> None:
+    encoder = encoder_of(encoder_folder("clip"), adapter.kind, layer=-3)
+    network = new_adapter(adapter, diffusers_unet("sd15"), encoder)
+    save_adapter(network.adapter, tmp_path / "a.safetensors")
+    loaded = load_adapter(tmp_path / "a.safetensors")
+    assert (loaded.spec.projection, loaded.spec.num_tokens, loaded.spec.negative) == (projection, tokens, negative)
+    assert (loaded.spec.layer, loaded.spec.feature, loaded.spec.encoder) == (-3, encoder.feature, network.spec.encoder)
+    assert loaded.spec.resampler == network.spec.resampler
+    assert network.spec.encoder.name == "clip"
+
+
+@pytest.mark.parametrize(("blocks", "trained"), [("style", 11), ("composition", 2), ("all", 16)])
+def test_only_chosen_blocks_are_trained_and_act(
+    encoder_folder: Callable[[str], Path], blocks: str, trained: int
+) -> None:
+    network = new_adapter(AdapterConfig(blocks=blocks), diffusers_unet("sd15"), encoder_of(encoder_folder("clip")))
+    assert len(network.trained_sites) == trained
+    kv = network(torch.randn(2, network.spec.image_dim))
+    assert [index for index, pair in enumerate(kv) if pair is not None] == sorted(network.trained_sites)
+    sum(pair[1].sum() for pair in kv if pair is not None).backward()  # type: ignore[union-attr]
+    for index in range(16):
+        weight = network.adapter.site(index).to_v_ip.weight
+        assert (weight.grad is not None) == (index in network.trained_sites)
+        assert bool(weight.any()) == (index in network.trained_sites)
+
+
+def test_trained_parameters_are_the_adapters_alone(encoder_folder: Callable[[str], Path]) -> None:
+    unet = diffusers_unet("sd15")
+    network = new_adapter(AdapterConfig(), unet, encoder_of(encoder_folder("clip")))
+    install(unet)
+    trained = {id(parameter) for parameter in network.trained_parameters()}
+    assert trained == {id(parameter) for parameter in network.adapter.parameters()}
+    assert not trained & {id(parameter) for parameter in unet.parameters()}
+
+
+def test_pretrained_goes_on_from_a_file(tmp_path: Path, encoder_folder: Callable[[str], Path]) -> None:
+    unet, encoder = diffusers_unet("sd15"), encoder_of(encoder_folder("clip"))
+    first = new_adapter(AdapterConfig(), unet, encoder, seed=5)
+    path = tmp_path / "first.safetensors"
+    save_adapter(first.adapter, path)
+    second = new_adapter(AdapterConfig(pretrained=str(path)), unet, encoder, seed=6)
+    assert all(torch.equal(value, second.state_dict()[name]) for name, value in first.state_dict().items())
+    with pytest.raises(MismatchError, match=r"first.safetensors is .*4 tokens.*Expected: .*5 tokens"):
+        new_adapter(AdapterConfig(pretrained=str(path), tokens=5), unet, encoder)
+
+
+def test_strength_is_folded_into_the_values(encoder_folder: Callable[[str], Path]) -> None:
+    network = new_adapter(AdapterConfig(blocks="style"), diffusers_unet("sd15"), encoder_of(encoder_folder("clip")))
+    kv = network(torch.randn(1, network.spec.image_dim))
+    for plain, half in zip(kv, scaled(kv, 0.5), strict=True):
+        assert (plain is None) == (half is None)
+        if plain is not None and half is not None:
+            assert torch.equal(half[0], plain[0])
+            assert torch.equal(half[1], plain[1] * 0.5)
+
+
+def test_gradient_checkpointing_changes_no_gradient(encoder_folder: Callable[[str], Path]) -> None:
+    encoder = encoder_of(encoder_folder("clip"))
+    gradients = []
+    for checkpointing in (False, True):
+        unet = diffusers_unet("sd15")
+        network = new_adapter(AdapterConfig(), unet, encoder)
+        install(unet)
+        if checkpointing:
+            unet.enable_gradient_checkpointing()
+            unet.train()
+        torch.manual_seed(0)
+        kv = network(torch.randn(1, network.spec.image_dim))
+        out = unet(
+            torch.randn(1, 4, 8, 8), torch.tensor([9]), torch.randn(1, 7, 16), cross_attention_kwargs={"image_kv": kv}
+        )
+        out.sample.square().mean().backward()
+        gradients.append(network.adapter.site(15).to_v_ip.weight.grad)
+    torch.testing.assert_close(gradients[0], gradients[1])
+
+
+def test_layer_that_the_encoder_does_not_have(encoder_folder: Callable[[str], Path]) -> None:
+    with pytest.raises(MismatchError, match="a layer from -4 to -1"):
+        encoder_of(encoder_folder("clip"), "plus", layer=-5)
