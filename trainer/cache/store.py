@@ -229,7 +229,7 @@ def _entry_names(path: Path) -> list[str]:
     with path.open("rb") as file:
         start = 8 + struct.unpack("<Q", file.read(8))[0]
     entries = {name: entry for name, entry in header.items() if name != "__metadata__"}
-    ends = [entry["data_offsets"][1] for entry in entries.values() if isinstance(entry.get("data_offsets"), list)]
+    ends = [offsets[1] for entry in entries.values() if isinstance(offsets := entry.get("data_offsets"), list)]
     size = path.stat().st_size
     if len(ends) != len(entries) or start + max(ends, default=0) != size:
         raise UnreadableFileError(

@@ -1,0 +1,49 @@
+"""A process that fills a store with made-up entries: `python -m support.cache_worker FOLDER ENTRIES SECONDS LOG`.
+
+Each entry takes SECONDS, and its key goes to LOG when it is made.
+"""
+
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from trainer.cache.sharing import Block, Share, fill_store
+from trainer.cache.store import CacheStore
+
+SHARD_SIZE = 8
+RECIPE = {"made": "up"}
+
+
+def entry(number: int) -> dict[str, Tensor]:
+    return {"mean": torch.full((64, 64), float(number)), "sizes": torch.arange(6) + number}
+
+
+def key(number: int) -> str:
+    return f"{number:06x}:0"
+
+
+def blocks(entries: int) -> list[Block[int]]:
+    numbers = range(entries)
+    return [
+        Block({key(number): number for number in numbers[start : start + SHARD_SIZE]})
+        for start in range(0, entries, SHARD_SIZE)
+    ]
+
+
+def fill(folder: Path, entries: int, seconds: float, log: Path) -> Share:
+    def make(missing: Mapping[str, int]) -> Iterator[tuple[str, dict[str, Tensor]]]:
+        for name, number in missing.items():
+            time.sleep(seconds)
+            with log.open("a") as file:
+                file.write(f"{name}\n")
+            yield name, entry(number)
+
+    return fill_store(CacheStore(folder, "latents", RECIPE), blocks(entries), make, lambda _: None)
+
+
+if __name__ == "__main__":
+    fill(Path(sys.argv[1]), int(sys.argv[2]), float(sys.argv[3]), Path(sys.argv[4]))

@@ -1,0 +1,109 @@
+"""Processes share the work without doubling it, and a kill costs one block at most."""
+
+import os
+import random
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from support.cache_worker import RECIPE, SHARD_SIZE, blocks, entry, fill, key
+from trainer.cache.sharing import Share, fill_store
+from trainer.cache.store import CacheStore
+
+TESTS = Path(__file__).parents[1]
+
+
+def _start(folder: Path, entries: int, seconds: float, log: Path) -> subprocess.Popen[bytes]:
+    arguments = [str(folder), str(entries), str(seconds), str(log)]
+    paths = os.pathsep.join((str(TESTS), str(TESTS.parent)))
+    command = [sys.executable, "-m", "support.cache_worker", *arguments]
+    return subprocess.Popen(command, env={**os.environ, "PYTHONPATH": paths})
+
+
+def _store(folder: Path) -> CacheStore:
+    return CacheStore(folder, "latents", RECIPE)
+
+
+def _check_complete(folder: Path, entries: int) -> None:
+    store = _store(folder)
+    assert [problem for _, problem in store.check() if problem] == []
+    assert not list(folder.rglob("*.partial"))
+    assert not list(folder.rglob("*.lock"))
+    for number in range(entries):
+        read = store.get(key(number))
+        assert all(torch.equal(read[part], tensor) for part, tensor in entry(number).items())
+
+
+def test_processes_at_once_make_each_entry_once(tmp_path: Path) -> None:
+    folder, log, entries = tmp_path / "cache", tmp_path / "log", 100
+    processes = [_start(folder, entries, 0.01, log) for _ in range(2)]
+    assert [process.wait(60) for process in processes] == [0, 0]
+    assert Counter(log.read_text().split()) == dict.fromkeys(map(key, range(entries)), 1)
+    _check_complete(folder, entries)
+
+
+def test_kills_at_random_moments_leave_nothing_damaged_and_cost_a_block_each(tmp_path: Path) -> None:
+    folder, log, entries, kills = tmp_path / "cache", tmp_path / "log", 160, 4
+    randomness = random.Random(0)
+    for _ in range(kills):
+        done = _lines(log)
+        process = _start(folder, entries, 0.005, log)
+        while process.poll() is None and _lines(log) < done + SHARD_SIZE:
+            time.sleep(0.01)
+        time.sleep(randomness.uniform(0, 0.1))
+        process.kill()
+        process.wait()
+        assert not _store(folder).damaged
+    assert len(_store(folder)) < entries
+    assert fill(folder, entries, 0, log).computed > 0
+    assert _lines(log) <= entries + kills * SHARD_SIZE
+    _check_complete(folder, entries)
+
+
+def _lines(log: Path) -> int:
+    return len(log.read_text().split()) if log.exists() else 0
+
+
+def test_a_block_of_a_process_that_dies_is_made_by_the_one_that_waits(tmp_path: Path) -> None:
+    folder, log = tmp_path / "cache", tmp_path / "log"
+    holder = _start(folder, SHARD_SIZE, 0.5, log)
+    while not log.exists():
+        time.sleep(0.02)
+    waiter = _start(folder, SHARD_SIZE, 0, tmp_path / "other log")
+    time.sleep(0.3)
+    holder.kill()
+    holder.wait()
+    assert waiter.wait(60) == 0
+    assert (tmp_path / "other log").read_text().split() == [key(number) for number in range(SHARD_SIZE)]
+    _check_complete(folder, SHARD_SIZE)
+
+
+def test_what_is_there_is_reused_and_what_is_damaged_is_made_again(tmp_path: Path) -> None:
+    folder, log, entries = tmp_path / "cache", tmp_path / "log", 20
+    assert fill(folder, entries, 0, log) == Share(computed=20)
+    assert fill(folder, entries, 0, log) == Share(reused=20)
+    assert fill(folder, entries + 5, 0, log) == Share(computed=5, reused=20)
+    shard = next(path for path in _store(folder).folder.glob("*.safetensors") if b"000009:0" in path.read_bytes())
+    os.truncate(shard, shard.stat().st_size - 1)
+    _store(folder).clean()
+    assert fill(folder, entries, 0, log) == Share(computed=SHARD_SIZE, reused=entries - SHARD_SIZE)
+    _check_complete(folder, entries)
+
+
+def test_entries_that_cannot_be_made_are_counted_and_progress_reaches_the_end(tmp_path: Path) -> None:
+    def make(missing: Mapping[str, int]) -> Iterator[tuple[str, dict[str, Tensor]]]:
+        yield from ((name, entry(number)) for name, number in missing.items() if number % 5)
+
+    told: list[int] = []
+    share = fill_store(_store(tmp_path), blocks(20), make, told.append)
+    assert share == Share(computed=16, failed=4)
+    assert sum(told) == 20
+    told.clear()
+    assert fill_store(_store(tmp_path), blocks(20), make, told.append) == Share(reused=16, failed=4)
+    assert sum(told) == 20
