@@ -1,0 +1,48 @@
+"""The model card beside an adapter file: what it is, what it was trained on, and how to use it."""
+
+import os
+from collections.abc import Mapping
+from datetime import date
+from pathlib import Path
+
+import jinja2
+
+from ipadapter_core.encoders import encoder_need
+from ipadapter_core.spec import AdapterSpec, Projection
+
+from .facts import ExportFacts
+
+_TEMPLATES = Path(__file__).parent / "templates"
+_PIPELINES = {"SDXL": "StableDiffusionXLPipeline"}
+
+
+def write_card(path: Path, file_name: str, spec: AdapterSpec, facts: ExportFacts, report: Mapping[str, object]) -> None:
+    """Write the Markdown page, aside and renamed.
+
+    Args:
+        path: of the page.
+        file_name: of the adapter file.
+        report: `ExportReport.to_json()`.
+    """
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(_TEMPLATES),
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+        autoescape=False,
+    )
+    text = environment.get_template("card.md").render(
+        file_name=file_name,
+        spec=spec,
+        facts=facts,
+        report=report,
+        training=facts.training,
+        encoder=encoder_need(spec),
+        reads_embeds=spec.projection is Projection.LINEAR,
+        pipeline=_PIPELINES.get(spec.base, "StableDiffusionPipeline"),
+        today=date.today().isoformat(),
+    )
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_text(text, encoding="utf-8")
+    os.replace(partial, path)

@@ -1,0 +1,102 @@
+"""From a run folder or one of its checkpoints to the deliverable."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import transformers
+
+from ipadapter_core.adapter import load_adapter
+from ipadapter_core.encoders import read_encoder_folder, vision_config
+from ipadapter_core.vision_folder import read_pixel_format
+
+from .config import Config
+from .config_file import read_config
+from .export import ExportReport, export_adapter
+from .facts import Preprocess, RunCounts, run_facts
+from .image_encoder import resolve_folder
+from .state import ADAPTER, CONFIG, COUNTERS, EMA, CheckpointError, find_checkpoints
+
+
+def export_checkpoint(
+    path: Path, output: Path | None, *, uses_ema: bool | None = None, overrides: Sequence[str] = ()
+) -> ExportReport:
+    """Export a checkpoint's adapter.
+
+    Args:
+        path: checkpoint folder, or run folder, whose last checkpoint is taken.
+        output: None writes `adapter.safetensors` into the run folder.
+        uses_ema: None takes the moving average where there is one.
+        overrides: changes to the run's config, such as `encoder.model=…` where the encoder has moved.
+
+    Raises:
+        CheckpointError: no such folder, or no moving average where one is asked for.
+        ConfigError, ModelNotFoundError, UnreadableFileError: its config or encoder cannot be read.
+        ExportError: as `export_adapter`.
+    """
+    checkpoint = find_checkpoint(path)
+    config = read_config(checkpoint / CONFIG, overrides)
+    has_ema = (checkpoint / EMA).is_file()
+    if uses_ema and not has_ema:
+        raise CheckpointError(
+            f"{checkpoint} has no moving average ({EMA})",
+            expected="a run with optimizer.ema_decay",
+            action="export without --ema",
+        )
+    uses_ema = has_ema if uses_ema is None else uses_ema
+    adapter = load_adapter(checkpoint / (EMA if uses_ema else ADAPTER))
+    run = checkpoint.parents[1]
+    counts = _counts(checkpoint, run, uses_ema)
+    facts = run_facts(config, read_preprocess_of(config), counts, prediction_type=_prediction_type(config))
+    target = run / "adapter.safetensors" if output is None else output
+    return export_adapter(adapter, target, precision=config.export.precision, facts=facts)
+
+
+def find_checkpoint(path: Path) -> Path:
+    """The checkpoint a path means: itself, or the last one of a run.
+
+    Raises:
+        CheckpointError: neither.
+    """
+    if (path / COUNTERS).is_file() and (path / ADAPTER).is_file():
+        return path.resolve()
+    checkpoints = find_checkpoints(path)
+    if not checkpoints:
+        raise CheckpointError(
+            f"{path} is no checkpoint and has none",
+            expected=f"a run folder with checkpoints/step-…, or one of these with {ADAPTER}",
+            action="give the train.output of a run; for files of other trainers use `ipadapter convert`",
+        )
+    return checkpoints[-1].resolve()
+
+
+def read_preprocess_of(config: Config) -> Preprocess:
+    """How a run prepares references, from its encoder's folder without its weights.
+
+    Raises:
+        ModelNotFoundError, UnreadableFileError: the folder is not there or is none of a vision model.
+    """
+    folder = resolve_folder(config.encoder.model, "encoder.model")
+    values = dict(vision_config(folder))
+    model_config = transformers.AutoConfig.for_model(str(values.pop("model_type")), **values)
+    return Preprocess.of(read_encoder_folder(folder), read_pixel_format(folder, model_config), config.encoder.crop)
+
+
+def _counts(checkpoint: Path, run: Path, uses_ema: bool) -> RunCounts:
+    stated: Mapping[str, int] = json.loads((checkpoint / COUNTERS).read_text(encoding="utf-8"))
+    skipped = run / "skipped.jsonl"
+    return RunCounts(
+        step=stated["step"],
+        samples=stated["samples"],
+        uses_ema=uses_ema,
+        pairs=stated.get("pairs"),
+        skipped=len(skipped.read_text(encoding="utf-8").splitlines()) if skipped.is_file() else 0,
+    )
+
+
+def _prediction_type(config: Config) -> str | None:
+    """As configured, or as the base model's folder says; None where only loading the model would tell."""
+    if config.base.prediction_type != "auto":
+        return config.base.prediction_type
+    path = Path(config.base.model) / "scheduler" / "scheduler_config.json"
+    return json.loads(path.read_text(encoding="utf-8")).get("prediction_type", "epsilon") if path.is_file() else None

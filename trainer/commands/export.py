@@ -1,0 +1,47 @@
+"""`ipadapter export`."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from .options import AsJson, Overrides
+from .output import emit
+
+RunPath = Annotated[
+    Path, typer.Argument(metavar="RUN_OR_CHECKPOINT", help="Run folder, or one of its checkpoints.", show_default=False)
+]
+Output = Annotated[
+    Path | None,
+    typer.Option("--output", "-o", metavar="FILE", help="File to write; RUN/adapter.safetensors if not given."),
+]
+Ema = Annotated[
+    bool | None,
+    typer.Option("--ema/--raw", help="Moving average or trained weights; the average where there is one."),
+]
+
+
+def export(
+    run: RunPath,
+    output: Output = None,
+    precision: Annotated[
+        str | None, typer.Option(metavar="bf16|fp16|fp32", help="Type of the weights; export.precision if not given.")
+    ] = None,
+    ema: Ema = None,
+    overrides: Overrides = [],  # noqa: B006 - typer's way
+    as_json: AsJson = False,
+) -> None:
+    """Write the adapter of a run as one file with all its metadata, and a model card beside it.
+
+    Before the file gets its name it is read back, by this project and by diffusers, and outputs are compared. Where
+    diffusers computes something else, file, card and this command say "native nodes only" and why.
+
+    Example: `ipadapter export runs/mine -o mine.safetensors --precision bf16`
+    """
+    from ..checkpoint_export import export_checkpoint
+
+    given: list[str] = list(overrides)
+    if precision is not None:
+        given.append(f"export.precision={precision}")
+    report: Any = export_checkpoint(run, output, uses_ema=ema, overrides=given)
+    emit(report.to_json(), as_json)

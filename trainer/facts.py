@@ -1,0 +1,176 @@
+"""What a file says about itself: how references are prepared, how it was trained, and the header metadata of both."""
+
+import json
+import platform
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from datetime import datetime, timezone
+from importlib import metadata
+
+from ipadapter_core.encoders import EncoderSpec
+from ipadapter_core.errors import UnreadableFileError
+from ipadapter_core.files import HASH_KEY
+from ipadapter_core.preprocess import PixelFormat
+from ipadapter_core.spec import AdapterSpec
+
+from .config import Config
+
+PREPROCESS_KEY, TRAINING_KEY, PORTABILITY_KEY = "ipadapter.preprocess", "ipadapter.training", "ipadapter.portability"
+_MODEL_SPEC_VERSION = "1.0.0"  # github.com/Stability-AI/ModelSpec
+_IMPLEMENTATION = "https://github.com/tencent-ailab/IP-Adapter"  # whose tensor names these are
+_ARCHITECTURES = {"SD1.5": "stable-diffusion-v1", "SDXL": "stable-diffusion-xl-v1-base"}
+_SD2 = {"epsilon": "stable-diffusion-v2-512", "v_prediction": "stable-diffusion-v2-768-v"}
+_PREDICTION_TYPES = {"epsilon": "epsilon", "v_prediction": "v"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Preprocess:
+    """How a reference becomes the image encoder's input.
+
+    Attributes:
+        encoder_kind: "CLIP", "SigLIP", "DINOv2" …, as `EncoderSpec.kind`.
+        crop: `center`, `pad` or `stretch`, as `ipadapter_core.preprocess` means them.
+        size: side in pixels.
+        mean, std: per channel.
+    """
+
+    encoder_kind: str
+    crop: str
+    size: int
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+
+    @classmethod
+    def of(cls, encoder: EncoderSpec, pixel_format: PixelFormat, crop: str) -> "Preprocess":
+        return cls(
+            encoder_kind=encoder.kind, crop=crop, size=pixel_format.size, mean=pixel_format.mean, std=pixel_format.std
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportFacts:
+    """What only whoever made an adapter knows about it.
+
+    Attributes:
+        title: name shown to people.
+        preprocess: None where nobody knows (files converted from elsewhere).
+        training: recipe, counts and versions; anything JSON holds.
+        resolution: side of the training pictures in pixels.
+        prediction_type: "epsilon" or "v_prediction".
+    """
+
+    title: str
+    preprocess: Preprocess | None
+    training: Mapping[str, object]
+    author: str | None = None
+    license: str | None = None
+    description: str | None = None
+    resolution: int | None = None
+    prediction_type: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunCounts:
+    """How far a run was, and what it had seen.
+
+    Attributes:
+        samples: training samples seen by all processes.
+        pairs: picture and caption pairs in the data set; None for streams, whose length nobody knows.
+        skipped: unreadable pictures.
+        uses_ema: the weights are the moving average.
+    """
+
+    step: int
+    samples: int
+    uses_ema: bool
+    pairs: int | None = None
+    skipped: int = 0
+
+
+def run_facts(
+    config: Config, preprocess: Preprocess, counts: RunCounts, *, prediction_type: str | None = None
+) -> ExportFacts:
+    """The facts of a training run: its whole config as recipe, its counts, and the versions it ran with."""
+    training = {
+        **asdict(counts),
+        "base_model": config.base.model,
+        "prediction_type": prediction_type,
+        "encoder": config.encoder.model,
+        "trained_blocks": config.adapter.blocks,
+        "seed": config.train.seed,
+        "recipe": config.model_dump(mode="json", exclude_none=True),
+        "versions": versions(),
+    }
+    return ExportFacts(
+        title=config.export.title or config.run.resolve().name,
+        preprocess=preprocess,
+        training=training,
+        author=config.export.author,
+        license=config.export.license,
+        resolution=config.data.resolution,
+        prediction_type=prediction_type,
+    )
+
+
+def versions() -> dict[str, str]:
+    """Of the libraries that decide what is computed."""
+    names = ("ipadapter-studio", "torch", "diffusers", "transformers", "accelerate", "safetensors")
+    return {"python": platform.python_version(), **{name: metadata.version(name) for name in names}}
+
+
+def header(
+    spec: AdapterSpec, facts: ExportFacts, tensor_hash: str, portability: Mapping[str, object]
+) -> dict[str, str]:
+    """All metadata of an exported file; the date is now."""
+    resolution = None if facts.resolution is None else f"{facts.resolution}x{facts.resolution}"
+    stated: dict[str, str | None] = {
+        "modelspec.sai_model_spec": _MODEL_SPEC_VERSION,
+        "modelspec.architecture": f"{_architecture(spec, facts.prediction_type)}/ip-adapter",
+        "modelspec.implementation": _IMPLEMENTATION,
+        "modelspec.title": facts.title,
+        "modelspec.description": facts.description or f"IP-Adapter: {spec.family}",
+        "modelspec.author": facts.author,
+        "modelspec.license": facts.license,
+        "modelspec.date": datetime.now(timezone.utc).replace(microsecond=0).isoformat(),
+        "modelspec.resolution": resolution,
+        "modelspec.prediction_type": _PREDICTION_TYPES.get(facts.prediction_type or ""),
+        HASH_KEY: f"0x{tensor_hash}",
+        PREPROCESS_KEY: None if facts.preprocess is None else json.dumps(asdict(facts.preprocess)),
+        TRAINING_KEY: json.dumps(facts.training, default=str),
+        PORTABILITY_KEY: json.dumps(portability),
+        **spec.to_metadata(),
+    }
+    return {name: value for name, value in stated.items() if value is not None}
+
+
+def read_preprocess(stated: Mapping[str, str]) -> Preprocess | None:
+    """What a file's metadata says about preparing references; None if it says nothing.
+
+    Raises:
+        UnreadableFileError: it says something else than `header` writes.
+    """
+    text = stated.get(PREPROCESS_KEY)
+    if text is None:
+        return None
+    try:
+        values = json.loads(text)
+        pixel_format = PixelFormat.of(values["size"], values["mean"], values["std"])
+        return Preprocess(
+            encoder_kind=str(values["encoder_kind"]),
+            crop=str(values["crop"]),
+            size=pixel_format.size,
+            mean=pixel_format.mean,
+            std=pixel_format.std,
+        )
+    except (ValueError, TypeError, KeyError) as error:
+        raise UnreadableFileError(
+            f"metadata {PREPROCESS_KEY} that cannot be read ({error})",
+            expected="a JSON object with encoder_kind, crop, size, mean and std",
+            action="export the adapter again, or remove the metadata entry",
+        ) from error
+
+
+def _architecture(spec: AdapterSpec, prediction_type: str | None) -> str:
+    if spec.base == "SD2.x":
+        return _SD2[prediction_type or "epsilon"]
+    return _ARCHITECTURES.get(spec.base) or spec.base.lower().replace(" ", "-")

@@ -1,0 +1,211 @@
+"""Which programs read an adapter file right: found out by reading it with diffusers' own loader and comparing outputs.
+
+diffusers guesses sizes that it does not read from the tensors, and loads some files without a word into a network that
+computes something else. So the comparison decides; a table says only what diffusers' pipelines do around the network.
+No UNet is built: the loader needs the names and widths of the cross-attention layers, and those an adapter file has.
+"""
+
+# B samples, S feature positions, E encoder dim, N image tokens, C cross-attention dim, L query positions
+
+import copy
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import diffusers
+import torch
+from diffusers.loaders import IPAdapterMixin, UNet2DConditionLoadersMixin
+from diffusers.models.attention_processor import Attention, AttnProcessor2_0
+from torch import Tensor, nn
+from torch.nn import functional
+
+from ipadapter_core.adapter import IPAdapter
+from ipadapter_core.attention import add_image_attention, image_attention
+from ipadapter_core.spec import PENULTIMATE, AdapterSpec, Feature, Negative, Projection
+
+from .facts import Preprocess
+
+NATIVE_ONLY, EVERYWHERE = "native nodes only", "native nodes and diffusers"
+TOLERANCE = 1e-3  # of the largest value; float32 on both sides differs by 1e-5, another network by more than a tenth
+_LOADING_ERRORS = (RuntimeError, ValueError, LookupError, TypeError, AttributeError)
+_USUAL_NEGATIVE = {
+    Projection.LINEAR: Negative.ZERO_FEATURES,
+    Projection.RESAMPLER: Negative.ZERO_PIXELS,
+    Projection.MLP: Negative.ZERO_PIXELS,
+}
+_POSITIONS = 9  # S, where the adapter does not fix it
+_MOST_WIDTHS = 10  # the loader reads one digit of a block's number
+
+
+@dataclass(frozen=True)
+class Portability:
+    """Whether diffusers computes what the nodes compute, and why not.
+
+    Attributes:
+        weights_load: the network diffusers builds of the file gives the same outputs.
+        reasons: what keeps `pipeline(ip_adapter_image=…)` from giving the nodes' pictures; empty if nothing does.
+        difference: largest difference of outputs, in parts of their largest value; None if diffusers cannot load it.
+    """
+
+    weights_load: bool
+    reasons: tuple[str, ...]
+    difference: float | None
+
+    @property
+    def label(self) -> str:
+        return NATIVE_ONLY if self.reasons else EVERYWHERE
+
+    def to_json(self) -> dict[str, object]:
+        return {
+            "label": self.label,
+            "diffusers_weights": self.weights_load,
+            "reasons": list(self.reasons),
+            "difference": self.difference,
+            "checked_with": f"diffusers {diffusers.__version__}",
+        }
+
+
+def check_portability(path: Path, adapter: IPAdapter, preprocess: Preprocess | None) -> Portability:
+    """Read a file with diffusers and compare it with what the core made of it.
+
+    Args:
+        path: adapter file under published names.
+        adapter: the same file, read by the core.
+        preprocess: how references are prepared; None if nobody knows, then nothing is said about it.
+    """
+    around = _conventions(adapter.spec, preprocess)
+    try:
+        unet = load_in_diffusers(path, adapter)
+        difference = _difference(adapter, unet)
+    except _LOADING_ERRORS as error:
+        first_sentence = (str(error).strip().splitlines() or [type(error).__name__])[0].partition(". ")[0].rstrip(".")
+        return Portability(False, (f"diffusers cannot load it ({first_sentence})", *around), None)
+    if not difference <= TOLERANCE:
+        wrong = f"diffusers loads it without a word and computes something else (outputs differ by {difference:.0%})"
+        return Portability(False, (wrong, *around), difference)
+    return Portability(True, around, difference)
+
+
+def random_features(spec: AdapterSpec) -> Tensor:
+    """Features (2, E) or (2, S, E) such as the adapter reads, always the same ones."""
+    fixed = spec.resampler.max_positions if spec.resampler else None
+    positions = () if spec.projection is Projection.LINEAR else (fixed or _POSITIONS,)
+    return torch.randn(2, *positions, spec.image_dim, generator=torch.Generator().manual_seed(0))
+
+
+class UNetOutline(nn.Module, UNet2DConditionLoadersMixin):  # type: ignore[misc]
+    """What diffusers' IP-Adapter loader sees of a UNet: named cross-attention processors and their widths."""
+
+    def __init__(self, spec: AdapterSpec, dtype: torch.dtype) -> None:
+        super().__init__()
+        widths = list(dict.fromkeys(spec.site_dims))
+        if len(widths) > _MOST_WIDTHS:
+            raise ValueError(f"{len(widths)} widths of attention layers; diffusers' UNets have one digit of blocks")
+        self.dtype, self.device = dtype, torch.device("cpu")
+        self.config = SimpleNamespace(
+            cross_attention_dim=spec.cross_attention_dim, block_out_channels=widths, encoder_hid_dim_type=None
+        )
+        self.encoder_hid_proj: Any = None
+        self.attn_processors: dict[str, Any] = {
+            f"down_blocks.{widths.index(dim)}.attentions.{site}.transformer_blocks.0.attn2.processor": AttnProcessor2_0()
+            for site, dim in enumerate(spec.site_dims)
+        }
+
+    def set_attn_processor(self, processors: dict[str, Any]) -> None:
+        self.attn_processors = processors
+
+
+class _Pipeline(IPAdapterMixin):  # type: ignore[misc]
+    """A pipeline that has a UNet and nothing else."""
+
+    def __init__(self, unet: UNetOutline) -> None:
+        self.unet = unet
+
+
+def load_in_diffusers(path: Path, adapter: IPAdapter) -> UNetOutline:
+    """Read an adapter file with diffusers' `load_ip_adapter`, at its default settings.
+
+    Raises:
+        RuntimeError, ValueError, LookupError, TypeError, AttributeError: diffusers cannot.
+    """
+    unet = UNetOutline(adapter.spec, next(adapter.parameters()).dtype)
+    _Pipeline(unet).load_ip_adapter(str(path.parent), subfolder="", weight_name=path.name, image_encoder_folder=None)
+    return unet
+
+
+@torch.no_grad()
+def _difference(adapter: IPAdapter, unet: UNetOutline) -> float:
+    """Largest difference of tokens and of one attention layer of every width, in parts of the largest value."""
+    features = random_features(adapter.spec)
+    tokens = _float(adapter.image_proj)(features)  # (B, N, C)
+    theirs = _float(unet.encoder_hid_proj)([features[:, None]])  # one (B, 1, N, C)
+    worst = _relative(theirs[0][:, 0], tokens)
+    seen: set[int] = set()
+    for site, processor in enumerate(unet.attn_processors.values()):
+        ours = adapter.site(site)
+        weights = ((processor.to_k_ip[0], ours.to_k_ip), (processor.to_v_ip[0], ours.to_v_ip))
+        if not all(torch.equal(given.weight, wanted.weight) for given, wanted in weights):
+            return 1.0
+        if adapter.spec.site_dims[site] not in seen:
+            seen.add(adapter.spec.site_dims[site])
+            worst = max(worst, _attention_difference(adapter, site, processor, tokens, theirs))
+    return worst
+
+
+def _attention_difference(adapter: IPAdapter, site: int, processor: Any, tokens: Tensor, theirs: Any) -> float:
+    dim, text_dim = adapter.spec.site_dims[site], adapter.spec.cross_attention_dim
+    heads = 8 if dim % 8 == 0 else 1
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(site)
+        attn = Attention(dim, cross_attention_dim=text_dim, heads=heads, dim_head=dim // heads)
+        hidden, text = torch.randn(2, 5, dim), torch.randn(2, 7, text_dim)
+    expected = _float(processor)(attn, hidden, (text, theirs))
+    projections, query = _float(adapter.site(site)), attn.to_q(hidden)  # (B, L, dim)
+    k, v = (_heads(projection(tokens), heads) for projection in (projections.to_k_ip, projections.to_v_ip))
+    image = image_attention(query, k, v, _attend)
+    plain = _attend(*(_heads(x, heads) for x in (query, attn.to_k(text), attn.to_v(text))))
+    return _relative(expected, attn.to_out[0](add_image_attention(plain, image)))
+
+
+def _conventions(spec: AdapterSpec, preprocess: Preprocess | None) -> tuple[str, ...]:
+    """What diffusers' pipelines do with a reference that this adapter was not trained with."""
+    reasons = []
+    usual = Feature.IMAGE_EMBEDS if spec.projection is Projection.LINEAR else Feature.HIDDEN_STATES
+    if spec.feature is not usual:
+        reasons.append(f"diffusers gives it {_words(usual)}, it reads {_words(spec.feature)}")
+    elif usual is Feature.HIDDEN_STATES and spec.layer != PENULTIMATE:
+        reasons.append(f"diffusers gives it hidden state {PENULTIMATE}, it reads {spec.layer}")
+    if spec.negative is not _USUAL_NEGATIVE[spec.projection]:
+        reasons.append(
+            f"diffusers' negative is {_words(_USUAL_NEGATIVE[spec.projection])}, it was trained with "
+            f"{_words(spec.negative)}"
+        )
+    if preprocess is not None and preprocess.encoder_kind != "CLIP":
+        reasons.append(f"diffusers' pipelines read CLIP encoders, it reads {preprocess.encoder_kind}")
+    if preprocess is not None and preprocess.crop != "center":
+        reasons.append(f"diffusers crops references to their center, it was trained with crop {preprocess.crop!r}")
+    return tuple(reasons)
+
+
+def _float(module: Any) -> Any:
+    """A float32 copy, one module at a time: all of a large adapter would take twice its file's size."""
+    return copy.deepcopy(module).float()
+
+
+def _relative(given: Tensor, expected: Tensor) -> float:
+    if given.shape != expected.shape:
+        return 1.0
+    return float((given - expected).abs().max() / expected.abs().max())
+
+
+def _attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    return functional.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+
+
+def _heads(x: Tensor, heads: int) -> Tensor:
+    return x.reshape(*x.shape[:-1], heads, -1).transpose(1, 2)
+
+
+def _words(value: Feature | Negative) -> str:
+    return str(value.value).replace("_", " ")
