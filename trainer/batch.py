@@ -10,6 +10,15 @@ import torch
 from torch import Tensor
 
 
+@dataclass(frozen=True)
+class Skipped:
+    """A picture that could not be used: its sample's key, its path or what stands for it, and why."""
+
+    key: str
+    path: str
+    reason: str
+
+
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Batch:
     """Samples of one size. Of each pair (cached, raw) exactly one is there.
@@ -29,6 +38,7 @@ class Batch:
         timesteps: (B,).
         time_ids: SDXL's sizes (B, 6): original height, width, crop top, left, target height, width.
         loss_mask: (B, 1, h, w), 0..1.
+        skipped: broken pictures met on the way, whose places other samples took.
     """
 
     positions: tuple[int, ...]
@@ -47,6 +57,7 @@ class Batch:
     text: Tensor | None = None
     pooled: Tensor | None = None
     loss_mask: Tensor | None = None
+    skipped: tuple[Skipped, ...] = ()
 
     def to(self, device: torch.device) -> "Batch":
         """On a device, without waiting for the copy where the memory is pinned."""

@@ -1,0 +1,176 @@
+"""Records from Hugging Face datasets: a folder that `save_to_disk` wrote, a repository, or its files."""
+
+import io
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from ipadapter_core.errors import IPAdapterError
+
+from ..config import DataConfig
+from .columns import Columns, find_columns, listed, nearest, no_caption
+from .pictures import BrokenPictureError, FilePicture, Picture
+from .records import DataError, Record, Records
+
+_SAVED_MARKS = ("dataset_info.json", "dataset_dict.json", "state.json")
+"""Files of a folder that `save_to_disk` wrote."""
+_HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
+_BATCH = 10_000
+
+
+def is_saved_dataset(path: Path) -> bool:
+    """Whether a folder was written by `save_to_disk`."""
+    return any((path / mark).is_file() for mark in _SAVED_MARKS)
+
+
+def may_be_hub_name(path: str) -> bool:
+    """Whether a path that does not exist could be a repository (owner/name)."""
+    return _HUB_NAME.fullmatch(path) is not None
+
+
+def load_hub(data: DataConfig) -> Records:
+    """Open a dataset without reading its pictures.
+
+    Raises:
+        DataError: it cannot be opened, or a split, column or caption is missing.
+    """
+    table = _open(data)
+    columns = find_columns(table.column_names, data, data.path)
+    rows = _HubRows(table, columns, data)
+    rows.check_captions()
+    return Records(rows, rows.groups() if data.reference == "group" else None)
+
+
+@dataclass(frozen=True)
+class HubPicture:
+    """A cell of a dataset; nothing is read before it is asked for."""
+
+    column: Any  # a datasets.Dataset of one column
+    row: int
+    name: str
+    root: Path
+    fingerprint: str
+
+    @property
+    def identity(self) -> str:
+        return f"{self.fingerprint}|{self.name}"
+
+    def read(self) -> bytes:
+        (name,) = self.column.column_names
+        value = self.column[self.row][name]
+        if isinstance(value, bytes):
+            return value
+        content, path = (value.get("bytes"), value.get("path")) if isinstance(value, dict) else (None, value)
+        if content is not None:
+            return bytes(content)
+        if isinstance(path, str):
+            return FilePicture(self.root / path).read()
+        raise BrokenPictureError(self.name, f"an empty cell, or one that is no picture ({type(value).__name__})")
+
+    def open(self) -> BinaryIO:
+        return io.BytesIO(self.read())
+
+
+class _HubRows:
+    def __init__(self, table: Any, columns: Columns, data: DataConfig) -> None:
+        from datasets import Image
+
+        self._data = data
+        self._columns = columns
+        self._size = len(table)
+        self._fingerprint = f"{data.path}|{data.split}|{table._fingerprint}"
+        self._root = Path(data.image_root or ".")
+        names = (columns.image, columns.caption, columns.reference, columns.mask, columns.group)
+        self._views = {}
+        for name in filter(None, names):
+            view = table.select_columns([name])
+            self._views[name] = (
+                view.cast_column(name, Image(decode=False)) if isinstance(view.features[name], Image) else view
+            )
+
+    def __len__(self) -> int:
+        return self._size
+
+    def __getitem__(self, index: int) -> Record:
+        columns = self._columns
+        image = self._picture(columns.image, index)
+        return Record(
+            self.key(index),
+            self._caption(index),
+            image,
+            self._picture(columns.reference, index) if columns.reference else image,
+            self._picture(columns.mask, index) if columns.mask else None,
+            str(self._value(columns.group, index)) if columns.group else "",
+        )
+
+    def key(self, index: int) -> str:
+        return str(index)
+
+    def groups(self) -> list[str]:
+        name = self._columns.group
+        return [str(value) for batch in self._views[name].iter(_BATCH) for value in batch[name]] if name else []
+
+    def check_captions(self) -> None:
+        """Raises DataError for the first row without a caption."""
+        name = self._columns.caption
+        if name is None or self._data.caption is not None:
+            return
+        captions = (value for batch in self._views[name].iter(_BATCH) for value in batch[name])
+        for index, value in enumerate(captions):
+            if not isinstance(value, str):
+                raise no_caption(f"row {index} of {self._data.path}", self._data, f"in column {name}")
+
+    def _caption(self, index: int) -> str:
+        name = self._columns.caption
+        value = self._value(name, index) if name else None
+        return value if isinstance(value, str) else self._data.caption or ""
+
+    def _value(self, name: str, index: int) -> Any:
+        return self._views[name][index][name]
+
+    def _picture(self, name: str, index: int) -> Picture:
+        picture: Picture = HubPicture(
+            self._views[name], index, f"{self._data.path}[{index}].{name}", self._root, self._fingerprint
+        )
+        return picture
+
+
+def _open(data: DataConfig) -> Any:
+    """The split as a datasets.Dataset."""
+    from datasets import load_dataset, load_from_disk
+    from datasets.exceptions import DatasetsError
+
+    if data.reference == "folder":
+        raise DataError(
+            'data.reference = "folder" for a Hugging Face dataset, whose pictures have no names',
+            expected="self, column or group",
+            action='use data.reference = "column"',
+        )
+    path = Path(data.path)
+    try:
+        if is_saved_dataset(path):
+            found = load_from_disk(str(path))
+            return _split(found, data) if isinstance(found, dict) else found
+        if path.is_file():
+            return load_dataset(path.suffix.lstrip("."), data_files=str(path), split="train")
+        return load_dataset(data.path, split=data.split)
+    except IPAdapterError:
+        raise
+    except (OSError, ValueError, DatasetsError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
+        raise DataError(
+            f"the dataset {data.path} (split {data.split}) cannot be opened ({reason})",
+            expected="a folder that save_to_disk wrote, or the name of a dataset on the hub",
+            action="correct data.path or data.split; without a network, download it elsewhere, save_to_disk and copy it",
+        ) from error
+
+
+def _split(found: Any, data: DataConfig) -> Any:
+    if data.split not in found:
+        raise DataError(
+            f'data.split = "{data.split}", which {data.path} does not have',
+            expected=f"one of its splits ({listed(found)})",
+            action=f"correct data.split{nearest(data.split, found)}",
+        )
+    return found[data.split]

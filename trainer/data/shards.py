@@ -1,0 +1,168 @@
+"""WebDataset shards: tar files of which each sample's members (1.jpg, 1.txt) follow one another."""
+
+import glob
+import json
+import tarfile
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from ..batch import Skipped
+from ..config import DataConfig
+from .columns import CAPTION_COLUMNS, IMAGE_COLUMNS, listed, nearest, no_caption
+from .pictures import SUFFIXES, BrokenPictureError, BytesPicture, Picture, upright_size
+from .records import DataError, Record, Records, RowList
+
+_IMAGE_MEMBERS = tuple(dict.fromkeys((*(suffix[1:] for suffix in SUFFIXES), *IMAGE_COLUMNS)))
+_BROKEN_SHARD = (tarfile.TarError, OSError, EOFError, ValueError, zlib.error)
+_META = "__"  # members webdataset adds
+
+
+@dataclass(frozen=True)
+class Shards:
+    """A data set that is read from front to back.
+
+    Attributes:
+        urls: of the shards: paths, or what webdataset opens.
+        held_out: keys of records that are left out.
+    """
+
+    urls: tuple[str, ...]
+    data: DataConfig
+    held_out: frozenset[str] = frozenset()
+
+    def read(self, urls: Sequence[str] | None = None) -> Iterator[Record | Skipped]:
+        """Records of some shards (all if not given) in their order, and what cannot be used of them.
+
+        A shard that is damaged ends where the damage is.
+
+        Raises:
+            DataError: a sample has no caption.
+        """
+        for url in self.urls if urls is None else urls:
+            failures: list[str] = []
+            for sample in _samples(url, failures):
+                key = f"{Path(url).name}/{sample['__key__']}"
+                try:
+                    record = self._record(url, key, sample)
+                    upright_size(record.image)
+                except BrokenPictureError as error:
+                    yield Skipped(key, error.name, error.reason)
+                    continue
+                if key not in self.held_out:
+                    yield record
+            yield from (Skipped(url, url, reason) for reason in failures)
+
+    def hold_out(self, images: int) -> tuple["Shards", Records]:
+        """(the stream without its first records, these records)."""
+        held = RowList()
+        for record in self.read():
+            if isinstance(record, Record):
+                held.append(record)
+            if len(held) == images:
+                break
+        return replace(self, held_out=frozenset(record.key for record in held)), Records(held)
+
+    def _record(self, url: str, key: str, sample: Mapping[str, Any]) -> Record:
+        data = self.data
+        members = [name for name in sample if not name.startswith(_META)]
+
+        def picture(member: str | None) -> Picture:
+            if member not in members:
+                what = f"no member {member}" if member else "no picture among the members"
+                raise BrokenPictureError(f"{url}/{sample['__key__']}", f"{what} ({listed(members)})")
+            return BytesPicture(f"{url}/{sample['__key__']}.{member}", sample[member])
+
+        usual = next((name for name in _IMAGE_MEMBERS if name in members), None)
+        image = picture(_member(data.image_column) or usual)
+        reference = picture(_member(data.reference_column)) if data.reference_column else image
+        mask = picture(_member(data.mask_column)) if data.mask_column else None
+        return Record(key, self._caption(f"{key} of {url}", sample), image, reference, mask)
+
+    def _caption(self, where: str, sample: Mapping[str, Any]) -> str:
+        named = self.data.caption_column
+        names = (named,) if named else CAPTION_COLUMNS
+        member = next((name for name in names if _member(name) in sample), None)
+        try:
+            if member is not None:
+                return str(sample[str(_member(member))].decode()).strip()
+            fields = json.loads(sample.get("json", b"{}"))
+        except ValueError as error:
+            raise DataError(
+                f"the caption of {where} is no text ({error})",
+                expected="UTF-8 text, or JSON",
+                action="correct the shard",
+            ) from error
+        found = next((fields[name] for name in names if isinstance(fields, dict) and name in fields), None)
+        if isinstance(found, str):
+            return found
+        if self.data.caption is None:
+            raise no_caption(where, self.data, f"in a member .{' or .'.join(names)}, or under that name in .json")
+        return self.data.caption
+
+
+def open_shards(data: DataConfig) -> Shards:
+    """Find the shards and look at the first sample.
+
+    Raises:
+        DataError: a shard is missing, or the members the config names are.
+    """
+    if data.reference in ("folder", "group"):
+        raise DataError(
+            f'data.reference = "{data.reference}" for shards, which are read as a stream',
+            expected="self, or column with the reference as a member of each sample",
+            action='pack the references into the shards and set data.reference = "column"',
+        )
+    shards = Shards(_expand(data.path), data)
+    first = next(_samples(shards.urls[0], []), None)
+    if first is None:
+        raise DataError(f"no samples in {shards.urls[0]}", expected="a tar file of pictures", action="check the shard")
+    members = [name for name in first if not name.startswith(_META)]
+    for column in ("image_column", "reference_column", "mask_column"):
+        named = _member(getattr(data, column))
+        if named is not None and named not in members:
+            raise DataError(
+                f'data.{column} = "{named}", which the first sample of {shards.urls[0]} does not have',
+                expected=f"one of its members ({listed(members)})",
+                action=f"correct data.{column}{nearest(named, members)}",
+            )
+    return shards
+
+
+def _member(column: str | None) -> str | None:
+    return column.lower().lstrip(".") if column else None
+
+
+def _expand(path: str) -> tuple[str, ...]:
+    import webdataset
+
+    place = Path(path)
+    if place.is_dir():
+        urls = sorted(str(shard) for shard in place.glob("*.tar"))
+    elif glob.has_magic(path):
+        urls = sorted(glob.glob(path, recursive=True))
+    else:
+        urls = webdataset.shardlists.expand_urls(path)
+    missing = [url for url in urls if ":" not in url and not Path(url).is_file()]
+    if not urls or missing:
+        raise DataError(
+            f"{missing[0]} does not exist, of {len(urls)} shards of {path}" if urls else f"no shards match {path}",
+            expected="tar files such as shards/{0000..0099}.tar",
+            action="correct data.path",
+        )
+    return tuple(urls)
+
+
+def _samples(url: str, failures: list[str]) -> Iterator[dict[str, Any]]:
+    """Members of each sample by name; why the shard ended early goes into failures."""
+    import webdataset
+
+    def note(error: Exception) -> bool:
+        if not isinstance(error, _BROKEN_SHARD):
+            raise error
+        failures.append(f"{type(error).__name__}: {error.args[0] if error.args else ''}")
+        return True
+
+    yield from webdataset.tariterators.tarfile_samples([{"url": url}], handler=note)

@@ -1,0 +1,116 @@
+"""Opening the data set a config names, whatever it is."""
+
+import glob
+from collections.abc import Callable
+from pathlib import Path
+
+from ..config import Config, DataConfig
+from .columns import nearest
+from .hub import is_saved_dataset, load_hub, may_be_hub_name
+from .records import DataError, Records, RowList, split_validation
+from .shards import Shards, open_shards
+from .tables import load_folder, load_list
+
+Source = Records | Shards
+"""Samples that have numbers, or a stream."""
+
+_TABULAR = (".parquet", ".arrow")  # files a Hugging Face dataset is made of
+_BY_SUFFIX = {".json": "json", ".jsonl": "jsonl", ".csv": "csv", ".tar": "webdataset"} | dict.fromkeys(_TABULAR, "hf")
+_SCHEMES = ("pipe:", "http://", "https://", "s3://", "gs://", "file:")
+
+
+def open_source(data: DataConfig) -> Source:
+    """Read what the data set consists of, but no pictures.
+
+    Raises:
+        DataError: it does not exist, or is not what the config says: file, row and column are named.
+    """
+    return _OPENERS[data.format if data.format != "auto" else _recognise(data.path)](data)
+
+
+def open_sources(config: Config) -> tuple[Source, Records]:
+    """(what is trained on, `validation.images` records that are not: none if the run neither validates nor samples).
+
+    Raises:
+        DataError: as `open_source`.
+    """
+    source = open_source(config.data)
+    validation = config.validation
+    if validation.every is None and validation.sample_every is None:
+        return source, Records(RowList())
+    if validation.path is None:
+        return _hold_out(source, validation.images, config.train.seed)
+    kept = open_source(config.data.model_copy(update={"path": validation.path, "format": "auto"}))
+    if isinstance(kept, Records) and len(kept) <= validation.images:
+        return source, kept
+    return source, _hold_out(kept, validation.images, config.train.seed)[1]
+
+
+def load_records(data: DataConfig) -> Records:
+    """As `open_source`, for those who need samples by number.
+
+    Raises:
+        DataError: as there, or the data set is a stream.
+    """
+    source = open_source(data)
+    if isinstance(source, Shards):
+        raise DataError(
+            f"{data.path} is streamed, and its samples have no numbers",
+            expected="a folder, a list file or a Hugging Face dataset here",
+            action="name such a data set",
+        )
+    return source
+
+
+def _hold_out(source: Source, images: int, seed: int) -> tuple[Source, Records]:
+    return source.hold_out(images) if isinstance(source, Shards) else split_validation(source, images, seed)
+
+
+def _list(list_format: str) -> Callable[[DataConfig], Records]:
+    return lambda data: load_list(data, Path(data.path), list_format)
+
+
+_OPENERS: dict[str, Callable[[DataConfig], Source]] = {
+    "folder": load_folder,
+    "json": _list("json"),
+    "jsonl": _list("jsonl"),
+    "csv": _list("csv"),
+    "hf": load_hub,
+    "webdataset": open_shards,
+}
+
+
+def _recognise(path: str) -> str:
+    place = Path(path)
+    if place.is_dir():
+        return _recognise_folder(place)
+    if path.startswith(_SCHEMES) or "::" in path or ("{" in path and "}" in path) or glob.has_magic(path):
+        return "webdataset"
+    known = _BY_SUFFIX.get(place.suffix.lower())
+    if place.is_file() and known is None:
+        raise DataError(
+            f"data.path = {path!r}, a file of no known kind",
+            expected=f"a file ending in {', '.join(_BY_SUFFIX)}",
+            action="set data.format if it is one of these under another name",
+        )
+    if known is None and may_be_hub_name(path) and not place.parent.is_dir():
+        return "hf"
+    if not place.exists():
+        siblings = [sibling.name for sibling in place.parent.iterdir()] if place.parent.is_dir() else []
+        raise DataError(
+            f"data.path = {path!r}, which does not exist",
+            expected="a folder of pictures, a list file, a Hugging Face dataset or WebDataset shards",
+            action=f"correct data.path{nearest(place.name, siblings)}",
+        )
+    assert known is not None
+    return known
+
+
+def _recognise_folder(place: Path) -> str:
+    if is_saved_dataset(place):
+        return "hf"
+    suffixes = {path.suffix.lower() for path in place.iterdir()}
+    if ".tar" in suffixes:
+        return "webdataset"
+    is_table = any(next(place.rglob(f"*{suffix}"), None) for suffix in _TABULAR)
+    return "hf" if is_table else "folder"
