@@ -1,0 +1,225 @@
+"""One sample from one record: pictures and random parts, or what is cached of them."""
+
+# C latent channels, h w latent size, H W pixels, S encoder input
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from ..batch import Batch, Skipped
+from ..config import Config
+from ..draws import draw, sample_generator
+from ..image_encoder import ReferenceFormat
+from .buckets import Placement, place
+from .digests import DigestMemo
+from .pictures import BrokenPictureError, Picture, Size, decode
+from .prepare import (
+    REFERENCE,
+    TARGET,
+    caption_digest,
+    entry_key,
+    loss_mask,
+    place_target,
+    reference_pixels,
+    target_pixels,
+    variant_generator,
+)
+from .records import DataError, Record
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """What the models need to be given.
+
+    Attributes:
+        latent_channels: C.
+        latent_factor: pixels of a latent cell.
+        reference: how a reference becomes the encoder's input.
+    """
+
+    latent_channels: int
+    latent_factor: int
+    reference: ReferenceFormat
+
+
+class Store(Protocol):
+    """Cached entries of one kind; `trainer.cache.store.CacheStore` is one."""
+
+    def get(self, key: str) -> Mapping[str, Tensor]:
+        """Raises KeyError if there is no such entry."""
+
+
+@dataclass(frozen=True, eq=False)
+class Stores:
+    """Which parts of a sample are cached; None where they are made from the pictures.
+
+    Attributes:
+        latents: mean and std (C, h, w) and sizes (6,) by `entry_key` of the target.
+        features: features (E,) or (S, E) by `entry_key` of the reference.
+        text: text (T, D), and pooled (P,) for SDXL, by `caption_digest`.
+        digests: of the pictures' bytes.
+    """
+
+    latents: Store | None = None
+    features: Store | None = None
+    text: Store | None = None
+    digests: DigestMemo = field(default_factory=lambda: DigestMemo(None))
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A record that may become a sample, with the reference it would have."""
+
+    record: Record
+    reference: Picture
+
+
+@dataclass(frozen=True, eq=False)
+class Sample:
+    """Parts of a `Batch`, under its names, without the batch dimension."""
+
+    key: str
+    caption: str
+    position: int
+    tensors: Mapping[str, Tensor]
+
+
+@dataclass(frozen=True, eq=False)
+class SampleMaker:
+    """Makes samples by record, position and size; sent to the data workers."""
+
+    config: Config
+    geometry: Geometry
+    stores: Stores = field(default_factory=Stores)
+
+    def first_usable(
+        self, candidates: Iterable[Candidate], position: int, bucket: Size
+    ) -> tuple[Sample, tuple[Skipped, ...]]:
+        """A sample of the first candidate whose pictures can be read, and those before it.
+
+        Raises:
+            DataError: none can.
+        """
+        skipped: list[Skipped] = []
+        for candidate in candidates:
+            try:
+                return self.make(candidate, position, bucket), tuple(skipped)
+            except BrokenPictureError as error:
+                skipped.append(Skipped(candidate.record.key, error.name, error.reason))
+        raise DataError(
+            f"{len(skipped)} pictures in a row that cannot be used, the first {skipped[0].path} ({skipped[0].reason})",
+            expected="pictures that can be read",
+            action="correct data.path or data.image_root, or repair the pictures",
+        )
+
+    def make(self, candidate: Candidate, position: int, bucket: Size) -> Sample:
+        """The sample number `position` of the run.
+
+        Raises:
+            BrokenPictureError: target, reference or mask cannot be read.
+            DataError: the cache lacks a part.
+        """
+        config, record = self.config, candidate.record
+        variant = int(
+            torch.randint(config.cache.variants, (), generator=sample_generator(config.train.seed, position, "variant"))
+        )
+        opened: dict[str, Image.Image] = {}
+        tensors = self._target(record, position, variant, bucket, opened)
+        tensors |= self._reference(candidate, position, variant, opened)
+        pixels_or_mean = tensors["pixels"] if "pixels" in tensors else tensors["latent_mean"]
+        factor = self.geometry.latent_factor if "pixels" in tensors else 1
+        height, width = (side // factor for side in pixels_or_mean.shape[-2:])
+        draws = draw(config.train.seed, position, (self.geometry.latent_channels, height, width), config.objective)
+        caption = "" if draws.drop_text else record.caption
+        tensors |= self._text(caption)
+        tensors |= {
+            "latent_noise": draws.latent_noise,
+            "noise": draws.noise,
+            "timesteps": torch.tensor(draws.timestep),
+            "drop_image": torch.tensor(draws.drop_image),
+        }
+        return Sample(record.key, caption, position, tensors)
+
+    def _target(
+        self, record: Record, position: int, variant: int, bucket: Size, opened: dict[str, Image.Image]
+    ) -> dict[str, Tensor]:
+        seed, data = self.config.train.seed, self.config.data
+        if self.stores.latents is None:
+            image = _open(record.image, opened)
+            placement = place_target(image, data, bucket, sample_generator(seed, position, TARGET))
+            tensors = {"pixels": target_pixels(image, placement), "time_ids": placement.sizes}
+        else:
+            digest = self.stores.digests.digest(record.image)
+            entry = self._cached(self.stores.latents, entry_key(digest, variant), record.image)
+            tensors = {"latent_mean": entry["mean"], "latent_std": entry["std"], "time_ids": entry["sizes"].float()}
+            placement = self._cached_placement(entry["sizes"], variant_generator(seed, digest, variant, TARGET))
+        if self.config.objective.masked and record.mask is not None:
+            tensors["loss_mask"] = loss_mask(record.mask, placement, self.geometry.latent_factor)
+        return tensors
+
+    def _cached_placement(self, sizes: Tensor, generator: torch.Generator) -> Placement:
+        """The placement that made an entry; its generator draws the same again."""
+        height, width, _, _, *target = (int(size) for size in sizes)
+        return place((height, width), (target[0], target[1]), self.config.data, generator)
+
+    def _reference(
+        self, candidate: Candidate, position: int, variant: int, opened: dict[str, Image.Image]
+    ) -> dict[str, Tensor]:
+        picture = candidate.reference
+        if self.stores.features is not None:
+            key = entry_key(self.stores.digests.digest(picture), variant)
+            return {"features": self._cached(self.stores.features, key, picture)["features"]}
+        generator = sample_generator(self.config.train.seed, position, REFERENCE)
+        image = _open(picture, opened)
+        return {"reference_pixels": reference_pixels(image, self.config.data, self.geometry.reference, generator)}
+
+    def _text(self, caption: str) -> dict[str, Tensor]:
+        if self.stores.text is None:
+            return {}
+        try:
+            return dict(self.stores.text.get(caption_digest(caption)))
+        except KeyError as error:
+            raise _not_cached(f"the caption {caption!r}") from error
+
+    def _cached(self, store: Store, key: str, picture: Picture) -> Mapping[str, Tensor]:
+        try:
+            return store.get(key)
+        except KeyError as error:
+            decode(picture)  # the cache leaves out what is broken
+            raise _not_cached(picture.name) from error
+
+
+def collate(samples: Sequence[Sample], skipped: tuple[Skipped, ...]) -> Batch:
+    """A batch of samples of one size."""
+    tensors = {name: torch.stack([sample.tensors[name] for sample in samples]) for name in samples[0].tensors}
+    return Batch(
+        positions=tuple(sample.position for sample in samples),
+        keys=tuple(sample.key for sample in samples),
+        captions=tuple(sample.caption for sample in samples),
+        skipped=skipped,
+        drop_image=tensors.pop("drop_image"),
+        latent_noise=tensors.pop("latent_noise"),
+        noise=tensors.pop("noise"),
+        timesteps=tensors.pop("timesteps"),
+        time_ids=tensors.pop("time_ids"),
+        **tensors,
+    )
+
+
+def _open(picture: Picture, opened: dict[str, Image.Image]) -> Image.Image:
+    """Decode once what is target and reference."""
+    if picture.name not in opened:
+        opened[picture.name] = decode(picture)
+    return opened[picture.name]
+
+
+def _not_cached(what: str) -> DataError:
+    return DataError(
+        f"{what} is not in the cache",
+        expected="everything the run reads",
+        action="run `ipadapter cache CONFIG` again, which adds what is missing",
+    )
