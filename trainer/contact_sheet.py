@@ -16,11 +16,11 @@ def save_grid(grid: SampleGrid, folder: Path) -> list[Path]:
     """Write every picture, and the sheet, as PNG; the sheet comes first in the list."""
     folder.mkdir(parents=True, exist_ok=True)
     paths = [folder / SHEET_FILE]
-    contact_sheet(grid).save(paths[0])
+    _save(contact_sheet(grid), paths[0])
     for row, (reference, pictures) in enumerate(zip(grid.references, grid.rows, strict=True)):
         for strength, picture in zip(grid.strengths, pictures, strict=True):
             paths.append(folder / f"{row:02d}-{_file_name(reference.name)}-strength-{strength:g}.png")
-            picture.save(paths[-1])
+            _save(picture, paths[-1])
     return paths
 
 
@@ -41,6 +41,13 @@ def contact_sheet(grid: SampleGrid) -> Image.Image:
         if reference.prompt:
             draw.text((_GAP + step, top + _CELL + 3), _cut(reference.prompt, _LINE * len(pictures)), _INK, font)
     return sheet
+
+
+def _save(picture: Image.Image, path: Path) -> None:
+    """Aside and renamed: a report made after a kill meets no half file."""
+    aside = path.with_suffix(".part")
+    picture.save(aside, "PNG")
+    aside.replace(path)
 
 
 def _cut(text: str, length: int) -> str:

@@ -1,0 +1,255 @@
+"""`report.html` of a run: one file with curves and pictures in it, for a browser without server, network or script."""
+
+import base64
+import io
+import json
+import statistics
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import jinja2
+from PIL import Image
+
+from .config import Config
+from .config_file import read_config
+from .contact_sheet import SHEET_FILE
+from .curves import Record, best_so_far, read_records
+from .plots import Curve, Plot, Point, smoothed
+
+REPORT_FILE = "report.html"
+_MOST_SHEETS, _SHEET_WIDTH, _JPEG_QUALITY = 12, 1400, 85  # together a few MB
+_MOST_SKIPPED = 200
+_RECENT = 20  # training records that speed is measured over
+_SURE = 2  # standard errors
+_MEASURES = {
+    "clip_i": (
+        "CLIP-I",
+        "Likeness of pictures to their references, to a CLIP that did not train. Above strength 0 is the adapter's work.",
+    ),
+    "clip_t": (
+        "CLIP-T",
+        "How well pictures fit the text, as a raw cosine; times 2.5 it is CLIPScore. Falls where the image overrules it.",
+    ),
+    "dino": (
+        "DINO similarity",
+        "Likeness of pictures to their references, to DINO: the same object. Above strength 0 is the adapter's work.",
+    ),
+}
+_RULES = {"loss": "lowest validation loss", "gap": "largest gap", "clip_i": "highest CLIP-I", "dino": "highest DINO"}
+
+
+@dataclass(frozen=True)
+class Fact:
+    """A tile of the summary."""
+
+    name: str
+    value: str
+    more: str = ""
+
+
+@dataclass(frozen=True)
+class Sheet:
+    """Sample pictures of a step, as a data URI."""
+
+    step: int
+    uri: str
+    width: int
+    height: int
+
+
+def write_report(run: Path) -> Path:
+    """Make `report.html` from what lies in a run folder; returns its path.
+
+    Raises:
+        ConfigError: the folder has no readable config.toml.
+    """
+    config = read_config(run / "config.toml")
+    records = read_records(run)
+    skipped = _lines(run / "skipped.jsonl")
+    loader = jinja2.PackageLoader(__package__ or "trainer")
+    page = jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    text = page.get_template("report.html.j2").render(
+        name=run.resolve().name,
+        config=config,
+        settings=_sections(config.model_dump(mode="json", exclude_none=True)),
+        written=datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z"),
+        step=_step(records),
+        steps=config.train.steps,
+        facts=list(_facts(config, records)),
+        verdict=_verdict(records),
+        plots=list(_plots(records)),
+        sheets=list(_sheets(run)),
+        skipped=skipped[:_MOST_SKIPPED],
+        num_skipped=len(skipped),
+        reasons=Counter(str(line.get("reason")) for line in skipped).most_common(),
+        notes=[record for record in records if record["kind"] == "note"],
+    )
+    path = run / REPORT_FILE
+    aside = path.with_suffix(".html.part")
+    aside.write_text(text, encoding="utf-8")
+    aside.replace(path)
+    return path
+
+
+def _sections(values: Mapping[str, Any], prefix: str = "") -> dict[str, dict[str, Any]]:
+    """Tables of a config by their TOML names, each without the tables inside it."""
+    sections: dict[str, dict[str, Any]] = {}
+    for name, section in values.items():
+        sections[f"{prefix}{name}"] = {key: value for key, value in section.items() if not isinstance(value, Mapping)}
+        inner = {key: value for key, value in section.items() if isinstance(value, Mapping)}
+        sections |= _sections(inner, f"{prefix}{name}.")
+    return sections
+
+
+def _facts(config: Config, records: Sequence[Record]) -> Iterator[Fact]:
+    training = _of_kind(records, "train")
+    validation = _of_kind(records, "validation")
+    if training:
+        loss = smoothed(_points(training, "loss"))
+        if loss:
+            yield Fact("Training loss", f"{loss[-1][1]:.4f}", "smoothed")
+    if validation:
+        yield Fact("Validation loss", f"{validation[-1]['true']:.4f}", f"at step {validation[-1]['step']:,}")
+        error = validation[-1].get("gap_error") or 0.0
+        yield Fact("Gap to a wrong reference", f"{validation[-1]['gap_shuffled']:+.4f}", f"± {error:.4f}")
+    best = best_so_far(records, config.validation.best)
+    if best is not None:
+        yield Fact("Best step", f"{best.step:,}", f"{_RULES[config.validation.best]}: {best.value:.4f}")
+    seconds = _seconds_per_step(training)
+    if seconds is not None:
+        per_image = config.train.batch_size * config.train.accumulate
+        rate = training[-1].get("images_per_second") or per_image / seconds
+        yield Fact("Speed", f"{rate:,.1f} images/s", f"{seconds:.2f} s per step")
+        left = max(0, config.train.steps - _step(records)) * seconds
+        yield Fact(
+            "Time left", _duration(left) if left else "none", "when this was written" if left else "all steps done"
+        )
+
+
+def _verdict(records: Sequence[Record]) -> str:
+    validation = _of_kind(records, "validation")
+    if not validation:
+        return "Not validated yet: set validation.every to see whether the reference is used."
+    gap, error = validation[-1]["gap_shuffled"], validation[-1].get("gap_error") or 0.0
+    if gap is None or abs(gap) <= _SURE * error:
+        return "No sign yet that the adapter uses the reference: a wrong one gives about the same loss."
+    if gap < 0:
+        return "Something is wrong: a wrong reference gives a lower loss than the right one."
+    return f"The adapter uses the reference: a wrong one raises the validation loss by {gap:.4f} (± {error:.4f})."
+
+
+def _plots(records: Sequence[Record]) -> Iterator[Plot]:
+    training, validation = _of_kind(records, "train"), _of_kind(records, "validation")
+    loss, rate = _points(training, "loss"), _points(training, "learning_rate")
+    if loss:
+        note = "Noisy by nature, as timesteps differ; it hardly falls even in a run that goes well."
+        lines = (Curve(loss, "faint", "each interval"), Curve(smoothed(loss), "a", "smoothed"))
+        yield Plot("Training loss", note, "step", lines)
+    if validation:
+        yield from _validation_plots(validation)
+    for name, (title, note) in _MEASURES.items():
+        curves = tuple(_by_strength(_of_kind(records, "samples"), name))
+        if curves:
+            yield Plot(title, note, "step", curves)
+    if rate:
+        yield Plot("Learning rate", "As the schedule set it.", "step", (Curve(rate, "a"),))
+
+
+def _validation_plots(validation: Sequence[Record]) -> Iterator[Plot]:
+    kinds = {"true": ("a", "its own reference"), "null": ("c", "none"), "shuffled": ("b", "another picture's")}
+    yield Plot(
+        "Validation loss",
+        "The same pictures, timesteps and noise each time, with three references. The lines part as the adapter learns.",
+        "step",
+        [Curve(_points(validation, name), color, label) for name, (color, label) in kinds.items()],
+    )
+    gap = _points(validation, "gap_shuffled")
+    yield Plot(
+        "Gap to a wrong reference",
+        "Loss with another picture's reference minus loss with its own. At 0 the reference is ignored; the higher, the "
+        "more it is used. The band is one standard error.",
+        "step",
+        (Curve(gap, "b", errors=[error for _, error in _points(validation, "gap_error")]),),
+        zero_line=True,
+    )
+    first, last = validation[0], validation[-1]
+    compared = (("c", first), ("a", last)) if len(validation) > 1 else (("a", last),)
+    yield Plot(
+        "Loss by timestep",
+        "High timesteps are nearly pure noise and decide layout; low ones decide detail.",
+        "timestep",
+        [Curve(_by_timestep(record), color, f"step {record['step']:,}") for color, record in compared],
+    )
+
+
+def _by_strength(samples: Sequence[Record], name: str) -> Iterator[Curve]:
+    strengths = sorted({s for record in samples for s in record.get("strengths", {})}, key=float)
+    for strength in strengths:
+        measured = ((r["step"], r["strengths"].get(strength, {}).get(name)) for r in samples if "strengths" in r)
+        points = [(step, value) for step, value in measured if value is not None]
+        if points:
+            color = "c" if float(strength) == 0 else "a" if strength == strengths[-1] else "b"
+            yield Curve(points, color, f"strength {strength}")
+
+
+def _by_timestep(record: Record) -> list[Point]:
+    return sorted((int(timestep), value) for timestep, value in record["per_timestep"].items() if value is not None)
+
+
+def _sheets(run: Path) -> Iterator[Sheet]:
+    """The newest first."""
+    paths = sorted(run.glob(f"samples/step-*/{SHEET_FILE}"), key=lambda path: _step_of(path.parent), reverse=True)
+    for path in paths[:_MOST_SHEETS]:
+        with Image.open(path) as image:
+            sheet = image.convert("RGB")
+        sheet.thumbnail((_SHEET_WIDTH, 3 * _SHEET_WIDTH))
+        buffer = io.BytesIO()
+        sheet.save(buffer, "JPEG", quality=_JPEG_QUALITY)
+        uri = f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+        yield Sheet(_step_of(path.parent), uri, *sheet.size)
+
+
+def _step_of(folder: Path) -> int:
+    return int(folder.name.removeprefix("step-"))
+
+
+def _of_kind(records: Sequence[Record], kind: str) -> list[Record]:
+    return [record for record in records if record["kind"] == kind]
+
+
+def _points(records: Sequence[Record], name: str) -> list[Point]:
+    return [(record["step"], record[name]) for record in records if record.get(name) is not None]
+
+
+def _step(records: Sequence[Record]) -> int:
+    return max((record["step"] for record in records), default=0)
+
+
+def _seconds_per_step(training: Sequence[Record]) -> float | None:
+    """Median, so that pauses for validation and resumed runs do not count."""
+    recent = training[-_RECENT:]
+    paces = [
+        (later["time"] - earlier["time"]) / (later["step"] - earlier["step"])
+        for earlier, later in pairwise(recent)
+        if later["step"] > earlier["step"]
+    ]
+    return statistics.median(paces) if paces else None
+
+
+def _duration(seconds: float) -> str:
+    left = timedelta(seconds=round(seconds))
+    hours, minutes = left.seconds // 3600, left.seconds % 3600 // 60
+    if left.days:
+        return f"{left.days} d {hours} h"
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min" if minutes else f"{left.seconds} s"
+
+
+def _lines(path: Path) -> list[Record]:
+    if not path.is_file():
+        return []
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.endswith("}")]
