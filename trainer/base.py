@@ -21,7 +21,8 @@ from .config import BaseModelConfig
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 PARTS = frozenset({"unet", "vae", "text"})
 _SDXL_KEY = "conditioner.embedders.1.model.ln_final.weight"
-_TEXT_PARTS = ("text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2")
+_TEXT_ENCODERS = ("text_encoder", "text_encoder_2")
+_TEXT_PARTS = (*_TEXT_ENCODERS, "tokenizer", "tokenizer_2")
 _UNUSED_PARTS = ("safety_checker", "feature_extractor", "image_encoder")
 
 
@@ -100,6 +101,13 @@ class Base:
     @cached_property
     def text_id(self) -> str:
         return "+".join(fingerprint(text.model) for text in self.texts)
+
+    def release(self, parts: frozenset[str]) -> None:
+        """Free what a run with a cache does not need: "text" for good, "vae" leaves the device."""
+        if "text" in parts:
+            self.pipeline.register_modules(**{name: None for name in _TEXT_ENCODERS if hasattr(self.pipeline, name)})
+        if "vae" in parts:
+            self.vae.to("cpu")
 
     @torch.no_grad()
     def encode_text(self, captions: Sequence[str]) -> tuple[Tensor, Tensor | None]:

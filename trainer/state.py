@@ -8,7 +8,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +22,12 @@ from ipadapter_core.errors import IPAdapterError
 from ipadapter_core.files import read_tensors, write_safetensors
 
 from .config import Config
-from .config_file import ConfigError, parse_config, tomllib, write_config
+from .config_file import ConfigError, read_config, write_config
 from .network import TrainableAdapter
 
 ADAPTER, EMA, COUNTERS, CONFIG, REST = "adapter.safetensors", "ema.safetensors", "state.json", "config.toml", "rest"
 _PREFIX = "step-"
-_SHARDED = (DistributedType.FSDP, DistributedType.DEEPSPEED)
+SHARDED = (DistributedType.FSDP, DistributedType.DEEPSPEED)
 # What may differ between the run that wrote a checkpoint and the one that goes on from it.
 _FREE = frozenset(
     {"train.steps", "train.log_every", "train.trackers", "train.output", "data.workers", "export", "validation"}
@@ -46,14 +46,14 @@ class Counters:
     Attributes:
         step: optimiser steps done.
         samples: samples seen by all processes.
+        pairs: records of the data set; None for a stream.
         ema_step: steps of the moving average.
-        best: best value so far of what `validation.best` names, and the step it was reached at.
     """
 
     step: int = 0
     samples: int = 0
+    pairs: int | None = None
     ema_step: int = 0
-    best: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,7 +69,7 @@ class State:
 
     def __post_init__(self) -> None:
         self.accelerator.register_for_checkpointing(self.schedule)
-        if self.accelerator.distributed_type not in _SHARDED:  # the adapter's own file has the weights already
+        if self.accelerator.distributed_type not in SHARDED:  # the adapter's own file has the weights already
             self.accelerator.register_save_state_pre_hook(_keep_no_weights)
             self.accelerator.register_load_state_pre_hook(_expect_no_weights)
 
@@ -113,7 +113,7 @@ class State:
         stated = json.loads((folder / COUNTERS).read_text(encoding="utf-8"))
         for name, value in stated.items():
             setattr(self.counters, name, value)
-        if self.accelerator.distributed_type not in _SHARDED:
+        if self.accelerator.distributed_type not in SHARDED:
             self.network.adapter.load_state_dict(read_tensors(folder / ADAPTER).tensors)
         self.accelerator.load_state(str(folder / REST))
         if self.ema is not None:
@@ -158,7 +158,7 @@ def clean_up(run: Path) -> None:
 
 def adapter_weights(accelerator: Accelerator, adapter: torch.nn.Module) -> dict[str, Tensor]:
     """Whole weights under published names; every process must call it, the main one gets them."""
-    if accelerator.distributed_type in _SHARDED:
+    if accelerator.distributed_type in SHARDED:
         state_dict = accelerator.get_state_dict(adapter)
         return {name.removeprefix("adapter."): tensor for name, tensor in (state_dict or {}).items()}
     network: TrainableAdapter = accelerator.unwrap_model(adapter)
@@ -173,8 +173,8 @@ def trained_names(network: TrainableAdapter) -> list[str]:
 def check_same_run(config: Config, folder: Path) -> None:
     """Raises CheckpointError if a setting differs that changes what is trained."""
     try:
-        before = parse_config(tomllib.loads((folder / CONFIG).read_text(encoding="utf-8")), str(folder / CONFIG))
-    except (OSError, tomllib.TOMLDecodeError, ConfigError) as error:
+        before = read_config(folder / CONFIG)
+    except ConfigError as error:
         raise CheckpointError(
             f"{folder} whose {CONFIG} cannot be read ({error})",
             expected="a checkpoint this version of the trainer wrote",

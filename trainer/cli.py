@@ -1,0 +1,36 @@
+"""The `ipadapter` program."""
+
+import logging
+import sys
+import warnings
+
+import typer
+
+from ipadapter_core.errors import IPAdapterError
+
+from .commands.train import train
+
+app = typer.Typer(
+    name="ipadapter",
+    help="Train IP-Adapters: from a folder of images to a file that ComfyUI and diffusers load.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
+)
+for _command in (train,):
+    app.command()(_command)
+
+
+def main() -> None:
+    """Run a command; a user's mistake is one message and exit code 1, no traceback."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    logging.getLogger("httpx").setLevel(logging.WARNING)
+    warnings.filterwarnings(
+        "ignore", message=".*torch_dtype.*", category=FutureWarning
+    )  # diffusers, about its own call
+    try:
+        app()
+    except IPAdapterError as error:
+        typer.echo(f"error: {error}", err=True)
+        sys.exit(1)

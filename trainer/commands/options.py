@@ -1,0 +1,13 @@
+"""Options that several commands share."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+ConfigPath = Annotated[Path, typer.Argument(metavar="CONFIG.toml", help="Training config.", show_default=False)]
+Overrides = Annotated[
+    list[str],
+    typer.Option("--set", metavar="a.b=c", help="Change one value of the config; may be given several times."),
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object for programs.")]

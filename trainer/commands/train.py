@@ -1,0 +1,29 @@
+"""`ipadapter train`."""
+
+from .options import AsJson, ConfigPath, Overrides
+from .output import emit
+
+
+def train(config: ConfigPath, overrides: Overrides = [], as_json: AsJson = False) -> None:  # noqa: B006 - typer's way
+    """Train an adapter, or go on with the run that train.output holds; exports it at the end.
+
+    Ctrl-C and SIGTERM write a checkpoint and leave; the same command goes on from there. `report.html` in the run
+    folder shows curves and pictures.
+
+    Example: `ipadapter train my.toml --set train.steps=2000`; on all GPUs: `accelerate launch -m trainer train my.toml`
+    """
+    from accelerate import PartialState
+
+    from ..checkpoint_export import export_checkpoint
+    from ..config_file import read_config
+    from ..loop import train as run
+
+    settings = read_config(config, overrides)
+    outcome = run(settings)
+    if not PartialState().is_main_process:
+        return
+    result: dict[str, object] = {"run": str(settings.run), "step": outcome.step, "samples": outcome.samples}
+    result |= {"loss": outcome.losses[-1] if outcome.losses else None, "finished": outcome.is_finished}
+    if outcome.is_finished:
+        result["export"] = export_checkpoint(settings.run, None).to_json()
+    emit(result, as_json)

@@ -1,0 +1,179 @@
+"""`Observer`: what a person watches of a run: numbers, validation losses, sample pictures, the best weights, the report."""
+
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from accelerate import Accelerator
+
+from ipadapter_core.files import write_safetensors
+
+from .config import Config
+from .contact_sheet import save_grid
+from .curves import MetricsLog, best_so_far, untracked
+from .data.loader import held_out_batches
+from .data.pictures import BrokenPictureError, decode
+from .draws import sample_generator
+from .metrics import Judge, load_judge
+from .report import write_report
+from .run import Run
+from .sampling import Reference, Sampler, SampleSettings, encode_prompt, encode_reference, sample_grid
+from .state import SHARDED, adapter_weights, write_aside
+from .validation import ValidationGrid, build_grid, validate
+
+logger = logging.getLogger(__name__)
+
+BEST = "best.safetensors"
+
+
+@dataclass(frozen=True, eq=False)
+class Observer:
+    """Looks at a run at the steps the config names; changes nothing of it, its random numbers included.
+
+    Attributes:
+        grid: None if nothing is validated.
+        sampler, references: None and empty if nothing is drawn.
+        judge: None if no evaluation encoder is configured.
+    """
+
+    run: Run
+    log: MetricsLog
+    grid: ValidationGrid | None
+    sampler: Sampler | None
+    references: tuple[Reference, ...]
+    judge: Judge | None
+
+    def log_training(self, step: int, loss: float, learning_rate: float, images_per_second: float) -> None:
+        values = {"loss": loss, "learning_rate": learning_rate, "images_per_second": images_per_second}
+        self.log.write(step, "train", values)
+
+    def at_step(self, step: int, *, is_last: bool = False) -> None:
+        """Validate and draw what is due; what a resumed run's earlier process did at this step is left out."""
+        validation = self.run.config.validation
+        validates = self.grid is not None and self._is_due("validation", step, validation.every, is_last)
+        draws = self.sampler is not None and self._is_due("samples", step, validation.sample_every, is_last)
+        if not (validates or draws):
+            return
+        with self.run.averaged():
+            if validates:
+                self._validate(step)
+            if draws:
+                self._draw(step)
+            self._keep_best(step)
+        self.report()
+
+    def report(self) -> None:
+        if self.run.accelerator.is_main_process:
+            write_report(self.run.config.run)
+
+    def close(self) -> None:
+        """End trackers; call it when the loop is over, finished or stopped."""
+        self.report()
+        self.run.accelerator.end_training()
+
+    def _is_due(self, kind: str, step: int, every: int | None, is_last: bool) -> bool:
+        # the log is the main process's, and every process has to come to the same answer
+        done = torch.tensor(any(record["kind"] == kind and record["step"] == step for record in self.log.records))
+        if every is None or not (step % every == 0 or is_last):
+            return False
+        return not bool(self.run.accelerator.reduce(done.float().to(self.run.accelerator.device)).item())
+
+    def _validate(self, step: int) -> None:
+        assert self.grid is not None
+        accelerator = self.run.accelerator
+        losses = validate(
+            self.grid,
+            self.run.adapter,
+            self.run.objective,
+            batch_size=self.run.config.train.batch_size,
+            rank=accelerator.process_index,
+            world_size=accelerator.num_processes,
+            total=partial(accelerator.reduce, reduction="sum"),
+        )
+        self.log.write(step, "validation", vars(losses))
+
+    def _draw(self, step: int) -> None:
+        """By the main process alone, but by all of them where each has only a part of the weights."""
+        assert self.sampler is not None
+        is_main = self.run.accelerator.is_main_process
+        if not (is_main or self.run.accelerator.distributed_type in SHARDED):
+            return
+        adapter = self.run.adapter if self.run.accelerator.distributed_type in SHARDED else self.run.network
+        grid = sample_grid(self.sampler, adapter, self.run.objective.no_image, self.references)
+        if is_main:
+            save_grid(grid, self.run.config.run / "samples" / f"step-{step:08d}")
+            self.log.write(step, "samples", self.judge.rate(grid) if self.judge is not None else {})
+
+    def _keep_best(self, step: int) -> None:
+        best = best_so_far(self.log.records, self.run.config.validation.best)
+        is_best = torch.tensor(float(best is not None and best.step == step), device=self.run.accelerator.device)
+        if not self.run.accelerator.reduce(is_best).item():
+            return
+        weights = adapter_weights(self.run.accelerator, self.run.adapter)
+        if self.run.accelerator.is_main_process:
+            metadata = self.run.network.spec.to_metadata()
+            write_aside(self.run.config.run / BEST, lambda path: write_safetensors(path, weights, metadata))
+
+
+def open_observer(run: Run) -> Observer:
+    """Encode what is watched, once. The encoders a step does not need are free to leave the device afterwards."""
+    config, accelerator = run.config, run.accelerator
+    validation = config.validation
+    grid = sampler = judge = None
+    references: tuple[Reference, ...] = ()
+    if validation.every is not None:
+        batches = held_out_batches(config, run.held_out, run.geometry, run.stores)
+        grid = build_grid(batches, run.objective, timesteps=validation.timesteps, seed=config.train.seed)
+    if validation.sample_every is not None:
+        references = tuple(_references(run))
+        sampler = Sampler(run.base, _settings(config), encode_prompt(run.base, ""))
+        judge = load_judge(validation, run.encoder, accelerator.device)
+    log = MetricsLog(
+        config.run,
+        start_step=run.state.counters.step,
+        writes=accelerator.is_main_process,
+        track=_track(accelerator, config),
+    )
+    return Observer(run, log, grid, sampler, references, judge)
+
+
+def _references(run: Run) -> Iterator[Reference]:
+    """The first held-out pictures that can be read, each with its own reference."""
+    validation = run.config.validation
+    found = 0
+    for index in range(len(run.held_out)):
+        if found == validation.samples:
+            return
+        record = run.held_out[index]
+        with suppress(BrokenPictureError):
+            picture = decode(run.held_out.reference(index, sample_generator(run.config.train.seed, index, "group")))
+            found += 1
+            yield encode_reference(
+                picture,
+                record.key,
+                base=run.base,
+                encoder=run.encoder,
+                caption=record.caption,
+                prompt=validation.prompt,
+            )
+
+
+def _settings(config: Config) -> SampleSettings:
+    validation, side = config.validation, config.data.resolution
+    return SampleSettings(
+        strengths=validation.strengths,
+        steps=validation.sampler_steps,
+        guidance=validation.guidance,
+        seed=config.train.seed,
+        size=(side, side),
+    )
+
+
+def _track(accelerator: Accelerator, config: Config) -> Callable[[dict[str, float], int], object]:
+    if not config.train.trackers:
+        return untracked
+    accelerator.init_trackers(config.run.resolve().name)
+    return lambda values, step: accelerator.log(values, step=step)

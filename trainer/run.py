@@ -1,0 +1,182 @@
+"""`Run`: everything a training loop works with, opened from a config in one place."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from diffusers.training_utils import EMAModel
+from torch import nn
+
+from ipadapter_core.errors import MismatchError
+
+from .base import Base, load_base, with_terminal_snr
+from .batch import Batch
+from .cache.training import open_stores
+from .config import Config
+from .data.loader import World, open_batches
+from .data.records import Records
+from .data.sample import Geometry, Stores
+from .data.skips import SkipLog
+from .data.sources import Source, open_sources
+from .image_encoder import ImageEncoder, load_image_encoder
+from .network import TrainableAdapter, new_adapter
+from .objective import Objective
+from .optimizer import build_ema, build_optimizer, build_schedule
+from .processor import install
+from .state import SHARDED, Counters, State
+
+SKIPPED = "skipped.jsonl"
+
+
+@dataclass(frozen=True, eq=False)
+class Run:
+    """A run that is ready to step.
+
+    Attributes:
+        network, adapter: the same network, bare and as accelerate prepared it.
+        source, held_out: what is trained on, and the records that are not.
+        stores: what of the data is cached.
+    """
+
+    config: Config
+    accelerator: Accelerator
+    base: Base
+    encoder: ImageEncoder
+    network: TrainableAdapter
+    adapter: nn.Module
+    objective: Objective
+    optimizer: Any
+    schedule: Any
+    ema: EMAModel | None
+    state: State
+    source: Source
+    held_out: Records
+    stores: Stores
+    skips: SkipLog
+
+    @property
+    def geometry(self) -> Geometry:
+        return geometry(self.base, self.encoder)
+
+    @property
+    def samples_per_step(self) -> int:
+        """Of all processes."""
+        train = self.config.train
+        processes: int = self.accelerator.num_processes
+        return train.batch_size * train.accumulate * processes
+
+    def batches(self, step: int) -> Iterator[Batch]:
+        """Endless batches of this process, from an optimiser step on."""
+        world = World(self.accelerator.process_index, self.accelerator.num_processes)
+        return open_batches(self.config, self.source, world, self.geometry, step, self.stores)
+
+    def release_encoders(self) -> None:
+        """Free what a step does not use because the cache has it."""
+        self.base.release(
+            frozenset({"text"} if self.stores.text else ()) | frozenset({"vae"} if self.stores.latents else ())
+        )
+        if self.stores.features:
+            self.encoder.vision.model.to("cpu")
+
+    @contextmanager
+    def averaged(self) -> Iterator[None]:
+        """Inside, the network holds its moving average, if there is one."""
+        if self.ema is None:
+            yield
+            return
+        parameters = list(self.network.trained_parameters())
+        self.ema.store(parameters)
+        self.ema.copy_to(parameters)
+        try:
+            yield
+        finally:
+            self.ema.restore(parameters)
+
+
+def geometry(base: Base, encoder: ImageEncoder) -> Geometry:
+    return Geometry(base.latent_channels, base.latent_factor, encoder.format)
+
+
+def open_run(config: Config) -> Run:
+    """Open models and data, build the network and its optimiser, and hand the trained part to accelerate.
+
+    Raises:
+        IPAdapterError: what the config names is missing, broken or does not fit together.
+    """
+    accelerator = Accelerator(
+        gradient_accumulation_steps=config.train.accumulate,
+        # only float16 needs accelerate's help (its gradient scaler); the network itself always computes in float32
+        mixed_precision="fp16" if config.base.precision == "fp16" and torch.cuda.is_available() else "no",
+        log_with=list(config.train.trackers),
+        project_dir=config.run,
+    )
+    torch.set_float32_matmul_precision("high")
+    source, held_out = open_sources(config)
+    base = load_base(config.base, accelerator.device)
+    if config.objective.zero_terminal_snr:
+        base = with_terminal_snr(base)
+    encoder = load_image_encoder(config.encoder, config.adapter.kind, accelerator.device)
+    network = new_adapter(config.adapter, base.unet, encoder, config.train.seed).to(accelerator.device)
+    install(base.unet)
+    if config.train.gradient_checkpointing:
+        base.unet.enable_gradient_checkpointing()
+    if config.train.compile:
+        base.unet.compile()
+    stores = _stores(config, base, encoder, (source, held_out))
+    objective = Objective(config.objective, base, encoder.no_image(network.spec.negative), encoder)
+    optimizer = build_optimizer(network.trained_parameters(), config.optimizer)
+    ema = _ema(config, accelerator, network)
+    adapter, optimizer = _prepare(accelerator, network, optimizer, config)
+    schedule = build_schedule(optimizer, config.optimizer, config.train.steps)
+    counters = Counters(pairs=len(source) if isinstance(source, Records) else None)
+    return Run(
+        config=config,
+        accelerator=accelerator,
+        base=base,
+        encoder=encoder,
+        network=accelerator.unwrap_model(adapter),
+        adapter=adapter,
+        objective=objective,
+        optimizer=optimizer,
+        schedule=schedule,
+        ema=ema,
+        state=State(config, accelerator, adapter, schedule, ema, counters),
+        source=source,
+        held_out=held_out,
+        stores=stores,
+        skips=SkipLog(config.run / SKIPPED, config.data.max_skipped, counters.pairs),
+    )
+
+
+def _stores(config: Config, base: Base, encoder: ImageEncoder, sources: tuple[Source, ...]) -> Stores:
+    if config.cache.path is None:
+        return Stores()
+    stores = open_stores(config, base, encoder)
+    for records in sources:
+        if isinstance(records, Records):  # a stream finds out as it reads
+            stores.require(records)
+    return stores
+
+
+def _ema(config: Config, accelerator: Accelerator, network: TrainableAdapter) -> EMAModel | None:
+    if config.optimizer.ema_decay is not None and accelerator.distributed_type in SHARDED:
+        raise MismatchError(
+            f"optimizer.ema_decay with {accelerator.distributed_type.value}, which gives each process a part of the "
+            "weights",
+            expected="the whole weights in every process, as DDP has them",
+            action="remove optimizer.ema_decay, or launch without FSDP and DeepSpeed",
+        )
+    return build_ema(network.trained_parameters(), config.optimizer)
+
+
+def _prepare(
+    accelerator: Accelerator, network: TrainableAdapter, optimizer: torch.optim.Optimizer, config: Config
+) -> tuple[nn.Module, Any]:
+    plugin = accelerator.state.deepspeed_plugin
+    if plugin is not None:  # it would read this off a DataLoader, which accelerate does not have here
+        plugin.deepspeed_config["train_micro_batch_size_per_gpu"] = config.train.batch_size
+    adapter, prepared = accelerator.prepare(network, optimizer)
+    return adapter, prepared

@@ -1,0 +1,37 @@
+"""Leaving in good order when a signal asks for it."""
+
+import logging
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from types import FrameType
+from typing import Any
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass
+class StopRequest:
+    """Whether somebody asked to leave."""
+
+    is_asked: bool = False
+
+
+@contextmanager
+def stop_on_signals() -> Iterator[StopRequest]:
+    """Inside, SIGTERM and the first Ctrl-C are a request; a second Ctrl-C interrupts at once."""
+    stop = StopRequest()
+
+    def ask(number: int, _frame: FrameType | None) -> None:
+        if stop.is_asked and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        stop.is_asked = True
+        logger.warning("asked to stop: writing a checkpoint first")
+
+    before: dict[int, Any] = {number: signal.signal(number, ask) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
