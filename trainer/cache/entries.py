@@ -1,10 +1,6 @@
-"""What is stored under which key, and in which precision."""
+"""Entries in the form they are stored in."""
 
-# C latent channels, h w latent size, E S feature width and positions, T D P text length, width and pooled width
-
-import hashlib
 from collections.abc import Mapping
-from typing import Literal
 
 import torch
 from torch import Tensor
@@ -13,23 +9,13 @@ from ..base import DTYPES
 from ..config import Precision
 from .store import CacheError
 
-Kind = Literal["latents", "features", "text"]
-KINDS: tuple[Kind, ...] = ("latents", "features", "text")
+_EXACT = frozenset({"sizes"})  # pixels beyond 2048 are not exact in 16 bits
 NO_IMAGE_KEY = "no-image"
 """Features of zero pixels: what a dropped reference is for adapters of the zero_pixels convention."""
 
 
-def text_key(caption: str) -> str:
-    return hashlib.blake2b(caption.encode(), digest_size=16).hexdigest()
-
-
-def picture_key(digest: str, variant: int) -> str:
-    """Key of one crop, flip or change of a picture whose bytes have this digest."""
-    return f"{digest}:{variant}"
-
-
 def stored(tensors: Mapping[str, Tensor], precision: Precision, what: str) -> dict[str, Tensor]:
-    """An entry on the CPU, its floating-point parts in the cache's precision.
+    """An entry on the CPU and in the cache's precision.
 
     Args:
         what: the picture or text it belongs to, for the message.
@@ -39,7 +25,7 @@ def stored(tensors: Mapping[str, Tensor], precision: Precision, what: str) -> di
     """
     entry = {}
     for part, tensor in tensors.items():
-        cast = tensor.detach().to("cpu", DTYPES[precision] if tensor.is_floating_point() else tensor.dtype)
+        cast = tensor.detach().to("cpu", tensor.dtype if part in _EXACT else DTYPES[precision])
         if not cast.isfinite().all():
             raise _endless(part, tensor, precision, what)
         entry[part] = cast.clone(memory_format=torch.contiguous_format)

@@ -11,7 +11,7 @@ FORMAT = 1  # raised when entries of the same names come to mean something else
 
 
 def latents_recipe(config: Config, base: Base) -> Recipe:
-    """Of the targets' latents, sizes and loss masks."""
+    """Of the targets' latents and sizes."""
     data = config.data
     is_random = data.crop == "random" or data.flip > 0
     return {
@@ -22,7 +22,6 @@ def latents_recipe(config: Config, base: Base) -> Recipe:
         "crop": data.crop,
         "flip": data.flip,
         "seed": config.train.seed if is_random else None,
-        "has_mask": data.mask_column is not None,
         "precision": config.cache.precision,
     }
 

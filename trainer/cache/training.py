@@ -1,0 +1,109 @@
+"""`Stores`: the cache as training reads it."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..base import Base
+from ..config import Config
+from ..data.digests import DigestMemo
+from ..data.pictures import BrokenPictureError
+from ..data.prepare import caption_digest, entry_key
+from ..data.records import Record
+from ..data.sample import Stores as SampleStores
+from ..data.skips import read_skipped
+from ..image_encoder import ImageEncoder
+from .recipes import features_recipe, latents_recipe, text_recipe
+from .store import CacheError, CacheStore
+
+DIGESTS = "digests.sqlite"
+SKIPPED = "skipped.jsonl"
+_CHECKED = 10_000  # records, spread evenly: looking at all of a large data set would take longer than loading the model
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Stores(SampleStores):
+    """Entries of one config. Small when pickled, and safe in forked data workers.
+
+    Attributes:
+        latents: {"mean", "std" (C, h, w), "sizes" (6,)} under `entry_key` of the target.
+        features: {"features" (E,) or (S, E)} under `entry_key` of the reference, and under `NO_IMAGE_KEY` those of
+            zero pixels.
+        text: {"text" (T, D), "pooled" (P,) for SDXL} under `caption_digest`; that of "" is always there.
+        digests: the memo that finds the entries of pictures without reading them.
+        folder: the cache.
+        variants: how many of each picture there are.
+    """
+
+    latents: CacheStore
+    features: CacheStore
+    text: CacheStore
+    digests: DigestMemo
+    folder: Path
+    variants: int
+
+    @property
+    def all(self) -> tuple[CacheStore, CacheStore, CacheStore]:
+        return self.text, self.latents, self.features
+
+    def has(self, record: Record) -> bool:
+        """Whether all entries of a record are there. Raises BrokenPictureError if a picture is not."""
+        target, reference = self.digests.digest(record.image), self.digests.digest(record.reference)
+        return caption_digest(record.caption) in self.text and all(
+            entry_key(target, variant) in self.latents and entry_key(reference, variant) in self.features
+            for variant in range(self.variants)
+        )
+
+    def require(self, records: Sequence[Record]) -> None:
+        """Check that records have their entries; of many, an even choice is looked at.
+
+        Raises:
+            CacheError: some lack them, other than pictures found to be broken when the cache was filled.
+        """
+        chosen = range(0, len(records), max(1, len(records) // _CHECKED))
+        broken = {skipped.path for skipped in read_skipped(self.folder / SKIPPED)}
+        lacking = 0
+        for index in chosen:
+            record = records[index]
+            if broken.intersection((record.image.name, record.reference.name)):
+                continue
+            try:
+                lacking += not self.has(record)
+            except BrokenPictureError:  # gone since: training skips and counts it
+                continue
+        if lacking:
+            looked_at = "" if len(chosen) == len(records) else " looked at"
+            raise CacheError(
+                f"{lacking} of {len(chosen)} pictures{looked_at} are not in the cache {self.folder} as this config "
+                "wants them",
+                expected="every picture and caption encoded with these models, sizes and settings",
+                action="run `ipadapter cache CONFIG`, or remove cache.path to encode in every step",
+            )
+
+
+def open_stores(config: Config, base: Base, encoder: ImageEncoder) -> Stores:
+    """Open the cache of a config; nothing is written.
+
+    Raises:
+        CacheError: `cache.path` is not set.
+    """
+    folder = check_path(config)
+    return Stores(
+        latents=CacheStore(folder, "latents", latents_recipe(config, base)),
+        features=CacheStore(folder, "features", features_recipe(config, encoder)),
+        text=CacheStore(folder, "text", text_recipe(config, base)),
+        digests=DigestMemo(folder / DIGESTS),
+        folder=folder,
+        variants=config.cache.variants,
+    )
+
+
+def check_path(config: Config) -> Path:
+    """The cache's folder. Raises CacheError if the config names none."""
+    if config.cache.path is None:
+        raise CacheError(
+            "a config without cache.path",
+            expected="a folder for the cache",
+            action="set cache.path, for instance --set cache.path=cache",
+        )
+    return Path(config.cache.path)

@@ -1,0 +1,248 @@
+"""What goes into the cache: which entries a data set needs, and how they are made of its pictures and captions."""
+
+# C latent channels, h w latent size, H W pixels, S encoder input
+
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+from ..base import Base
+from ..batch import Skipped
+from ..config import Config
+from ..data.digests import DigestMemo
+from ..data.pictures import BrokenPictureError, Picture, decode
+from ..data.prepare import (
+    REFERENCE,
+    TARGET,
+    bucket_of,
+    caption_digest,
+    entry_key,
+    place_target,
+    reference_pixels,
+    target_pixels,
+    variant_generator,
+)
+from ..data.records import Record
+from ..data.shards import Shards
+from ..data.sources import Source
+from ..image_encoder import ImageEncoder
+from .entries import NO_IMAGE_KEY, stored
+from .index import KeyIndex
+from .pipeline import ahead, batches_alike
+from .sharing import Block
+from .skips import Skips
+from .training import Stores
+
+T = TypeVar("T")
+Entry = tuple[str, dict[str, Tensor]]
+_DIGEST_THREADS = 2
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """One variant of a picture that has to be encoded.
+
+    Attributes:
+        key: of the entry.
+        record: key of the record it is in.
+        picture: None for zero pixels.
+    """
+
+    key: str
+    record: str
+    picture: Picture | None
+    digest: str = ""
+    variant: int = 0
+
+    @property
+    def name(self) -> str:
+        return self.picture.name if self.picture is not None else "the empty picture"
+
+
+@dataclass(frozen=True, eq=False)
+class Prepared:
+    """A picture as the model takes it: pixels (3, H, W), and for targets sizes (6,)."""
+
+    wanted: Wanted
+    pixels: Tensor
+    sizes: Tensor | None = None
+
+
+class Work:
+    """The work on some data sets.
+
+    Args:
+        skips: told of each record read, and of each picture that cannot be used.
+        threads: that read and prepare pictures.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        base: Base,
+        encoder: ImageEncoder,
+        sources: Sequence[Source],
+        stores: Stores,
+        *,
+        batch_size: int,
+        skips: Skips,
+        threads: int,
+    ) -> None:
+        self._config, self._base, self._encoder = config, base, encoder
+        self._sources, self._skips, self._batch_size = sources, skips, batch_size
+        self._pool, self._threads = ThreadPoolExecutor(threads), threads
+        # a pool of its own, so that the next block's digests do not stand before this block's pictures
+        self._digest_pool = ThreadPoolExecutor(_DIGEST_THREADS)
+        self._digests = _ThreadedDigests(stores.digests.path)
+
+    def close(self) -> None:
+        """Write the digests and end the threads."""
+        self._digest_pool.shutdown(cancel_futures=True)
+        self._pool.shutdown(cancel_futures=True)
+        self._digests.flush()
+
+    def text_blocks(self) -> Iterator[Block[str]]:
+        """Different captions, and the empty one."""
+        captions = (record.caption for record in self._read() if isinstance(record, Record))
+        yield from self._blocks((caption_digest(caption), caption) for caption in _first("", captions))
+
+    def latent_blocks(self) -> Iterator[Block[Wanted]]:
+        def image(record: Record) -> Picture:
+            self._skips.saw_record()
+            return record.image
+
+        yield from self._blocks((wanted.key, wanted) for wanted in self._wanted(image))
+
+    def feature_blocks(self) -> Iterator[Block[Wanted]]:
+        """References, each member of a group among them, and zero pixels."""
+        wanted = _first(Wanted(NO_IMAGE_KEY, "", None), self._wanted(lambda record: record.reference))
+        yield from self._blocks((item.key, item) for item in wanted)
+
+    def make_text(self, missing: Mapping[str, str]) -> Iterator[Entry]:
+        for batch in batches_alike(missing.items(), lambda _: None, self._batch_size):
+            text, pooled = self._base.encode_text([caption for _, caption in batch])
+            parts = {"text": text.cpu()} | ({} if pooled is None else {"pooled": pooled.cpu()})
+            for row, (key, caption) in enumerate(batch):
+                yield key, self._stored({part: tensor[row] for part, tensor in parts.items()}, repr(caption))
+
+    def make_latents(self, missing: Mapping[str, Wanted]) -> Iterator[Entry]:
+        for batch in self._batches(missing, self._target):
+            mean, std = self._base.encode_pixels(torch.stack([target.pixels for target in batch]))
+            mean, std = mean.cpu(), std.cpu()
+            for row, target in enumerate(batch):
+                assert target.sizes is not None
+                parts = {"mean": mean[row], "std": std[row], "sizes": target.sizes}
+                yield target.wanted.key, self._stored(parts, target.wanted.name)
+
+    def make_features(self, missing: Mapping[str, Wanted]) -> Iterator[Entry]:
+        for batch in self._batches(missing, self._reference):
+            features = self._encoder.features(torch.stack([reference.pixels for reference in batch])).cpu()
+            for row, reference in enumerate(batch):
+                yield reference.wanted.key, self._stored({"features": features[row]}, reference.wanted.name)
+
+    def _read(self) -> Iterator[Record | Skipped]:
+        for source in self._sources:
+            yield from source.read() if isinstance(source, Shards) else source
+
+    def _blocks(self, items: Iterable[tuple[str, T]]) -> Iterator[Block[T]]:
+        """Each key once, in the order of the data, so that every process comes to the same blocks."""
+        seen = KeyIndex()
+
+        def new() -> Iterator[tuple[str, T]]:
+            for key, item in items:
+                if seen.find(key) is None:
+                    seen.add((key,), 0)
+                    yield key, item
+
+        rest = new()
+        while sources := dict(islice(rest, self._config.cache.shard_size)):
+            yield Block(sources)
+
+    def _wanted(self, of: Callable[[Record], Picture]) -> Iterator[Wanted]:
+        def work(record: Record | Skipped) -> list[Wanted] | Skipped:
+            if isinstance(record, Skipped):
+                return record
+            try:
+                return self._variants(record, of(record))
+            except BrokenPictureError as error:
+                return Skipped(record.key, error.name, error.reason)
+
+        for found in ahead(self._read(), work, self._digest_pool, self._config.cache.shard_size):
+            if isinstance(found, Skipped):
+                self._skips.meet(found)
+            else:
+                yield from found
+
+    def _variants(self, record: Record, picture: Picture) -> list[Wanted]:
+        digest = self._digests.of(picture)
+        numbers = range(self._config.cache.variants)
+        return [Wanted(entry_key(digest, number), record.key, picture, digest, number) for number in numbers]
+
+    def _batches(
+        self, missing: Mapping[str, Wanted], prepare: Callable[[Wanted], Prepared]
+    ) -> Iterator[list[Prepared]]:
+        def work(wanted: Wanted) -> Prepared | Skipped:
+            try:
+                return prepare(wanted)
+            except BrokenPictureError as error:
+                return Skipped(wanted.record, error.name, error.reason)
+
+        def usable() -> Iterator[Prepared]:
+            for found in ahead(missing.values(), work, self._pool, self._threads + self._batch_size):
+                if isinstance(found, Skipped):
+                    self._skips.meet(found)
+                else:
+                    yield found
+
+        yield from batches_alike(usable(), lambda prepared: prepared.pixels.shape, self._batch_size)
+
+    def _target(self, wanted: Wanted) -> Prepared:
+        assert wanted.picture is not None
+        data = self._config.data
+        image = decode(wanted.picture)
+        generator = variant_generator(self._config.train.seed, wanted.digest, wanted.variant, TARGET)
+        placement = place_target(image, data, bucket_of(wanted.picture, data), generator)
+        return Prepared(wanted, target_pixels(image, placement), placement.sizes)
+
+    def _reference(self, wanted: Wanted) -> Prepared:
+        if wanted.picture is None:
+            size = self._encoder.format.pixel_format.size
+            return Prepared(wanted, torch.zeros(3, size, size))
+        generator = variant_generator(self._config.train.seed, wanted.digest, wanted.variant, REFERENCE)
+        image = decode(wanted.picture)
+        return Prepared(wanted, reference_pixels(image, self._config.data, self._encoder.format, generator))
+
+    def _stored(self, tensors: Mapping[str, Tensor], what: str) -> dict[str, Tensor]:
+        return stored(tensors, self._config.cache.precision, what)
+
+
+class _ThreadedDigests:
+    """A memo for each thread: one alone must not be written from two."""
+
+    def __init__(self, path: Path | None) -> None:
+        self._path = path
+        self._own = threading.local()
+        self._memos: list[DigestMemo] = []
+
+    def of(self, picture: Picture) -> str:
+        if not hasattr(self._own, "memo"):
+            self._own.memo = DigestMemo(self._path)
+            self._memos.append(self._own.memo)
+        memo: DigestMemo = self._own.memo
+        return memo.digest(picture)
+
+    def flush(self) -> None:
+        for memo in self._memos:
+            memo.flush()
+
+
+def _first(item: T, items: Iterable[T]) -> Iterator[T]:
+    yield item
+    yield from items
