@@ -1,0 +1,177 @@
+"""How like their references, and how true to their text, drawn pictures are: CLIP-I, CLIP-T and DINO similarity.
+
+By encoders other than the one the adapter reads: that one is what the adapter learnt to please.
+"""
+
+# B pictures or texts, D embedding width
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from PIL import Image
+from torch import Tensor, nn
+from torch.nn import functional
+
+from ipadapter_core.errors import MismatchError
+
+from .base import ModelNotFoundError
+from .config import ValidationConfig
+from .image_encoder import ImageEncoder, resolve_folder
+from .sampling import SampleGrid
+
+CLIPSCORE_FACTOR = 2.5  # arXiv 2104.08718, section 3
+_CLIP_CLASSES = ("CLIPModel", "SiglipModel", "Siglip2Model")
+_DINO_CLASSES = ("Dinov2Model", "Dinov2WithRegistersModel", "DINOv3ViTModel")
+_BATCH = 16
+_ROUNDING, _TINY = 0.02, 1e-4  # relative and absolute difference of one set of weights in two precisions
+
+
+@dataclass(frozen=True, eq=False)
+class Evaluator:
+    """An encoder of transformers with its own preprocessing; `embed` is what it does to pixels."""
+
+    model: Any
+    processor: Any
+    embed: Callable[..., Any]
+    device: torch.device
+
+    @torch.no_grad()
+    def images(self, pictures: Sequence[Image.Image]) -> Tensor:
+        """Unit embeddings (B, D): CLIP's projected ones, DINO's class token."""
+        parts = []
+        for start in range(0, len(pictures), _BATCH):
+            pixels = self.processor(images=list(pictures[start : start + _BATCH]), return_tensors="pt").pixel_values
+            parts.append(_unit(self.embed(pixel_values=pixels.to(self.device, self.model.dtype))))
+        return torch.cat(parts)
+
+    @torch.no_grad()
+    def texts(self, texts: Sequence[str]) -> Tensor:
+        """Unit embeddings (B, D) of a CLIP; longer texts are cut."""
+        length = self.model.config.text_config.max_position_embeddings
+        tokens = self.processor(
+            text=list(texts), padding="max_length", truncation=True, max_length=length, return_tensors="pt"
+        )
+        return _unit(self.model.get_text_features(**tokens.to(self.device)))
+
+
+@dataclass(frozen=True, eq=False)
+class Judge:
+    """Rates sample grids; what has no encoder is left out."""
+
+    clip: Evaluator | None
+    dino: Evaluator | None
+
+    def rate(self, grid: SampleGrid) -> dict[str, dict[str, dict[str, float]]]:
+        """`{"strengths": {"0.5": {name: mean over the rows}}}`, as a "samples" record of metrics.jsonl has it.
+
+        Names: clip_i and dino, cosines of pictures and their references; clip_t, cosine with the prompt, or with the
+        reference's caption where that is empty (as in arXiv 2308.06721, section 4.2), and clip_t_scaled, CLIPScore;
+        clip_i_uplift and dino_uplift, what a strength adds to strength 0.
+        """
+        columns = [list(pictures) for pictures in zip(*grid.rows, strict=True)]
+        rated: list[dict[str, float]] = [{} for _ in columns]
+        references = [reference.picture for reference in grid.references]
+        texts = [reference.prompt or reference.caption for reference in grid.references]
+        has_text = torch.tensor([bool(text) for text in texts])
+        for name, evaluator in (("clip_i", self.clip), ("dino", self.dino)):
+            if evaluator is None:
+                continue
+            wanted = evaluator.images(references)
+            described = evaluator.texts(texts)[has_text] if name == "clip_i" and has_text.any() else None
+            for values, pictures in zip(rated, columns, strict=True):
+                given = evaluator.images(pictures)
+                values[name] = _cosine(given, wanted)
+                if described is not None:
+                    values["clip_t"] = _cosine(given[has_text], described)
+                    values["clip_t_scaled"] = CLIPSCORE_FACTOR * max(0.0, values["clip_t"])
+        _add_uplift(rated, grid.strengths)
+        return {"strengths": {f"{strength:g}": values for strength, values in zip(grid.strengths, rated, strict=True)}}
+
+
+def load_judge(config: ValidationConfig, training: ImageEncoder, device: torch.device) -> Judge | None:
+    """The evaluation encoders of a config; None if it names none.
+
+    Raises:
+        ModelNotFoundError: no such folder or hub repository.
+        MismatchError: not a CLIP or SigLIP with its text half, not a DINO, or the encoder the adapter reads.
+    """
+    clip, dino = (
+        None if model is None else _load(model, key, classes, training, device)
+        for model, key, classes in (
+            (config.clip_model, "validation.clip_model", _CLIP_CLASSES),
+            (config.dino_model, "validation.dino_model", _DINO_CLASSES),
+        )
+    )
+    return Judge(clip, dino) if clip or dino else None
+
+
+def _load(model: str, key: str, classes: tuple[str, ...], training: ImageEncoder, device: torch.device) -> Evaluator:
+    folder = resolve_folder(model, key)
+    is_dino = classes is _DINO_CLASSES
+    network, processor = _open(folder, key, is_dino=is_dino)
+    if type(network).__name__ not in classes:
+        raise MismatchError(
+            f"{key} = {model!r}, which is a {type(network).__name__}",
+            expected=f"one of {', '.join(classes)}",
+            action=f"set {key} to such a model, or remove it",
+        )
+    if holds_weights_of(network, training.vision.model):
+        raise MismatchError(
+            f"{key} = {model!r}, which is the encoder the adapter reads",
+            expected="another encoder: to its own one an adapter looks better than it is",
+            action=f"set {key} to one of another size or training, or remove it",
+        )
+    network.to(device).eval().requires_grad_(False)
+    return Evaluator(network, processor, network if is_dino else network.get_image_features, device)
+
+
+def _open(folder: Path, key: str, *, is_dino: bool) -> tuple[Any, Any]:
+    processor_class = transformers.AutoImageProcessor if is_dino else transformers.AutoProcessor
+    try:
+        network = transformers.AutoModel.from_pretrained(folder, local_files_only=True, use_safetensors=True)
+        return network, processor_class.from_pretrained(folder, local_files_only=True)
+    except (OSError, ValueError, KeyError) as error:
+        raise ModelNotFoundError(
+            f"{key}: transformers cannot load {folder} ({(str(error).splitlines() or [''])[0].rstrip('.')})",
+            expected="a folder with config.json, safetensors, preprocessor_config.json and, for CLIP, the tokenizer",
+            action="copy the folder again, or choose another model",
+        ) from error
+
+
+def holds_weights_of(network: nn.Module, encoder: nn.Module) -> bool:
+    """Whether the vision half of a network has the weights of an encoder, in whatever precision and folder."""
+    ours, theirs = (
+        {name.removeprefix("vision_model."): tensor for name, tensor in module.state_dict().items()}
+        for module in (network, encoder)
+    )
+    shared = [name for name in theirs if name in ours and ours[name].shape == theirs[name].shape]
+    return any("patch_embedding" in name for name in shared) and all(
+        torch.allclose(_some(ours[name]), _some(theirs[name]), rtol=_ROUNDING, atol=_TINY) for name in shared
+    )
+
+
+def _some(tensor: Tensor) -> Tensor:
+    return tensor.flatten()[:64].float().cpu()
+
+
+def _add_uplift(rated: Sequence[dict[str, float]], strengths: Sequence[float]) -> None:
+    if 0 not in strengths:
+        return
+    ground = dict(rated[list(strengths).index(0)])
+    for values, strength in zip(rated, strengths, strict=True):
+        if strength:
+            values |= {f"{name}_uplift": values[name] - ground[name] for name in ("clip_i", "dino") if name in ground}
+
+
+def _unit(output: Any) -> Tensor:
+    """transformers 5 wraps what 4 gave bare."""
+    return functional.normalize((output if isinstance(output, Tensor) else output.pooler_output).float(), dim=-1)
+
+
+def _cosine(one: Tensor, other: Tensor) -> float:
+    """Mean over pairs of unit vectors (B, D)."""
+    return float((one * other).sum(dim=-1).mean())
