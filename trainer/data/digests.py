@@ -15,7 +15,7 @@ _PATIENCE = 60.0  # seconds to wait for another process that writes
 class DigestMemo:
     """Digests of pictures' bytes by path, size and time of change.
 
-    Safe for several processes. A picture changed without a change of size and time is not noticed, as with rsync.
+    Safe for several processes and threads. A picture changed without a change of size and time is not noticed, as with rsync.
 
     Args:
         path: of an SQLite file, made when the first digest is written; None: forgotten at the end of the process.
@@ -47,18 +47,18 @@ class DigestMemo:
 
     def flush(self) -> None:
         """Write what is new; the cache command does so at its end."""
+        new, self._new = self._new, {}  # threads may add while this writes
         if self.path is None:
-            self._known.update(self._new)
-        elif self._new:
+            self._known.update(new)
+        elif new:
             try:
                 self.path.parent.mkdir(parents=True, exist_ok=True)
                 with self._connect() as connection:
                     connection.execute("CREATE TABLE IF NOT EXISTS digests (identity TEXT PRIMARY KEY, digest TEXT)")
-                    connection.executemany("INSERT OR REPLACE INTO digests VALUES (?, ?)", self._new.items())
+                    connection.executemany("INSERT OR REPLACE INTO digests VALUES (?, ?)", new.items())
                 connection.close()
             except (sqlite3.Error, OSError) as error:
                 raise self._failed(error) from error
-        self._new.clear()
 
     def _stored(self, identity: str) -> str | None:
         if self.path is None or not self.path.exists():

@@ -23,6 +23,7 @@ from .scan import scan_buckets
 from .shards import Shards
 from .stream import Reader, stand_ins
 
+__all__ = ["Geometry", "Stores", "World", "held_out_batches", "open_batches"]
 _ATTEMPTS = 1000  # records tried in place of a broken one; below the limit of broken ones a few are enough
 
 

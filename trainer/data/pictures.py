@@ -174,6 +174,8 @@ def _to_rgb(image: Image.Image, name: str) -> Image.Image:
 
 
 def _orientation(image: Image.Image) -> Any:
+    if image.format == "TIFF":  # Pillow turns these itself
+        return None
     exif = image.info.get("exif")  # PNG's getexif would decode the picture to look behind it
     if exif is None:
         return image.getexif().get(_ORIENTATION) if image.format != "PNG" else None

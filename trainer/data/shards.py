@@ -53,7 +53,7 @@ class Shards:
                     continue
                 if key not in self.held_out:
                     yield record
-            yield from (Skipped(url, url, reason) for reason in failures)
+            yield from (Skipped(url, url, reason) for reason in failures[:1])
 
     def hold_out(self, images: int) -> tuple["Shards", Records]:
         """(the stream without its first records, these records)."""
@@ -156,7 +156,7 @@ def _expand(path: str) -> tuple[str, ...]:
 
 
 def _samples(url: str, failures: list[str]) -> Iterator[dict[str, Any]]:
-    """Members of each sample by name; why the shard ended early goes into failures."""
+    """Members of each sample by name; why the shard ended early goes into failures, and its last sample is left out."""
     import webdataset
 
     def note(error: Exception) -> bool:
@@ -165,4 +165,8 @@ def _samples(url: str, failures: list[str]) -> Iterator[dict[str, Any]]:
         failures.append(f"{type(error).__name__}: {error.args[0] if error.args else ''}")
         return True
 
-    yield from webdataset.tariterators.tarfile_samples([{"url": url}], handler=note)
+    known = 0
+    for sample in webdataset.tariterators.tarfile_samples([{"url": url}], handler=note):
+        if len(failures) == known:
+            yield sample
+        known = len(failures)

@@ -1,0 +1,151 @@
+"""Whatever a picture is made of, it becomes the RGB a viewer shows, or is broken with a reason."""
+
+import io
+import zlib
+
+import numpy as np
+import pytest
+from PIL import Image
+from support.pictures import encoded, gradient
+
+from trainer.data.pictures import BrokenPictureError, BytesPicture, FilePicture, decode, upright_size
+
+RED, HALF_GRAY = (255, 0, 0), (128, 128, 128)
+
+
+def shown(data: bytes) -> np.ndarray:
+    image = decode(BytesPicture("picture", data))
+    assert image.mode == "RGB"
+    return np.asarray(image)
+
+
+def one_color(data: bytes) -> tuple[int, ...]:
+    pixels = shown(data).reshape(-1, 3)
+    assert (pixels == pixels[0]).all()
+    return tuple(int(value) for value in pixels[0])
+
+
+def filled(mode: str, color: object, size: tuple[int, int] = (4, 3)) -> Image.Image:
+    return Image.new(mode, size, color)
+
+
+def png_16_bit_rgb(value: int) -> bytes:
+    """Pillow does not write these."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return len(data).to_bytes(4, "big") + kind + data + zlib.crc32(kind + data).to_bytes(4, "big")
+
+    header = (2).to_bytes(4, "big") * 2 + bytes((16, 2, 0, 0, 0))
+    rows = (b"\0" + value.to_bytes(2, "big") * 6) * 2
+    parts = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + parts
+
+
+def transparent_palette() -> bytes:
+    image = filled("P", 0)
+    image.putpalette([255, 0, 0, 0, 0, 255])
+    return encoded(image, transparency=0)
+
+
+def gray_16_bit(kind: str) -> bytes:
+    return encoded(Image.fromarray(np.full((3, 4), 128 * 257, np.uint16)), kind)
+
+
+@pytest.mark.parametrize(
+    ("data", "color"),
+    [
+        (encoded(filled("RGB", RED)), RED),
+        (encoded(filled("L", 128)), HALF_GRAY),
+        (encoded(filled("1", 1)), (255, 255, 255)),
+        (encoded(filled("P", RED)), RED),
+        (transparent_palette(), (255, 255, 255)),
+        (encoded(filled("RGB", RED), transparency=RED), (255, 255, 255)),
+        (encoded(filled("RGBA", (*RED, 255))), RED),
+        (encoded(filled("RGBA", (0, 0, 0, 0))), (255, 255, 255)),
+        (encoded(filled("RGBA", (255, 0, 0, 127))), (255, 128, 128)),
+        (encoded(filled("LA", (0, 127))), HALF_GRAY),
+        (encoded(filled("CMYK", (0, 255, 255, 0)), "TIFF"), RED),
+        (encoded(filled("YCbCr", (128, 128, 128)), "JPEG"), HALF_GRAY),
+        (gray_16_bit("PNG"), HALF_GRAY),
+        (gray_16_bit("TIFF"), HALF_GRAY),
+        (png_16_bit_rgb(128 * 257), HALF_GRAY),
+        (encoded(filled("RGB", RED), "GIF", save_all=True, append_images=[filled("RGB", (0, 0, 255))]), RED),
+    ],
+    ids=[
+        "rgb", "gray", "bilevel", "palette", "transparent-palette", "transparent-color", "opaque", "transparent",
+        "half-transparent", "gray-alpha", "cmyk", "ycbcr", "gray-16-png", "gray-16-tiff", "rgb-16", "animated",
+    ],
+)  # fmt: skip
+def test_every_mode_becomes_the_color_it_shows(data: bytes, color: tuple[int, ...]) -> None:
+    assert one_color(data) == color
+
+
+def test_a_cmyk_jpeg_is_not_inverted() -> None:
+    red, green, blue = shown(encoded(filled("CMYK", (0, 255, 255, 0), (16, 16)), "JPEG", quality=95)).mean(axis=(0, 1))
+    assert red > 250 and green < 5 and blue < 5
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "TIFF", "WEBP"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_exif_orientation_turns_the_picture_and_its_size(kind: str, orientation: int) -> None:
+    upright = gradient(24, 16)
+    undo = {
+        2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: Image.Transpose.FLIP_TOP_BOTTOM,
+        5: Image.Transpose.TRANSPOSE, 6: Image.Transpose.ROTATE_90, 7: Image.Transpose.TRANSVERSE,
+        8: Image.Transpose.ROTATE_270,
+    }  # fmt: skip
+    stored = upright.transpose(undo[orientation]) if orientation in undo else upright
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    picture = BytesPicture("picture", encoded(stored, kind, exif=exif, quality=100))
+    assert upright_size(picture) == (24, 16)
+    difference = np.asarray(decode(picture), np.int16) - np.asarray(upright, np.int16)
+    assert np.abs(difference).max() < 40  # JPEG and WebP lose some
+
+
+PNG = encoded(gradient(32, 32))
+JPEG = encoded(gradient(64, 64), "JPEG")
+
+
+@pytest.mark.parametrize(
+    ("data", "reason"),
+    [
+        (b"", "not a picture"),
+        (b"<html>404</html>", "not a picture"),
+        (PNG[:60], "(?i)truncated"),
+        (JPEG[: len(JPEG) // 2], "(?i)truncated"),
+        (PNG[:50] + b"\0" * 20 + PNG[70:], "."),
+        (encoded(filled("F", 0.5), "TIFF"), "floating-point"),
+    ],
+    ids=["empty", "html", "cut-png", "cut-jpeg", "damaged", "float"],
+)
+def test_what_cannot_be_decoded_is_broken_with_its_name_and_a_reason(data: bytes, reason: str) -> None:
+    with pytest.raises(BrokenPictureError, match=reason) as caught:
+        decode(BytesPicture("some.png", data))
+    assert caught.value.name == "some.png"
+
+
+def test_a_picture_that_would_fill_the_memory_is_broken(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    for look in (decode, upright_size):
+        with pytest.raises(BrokenPictureError, match="DecompressionBomb"):
+            look(BytesPicture("bomb", PNG))
+
+
+def test_a_missing_file_is_a_broken_picture(tmp_path) -> None:
+    picture = FilePicture(tmp_path / "none.png")
+    for look in (decode, upright_size, FilePicture.read):
+        with pytest.raises(BrokenPictureError, match="no such file"):
+            look(picture)
+    with pytest.raises(BrokenPictureError, match="no such file"):
+        _ = picture.identity
+
+
+def test_the_size_is_read_from_the_header_alone() -> None:
+    read = io.BytesIO(PNG[:64])
+
+    class Header(BytesPicture):
+        def open(self) -> io.BytesIO:
+            return read
+
+    assert upright_size(Header("header", b"")) == (32, 32)

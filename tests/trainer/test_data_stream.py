@@ -1,0 +1,143 @@
+"""Shards are read without overlap between processes and workers, in an order that a resumed run repeats."""
+
+from collections import Counter
+from itertools import islice
+from pathlib import Path
+
+import pytest
+import torch
+from support.pictures import GEOMETRY, encoded, gradient, run_config, write_shard, write_shards
+
+from trainer.batch import Batch, Skipped
+from trainer.config import Config
+from trainer.data.loader import World, open_batches
+from trainer.data.records import DataError
+from trainer.data.shards import Shards
+from trainer.data.sources import open_source
+
+SHARDS, PER_SHARD = 4, 6
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("shards")
+    write_shards(folder, SHARDS, PER_SHARD)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def mixed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Pictures of two aspect ratios, some cut off after the header, some not pictures at all."""
+    folder = tmp_path_factory.mktemp("mixed")
+    for shard in range(SHARDS):
+        samples = {}
+        for number in range(shard * 10, shard * 10 + 10):
+            data = encoded(gradient(64, 64 if number % 3 else 128, number))
+            damaged = {4: data[:80], 7: b"nothing"}.get(number % 10, data)
+            samples[f"{number:04}"] = {"png": damaged, "txt": f"picture {number}".encode()}
+        write_shard(folder / f"{shard:02}.tar", samples)
+    return folder
+
+
+def stream_config(folder: Path, path: Path, workers: int = 0, **data: object) -> Config:
+    options = {"workers": workers, "shuffle_buffer": 4, **data}
+    return run_config(folder, path, data=options, objective={"drop_text": 0.0, "drop_both": 0.0})
+
+
+def read(config: Config, count: int, world: World = World(), start: int = 0) -> list[Batch]:
+    return list(islice(open_batches(config, open_source(config.data), world, GEOMETRY, start), count))
+
+
+def keys(batches: list[Batch]) -> list[str]:
+    return [key for batch in batches for key in batch.keys]
+
+
+@pytest.mark.parametrize(("processes", "workers"), [(1, 0), (1, 2), (2, 0), (2, 2), (4, 0)])
+def test_an_epoch_reads_every_sample_once_over_processes_and_workers(
+    shards: Path, tmp_path: Path, processes: int, workers: int
+) -> None:
+    config = stream_config(tmp_path, shards, workers)
+    each = SHARDS * PER_SHARD // processes // 2
+    found = [read(config, each, World(rank, processes)) for rank in range(processes)]
+    assert Counter(key for batches in found for key in keys(batches)).most_common(1)[0][1] == 1
+    assert sum(len(keys(batches)) for batches in found) == SHARDS * PER_SHARD
+    positions = sorted(position for batches in found for batch in batches for position in batch.positions)
+    assert positions == list(range(SHARDS * PER_SHARD))
+
+
+def test_captions_stay_with_their_pictures(shards: Path, tmp_path: Path) -> None:
+    for batch in read(stream_config(tmp_path, shards), 6):
+        for index, caption in enumerate(batch.captions):
+            blue = round((float(batch.pixels[index, 2].mean()) + 1) * 127.5)
+            assert blue == int(caption.split()[1]) * 10 % 256
+
+
+def test_epochs_are_shuffled_anew_and_alike_in_every_run(shards: Path, tmp_path: Path) -> None:
+    config = stream_config(tmp_path, shards)
+    both = keys(read(config, SHARDS * PER_SHARD))
+    first, second = both[: len(both) // 2], both[len(both) // 2 :]
+    assert sorted(first) == sorted(second) and first != second and first != sorted(first)
+    assert keys(read(config, SHARDS * PER_SHARD)) == both
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("start", [1, 3, 8])
+@pytest.mark.parametrize("rank", [0, 1])
+def test_starting_at_a_step_gives_exactly_what_an_uninterrupted_run_gives(
+    mixed: Path, tmp_path: Path, workers: int, start: int, rank: int
+) -> None:
+    config = stream_config(tmp_path, mixed, workers, buckets=True, resolution=32, crop="random")
+    whole = read(config, start + 3, World(rank, 2))[start:]
+    resumed = read(config, 3, World(rank, 2), start)
+    for one, other in zip(whole, resumed, strict=True):
+        assert (one.positions, one.keys, one.captions, one.skipped) == (
+            other.positions, other.keys, other.captions, other.skipped,
+        )  # fmt: skip
+        assert torch.equal(one.pixels, other.pixels) and torch.equal(one.noise, other.noise)
+
+
+def test_buckets_are_filled_one_by_one_and_broken_pictures_left_out(mixed: Path, tmp_path: Path) -> None:
+    found = read(stream_config(tmp_path, mixed, buckets=True, resolution=32), 16)
+    assert {tuple(batch.pixels.shape[2:]) for batch in found} == {(32, 32), (24, 48)}
+    assert not any(int(key[-1]) in (4, 7) for key in keys(found))
+    skipped = {(item.key[-1], item.path[-3:]) for batch in found for item in batch.skipped}
+    assert skipped == {("4", "png"), ("7", "png")}
+
+
+@pytest.mark.parametrize("batch_size", [1, 3])
+def test_a_broken_picture_changes_no_later_batch(mixed: Path, tmp_path: Path, batch_size: int) -> None:
+    config = stream_config(tmp_path, mixed)
+    config = config.model_copy(update={"train": config.train.model_copy(update={"batch_size": batch_size})})
+    found = read(config, 12)
+    places = Counter(key for key in keys(found))
+    assert not any(key.endswith("4") for key in places)
+    assert max(places.values()) <= 3, "a stand-in comes again in its own place"
+
+
+def test_a_shard_that_is_cut_off_ends_there_and_is_listed(shards: Path, tmp_path: Path) -> None:
+    data = (shards / "00.tar").read_bytes()
+    (tmp_path / "00.tar").write_bytes(data[: len(data) // 3])
+    (tmp_path / "01.tar").write_bytes((shards / "01.tar").read_bytes())
+    source = open_source(stream_config(tmp_path, tmp_path).data)
+    assert isinstance(source, Shards)
+    items = list(source.read())
+    broken = [item for item in items if isinstance(item, Skipped)]
+    assert [Path(item.path).name for item in broken] == ["00.tar"]
+    assert len(items) - 1 > PER_SHARD and [item.key for item in items if item.key[:2] == "01"]
+
+
+def test_too_few_shards_for_the_processes_is_an_error(shards: Path, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="4 shards for 5 processes"):
+        read(stream_config(tmp_path, shards), 1, World(0, 5))
+
+
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")
+def test_workers_without_a_shard_are_not_started(shards: Path, tmp_path: Path) -> None:
+    assert len(set(keys(read(stream_config(tmp_path, shards, workers=9), 12)))) == SHARDS * PER_SHARD
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_shards_without_a_usable_picture_are_an_error_and_no_traceback(tmp_path: Path, workers: int) -> None:
+    write_shard(tmp_path / "00.tar", {"a": {"png": b"nothing", "txt": b"x"}})
+    with pytest.raises(DataError, match=r"^Found: no picture that can be used in .*00\.tar"):
+        read(stream_config(tmp_path, tmp_path, workers), 1)
