@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from support.pictures import GEOMETRY, encoded, gradient
 from torch import Tensor
 
 from ipadapter_core.preprocess import encoder_pixels
+from support.pictures import GEOMETRY, encoded, gradient
 from trainer.config import AugmentConfig, DataConfig
 from trainer.data.buckets import bucket_sizes, nearest_bucket
 from trainer.data.digests import DigestMemo
@@ -42,7 +42,8 @@ def prepared(image: Image.Image, data: DataConfig, seed: int = 0) -> tuple[Tenso
 @pytest.mark.parametrize("resolution", [512, 768, 1024])
 def test_buckets_have_about_the_area_and_sides_that_are_multiples(resolution: int) -> None:
     sizes = bucket_sizes(DataConfig(path="data", resolution=resolution, buckets=True))
-    assert len(sizes) > 5 and (resolution, resolution) in sizes
+    assert len(sizes) > 5
+    assert (resolution, resolution) in sizes
     for height, width in sizes:
         assert height % 64 == width % 64 == 0
         assert abs(height * width / resolution**2 - 1) < 0.1
@@ -78,7 +79,8 @@ def test_pixels_are_those_of_the_place_the_sizes_name() -> None:
     image = gradient(64, 256)
     pixels, (_, _, _, left, _, _) = prepared(image, data_of())
     expected = as_tensor(image)[:, left : left + 64].movedim(-1, 0).float() / 127.5 - 1
-    assert pixels.min() >= -1 and pixels.max() <= 1
+    assert pixels.min() >= -1
+    assert pixels.max() <= 1
     assert torch.equal(pixels, expected)
 
 
@@ -111,7 +113,8 @@ def test_a_mask_is_cropped_and_mirrored_with_its_picture_whatever_its_own_size()
     border = (64 - placement.left) / 8  # mirrored, the right half counts
     expected = (torch.arange(8) + 0.5 > border).float().expand(1, 8, 8)
     assert found.shape == (1, 8, 8)
-    assert (found - expected).abs().max() < 0.6 and (found - expected).abs().mean() < 0.05
+    assert (found - expected).abs().max() < 0.6
+    assert (found - expected).abs().mean() < 0.05
 
 
 def test_a_reference_without_changes_is_what_the_nodes_give_the_encoder() -> None:
@@ -135,7 +138,8 @@ def test_each_change_of_a_reference_follows_from_the_generator_and_leaves_the_re
     before = torch.get_rng_state()
     changed = [reference_pixels(image, data, GEOMETRY.reference, generator(seed)) for seed in (1, 1, 2)]
     assert torch.equal(torch.get_rng_state(), before)
-    assert changed[0].shape == plain.shape and (changed[0] - plain).abs().max() > 0.02
+    assert changed[0].shape == plain.shape
+    assert (changed[0] - plain).abs().max() > 0.02
     assert torch.equal(changed[0], changed[1])
     if name in ("crop_scale", "rotate", "color"):
         assert not torch.equal(changed[0], changed[2])
@@ -147,7 +151,8 @@ def test_all_changes_at_once_take_pictures_of_any_size(shape: tuple[int, int]) -
     pixels = reference_pixels(
         gradient(*shape), data_of(augment=AugmentConfig(**CHANGES)), GEOMETRY.reference, generator()
     )
-    assert pixels.shape == (3, 8, 8) and pixels.isfinite().all()
+    assert pixels.shape == (3, 8, 8)
+    assert pixels.isfinite().all()
 
 
 def test_variants_differ_by_seed_picture_and_number_but_not_by_run() -> None:

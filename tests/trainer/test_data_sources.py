@@ -1,13 +1,14 @@
 """Every kind of data set gives the same records, and every mistake in one is said with its place."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
 import torch
 from datasets import Dataset, DatasetDict, Image
-from support.pictures import encoded, gradient, run_config, write_folder, write_shard, write_shards
 
+from support.pictures import encoded, gradient, run_config, write_folder, write_shard, write_shards
 from trainer.config import DataConfig
 from trainer.data.pictures import decode, picture_digest
 from trainer.data.records import DataError, Record, Records, split_validation
@@ -189,7 +190,9 @@ def test_validation_pictures_are_kept_out_and_stay_the_same_when_data_is_added(t
     write_folder(tmp_path, 12)
     train, held = split_validation(records_of(tmp_path), 4, seed=0)
     keys, held_keys = {record.key for record in train}, {record.key for record in held}
-    assert len(keys) == 8 and len(held_keys) == 4 and not keys & held_keys
+    assert len(keys) == 8
+    assert len(held_keys) == 4
+    assert not keys & held_keys
     write_folder(tmp_path / "more", 1)
     _, again = split_validation(records_of(tmp_path), 4, seed=0)
     assert len(held_keys & {record.key for record in again}) >= 3
@@ -273,10 +276,13 @@ def mistakes(pictures: Path, folder: Path) -> dict[str, tuple[dict[str, object],
 
 
 def test_every_mistake_is_said_with_its_place(pictures: Path, tmp_path: Path) -> None:
+    found = {}
     for name, (options, message) in mistakes(pictures, tmp_path).items():
-        with pytest.raises(DataError, match=message):
+        with pytest.raises(DataError) as caught:
             open_source(DataConfig(**options))
-            pytest.fail(f"{name} went through")
+        found[name] = str(caught.value), message
+    wrong = {name: text for name, (text, message) in found.items() if not re.search(message, text)}
+    assert not wrong
 
 
 def test_a_shard_sample_without_a_caption_is_said(tmp_path: Path) -> None:

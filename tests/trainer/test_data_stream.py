@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from support.pictures import GEOMETRY, encoded, gradient, run_config, write_shard, write_shards
 
+from support.pictures import GEOMETRY, encoded, gradient, run_config, write_shard, write_shards
 from trainer.batch import Batch, Skipped
 from trainer.config import Config
 from trainer.data.loader import World, open_batches
@@ -15,6 +15,7 @@ from trainer.data.records import DataError
 from trainer.data.shards import Shards
 from trainer.data.sources import open_source
 
+ALONE = World()
 SHARDS, PER_SHARD = 4, 6
 
 
@@ -44,7 +45,7 @@ def stream_config(folder: Path, path: Path, workers: int = 0, **data: object) ->
     return run_config(folder, path, data=options, objective={"drop_text": 0.0, "drop_both": 0.0})
 
 
-def read(config: Config, count: int, world: World = World(), start: int = 0) -> list[Batch]:
+def read(config: Config, count: int, world: World = ALONE, start: int = 0) -> list[Batch]:
     return list(islice(open_batches(config, open_source(config.data), world, GEOMETRY, start), count))
 
 
@@ -76,7 +77,9 @@ def test_epochs_are_shuffled_anew_and_alike_in_every_run(shards: Path, tmp_path:
     config = stream_config(tmp_path, shards)
     both = keys(read(config, SHARDS * PER_SHARD))
     first, second = both[: len(both) // 2], both[len(both) // 2 :]
-    assert sorted(first) == sorted(second) and first != second and first != sorted(first)
+    assert sorted(first) == sorted(second)
+    assert first != second
+    assert first != sorted(first)
     assert keys(read(config, SHARDS * PER_SHARD)) == both
 
 
@@ -93,7 +96,8 @@ def test_starting_at_a_step_gives_exactly_what_an_uninterrupted_run_gives(
         assert (one.positions, one.keys, one.captions, one.skipped) == (
             other.positions, other.keys, other.captions, other.skipped,
         )  # fmt: skip
-        assert torch.equal(one.pixels, other.pixels) and torch.equal(one.noise, other.noise)
+        assert torch.equal(one.pixels, other.pixels)
+        assert torch.equal(one.noise, other.noise)
 
 
 def test_buckets_are_filled_one_by_one_and_broken_pictures_left_out(mixed: Path, tmp_path: Path) -> None:
@@ -123,7 +127,8 @@ def test_a_shard_that_is_cut_off_ends_there_and_is_listed(shards: Path, tmp_path
     items = list(source.read())
     broken = [item for item in items if isinstance(item, Skipped)]
     assert [Path(item.path).name for item in broken] == ["00.tar"]
-    assert len(items) - 1 > PER_SHARD and [item.key for item in items if item.key[:2] == "01"]
+    assert len(items) - 1 > PER_SHARD
+    assert [item.key for item in items if item.key[:2] == "01"]
 
 
 def test_too_few_shards_for_the_processes_is_an_error(shards: Path, tmp_path: Path) -> None:
