@@ -1,9 +1,10 @@
 """What trainers leave behind: our own checkpoints, and the states of other programs, saved as those programs save them."""
 
+import contextlib
 import json
 import sys
 import types
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -133,23 +134,40 @@ def write_mmengine(path: Path, adapter: IPAdapter, unet: Any) -> Path:
     projection = diffusers_projection(adapter).state_dict()
     weights |= {f"image_projection.{name}": tensor for name, tensor in projection.items()}
     shuffled = dict(sorted(weights.items()))  # sorted: the middle block comes before the up blocks
-    torch.save(
-        {
-            "meta": {"epoch": 3, "iter": 30, "experiment_name": "pokemon", "seed": 7},
-            "state_dict": shuffled,
-            "message_hub": {"log_scalars": {"train/loss": _history()}, "runtime_info": {"iter": 30}},
-            "optimizer": {"state": {0: {"step": 30, "exp_avg": torch.zeros(4)}}, "param_groups": [{"lr": 1e-5}]},
-        },
-        path,
-    )
+    with _history_class() as history_class:
+        history = history_class()
+        torch.save(
+            {
+                "meta": {"epoch": 3, "iter": 30, "experiment_name": "pokemon", "seed": 7},
+                "state_dict": shuffled,
+                "message_hub": {"log_scalars": {"train/loss": history}, "runtime_info": {"loss": numpy.float64(0.5)}},
+                "optimizer": {"state": {0: {"step": 30, "exp_avg": torch.zeros(4)}}, "param_groups": [{"lr": 1e-5}]},
+            },
+            path,
+        )
     return path
 
 
-def _history() -> Any:
-    """An object of a class named like mmengine's, with numpy arrays inside, as its message hub holds them."""
-    module = sys.modules.setdefault("mmengine.logging.history_buffer", types.ModuleType("history_buffer"))
-    history_class = type("HistoryBuffer", (), {"__module__": "mmengine.logging.history_buffer"})
-    module.__dict__["HistoryBuffer"] = history_class
-    history = history_class()
-    history.__dict__.update(max_length=10, _log_history=numpy.array([0.5, 0.25]), _count_history=numpy.array([1, 1]))
-    return history
+class HistoryBuffer:
+    """Pickled as mmengine's is: arrays, and the methods that read them."""
+
+    def __getstate__(self) -> dict[str, object]:
+        counts = numpy.array([1, 1])
+        return {"_log_history": numpy.array([0.5, 0.25]), "_count_history": counts, "methods": {"min": self.min}}
+
+    @staticmethod
+    def min() -> None:
+        pass
+
+
+@contextlib.contextmanager
+def _history_class() -> Iterator[Any]:
+    """A class named as mmengine's, importable while it is pickled and not afterwards."""
+    names = ("mmengine", "mmengine.logging", "mmengine.logging.history_buffer")
+    for name in names:
+        sys.modules[name] = types.ModuleType(name)
+    HistoryBuffer.__module__ = names[-1]
+    sys.modules[names[-1]].__dict__["HistoryBuffer"] = HistoryBuffer
+    yield HistoryBuffer
+    for name in names:
+        del sys.modules[name]

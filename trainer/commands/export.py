@@ -1,10 +1,11 @@
 """`ipadapter export`."""
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
+from ..config import Precision
 from .options import AsJson, Overrides
 from .output import emit
 
@@ -25,7 +26,7 @@ def export(
     run: RunPath,
     output: Output = None,
     precision: Annotated[
-        str | None, typer.Option(metavar="bf16|fp16|fp32", help="Type of the weights; export.precision if not given.")
+        Precision | None, typer.Option(help="Type of the weights; export.precision of the config if not given.")
     ] = None,
     ema: Ema = None,
     overrides: Overrides = [],  # noqa: B006 - typer's way
@@ -43,5 +44,5 @@ def export(
     given: list[str] = list(overrides)
     if precision is not None:
         given.append(f"export.precision={precision}")
-    report: Any = export_checkpoint(run, output, uses_ema=ema, overrides=given)
+    report = export_checkpoint(run, output, uses_ema=ema, overrides=given)
     emit(report.to_json(), as_json)

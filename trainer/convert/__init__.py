@@ -1,0 +1,1 @@
+"""Training states and adapter files of other programs, brought into the published flat layout."""

@@ -1,0 +1,225 @@
+"""Converting a file: read, rename, repair, prove, write."""
+
+import json
+import os
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ipadapter_core.adapter import build_adapter
+from ipadapter_core.detect import canonical_name, detect
+from ipadapter_core.errors import UnreadableFileError, UnsupportedFamilyError
+from ipadapter_core.files import read_tensors, write_safetensors
+from ipadapter_core.spec import AdapterSpec, EncoderHint, Feature, Negative
+
+from ..config import Precision
+from ..export import ExportReport, check_target, export_adapter
+from ..facts import TRAINING_KEY, ExportFacts, read_preprocess
+from .errors import ConvertError
+from .names import Parts, take_apart, unwrapped
+from .numbers import repair_numbers
+from .reading import STATE_FILES, find_state, read_state
+from .xlabs import is_xlabs, published_xlabs
+
+
+@dataclass(frozen=True, kw_only=True)
+class Hints:
+    """What no tensor tells, where the user knows it; None leaves what is usual for the kind.
+
+    Attributes:
+        encoder: name of the image encoder's file or folder.
+        layer: hidden state the adapter reads, counted from the last (-1).
+        negative: what a dropped image was in training.
+    """
+
+    encoder: str | None = None
+    layer: int | None = None
+    negative: Negative | None = None
+
+
+@dataclass(frozen=True)
+class Conversion:
+    """What became of a file.
+
+    Attributes:
+        source: what it was, in words.
+        notes: what was repaired.
+        report: None for a kind that does not run here; then `unsupported` says so.
+    """
+
+    path: Path
+    source: str
+    notes: tuple[str, ...]
+    report: ExportReport | None
+    unsupported: str | None = None
+
+    def to_json(self) -> dict[str, object]:
+        about: dict[str, object] = {"file": str(self.path), "source": self.source, "repaired": list(self.notes)}
+        if self.report is None:
+            return {**about, "runs_here": False, "reason": self.unsupported, "read_back": "equal"}
+        return {**about, "runs_here": True, **self.report.to_json()}
+
+
+def convert_file(
+    source: Path,
+    output: Path,
+    *,
+    state: Path | None = None,
+    hints: Hints = Hints(),
+    precision: Precision | None = None,
+) -> Conversion:
+    """Write any known layout as a published safetensors file, proven as `export_adapter` proves it.
+
+    Args:
+        source: weight file, or folder of a training state.
+        state: training state that completes a conversion without K/V projections.
+        precision: None keeps every tensor as it is.
+
+    Raises:
+        ConvertError: no adapter, or not all of one.
+        UnreadableFileError, UnknownCheckpointError: the file cannot be read, or is something else.
+        ExportError: as `export_adapter`.
+    """
+    check_target(output)
+    file = read_state(source)
+    tensors = unwrapped(file.tensors)
+    if is_xlabs(tensors):
+        return _copy(published_xlabs(tensors), output, "an XLabs adapter or its training state", precision)
+    parts = take_apart(tensors)
+    notes: list[str] = []
+    if parts.projection and not parts.sites:
+        parts = _completed(parts, source, state)
+        notes.append(f"K/V projections were missing and come from {state}")
+    elif state is not None:
+        raise ConvertError(
+            f"{source.name} already has K/V projections, and --state was given",
+            expected="--state only for a file without any ip_adapter.* tensors",
+            action="leave --state out",
+        )
+    elif not parts.projection:
+        _explain(tensors, source)
+    kind = _unsupported(parts)
+    if kind is not None:
+        return _copy(parts.tensors(), output, parts.source, precision, kind)
+    sites, repairs = repair_numbers(parts.sites)
+    adapter = build_adapter(replace(parts, sites=sites).tensors(), file.metadata)
+    adapter.spec = _with_hints(adapter.spec, hints)
+    facts = _facts(find_state(source), file.metadata)
+    report = export_adapter(adapter, output, precision=precision, facts=facts)
+    return Conversion(output, parts.source, (*notes, *repairs), report)
+
+
+def _completed(parts: Parts, source: Path, state: Path | None) -> Parts:
+    """A projection together with the sites of the training state it was taken from."""
+    if state is None:
+        raise ConvertError(
+            f"{source.name} has image_proj but no ip_adapter tensors: the well-known empty conversion of an accelerate "
+            "state, whose safetensors store shared tensors once, under the UNet's names",
+            expected="image_proj and ip_adapter together",
+            action="convert the training state itself (checkpoint-N/model.safetensors), or name it with --state",
+        )
+    complete = take_apart(unwrapped(read_state(state).tensors))
+    different = [
+        name
+        for name, tensor in parts.projection.items()
+        if name not in complete.projection or not torch.equal(complete.projection[name].to(tensor.dtype), tensor)
+    ]
+    if different or not complete.sites:
+        what = f"another {different[0]}" if different else "no K/V projections either"
+        raise ConvertError(
+            f"the state {state} has {what}",
+            expected=f"the training state that {source.name} was made from",
+            action="choose that one; its step number is in the folder's name",
+        )
+    return replace(complete, source="an empty conversion of an accelerate state")
+
+
+def _explain(tensors: Mapping[str, Tensor], source: Path) -> None:
+    """Raise the core's error about what this is instead of an adapter."""
+    detect({canonical_name(name): tuple(tensor.shape) for name, tensor in tensors.items()}, {})
+    raise ConvertError(
+        f"{source.name} has K/V projections but no image projection",
+        expected="image_proj_model.* or image_proj.* beside them",
+        action="convert the complete training state",
+    )
+
+
+def _unsupported(parts: Parts) -> str | None:
+    """The core's message about a family that it knows by name and does not run."""
+    try:
+        detect({name: tuple(tensor.shape) for name, tensor in parts.tensors().items()}, {})
+    except UnsupportedFamilyError as error:
+        return str(error)
+    except UnreadableFileError:  # numbers may still be repaired; if not, building says the same again
+        return None
+    return None
+
+
+def _copy(
+    tensors: Mapping[str, Tensor], output: Path, source: str, precision: Precision | None, why: str | None = None
+) -> Conversion:
+    """Write what does not run here, and check only that it reads back equal."""
+    if precision is not None:
+        raise ConvertError(
+            f"--precision {precision} for a kind of adapter that does not run here",
+            expected="no change of values that cannot be checked",
+            action="leave --precision out",
+        )
+    with tempfile.TemporaryDirectory(dir=output.parent, prefix=f".{output.stem}.") as folder:
+        partial = Path(folder) / "adapter.safetensors"
+        write_safetensors(partial, tensors, {"format": "pt"})
+        read = read_tensors(partial).tensors
+        if not all(
+            torch.allclose(read[name], tensor, rtol=0, atol=0, equal_nan=True) for name, tensor in tensors.items()
+        ):
+            raise ConvertError(
+                "a written file that reads back differently",
+                expected="equal tensors",
+                action="check the disk, try again",
+            )
+        os.replace(partial, output)
+    return Conversion(output, source, (), None, why or _why_not(tensors))
+
+
+def _why_not(tensors: Mapping[str, Tensor]) -> str:
+    try:
+        detect({name: tuple(tensor.shape) for name, tensor in tensors.items()}, {})
+    except UnsupportedFamilyError as error:
+        return str(error)
+    raise AssertionError("the core runs this; it should have been exported")
+
+
+def _with_hints(spec: AdapterSpec, hints: Hints) -> AdapterSpec:
+    if hints.layer is not None and (hints.layer >= 0 or spec.feature is Feature.IMAGE_EMBEDS):
+        raise ConvertError(
+            f"--layer {hints.layer} for {spec.family}",
+            expected="a number from -1 (last) down, and only for an adapter that reads hidden states",
+            action="correct it, or leave it out",
+        )
+    encoder = spec.encoder if hints.encoder is None else EncoderHint(name=hints.encoder)
+    return replace(spec, layer=hints.layer or spec.layer, negative=hints.negative or spec.negative, encoder=encoder)
+
+
+def _facts(path: Path, metadata: Mapping[str, str]) -> ExportFacts:
+    """What the old file said about itself, if it said anything."""
+    about = {name.removeprefix("modelspec."): value for name, value in metadata.items()}
+    try:
+        training = json.loads(metadata.get(TRAINING_KEY, "{}"))
+    except ValueError as error:
+        raise ConvertError(
+            f"metadata {TRAINING_KEY} of {path.name} that is not JSON ({error})",
+            expected="a JSON object",
+            action="export the adapter again",
+        ) from error
+    return ExportFacts(
+        title=about.get("title", path.parent.name if path.name in STATE_FILES else path.stem),
+        preprocess=read_preprocess(metadata),
+        training={**training, "converted_from": path.name},
+        author=about.get("author"),
+        license=about.get("license"),
+        description=about.get("description"),
+    )
