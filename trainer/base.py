@@ -78,7 +78,7 @@ class Base:
         """Whether the model is told sizes and a pooled text embedding."""
         return isinstance(self.pipeline, StableDiffusionXLPipeline)
 
-    @cached_property
+    @property
     def texts(self) -> tuple[TextEncoder, ...]:
         pairs = [(self.pipeline.tokenizer, self.pipeline.text_encoder)]
         if self.is_sdxl:

@@ -12,9 +12,10 @@ from tqdm import tqdm
 from ipadapter_core.errors import IPAdapterError
 
 from .config import Config
+from .config_file import write_config
 from .observe import open_observer
 from .run import open_run
-from .state import clean_up, find_checkpoints
+from .state import CONFIG, clean_up, find_checkpoints
 from .stop import StopRequest, stop_on_signals
 
 logger = logging.getLogger(__name__)
@@ -54,6 +55,9 @@ def train(config: Config) -> Outcome:
     for checkpoint in find_checkpoints(config.run)[-1:]:
         state.restore(checkpoint)
         logger.info("going on from %s", checkpoint)
+    if accelerator.is_main_process:
+        config.run.mkdir(parents=True, exist_ok=True)
+        write_config(config, config.run / CONFIG)
     observer = open_observer(run)
     run.release_encoders()
     observer.at_step(counters.step)

@@ -110,7 +110,7 @@ def open_run(config: Config) -> Run:
         gradient_accumulation_steps=config.train.accumulate,
         # only float16 needs accelerate's help (its gradient scaler); the network itself always computes in float32
         mixed_precision="fp16" if config.base.precision == "fp16" and torch.cuda.is_available() else "no",
-        log_with=list(config.train.trackers),
+        log_with=list(config.train.trackers) or None,
         project_dir=config.run,
     )
     torch.set_float32_matmul_precision("high")

@@ -1,0 +1,42 @@
+"""`ipadapter plan` counts what is there and leaves nothing behind."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from support.training import make_config, write_pictures
+from trainer.planning import make_plan
+
+
+@pytest.mark.parametrize("layout", ["sd15", "sdxl"])
+def test_plan_counts_and_writes_nothing(
+    tmp_path: Path, base_folder: Callable[..., Path], encoder_folder: Callable[[str], Path], layout: str
+) -> None:
+    pictures = write_pictures(tmp_path / "pictures", 6)
+    config = make_config(
+        base_folder(layout),
+        encoder_folder("clip"),
+        pictures,
+        tmp_path / "run",
+        optimizer={"ema_decay": 0.9},
+        validation={"every": 5, "images": 2},
+        train={"steps": 12, "batch_size": 2, "accumulate": 2, "log_every": 1, "trackers": []},
+    )
+    plan = make_plan(config).to_json()
+    trained, data, memory, measured = (plan[name] for name in ("trained", "data", "memory", "measured"))
+    assert trained["adapter"].endswith("base")
+    if layout == "sd15":  # 16 sites of 32, 64 and 128 channels over 16-wide tokens, and the projection of 4 tokens
+        channels = 5 * 32 + 5 * 64 + 6 * 128
+        assert trained["parameters"] == 2 * 16 * channels + (4 * 16 * 20 + 4 * 16) + 2 * 16
+    assert data == {
+        "steps": 12, "samples_per_step": 4, "samples": 48, "pictures": 4, "epochs": 12.0, "held_out": 2
+    }  # fmt: skip
+    assert memory["gradients"] == memory["moving_average"] == 4 * trained["parameters"]
+    assert 2 * memory["gradients"] <= memory["optimizer"] < 2.1 * memory["gradients"]
+    assert memory["activations"] > 0
+    assert measured["flops_backward"] > measured["flops_forward"] / 4
+    assert measured["is_cached"] is False
+    assert measured["images_per_second"] > 0
+    assert plan["cache"]["latents_bytes"] > 6 * 2 * 4 * 64 * 2
+    assert not (tmp_path / "run").exists()

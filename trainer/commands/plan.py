@@ -1,0 +1,15 @@
+"""`ipadapter plan`."""
+
+from .options import AsJson, ConfigPath, Overrides
+from .output import emit
+
+
+def plan(config: ConfigPath, overrides: Overrides = [], as_json: AsJson = False) -> None:  # noqa: B006 - typer's way
+    """Say what a config would train, what it needs and how long it takes, from three real steps; writes nothing.
+
+    Example: `ipadapter plan my.toml --set train.batch_size=16`
+    """
+    from ..config_file import read_config
+    from ..planning import make_plan
+
+    emit(make_plan(read_config(config, overrides)).to_json(), as_json)

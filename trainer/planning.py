@@ -1,0 +1,183 @@
+"""What a run will be, found out by a few real steps that nothing is kept of: `ipadapter plan`."""
+
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.graph import saved_tensors_hooks
+from torch.utils.flop_counter import FlopCounterMode
+
+from .batch import Batch
+from .cache.estimate import estimate_bytes
+from .cache.store import CacheError
+from .config import Config
+from .data.records import Records
+from .run import Run, open_run
+
+MEASURED_STEPS = 3
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Counts, bytes and measurements, as `to_json` names them.
+
+    Attributes:
+        measured: of steps with this batch size on this machine; `is_cached` says whether encoding was part of them.
+    """
+
+    trained: dict[str, object]
+    data: dict[str, object]
+    memory: dict[str, int]
+    measured: dict[str, object]
+    cache: dict[str, object]
+
+    def to_json(self) -> dict[str, object]:
+        return dict(vars(self))
+
+
+def make_plan(config: Config) -> Plan:
+    """Open everything a run opens, take three steps, and put the weights back to nothing: no file is written.
+
+    Raises:
+        IPAdapterError: as `train`.
+    """
+    run, is_cached = _open(config)
+    batches = run.batches(0)
+    if is_cached:
+        run.release_encoders()
+    memory, flops = _count(run, next(batches), is_cached=is_cached)
+    measured = {"is_cached": is_cached, **_measure(run, batches), **flops}
+    return Plan(_trained(run), _data(run), memory, measured, _cache(run))
+
+
+def _open(config: Config) -> tuple[Run, bool]:
+    """With the cache if it is filled; a plan may well come before it is."""
+    if config.cache.path is not None:
+        try:
+            return open_run(config), True
+        except CacheError:
+            config = config.model_copy(update={"cache": config.cache.model_copy(update={"path": None})})
+    return open_run(config), False
+
+
+def _trained(run: Run) -> dict[str, object]:
+    spec = run.network.spec
+    return {
+        "adapter": spec.family,
+        "tokens": spec.num_tokens,
+        "encoder": run.encoder.spec.name,
+        "reads": f"{spec.feature.value}{'' if spec.feature.value == 'image_embeds' else f' of layer {spec.layer}'}",
+        "negative": spec.negative.value,
+        "prediction_type": run.base.schedule.config.prediction_type,
+        "sites": f"{len(run.network.trained_sites)} of {spec.num_sites} ({run.config.adapter.blocks})",
+        "parameters": sum(parameter.numel() for parameter in run.network.trained_parameters()),
+        "frozen_parameters": sum(parameter.numel() for parameter in run.base.unet.parameters()),
+    }
+
+
+def _data(run: Run) -> dict[str, object]:
+    steps, per_step = run.config.train.steps, run.samples_per_step
+    data: dict[str, object] = {"steps": steps, "samples_per_step": per_step, "samples": steps * per_step}
+    if isinstance(run.source, Records):
+        data |= {"pictures": len(run.source), "epochs": round(steps * per_step / len(run.source), 2)}
+    return data | {"held_out": len(run.held_out)}
+
+
+def _count(run: Run, batch: Batch, *, is_cached: bool) -> tuple[dict[str, int], dict[str, int]]:
+    """Bytes on the device at the end of a forward, when most is held (buffers of single operations come on top), and
+    floating-point operations of an image, two for each multiplication and addition."""
+    with _saved_for_backward(run) as saved, FlopCounterMode(display=False) as forward:
+        loss = run.objective.loss(run.network, batch.to(run.accelerator.device))
+    with FlopCounterMode(display=False) as backward:
+        run.accelerator.backward(loss)
+    run.optimizer.step()
+    trained = sum(parameter.nbytes for parameter in run.network.trained_parameters())
+    encoders = [] if is_cached else [run.base.vae, run.encoder.vision.model, *(text.model for text in run.base.texts)]
+    memory = {
+        "frozen_model": _bytes(run.base.unet),
+        "frozen_encoders": sum(map(_bytes, encoders)),
+        "adapter": _bytes(run.network),
+        "gradients": trained,
+        "optimizer": sum(x.nbytes for x in _tensors(run.optimizer.state_dict())),
+        "moving_average": trained if run.ema is not None else 0,
+        "activations": sum(saved.values()),
+    }
+    images = len(batch.positions)
+    flops = {"forward": forward.get_total_flops() // images, "backward": backward.get_total_flops() // images}
+    return memory | {"total": sum(memory.values())}, {f"flops_{name}": count for name, count in flops.items()}
+
+
+def _measure(run: Run, batches: Iterator[Batch]) -> dict[str, object]:
+    device = run.accelerator.device
+    forwards = MEASURED_STEPS * run.config.train.accumulate
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        torch.cuda.synchronize(device)
+    start = time.perf_counter()
+    images = 0
+    for batch in islice(batches, forwards):
+        run.accelerator.backward(run.objective.loss(run.network, batch.to(device)))
+        images += len(batch.positions)
+        if images % (run.config.train.batch_size * run.config.train.accumulate) == 0:
+            run.optimizer.step()
+            run.optimizer.zero_grad(set_to_none=True)
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    seconds = time.perf_counter() - start
+    total = run.config.train.steps * run.config.train.batch_size * run.config.train.accumulate
+    measured: dict[str, object] = {
+        "device": str(device),
+        "images_per_second": images / seconds,
+        "hours": total * seconds / images / 3600,
+    }
+    if device.type == "cuda":
+        measured["peak_bytes"] = torch.cuda.max_memory_allocated(device)
+    return measured
+
+
+def _cache(run: Run) -> dict[str, object]:
+    records = run.source
+    if not isinstance(records, Records):
+        return {"note": "streams have no cache"}
+    pictures = len(records) + len(run.held_out)
+    captions = len({record.caption for record in (*records, *run.held_out)})
+    estimated = estimate_bytes(
+        run.config, run.base, run.encoder, pictures=pictures, references=pictures, captions=captions
+    )
+    return {f"{kind}_bytes": count for kind, count in estimated.items()}
+
+
+@contextmanager
+def _saved_for_backward(run: Run) -> Iterator[Counter[int]]:
+    """Bytes that autograd keeps, by storage; weights are counted elsewhere."""
+    weights = {
+        parameter.untyped_storage().data_ptr() for parameter in (*run.base.unet.parameters(), *run.network.parameters())
+    }
+    saved: Counter[int] = Counter()
+
+    def keep(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in weights:
+            saved[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with saved_tensors_hooks(keep, lambda tensor: tensor):
+        yield saved
+
+
+def _bytes(module: nn.Module) -> int:
+    return sum(tensor.nbytes for tensor in (*module.parameters(), *module.buffers()))
+
+
+def _tensors(state: Any) -> Iterator[Tensor]:
+    if isinstance(state, Tensor):
+        yield state
+    elif isinstance(state, dict | list | tuple):
+        for value in state.values() if isinstance(state, dict) else state:
+            yield from _tensors(value)
