@@ -17,6 +17,7 @@ from ipadapter_core.kv import SiteStrength
 from ipadapter_core.presets import resolve_preset
 
 from .base import Base
+from .config import Config
 from .draws import sample_generator
 from .image_encoder import ImageEncoder
 from .processor import KV, SiteKVs
@@ -56,6 +57,22 @@ class SampleSettings:
             raise BadInputError("no strength", expected="numbers such as 0,0.5,1", action="list at least one")
         if min(self.count, self.batch_size) < 1:
             raise BadInputError(f"{self.count} pictures per reference", expected="1 or more", action="raise the count")
+
+    @classmethod
+    def of(cls, config: Config) -> "SampleSettings":
+        """What the validation section of a config says."""
+        validation, side = config.validation, config.data.resolution
+        return cls(
+            strengths=validation.strengths,
+            steps=validation.sampler_steps,
+            guidance=validation.guidance,
+            seed=config.train.seed,
+            size=(side, side),
+        )
+
+    def total_steps(self, references: int) -> int:
+        """What `sample_grid` reports as progress in all."""
+        return references * self.count * len(self.strengths) * self.steps
 
 
 @dataclass(frozen=True, eq=False)
@@ -233,13 +250,15 @@ def _halves(no_image: KV, image: KV, strength: SiteStrength) -> KV:
 
 
 def _pipeline(base: Base) -> Any:
-    """The base's pipeline with the schedule it is trained on; its own scheduler may be any."""
+    """A pipeline of the base's kind with the schedule it is trained on; its own scheduler may be any."""
     schedule = base.schedule.config
     spacing = "trailing" if schedule.rescale_betas_zero_snr else schedule.timestep_spacing
     # clipping is for pixels, although a DDPM schedule has it by default
     scheduler = DDIMScheduler.from_config(schedule, clip_sample=False, set_alpha_to_one=False, timestep_spacing=spacing)
+    # the UNet alone: text is encoded before, latents are decoded after, and a run may free both parts meanwhile
+    parts = {**dict.fromkeys(base.pipeline.components), "unet": base.unet, "scheduler": scheduler}
     options = {} if base.is_sdxl else {"requires_safety_checker": False}
-    pipeline = type(base.pipeline)(**{**base.pipeline.components, "scheduler": scheduler}, **options)
+    pipeline = type(base.pipeline)(**parts, **options)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
 

@@ -1,5 +1,7 @@
 """Pictures drawn from an adapter: those of diffusers with the same file, and those of the base at strength 0."""
 
+import gc
+import weakref
 from dataclasses import replace
 
 import diffusers
@@ -131,6 +133,20 @@ def test_draws_nothing_from_the_global_generators_and_reports_progress(setting):
     setting.grid()
     assert torch.equal(torch.get_rng_state(), before)
     assert sum(settings_progress) == 2 * 3 * 3  # references, strengths, steps
+
+
+def test_keeps_nothing_alive_that_a_run_frees(tmp_path):
+    base = load_base(BaseModelConfig(model=str(write_base(tmp_path)), precision="fp32"), CPU)
+    install(base.unet)
+    encoder = weakref.ref(base.pipeline.text_encoder)
+    text = encode_prompt(base, "a red cat")
+    sampler = Sampler(base, SETTINGS, text)
+    base.release(frozenset({"text", "vae"}))
+    vars(base).pop("texts", None)
+    gc.collect()
+    assert encoder() is None
+    nothing = [None] * 16
+    assert sampler.draw(sampler.noise(0, 0), [text], nothing)[0].size == (64, 48)
 
 
 def test_without_guidance_there_is_no_uncond_half(setting):

@@ -1,0 +1,167 @@
+"""`ipadapter sample` and `ipadapter eval`: from files to pictures and numbers, and what they say of wrong files."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+import transformers
+import typer
+from PIL import Image
+from typer.testing import CliRunner
+
+from ipadapter_core.adapter import save_adapter
+from ipadapter_core.errors import BadInputError, IPAdapterError, MismatchError
+from ipadapter_core.spec import EncoderHint
+from support.encoders import IMAGE_SIZE, write_folder
+from support.tiny_base import write_base
+from support.training import make_config, write_pictures
+from trainer.base import load_base
+from trainer.commands.eval import evaluate
+from trainer.commands.sample import sample
+from trainer.config import AdapterConfig, BaseModelConfig, EncoderConfig
+from trainer.config_file import write_config
+from trainer.image_encoder import load_image_encoder
+from trainer.network import new_adapter
+
+CPU = torch.device("cpu")
+app = typer.Typer(pretty_exceptions_enable=False)
+app.command("sample")(sample)
+app.command("eval")(evaluate)
+
+
+def _run(*arguments):
+    result = CliRunner().invoke(app, [str(argument) for argument in arguments], catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    return result.stdout
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("files")
+    write_base(folder / "base")
+    write_folder("clip", folder / "encoder")
+    write_folder("dinov2", folder / "dino", seed=9)
+    size = {"height": IMAGE_SIZE, "width": IMAGE_SIZE}
+    transformers.BitImageProcessor(size=size, crop_size=size).save_pretrained(folder / "dino")
+    write_pictures(folder / "pictures", 6)
+    base = load_base(BaseModelConfig(model=str(folder / "base"), precision="fp32"), CPU)
+    encoder = load_image_encoder(EncoderConfig(model=str(folder / "encoder"), precision="fp32"), "base", CPU)
+    adapter = new_adapter(AdapterConfig(init="random"), base.unet, encoder).adapter
+    save_adapter(adapter, folder / "adapter.safetensors")
+    adapter.spec = replace(adapter.spec, encoder=EncoderHint(name=str(folder / "encoder")))
+    save_adapter(adapter, folder / "names_folder.safetensors")
+    return folder
+
+
+def _sample_arguments(files, output, **changes):
+    options = {
+        "base": files / "base",
+        "adapter": files / "adapter.safetensors",
+        "encoder": files / "encoder",
+        "image": files / "pictures" / "0.png",
+        "strength": "0,1",
+        "steps": 2,
+        "size": "64x48",
+        "output": output,
+        **changes,
+    }
+    return ["sample", *(part for name, value in options.items() if value is not None for part in (f"--{name}", value))]
+
+
+def test_sample_draws_a_sheet_and_pictures(files, tmp_path):
+    second = ["--image", files / "pictures" / "1.png", "--prompt", "a red cat"]
+    said = json.loads(_run(*_sample_arguments(files, tmp_path), *second, "--json"))
+    assert [Image.open(path).size for path in said["pictures"]] == [(64, 48)] * 4
+    assert Image.open(said["sheet"]).size == (3 * 264 + 8, 28 + 2 * 288 + 8)
+    assert said["adapter"].endswith("base")
+
+
+def test_sample_finds_the_encoder_the_adapter_names(files, tmp_path):
+    given, found = (
+        json.loads(_run(*_sample_arguments(files, tmp_path / str(number), **changes), "--json"))["pictures"]
+        for number, changes in enumerate(
+            ({}, {"encoder": None, "adapter": files / "names_folder.safetensors"}),
+        )
+    )
+    for one, other in zip(given, found, strict=True):
+        assert np.array_equal(np.asarray(Image.open(one)), np.asarray(Image.open(other)))
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "message"),
+    [
+        ({"encoder": None}, MismatchError, "no image encoder given.*20-wide pooled image_embeds"),
+        ({"encoder": "dino"}, MismatchError, r"DINOv2.* are 24 wide.*20-wide"),
+        ({"base": "sdxl"}, MismatchError, "attention layers"),
+        ({"adapter": "pictures/0.png"}, IPAdapterError, "0.png"),
+        ({"image": "no.png"}, BadInputError, r"--image .*no\.png"),
+        ({"strength": "much"}, BadInputError, "--strength much"),
+        ({"size": "big"}, BadInputError, "--size big"),
+        ({"size": "60"}, BadInputError, "multiples of 8"),
+        ({"blocks": "stile"}, BadInputError, "layer preset 'stile'"),
+    ],
+)
+def test_sample_says_what_is_wrong(files, tmp_path, changes, error, message):
+    if changes.get("base") == "sdxl" and not (files / "sdxl").exists():
+        write_base(files / "sdxl", "sdxl")
+    changes = {
+        name: files / value if value is not None and name in ("encoder", "base", "adapter", "image") else value
+        for name, value in changes.items()
+    }
+    with pytest.raises(error, match=message):
+        _run(*_sample_arguments(files, tmp_path, **changes))
+    assert not list(tmp_path.rglob("*.png"))
+
+
+@pytest.fixture
+def config(files, tmp_path):
+    validation = {
+        "images": 3,
+        "samples": 2,
+        "timesteps": [100, 900],
+        "sampler_steps": 2,
+        "dino_model": str(files / "dino"),
+        "prompt": "a shape",
+    }
+    made = make_config(files / "base", files / "encoder", files / "pictures", tmp_path / "run", validation=validation)
+    write_config(made, tmp_path / "config.toml")
+    return tmp_path / "config.toml"
+
+
+def test_eval_measures_on_held_out_pictures(files, config, tmp_path):
+    said = json.loads(_run("eval", config, "--adapter", files / "adapter.safetensors", "--json"))
+    assert said["held_out"] == 3
+    assert said["references"] == 2
+    losses = said["losses"]
+    assert losses["gap_shuffled"] == pytest.approx(losses["shuffled"] - losses["true"])
+    assert list(losses["per_timestep"]) == ["100", "900"]
+    assert {name: set(values) for name, values in said["strengths"].items()} == {
+        "0": {"dino"},
+        "0.5": {"dino", "dino_uplift"},
+        "1": {"dino", "dino_uplift"},
+    }
+    folder = tmp_path / "run" / "eval-adapter"
+    assert json.loads((folder / "eval.json").read_text()) == said
+    assert len(list(folder.glob("*.png"))) == 1 + 2 * 3
+
+
+def test_eval_prints_a_table_for_people(files, config):
+    output = _run(
+        "eval",
+        config,
+        "--adapter",
+        files / "adapter.safetensors",
+        "--images",
+        "1",
+        "--set",
+        "validation.strengths=[1.0]",
+    )
+    assert "losses: gap shuffled" in output
+    assert "strengths: 1: dino" in output
+
+
+def test_eval_never_draws_what_was_trained_on(files, config):
+    with pytest.raises(BadInputError, match="4 pictures to draw from, of 3 that are held out"):
+        _run("eval", config, "--adapter", files / "adapter.safetensors", "--images", "4")

@@ -1,0 +1,91 @@
+"""An adapter file in use: with the base it is for and the encoder it reads, ready to draw."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ipadapter_core.adapter import build_adapter
+from ipadapter_core.encoders import encoder_need, fits, read_encoder_folder
+from ipadapter_core.errors import MismatchError
+from ipadapter_core.files import read_tensors
+from ipadapter_core.sites import check_sites
+from ipadapter_core.spec import AdapterSpec
+
+from .base import Base
+from .config import EncoderConfig, Precision
+from .facts import read_preprocess
+from .image_encoder import ImageEncoder, load_image_encoder, resolve_folder
+from .network import TrainableAdapter
+from .processor import install
+from .sites import discover_sites
+
+
+@dataclass(frozen=True, eq=False)
+class AdapterInUse:
+    """An adapter, the encoder it reads, and the features that stand for no image, (1, E) or (1, S, E)."""
+
+    network: TrainableAdapter
+    encoder: ImageEncoder
+    no_image: Tensor
+
+
+def usual_precision(device: torch.device) -> Precision:
+    """Of frozen models; bfloat16 is slow on most CPUs."""
+    return "fp32" if device.type == "cpu" else "bf16"
+
+
+def open_adapter(file: Path, base: Base, encoder: str | None, precision: Precision) -> AdapterInUse:
+    """Load an adapter and its encoder, and prepare the base's UNet for it.
+
+    Layer, feature, crop and negative are those the file states.
+
+    Args:
+        encoder: folder or hub id; None is the folder that the file names.
+        precision: of the encoder.
+
+    Raises:
+        UnreadableFileError, UnknownCheckpointError, UnsupportedFamilyError: as `ipadapter_core.adapter.build_adapter`.
+        MismatchError: base, adapter and encoder do not belong together, or no encoder is named.
+        ModelNotFoundError: no such encoder.
+    """
+    content = read_tensors(file)
+    adapter = build_adapter(content.tensors, content.metadata)
+    sites, _ = discover_sites(base.unet)
+    check_sites(adapter.spec, sites)
+    model = encoder or _stated_folder(adapter.spec)
+    given = read_encoder_folder(resolve_folder(model, "--encoder"))
+    if not fits(given, adapter.spec):
+        raise MismatchError(
+            f"{model} ({given.name}), whose {adapter.spec.feature.value.replace('_', ' ')} are "
+            f"{given.dim(adapter.spec.feature) or 'not there'} wide",
+            expected=f"for {adapter.spec.family}: {encoder_need(adapter.spec)}",
+            action="name that encoder with --encoder",
+        )
+    preprocess = read_preprocess(content.metadata)
+    config = EncoderConfig.model_validate(
+        {
+            "model": model,
+            "feature": adapter.spec.feature.value,
+            "layer": adapter.spec.layer,
+            "crop": preprocess.crop if preprocess else "center",
+            "precision": precision,
+        }
+    )
+    # the kind decides nothing where the feature is said
+    vision = load_image_encoder(config, "base", base.device)
+    network = TrainableAdapter(adapter, frozenset(range(adapter.spec.num_sites))).to(base.device).eval()
+    install(base.unet)
+    return AdapterInUse(network.requires_grad_(False), vision, vision.no_image(adapter.spec.negative))
+
+
+def _stated_folder(spec: AdapterSpec) -> str:
+    name = spec.encoder.name
+    if name is None or not Path(name).is_dir():
+        raise MismatchError(
+            "no image encoder given, and the adapter names no folder here that holds it",
+            expected=f"for {spec.family}: {encoder_need(spec)}",
+            action="name its folder or hub id with --encoder",
+        )
+    return name

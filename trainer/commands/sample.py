@@ -1,0 +1,124 @@
+"""`ipadapter sample`."""
+
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from ipadapter_core.errors import BadInputError
+
+from ..config import Precision
+from .options import AsJson
+from .output import emit
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+Pictures = Annotated[
+    list[Path], typer.Option("--image", help="Reference picture; may be given several times.", show_default=False)
+]
+
+
+def sample(
+    base: Annotated[str, typer.Option(help="Model: folder, .safetensors file or hub id.", show_default=False)],
+    adapter: Annotated[Path, typer.Option(help="Adapter file.", show_default=False)],
+    image: Pictures,
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the pictures.", show_default=False)],
+    encoder: Annotated[
+        str | None, typer.Option(help="Image encoder: folder or hub id. The folder the adapter names if not given.")
+    ] = None,
+    base_config: Annotated[
+        str | None, typer.Option(help="For a single file: folder or hub id with its configs and tokenizer.")
+    ] = None,
+    prompt: Annotated[str, typer.Option(help="Text of the pictures.")] = "",
+    negative_prompt: Annotated[str, typer.Option(help="What the pictures should not be.")] = "",
+    strength: Annotated[str, typer.Option(help="Strengths of the image prompt; 0 is the base alone.")] = "0,0.5,1",
+    count: Annotated[int, typer.Option(min=1, help="Pictures per reference and strength.")] = 1,
+    steps: Annotated[int, typer.Option(help="Denoising steps (DDIM).")] = 30,
+    guidance: Annotated[float, typer.Option(help="Classifier-free guidance; 1 is off.")] = 7.5,
+    seed: Annotated[int, typer.Option(min=0, help="Noise of the pictures.")] = 0,
+    size: Annotated[str, typer.Option(metavar="N or WxH", help="Pixels; 1024 for SDXL.")] = "512",
+    blocks: Annotated[str, typer.Option(help="Layer preset, such as style or composition.")] = "all",
+    batch_size: Annotated[int, typer.Option(min=1, help="Pictures drawn at once.")] = 4,
+    precision: Annotated[
+        Precision | None, typer.Option(help="Of the models: bf16, or fp32 on a CPU, if not given.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Draw pictures with an adapter and reference pictures, without ComfyUI.
+
+    Each reference is drawn at each strength from the same noise; `sheet.png` shows all side by side. Layer, crop and
+    negative are those stated in the adapter file.
+
+    Example: `ipadapter sample --base sd15 --adapter mine.safetensors --encoder clip-vit-h --image cat.png -o out`
+    """
+    from accelerate import PartialState
+    from tqdm import tqdm
+
+    from ..adapter_file import open_adapter, usual_precision
+    from ..base import load_base
+    from ..config import BaseModelConfig
+    from ..contact_sheet import save_grid
+    from ..sampling import Sampler, SampleSettings, encode_prompt, encode_reference, sample_grid
+
+    settings = SampleSettings(
+        strengths=_numbers(strength),
+        steps=steps,
+        guidance=guidance,
+        seed=seed,
+        size=_size(size),
+        blocks=blocks,
+        count=count,
+        batch_size=batch_size,
+    )
+    pictures = [_picture(path) for path in image]
+    device = PartialState().device
+    used = precision or usual_precision(device)
+    model = load_base(BaseModelConfig(model=base, config=base_config, precision=used), device)
+    opened = open_adapter(adapter, model, encoder, used)
+    sampler = Sampler(model, settings, encode_prompt(model, negative_prompt))
+    references = [
+        encode_reference(picture, path.name, base=model, encoder=opened.encoder, prompt=prompt)
+        for path, picture in zip(image, pictures, strict=True)
+    ]
+    began = time.perf_counter()
+    with tqdm(total=settings.total_steps(len(references)), desc="drawing", unit=" steps") as bar:
+        grid = sample_grid(sampler, opened.network, opened.no_image, references, bar.update)
+    sheet, *files = save_grid(grid, output)
+    result: dict[str, object] = {
+        "sheet": str(sheet),
+        "pictures": [str(path) for path in files] if as_json else len(files),
+        "adapter": opened.network.spec.family,
+        "encoder": opened.encoder.name,
+        "seconds": round(time.perf_counter() - began, 1),
+    }
+    emit(result, as_json)
+
+
+def _numbers(text: str) -> tuple[float, ...]:
+    try:
+        return tuple(float(part) for part in text.split(",") if part.strip())
+    except ValueError as error:
+        raise BadInputError(
+            f"--strength {text}", expected="numbers with commas between them", action="write for instance 0,0.5,1"
+        ) from error
+
+
+def _size(text: str) -> tuple[int, int]:
+    """Width and height."""
+    sides = text.lower().split("x")
+    if not all(side.isdecimal() for side in sides) or len(sides) > 2:
+        raise BadInputError(f"--size {text}", expected="a number or WIDTHxHEIGHT", action="write for instance 768x512")
+    return int(sides[0]), int(sides[-1])
+
+
+def _picture(path: Path) -> "Image":
+    from ..data.pictures import BrokenPictureError, FilePicture, decode
+
+    try:
+        return decode(FilePicture(path))
+    except BrokenPictureError as error:
+        raise BadInputError(
+            f"--image {path} ({error.reason})", expected="a picture file", action="name another file"
+        ) from error

@@ -1,0 +1,91 @@
+"""What an adapter file is worth on pictures its training did not see: losses, pictures and their ratings."""
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+from accelerate import PartialState
+from tqdm import tqdm
+
+from ipadapter_core.errors import BadInputError
+
+from .adapter_file import open_adapter
+from .base import load_base, with_terminal_snr
+from .config import Config
+from .contact_sheet import save_grid
+from .data.loader import held_out_batches
+from .data.records import Records
+from .data.sources import open_sources
+from .metrics import load_judge
+from .objective import Objective
+from .references import held_out_references
+from .run import geometry
+from .sampling import Sampler, SampleSettings, encode_prompt, sample_grid
+from .validation import build_grid, validate
+
+RESULT_FILE = "eval.json"
+
+
+def evaluate(config: Config, file: Path, folder: Path, *, images: int | None) -> dict[str, object]:
+    """Validate, draw and rate with an adapter file; writes the pictures and `eval.json` into a folder.
+
+    The held-out pictures are those of the config's training run.
+
+    Args:
+        images: references drawn; `validation.samples` if None.
+
+    Raises:
+        BadInputError: more references than there are held-out pictures.
+        IPAdapterError: what config or file name is missing, broken or does not fit together.
+    """
+    held_out = _held_out(config, images)
+    device = PartialState().device
+    base = load_base(config.base, device)
+    if config.objective.zero_terminal_snr:
+        base = with_terminal_snr(base)
+    opened = open_adapter(file, base, config.encoder.model, config.encoder.precision)
+    encoder = opened.encoder
+    judge = load_judge(config.validation, encoder, device)
+    references = held_out_references(
+        held_out,
+        base,
+        encoder,
+        count=config.validation.samples if images is None else images,
+        prompt=config.validation.prompt,
+        seed=config.train.seed,
+    )
+    objective = Objective(config.objective, base, opened.no_image, encoder)
+    batches = tqdm(
+        held_out_batches(config, held_out, geometry(base, encoder)), "encoding", len(held_out), unit=" pictures"
+    )
+    grid = build_grid(batches, objective, timesteps=config.validation.timesteps, seed=config.train.seed)
+    losses = validate(grid, opened.network, objective, batch_size=config.train.batch_size)
+    settings = SampleSettings.of(config)
+    with tqdm(total=settings.total_steps(len(references)), desc="drawing", unit=" steps") as bar:
+        sampler = Sampler(base, settings, encode_prompt(base, ""))
+        drawn = sample_grid(sampler, opened.network, opened.no_image, references, bar.update)
+    sheet, *_ = save_grid(drawn, folder)
+    result: dict[str, object] = {
+        "adapter": str(file),
+        "family": opened.network.spec.family,
+        "held_out": len(grid.pictures),
+        "losses": asdict(losses),
+        "references": len(references),
+        **(judge.rate(drawn) if judge is not None else {}),
+        "sheet": str(sheet),
+    }
+    (folder / RESULT_FILE).write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    return result
+
+
+def _held_out(config: Config, images: int | None) -> Records:
+    # held out whether or not the run validated: which ones follows from seed and names alone
+    validation = config.validation.model_copy(update={"every": config.validation.every or 1})
+    _, held_out = open_sources(config.model_copy(update={"validation": validation}))
+    if images is not None and images > len(held_out):
+        raise BadInputError(
+            f"{images} pictures to draw from, of {len(held_out)} that are held out",
+            expected=f"at most {len(held_out)}",
+            action="lower --images; validation.images in training decides how many are held out",
+        )
+    return held_out
