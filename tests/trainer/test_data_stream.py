@@ -146,3 +146,31 @@ def test_shards_without_a_usable_picture_are_an_error_and_no_traceback(tmp_path:
     write_shard(tmp_path / "00.tar", {"a": {"png": b"nothing", "txt": b"x"}})
     with pytest.raises(DataError, match=r"^Found: no picture that can be used in .*00\.tar"):
         read(stream_config(tmp_path, tmp_path, workers), 1)
+
+
+def test_whole_epochs_before_a_start_are_counted_off_and_not_read(mixed: Path, tmp_path: Path) -> None:
+    config = stream_config(tmp_path, mixed, buckets=True, resolution=32)
+    whole = read(config, 60)
+    epoch = 7 + 12  # of 13 wide and 23 square pictures with a header; 4 of these break when they are decoded
+    assert len(set(keys(whole[:epoch]))) == len(set(keys(whole[epoch : 2 * epoch]))) == 32
+
+    class Counted(Shards):
+        def read(self, urls=None):
+            opened.extend(urls)
+            return super().read(urls)
+
+    opened: list[str] = []
+    source = open_source(config.data)
+    resumed = list(islice(open_batches(config, Counted(source.urls, config.data), ALONE, GEOMETRY, 45), 3))
+    assert keys(resumed) == keys(whole[45:48])
+    assert len(opened) == len(set(opened)), "the third epoch only"
+
+
+@pytest.mark.parametrize("batch_size", [4, 5, 64])
+def test_an_epochs_last_batch_is_filled_up_with_its_own_records(shards: Path, tmp_path: Path, batch_size: int) -> None:
+    config = stream_config(tmp_path, shards)
+    config = config.model_copy(update={"train": config.train.model_copy(update={"batch_size": batch_size})})
+    epoch = -(-SHARDS * PER_SHARD // batch_size)
+    found = Counter(keys(read(config, epoch)))
+    assert len(found) == SHARDS * PER_SHARD
+    assert found.total() == epoch * batch_size

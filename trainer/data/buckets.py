@@ -49,8 +49,11 @@ class Placement:
 
     @property
     def sizes(self) -> Tensor:
-        """SDXL's six numbers (6,): original height, width, crop top, left, target height, width."""
-        return torch.tensor([*self.original, self.top, self.left, *self.target], dtype=torch.float32)
+        """SDXL's six numbers (6,): original height, width, crop top, left, target height, width.
+
+        Whole numbers, which a cache in 16-bit floats must not round.
+        """
+        return torch.tensor([*self.original, self.top, self.left, *self.target])
 
     def apply(self, image: Image.Image, resample: Image.Resampling) -> Tensor:
         """The part of a picture that is trained on, (height, width, channels) uint8.

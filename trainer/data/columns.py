@@ -29,13 +29,12 @@ class Columns:
     group: str | None
 
 
-def find_columns(names: Collection[str], data: DataConfig, source: str, *, has_captions: bool = False) -> Columns:
+def find_columns(names: Collection[str], data: DataConfig, source: str) -> Columns:
     """Choose columns by the config, or else by their names.
 
     Args:
         names: the columns that exist.
         source: name of the table, for messages.
-        has_captions: captions come from elsewhere if no column is configured.
 
     Raises:
         DataError: a column the config names does not exist, or none looks like a picture or a caption.
@@ -44,7 +43,7 @@ def find_columns(names: Collection[str], data: DataConfig, source: str, *, has_c
     if image is None:
         raise _unrecognised(names, "picture", "image", IMAGE_COLUMNS, source)
     caption = _column(names, data.caption_column, CAPTION_COLUMNS, "caption", source)
-    if caption is None and data.caption is None and not has_captions:
+    if caption is None and data.caption is None:
         raise _unrecognised(names, "caption", "caption", CAPTION_COLUMNS, source)
     if data.reference == "group" and data.group_column is None:
         raise DataError(

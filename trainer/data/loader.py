@@ -20,10 +20,13 @@ from .pictures import BrokenPictureError
 from .records import DataError, Records
 from .sample import Candidate, Geometry, Sample, SampleMaker, Stores, collate
 from .scan import scan_buckets
+from .shard_counts import ShardCounts
 from .shards import Shards
 from .stream import Reader, stand_ins
 
 __all__ = ["Geometry", "Stores", "World", "held_out_batches", "open_batches"]
+SHARD_COUNTS = "shards.jsonl"
+"""File in the run folder that says how many samples each shard of a stream has."""
 _ATTEMPTS = 1000  # records tried in place of a broken one; below the limit of broken ones a few are enough
 
 
@@ -58,7 +61,7 @@ def open_batches(
 
     Records come in an order that the number of processes does not change (see `Order`). A stream is shared out by
     shards, so its order depends on the number of processes and workers, and going on with as many is exact; the
-    stream's beginning is read again for that, without decoding.
+    epoch's beginning is read again for that, without decoding (see `Reader.batches`).
 
     Raises:
         DataError: too few shards for the processes, no usable picture, or a part the cache lacks.
@@ -145,13 +148,16 @@ class _StreamBatches(IterableDataset[Batch | _Failure]):
         # the loader asks worker 0 first, whichever number is to come first
         turn = ((worker.id if worker else 0) + self.first) % self.workers
         config = self.maker.config
+        data = config.data
+        recipe = f"{data.resolution}/{data.bucket_step if data.buckets else None}/{len(self.shards.held_out)}"
         reader = Reader(
             self.shards,
+            ShardCounts(config.run / SHARD_COUNTS, recipe),
             config.train.seed,
             number=self.world.rank * self.workers + turn,
             total=self.world.size * self.workers,
             batch_size=config.train.batch_size,
-            shuffle_buffer=config.data.shuffle_buffer,
+            shuffle_buffer=data.shuffle_buffer,
         )
         start = -(-(self.first - turn) // self.workers)
         batches = reader.batches(start)

@@ -136,7 +136,8 @@ def decode(picture: Picture) -> Image.Image:
     """
     try:
         with Image.open(io.BytesIO(picture.read())) as image:
-            return _to_rgb(ImageOps.exif_transpose(image), picture.name)
+            ImageOps.exif_transpose(image, in_place=True)  # loads it, and makes no copy of what is upright
+            return _to_rgb(image, picture.name)
     except _BROKEN as error:
         raise _damaged(picture.name, error) from error
 
@@ -170,7 +171,7 @@ def _to_rgb(image: Image.Image, name: str) -> Image.Image:
     if "transparency" in image.info or image.mode in ("RGBA", "LA", "PA", "La", "RGBa"):
         image = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", image.size, _WHITE), image).convert("RGB")
-    return image.convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")
 
 
 def _orientation(image: Image.Image) -> Any:

@@ -151,7 +151,7 @@ class SampleMaker:
         if self.stores.latents is None:
             image = _open(record.image, opened)
             placement = place_target(image, data, bucket, sample_generator(seed, position, TARGET))
-            tensors = {"pixels": target_pixels(image, placement), "time_ids": placement.sizes}
+            tensors = {"pixels": target_pixels(image, placement), "time_ids": placement.sizes.float()}
         else:
             digest = self.stores.digests.digest(record.image)
             entry = self._cached(self.stores.latents, entry_key(digest, variant), record.image)
