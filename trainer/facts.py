@@ -11,6 +11,7 @@ from ipadapter_core.encoders import EncoderSpec
 from ipadapter_core.errors import UnreadableFileError
 from ipadapter_core.files import HASH_KEY
 from ipadapter_core.preprocess import PixelFormat
+from ipadapter_core.sites import KNOWN_MODELS
 from ipadapter_core.spec import AdapterSpec
 
 from .config import Config
@@ -171,6 +172,7 @@ def read_preprocess(stated: Mapping[str, str]) -> Preprocess | None:
 
 
 def _architecture(spec: AdapterSpec, prediction_type: str | None) -> str:
-    if spec.base == "SD2.x":
+    base = KNOWN_MODELS.get((spec.cross_attention_dim, spec.num_sites), "unknown")
+    if base == "SD2.x":
         return _SD2[prediction_type or "epsilon"]
-    return _ARCHITECTURES.get(spec.base) or spec.base.lower().replace(" ", "-")
+    return _ARCHITECTURES.get(base) or base.lower().replace(" ", "-")

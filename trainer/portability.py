@@ -35,6 +35,7 @@ _USUAL_NEGATIVE = {
     Projection.MLP: Negative.ZERO_PIXELS,
 }
 _POSITIONS = 9  # S, where the adapter does not fix it
+_SDXL_TEXT = 2048
 _MOST_WIDTHS = 10  # the loader reads one digit of a block's number
 
 
@@ -92,6 +93,25 @@ def random_features(spec: AdapterSpec) -> Tensor:
     fixed = spec.resampler.max_positions if spec.resampler else None
     positions = () if spec.projection is Projection.LINEAR else (fixed or _POSITIONS,)
     return torch.randn(2, *positions, spec.image_dim, generator=torch.Generator().manual_seed(0))
+
+
+def other_nodes_reasons(spec: AdapterSpec, portability: Portability) -> tuple[str, ...]:
+    """What keeps ComfyUI's most used other IP-Adapter nodes from reading it, by their documented limits; not run.
+
+    They are narrower than diffusers, whose limits they share.
+    """
+    reasons = list(portability.reasons)
+    tokens = {Projection.LINEAR: 4, Projection.RESAMPLER: 16}.get(spec.projection)
+    if spec.num_tokens != tokens:
+        reasons.append(f"they read {tokens} image tokens, it has {spec.num_tokens}")
+    if spec.resampler is not None:
+        dim, heads = (1280, 20) if spec.cross_attention_dim == _SDXL_TEXT else (spec.cross_attention_dim, 12)
+        if (spec.resampler.dim, spec.resampler.num_heads) != (dim, heads):
+            reasons.append(
+                f"they read a resampler of width {dim} with {heads} heads, it has {spec.resampler.dim} and "
+                f"{spec.resampler.num_heads}"
+            )
+    return tuple(reasons)
 
 
 class UNetOutline(nn.Module, UNet2DConditionLoadersMixin):  # type: ignore[misc]

@@ -208,11 +208,11 @@ def _facts(path: Path, metadata: Mapping[str, str]) -> ExportFacts:
     """What the old file said about itself, if it said anything."""
     about = {name.removeprefix("modelspec."): value for name, value in metadata.items()}
     try:
-        training = json.loads(metadata.get(TRAINING_KEY, "{}"))
-    except ValueError as error:
+        training = dict(json.loads(metadata.get(TRAINING_KEY, "{}")))
+    except (ValueError, TypeError) as error:
         raise ConvertError(
-            f"metadata {TRAINING_KEY} of {path.name} that is not JSON ({error})",
-            expected="a JSON object",
+            f"metadata {TRAINING_KEY} of {path.name} that is no JSON object ({error})",
+            expected="what `ipadapter export` writes",
             action="export the adapter again",
         ) from error
     return ExportFacts(

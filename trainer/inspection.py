@@ -1,0 +1,172 @@
+"""What a file or folder is, in numbers and words: adapters, training states, runs, encoders and other models."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+
+from torch import Tensor
+
+from ipadapter_core.adapter import build_adapter
+from ipadapter_core.detect import canonical_name
+from ipadapter_core.encoders import EncoderSpec, encoder_from_shapes, encoder_need, read_encoder_folder
+from ipadapter_core.errors import BadInputError, UnknownCheckpointError, UnreadableFileError, UnsupportedFamilyError
+from ipadapter_core.files import TensorFile
+
+from .convert.errors import ConvertError
+from .convert.names import Parts, take_apart, unwrapped
+from .convert.numbers import repair_numbers
+from .convert.reading import find_state, is_state_folder, read_state
+from .export import describe_precision
+from .facts import PORTABILITY_KEY, PREPROCESS_KEY, TRAINING_KEY, read_preprocess
+from .portability import check_portability, other_nodes_reasons
+from .state import ADAPTER, CONFIG, COUNTERS, EMA, find_checkpoints
+
+_JSON_KEYS = (PREPROCESS_KEY, TRAINING_KEY, PORTABILITY_KEY)
+
+
+def inspect_path(path: Path) -> dict[str, object]:
+    """Everything there is to say; `kind` comes first and is one of a few words, the rest depends on it.
+
+    Raises:
+        UnreadableFileError: a file that is missing, damaged, or no tensor file.
+        BadInputError: a folder with nothing this project knows.
+    """
+    if not path.is_dir():
+        return _file(path)
+    if (path / COUNTERS).is_file() and (path / ADAPTER).is_file():
+        return _checkpoint(path)
+    if checkpoints := find_checkpoints(path):
+        return {
+            "kind": "training run",
+            "checkpoints": [checkpoint.name for checkpoint in checkpoints],
+            "last": _counters(checkpoints[-1]),
+            "next": f"ipadapter export {path}",
+        }
+    if is_state_folder(path) and not (path / "config.json").is_file():
+        return {"state_file": find_state(path).name, **_file(path)}
+    if (path / "model_index.json").is_file():
+        index = json.loads((path / "model_index.json").read_text(encoding="utf-8"))
+        return {"kind": "text-to-image model", "pipeline": index.get("_class_name"), "next": f'base.model = "{path}"'}
+    if (path / "config.json").is_file():
+        return {**_encoder(read_encoder_folder(path)), "next": f'encoder.model = "{path}"'}
+    raise BadInputError(
+        f"{path} is a folder with no run, training state, model or encoder in it",
+        expected="a run folder, a checkpoint, a training state, a model or encoder folder, or a weight file",
+        action="name a file in it",
+    )
+
+
+def _file(path: Path) -> dict[str, object]:
+    file = read_state(path)
+    about = {"bytes": find_state(path).stat().st_size, "tensors": len(file.tensors)}
+    try:
+        return {"kind": "adapter", **_adapter(find_state(path), file), **about}
+    except UnsupportedFamilyError as error:
+        return {"kind": "adapter that does not run here", "what": str(error), **about, **_weights(file.tensors)}
+    except (UnknownCheckpointError, UnreadableFileError) as error:
+        parts = _parts(file.tensors)
+        if parts is not None:
+            return {**_convertible(path, parts, error), **about, **_weights(file.tensors)}
+        encoder = encoder_from_shapes({name: tuple(tensor.shape) for name, tensor in file.tensors.items()})
+        if encoder is not None:
+            return {**_encoder(encoder), **about}
+        if isinstance(error, UnreadableFileError):
+            raise
+        return {"kind": "something else", "what": str(error), **about, **_weights(file.tensors)}
+
+
+def _encoder(spec: EncoderSpec) -> dict[str, object]:
+    return {"kind": "image encoder", "name": spec.name, "encoder": asdict(spec)}
+
+
+def _adapter(path: Path, file: TensorFile) -> dict[str, object]:
+    adapter = build_adapter(file.tensors, file.metadata)
+    spec, preprocess = adapter.spec, read_preprocess(file.metadata)
+    portability = check_portability(path, adapter, preprocess)
+    others = other_nodes_reasons(spec, portability)
+    stated = {name: value for name, value in file.metadata.items() if name.startswith("modelspec.")}
+    return {
+        "family": spec.family,
+        "base": spec.base,
+        "tokens": spec.num_tokens or "one per feature",
+        "sites": spec.num_sites,
+        "site_widths": list(dict.fromkeys(spec.site_dims)),
+        "text_width": spec.cross_attention_dim,
+        "encoder": encoder_need(spec),
+        "feature": spec.feature.value,
+        "layer": spec.layer,
+        "negative": spec.negative.value,
+        "resampler": asdict(spec.resampler) if spec.resampler else None,
+        **_weights(file.tensors),
+        "loads_in": {
+            "native nodes": True,
+            "diffusers": not portability.reasons,
+            "other ComfyUI nodes": not others,
+        },
+        "why_not": {"diffusers": list(portability.reasons), "other ComfyUI nodes": list(others)},
+        **_faults(path, file.tensors),
+        "metadata": {name.removeprefix("modelspec."): value for name, value in stated.items()},
+        **{key.removeprefix("ipadapter."): _json(key, file.metadata) for key in _JSON_KEYS if key in file.metadata},
+    }
+
+
+def _faults(path: Path, tensors: Mapping[str, Tensor]) -> dict[str, object]:
+    """What is wrong with an adapter that loads; empty if nothing is."""
+    parts = _parts(tensors)
+    _, faults = repair_numbers(parts.sites) if parts else ({}, [])
+    if not all(tensor.isfinite().all() for tensor in tensors.values()):
+        faults.append("NaN or infinite values among the weights")
+    elif faults:
+        return {"faults": faults, "next": f"ipadapter convert {path} -o repaired.safetensors"}
+    return {"faults": faults} if faults else {}
+
+
+def _convertible(path: Path, parts: Parts, error: Exception) -> dict[str, object]:
+    """A file that holds adapter tensors, but not as they are published."""
+    next_step = f"ipadapter convert {path} -o adapter.safetensors"
+    if not parts.sites:
+        return {"kind": "incomplete adapter", "what": str(error), "next": f"{next_step} --state CHECKPOINT_FOLDER"}
+    is_state = "state" in parts.source
+    kind = "training state" if is_state else "adapter to be converted"
+    return {"kind": kind, "source": parts.source, "what": str(error), "next": next_step}
+
+
+def _checkpoint(folder: Path) -> dict[str, object]:
+    return {
+        "kind": "checkpoint of a run",
+        **_counters(folder),
+        "has_moving_average": (folder / EMA).is_file(),
+        "adapter": _file(folder / ADAPTER),
+        "config": str(folder / CONFIG),
+        "next": f"ipadapter export {folder}",
+    }
+
+
+def _counters(checkpoint: Path) -> dict[str, object]:
+    stated: dict[str, object] = json.loads((checkpoint / COUNTERS).read_text(encoding="utf-8"))
+    return {"step": stated["step"], "samples": stated["samples"]}
+
+
+def _parts(tensors: Mapping[str, Tensor]) -> Parts | None:
+    try:
+        parts = take_apart({canonical_name(name): tensor for name, tensor in unwrapped(tensors).items()})
+    except ConvertError:
+        return None
+    return parts if parts.projection else None
+
+
+def _weights(tensors: Mapping[str, Tensor]) -> dict[str, object]:
+    floating = {name: tensor for name, tensor in tensors.items() if tensor.is_floating_point()}
+    return {"parameters": sum(map(Tensor.numel, floating.values())), "precision": describe_precision(floating)}
+
+
+def _json(key: str, metadata: Mapping[str, str]) -> object:
+    try:
+        return json.loads(metadata[key])
+    except ValueError as error:
+        raise UnreadableFileError(
+            f"metadata {key} that is not JSON ({error})",
+            expected="what `ipadapter export` writes",
+            action="export the adapter again, or remove the metadata entry",
+        ) from error
