@@ -1,9 +1,11 @@
 """Every kind of data set gives the same records, and every mistake in one is said with its place."""
 
 import json
+import pickle
 import re
 from pathlib import Path
 
+import datasets
 import pytest
 import torch
 from datasets import Dataset, DatasetDict, Image
@@ -24,6 +26,11 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("pictures")
     write_folder(folder, COUNT)
     return folder
+
+
+@pytest.fixture(autouse=True)
+def datasets_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "datasets-cache")
 
 
 def rows_of(pictures: Path, **more: object) -> list[dict[str, object]]:
@@ -102,6 +109,8 @@ def test_every_format_is_recognised_and_gives_the_same_samples(kind: str, pictur
     assert len({record.key for record in records}) == COUNT
     assert [records.key(index) for index in range(COUNT)] == [record.key for record in records]
     assert all(record.reference.name == record.image.name and record.mask is None for record in records)
+    sent_to_a_worker = pickle.loads(pickle.dumps(records))
+    assert [blue(record) for record in sent_to_a_worker] == list(range(COUNT))
 
 
 def test_shards_are_recognised_and_their_captions_found(tmp_path: Path) -> None:
@@ -230,6 +239,7 @@ def mistakes(pictures: Path, folder: Path) -> dict[str, tuple[dict[str, object],
     rows = rows_of(pictures)
     good = {"path": str(write_json(folder / "good.json", rows))}
     hub_dataset(pictures).save_to_disk(str(folder / "saved"))
+    hub_dataset(pictures).select([]).save_to_disk(str(folder / "none"))
     DatasetDict(train=hub_dataset(pictures)).save_to_disk(str(folder / "splits"))
     write_shard(folder / "00.tar", {"a": {"png": encoded(gradient(8, 8)), "txt": b"x"}})
     (folder / "bare").mkdir()
@@ -263,6 +273,7 @@ def mistakes(pictures: Path, folder: Path) -> dict[str, tuple[dict[str, object],
         "reference folder": ({**good, "reference": "folder", "reference_folder": "none"}, "which is no folder"),
         "column of a folder": ({"path": str(pictures), "mask_column": "mask"}, r"metadata\.csv"),
         "split": ({"path": f"{folder}/splits", "split": "trian"}, r"its splits \(train\).*perhaps train"),
+        "hub rows": ({"path": f"{folder}/none"}, r"none .*cannot be opened"),
         "hub column": ({"path": f"{folder}/saved", "caption_column": "words"}, r"image, text, set, other"),
         "hub name": ({"path": "someone/something"}, r"someone/something .*cannot be opened"),
         "shards": ({"path": f"{folder}/0{{0..2}}.tar"}, r"01\.tar does not exist, of 3 shards"),

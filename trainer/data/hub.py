@@ -33,7 +33,7 @@ def load_hub(data: DataConfig) -> Records:
     """Open a dataset without reading its pictures.
 
     Raises:
-        DataError: it cannot be opened, or a split, column or caption is missing.
+        DataError: it cannot be opened or is empty, or a split, column or caption is missing.
     """
     table = _open(data)
     columns = find_columns(table.column_names, data, data.path)
@@ -157,7 +157,7 @@ def _open(data: DataConfig) -> Any:
         return load_dataset(data.path, split=data.split)
     except IPAdapterError:
         raise
-    except (OSError, ValueError, DatasetsError) as error:
+    except (OSError, ValueError, LookupError, DatasetsError) as error:  # an empty one: IndexError
         reason = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
         raise DataError(
             f"the dataset {data.path} (split {data.split}) cannot be opened ({reason})",
