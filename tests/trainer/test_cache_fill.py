@@ -1,5 +1,6 @@
 """The cache holds what the models give for the data, once each, and makes again only what changed."""
 
+import functools
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -17,7 +18,7 @@ from trainer.cache.estimate import estimate_bytes
 from trainer.cache.fill import FillReport, fill
 from trainer.cache.store import CacheError
 from trainer.cache.training import SKIPPED, Stores, open_stores
-from trainer.config import Config
+from trainer.config import BaseModelConfig, Config, EncoderConfig
 from trainer.config_file import parse_config
 from trainer.data.loader import World, open_batches
 from trainer.data.prepare import caption_digest, entry_key
@@ -29,6 +30,11 @@ from trainer.objective import Objective
 
 CPU = torch.device("cpu")
 PICTURES, CAPTIONS = 7, 3
+
+
+@functools.lru_cache
+def _models(base: BaseModelConfig, encoder: EncoderConfig, kind: str) -> tuple[Base, ImageEncoder]:
+    return load_base(base, CPU, only=frozenset({"vae", "text"})), load_image_encoder(encoder, kind, CPU)
 
 
 class Setup:
@@ -68,8 +74,7 @@ class Setup:
         return parse_config(settings, "test")
 
     def models(self, config: Config) -> tuple[Base, ImageEncoder]:
-        encoder = load_image_encoder(config.encoder, config.adapter.kind, CPU)
-        return load_base(config.base, CPU, only=frozenset({"vae", "text"})), encoder
+        return _models(config.base, config.encoder, config.adapter.kind)
 
     def fill(self, config: Config) -> FillReport:
         return fill(config, *self.models(config), [load_records(config.data)], batch_size=2)
@@ -130,6 +135,11 @@ def test_what_changes_an_entry_is_another_folder_and_nothing_else_is(
     assert {old.kind for old, new in zip(before.all, after.all, strict=True) if old.folder != new.folder} == remade
 
 
+def test_how_often_a_target_is_flipped_is_part_of_what_it_is(setup: Setup) -> None:
+    before, after = (setup.stores(setup.config(data__flip=flip)) for flip in (0.25, 0.5))
+    assert before.latents.folder != after.latents.folder
+
+
 def test_a_seed_counts_where_something_is_random(setup: Setup) -> None:
     random = {"data__crop": "random", "data__augment": {"flip": 0.5}}
     before, after = (setup.stores(setup.config(**random, train__seed=seed)) for seed in (0, 1))
@@ -151,7 +161,8 @@ def test_training_gets_what_it_would_encode_itself(
     setup: Setup, base_folder: Callable[..., Path], layout: str, precision: str, tolerance: float
 ) -> None:
     """The same latents (sampled from mean and deviation), features, text and sizes, batch by batch."""
-    config = setup.config(base__model=str(base_folder(layout)), cache__precision=precision)
+    buckets = {"data__buckets": layout == "sdxl", "data__bucket_step": 8}
+    config = setup.config(base__model=str(base_folder(layout)), cache__precision=precision, **buckets)
     setup.fill(config)
     base, encoder = setup.models(config)
     stores = open_stores(config, base, encoder)

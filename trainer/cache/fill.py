@@ -85,7 +85,9 @@ def fill(
 
     def share(store: CacheStore, blocks: Iterable[Block[T]], make: Make[T], expected: int | None) -> Share:
         with tqdm(total=expected, desc=store.kind, unit=" entries", disable=not progress) as bar:
-            return fill_store(store, blocks, make, bar.update)
+            done = fill_store(store, blocks, make, bar.update)
+            bar.total = bar.n  # what occurs twice, or is broken early, was counted in
+            return done
 
     try:
         shares = {
