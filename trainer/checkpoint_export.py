@@ -3,6 +3,7 @@
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Literal
 
 import transformers
 
@@ -12,44 +13,50 @@ from ipadapter_core.vision_folder import read_pixel_format
 
 from .config import Config
 from .config_file import read_config
+from .curves import best_so_far, read_records
 from .export import ExportReport, export_adapter
 from .facts import Preprocess, RunCounts, run_facts
 from .image_encoder import resolve_folder
 from .state import ADAPTER, CONFIG, COUNTERS, EMA, CheckpointError, find_checkpoints
 
+BEST = "best.safetensors"  # in the run folder
+Weights = Literal["auto", "average", "trained", "best"]
+
 
 def export_checkpoint(
-    path: Path, output: Path | None, *, uses_ema: bool | None = None, overrides: Sequence[str] = ()
+    path: Path, output: Path | None, *, weights: Weights = "auto", overrides: Sequence[str] = ()
 ) -> ExportReport:
     """Export a checkpoint's adapter.
 
     Args:
         path: checkpoint folder, or run folder, whose last checkpoint is taken.
         output: None writes `adapter.safetensors` into the run folder.
-        uses_ema: None takes the moving average where there is one.
+        weights: "average" or "trained" ones; "auto" takes the average where there is one; "best" are those of the
+            whole run by `validation.best`.
         overrides: changes to the run's config, such as `encoder.model=…` where the encoder has moved.
 
     Raises:
-        CheckpointError: no such folder, or no moving average where one is asked for.
+        CheckpointError: no such folder, or not the weights asked for.
         ConfigError, ModelNotFoundError, UnreadableFileError: its config or encoder cannot be read.
         ExportError: as `export_adapter`.
     """
     checkpoint = find_checkpoint(path)
-    config = read_config(checkpoint / CONFIG, overrides)
-    has_ema = (checkpoint / EMA).is_file()
-    if uses_ema and not has_ema:
-        raise CheckpointError(
-            f"{checkpoint} has no moving average ({EMA})",
-            expected="a run with optimizer.ema_decay",
-            action="export without --ema",
-        )
-    uses_ema = has_ema if uses_ema is None else uses_ema
-    adapter = load_adapter(checkpoint / (EMA if uses_ema else ADAPTER))
     run = checkpoint.parents[1]
-    counts = _counts(checkpoint, run, uses_ema)
-    facts = run_facts(config, read_preprocess_of(config), counts, prediction_type=_prediction_type(config))
-    target = run / "adapter.safetensors" if output is None else output
-    return export_adapter(adapter, target, precision=config.export.precision, facts=facts)
+    config = read_config(checkpoint / CONFIG, overrides)
+    file = {"trained": checkpoint / ADAPTER, "average": checkpoint / EMA, "best": run / BEST}.get(weights)
+    if file is None:
+        file = checkpoint / (EMA if (checkpoint / EMA).is_file() else ADAPTER)
+    if not file.is_file():
+        raise CheckpointError(
+            f"{file.parent} has no {file.name}",
+            expected={EMA: "a run with optimizer.ema_decay", BEST: "a run with validation.every"}[file.name],
+            action="export other weights: --raw takes the trained ones of the last checkpoint",
+        )
+    facts = run_facts(
+        config, read_preprocess_of(config), _counts(file, checkpoint, config), prediction_type=_prediction_type(config)
+    )
+    target = run / ADAPTER if output is None else output
+    return export_adapter(load_adapter(file), target, precision=config.export.precision, facts=facts)
 
 
 def find_checkpoint(path: Path) -> Path:
@@ -82,13 +89,19 @@ def read_preprocess_of(config: Config) -> Preprocess:
     return Preprocess.of(read_encoder_folder(folder), read_pixel_format(folder, model_config), config.encoder.crop)
 
 
-def _counts(checkpoint: Path, run: Path, uses_ema: bool) -> RunCounts:
+def _counts(file: Path, checkpoint: Path, config: Config) -> RunCounts:
+    run = checkpoint.parents[1]
     stated: Mapping[str, int] = json.loads((checkpoint / COUNTERS).read_text(encoding="utf-8"))
+    step, samples = stated["step"], stated["samples"]
+    if file.name == BEST:
+        best = best_so_far(read_records(run), config.validation.best)
+        if best is not None:
+            step, samples = best.step, samples * best.step // step  # every step sees as many
     skipped = run / "skipped.jsonl"
     return RunCounts(
-        step=stated["step"],
-        samples=stated["samples"],
-        uses_ema=uses_ema,
+        step=step,
+        samples=samples,
+        uses_ema=file.name == EMA,
         pairs=stated.get("pairs"),
         skipped=len(skipped.read_text(encoding="utf-8").splitlines()) if skipped.is_file() else 0,
     )

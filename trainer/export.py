@@ -91,9 +91,7 @@ def export_adapter(adapter: IPAdapter, path: Path, *, precision: Precision | Non
         sha256 = tensor_hash(draft)
         write_safetensors(final, tensors, header(adapter.spec, facts, sha256, portability.to_json()))
         rounding = _prove(final, adapter, tensors)
-        with final.open("rb") as file:
-            os.fsync(file.fileno())
-        os.replace(final, path)
+        publish(final, path)
     report = ExportReport(
         path=path,
         card=path.with_suffix(".md"),
@@ -107,6 +105,16 @@ def export_adapter(adapter: IPAdapter, path: Path, *, precision: Precision | Non
     )
     write_card(report.card, path.name, adapter.spec, facts, report.to_json())
     return report
+
+
+def publish(finished: Path, path: Path) -> None:
+    """Give a finished file its name, and the permissions that any new file has: safetensors writes for its owner only."""
+    ordinary = finished.with_name("ordinary")
+    ordinary.touch()
+    finished.chmod(ordinary.stat().st_mode)
+    with finished.open("rb") as file:
+        os.fsync(file.fileno())
+    os.replace(finished, path)
 
 
 def check_target(path: Path) -> None:

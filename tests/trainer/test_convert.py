@@ -121,6 +121,18 @@ def test_the_empty_conversion_of_the_official_readme(official: Callable[..., Off
         converted(state.folder, tmp_path, state=state.folder)
 
 
+def test_deepspeed_states(official: Callable[..., Official], tmp_path: Path) -> None:
+    """accelerate leaves saving to DeepSpeed: a pickle of its own, the model's names under `module`."""
+    state = official()
+    folder = tmp_path / "checkpoint-2000"
+    (folder / "pytorch_model").mkdir(parents=True)
+    module = read_tensors(state.folder / "model.safetensors").tensors
+    content = {"module": module, "optimizer": None, "ds_version": "0.16", "param_shapes": [{"x": torch.Size([1])}]}
+    torch.save(content, folder / "pytorch_model" / "mp_rank_00_model_states.pt")
+    tensors, _ = converted(folder, tmp_path)
+    check_equal(tensors, state.expected)
+
+
 @pytest.mark.parametrize("kind", ["base", "plus", "full"])
 def test_mmengine_states_of_diffengine(tmp_path: Path, kind: str) -> None:
     """Their names are diffusers', their message hub holds objects that are not opened."""

@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from ipadapter_core.adapter import IPAdapter, load_adapter
+from ipadapter_core.adapter import IPAdapter, load_adapter, save_adapter
 from ipadapter_core.files import HASH_KEY, read_tensors, tensor_hash
 from ipadapter_core.spec import EncoderHint, Negative
 from support.published import PUBLISHED, tiny_adapter
@@ -123,6 +123,14 @@ def test_tensors_lie_in_the_order_of_published_files(tmp_path: Path) -> None:
     assert set(PUBLISHED["sd15_base"]()) >= {name for name in names if name.startswith("image_proj.")}
 
 
+def test_anybody_may_read_the_file_who_may_read_other_new_files(tmp_path: Path) -> None:
+    """ComfyUI often runs as another user than the trainer."""
+    path, other = tmp_path / "a.safetensors", tmp_path / "other"
+    export_adapter(tiny_ipadapter(), path, precision="fp16", facts=FACTS)
+    other.touch()
+    assert path.stat().st_mode == other.stat().st_mode
+
+
 def test_overflow_of_float16_is_refused_with_the_way_out(tmp_path: Path) -> None:
     adapter, path = tiny_ipadapter(), tmp_path / "a.safetensors"
     adapter.site(1).to_v_ip.weight.data[0, 0] = 70_000.0
@@ -218,14 +226,25 @@ def test_a_run_is_exported_from_its_last_checkpoint_with_its_average(
     stated = json.loads(file.metadata["ipadapter.training"])
     assert (stated["step"], stated["samples"], stated["skipped"], stated["uses_ema"]) == (20, 160, 2, True)
 
-    raw = export_checkpoint(config.run, tmp_path / "raw.safetensors", uses_ema=False, overrides=["export.title=Raw"])
+    raw = export_checkpoint(config.run, tmp_path / "raw.safetensors", weights="trained", overrides=["export.title=Raw"])
     file = read_tensors(raw.path)
     assert torch.equal(file.tensors[name], trained.state_dict()[name])
     assert file.metadata["modelspec.title"] == "Raw"
 
     early = config.run / "checkpoints" / "step-00000010"
-    with pytest.raises(CheckpointError, match="no moving average"):
-        export_checkpoint(early, tmp_path / "early.safetensors", uses_ema=True)
+    with pytest.raises(CheckpointError, match=r"has no ema\.safetensors.*optimizer\.ema_decay"):
+        export_checkpoint(early, tmp_path / "early.safetensors", weights="average")
+    with pytest.raises(CheckpointError, match=r"has no best\.safetensors.*validation\.every"):
+        export_checkpoint(config.run, tmp_path / "best.safetensors", weights="best")
+    save_adapter(average, config.run / "best.safetensors")
+    for step, loss in ((10, 0.5), (15, 0.25), (20, 0.75)):
+        with (config.run / "metrics.jsonl").open("a") as log:
+            log.write(json.dumps({"step": step, "kind": "validation", "true": loss}) + "\n")
+    best = export_checkpoint(config.run, tmp_path / "best.safetensors", weights="best")
+    file = read_tensors(best.path)
+    assert torch.equal(file.tensors[name], average.state_dict()[name])
+    stated = json.loads(file.metadata["ipadapter.training"])
+    assert (stated["step"], stated["samples"], stated["uses_ema"]) == (15, 120, False)
     with pytest.raises(CheckpointError, match="is no checkpoint and has none"):
         export_checkpoint(tmp_path, None)
 

@@ -29,6 +29,7 @@ def export(
         Precision | None, typer.Option(help="Type of the weights; export.precision of the config if not given.")
     ] = None,
     ema: Ema = None,
+    best: Annotated[bool, typer.Option("--best", help="Weights of the run that were best by validation.best.")] = False,
     overrides: Overrides = [],  # noqa: B006 - typer's way
     as_json: AsJson = False,
 ) -> None:
@@ -39,10 +40,13 @@ def export(
 
     Example: `ipadapter export runs/mine -o mine.safetensors --precision bf16`
     """
-    from ..checkpoint_export import export_checkpoint
+    from ..checkpoint_export import Weights, export_checkpoint
 
     given: list[str] = list(overrides)
     if precision is not None:
         given.append(f"export.precision={precision}")
-    report = export_checkpoint(run, output, uses_ema=ema, overrides=given)
+    if best and ema is not None:
+        raise typer.BadParameter("choose one of --best, --ema and --raw")
+    weights: Weights = "best" if best else "auto" if ema is None else "average" if ema else "trained"
+    report = export_checkpoint(run, output, weights=weights, overrides=given)
     emit(report.to_json(), as_json)

@@ -1,7 +1,6 @@
 """Converting a file: read, rename, repair, prove, write."""
 
 import json
-import os
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -17,7 +16,7 @@ from ipadapter_core.files import read_tensors, write_safetensors
 from ipadapter_core.spec import AdapterSpec, EncoderHint, Feature, Negative
 
 from ..config import Precision
-from ..export import ExportReport, check_target, export_adapter
+from ..export import ExportReport, check_target, export_adapter, publish
 from ..facts import TRAINING_KEY, ExportFacts, read_preprocess
 from .errors import ConvertError
 from .names import Parts, take_apart, unwrapped
@@ -181,7 +180,7 @@ def _copy(
                 expected="equal tensors",
                 action="check the disk, try again",
             )
-        os.replace(partial, output)
+        publish(partial, output)
     return Conversion(output, source, (), None, why or _why_not(tensors))
 
 
