@@ -133,6 +133,10 @@ def test_an_epoch_has_every_record_once_and_fills_up_within_buckets(global_batch
         for first in range(0, len(found), global_batch):
             assert len({bucket for _, bucket in found[first : first + global_batch]}) == 1
     assert [order.at(p) for p in range(8)] != [order.at(p + order.epoch_length) for p in range(8)]
+    sequences = {
+        tuple(order.at(epoch * order.epoch_length + p)[1] for p in range(order.epoch_length)) for epoch in range(9)
+    }
+    assert len(sequences) > 1, "batches of a bucket come elsewhere in each epoch"
     assert Order(0, {(8, 8): range(7)}, 4).epoch_length == 7, "one bucket needs no filling up"
 
 
@@ -293,6 +297,10 @@ def test_a_cached_mask_is_cropped_and_mirrored_as_its_latents_were(tmp_path: Pat
         assert batch.latent_mean is not None
         assert batch.loss_mask.shape == (2, 1, 2, 2)
         assert (batch.loss_mask - (batch.latent_mean[:, :1] + 1) / 2).abs().max() < 0.05
+    for batch in held_out_batches(config, load_records(config.data), GEOMETRY, cached(config)):
+        assert batch.loss_mask is not None
+        assert batch.latent_mean is not None
+        assert (batch.loss_mask - (batch.latent_mean[:, :1] + 1) / 2).abs().max() < 0.05
     for batch in read(config, 3):
         assert batch.loss_mask is not None
         assert batch.pixels is not None
@@ -317,6 +325,7 @@ def test_held_out_pictures_come_once_each_without_chance(config: Config) -> None
     config = config.model_copy(update={"objective": config.objective.model_copy(update=objective)})
     records = load_records(config.data)
     found = list(held_out_batches(config, records, GEOMETRY))
+    assert list(held_out_batches(config, records.subset([]), GEOMETRY)) == []
     assert [batch.keys[0] for batch in found] == [record.key for record in records]
     assert not any(batch.drop_image.any() or batch.captions == ("",) for batch in found)
     for batch, record in zip(found, records, strict=True):

@@ -85,9 +85,10 @@ def held_out_batches(
 ) -> Iterator[Batch]:
     """Each record once, in a batch of its own: nothing cropped or changed at random, nothing dropped.
 
-    Broken pictures are left out; with stores, the first variant is read.
+    Broken pictures are left out. With stores, the first variant is read as it was cached.
     """
-    data = config.data.model_copy(update={"crop": "center", "flip": 0.0, "augment": AugmentConfig()})
+    plain_data = config.data.model_copy(update={"crop": "center", "flip": 0.0, "augment": AugmentConfig()})
+    data = config.data if stores is not None and stores.latents is not None else plain_data  # which places masks
     objective = config.objective.model_copy(update={"drop_text": 0.0, "drop_image": 0.0, "drop_both": 0.0})
     cache = config.cache.model_copy(update={"variants": 1})
     plain = config.model_copy(update={"data": data, "objective": objective, "cache": cache})

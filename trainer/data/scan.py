@@ -49,7 +49,7 @@ def scan_buckets(
                 skipped.append(size)
             else:
                 members[size].append(number)
-    if len(skipped) == len(records):
+    if skipped and len(skipped) == len(records):
         raise DataError(
             f"none of {len(records)} pictures can be read, the first {skipped[0].path} ({skipped[0].reason})",
             expected="pictures",
