@@ -131,6 +131,17 @@ def test_one_wrong_site_is_noticed(tmp_path: Path, part: str) -> None:
     assert not check_portability(path, adapter, CLIP).weights_load
 
 
+def test_wrong_tokens_are_noticed_where_the_layers_looked_at_take_no_image(tmp_path: Path) -> None:
+    """Training some blocks leaves zero values in the others, whose attention shows nothing."""
+    path = tmp_path / "adapter.safetensors"
+    adapter = write_random(path, make_spec(ROWS["plus, 6 layers"], (32, 64, 32, 64)))
+    for site in (0, 1):
+        for projection in (adapter.site(site).to_k_ip, adapter.site(site).to_v_ip):
+            projection.weight.data.zero_()
+    write_safetensors(path, adapter.state_dict(), adapter.spec.to_metadata())
+    assert not check_portability(path, load_adapter(path), CLIP).weights_load
+
+
 @pytest.mark.parametrize(
     ("row", "change", "preprocess", "reason"),
     [
