@@ -1,17 +1,22 @@
 """Broken pictures met while the cache is filled."""
 
+from collections.abc import Iterable, Iterator
+
 from filelock import FileLock
 
 from ..batch import Skipped
+from ..data.records import Record
 from ..data.skips import SkipLog
 
 
 class Skips(SkipLog):
     """Lists them one at a time, where training does so by batch."""
 
-    def saw_record(self) -> None:
-        """Count a record, whether or not it can be used."""
-        self._read += 1
+    def counted(self, records: Iterable[Record | Skipped]) -> Iterator[Record | Skipped]:
+        """The same records, of which those that cannot be used are a share."""
+        for record in records:
+            self._read += 1
+            yield record
 
     def meet(self, skipped: Skipped) -> None:
         """List a picture that cannot be used.

@@ -79,7 +79,7 @@ class Work:
     """The work on some data sets.
 
     Args:
-        skips: told of each record read, and of each picture that cannot be used.
+        skips: counts the records, and is told of each picture that cannot be used.
         threads: that read and prepare pictures.
     """
 
@@ -114,16 +114,13 @@ class Work:
         yield from self._blocks((caption_digest(caption), caption) for caption in _first("", captions))
 
     def latent_blocks(self) -> Iterator[Block[Wanted]]:
-        def image(record: Record) -> Picture:
-            self._skips.saw_record()
-            return record.image
-
-        yield from self._blocks((wanted.key, wanted) for wanted in self._wanted(image))
+        wanted = self._wanted(self._skips.counted(self._read()), lambda record: record.image)
+        yield from self._blocks((item.key, item) for item in wanted)
 
     def feature_blocks(self) -> Iterator[Block[Wanted]]:
         """References, each member of a group among them, and zero pixels."""
-        wanted = _first(Wanted(NO_IMAGE_KEY, "", None), self._wanted(lambda record: record.reference))
-        yield from self._blocks((item.key, item) for item in wanted)
+        wanted = self._wanted(self._read(), lambda record: record.reference)
+        yield from self._blocks((item.key, item) for item in _first(Wanted(NO_IMAGE_KEY, "", None), wanted))
 
     def make_text(self, missing: Mapping[str, str]) -> Iterator[Entry]:
         for batch in batches_alike(missing.items(), lambda _: None, self._batch_size):
@@ -165,7 +162,7 @@ class Work:
         while sources := dict(islice(rest, self._config.cache.shard_size)):
             yield Block(sources)
 
-    def _wanted(self, of: Callable[[Record], Picture]) -> Iterator[Wanted]:
+    def _wanted(self, records: Iterable[Record | Skipped], of: Callable[[Record], Picture]) -> Iterator[Wanted]:
         def work(record: Record | Skipped) -> list[Wanted] | Skipped:
             if isinstance(record, Skipped):
                 return record
@@ -174,7 +171,7 @@ class Work:
             except BrokenPictureError as error:
                 return Skipped(record.key, error.name, error.reason)
 
-        for found in ahead(self._read(), work, self._digest_pool, self._config.cache.shard_size):
+        for found in ahead(records, work, self._digest_pool, self._config.cache.shard_size):
             if isinstance(found, Skipped):
                 self._skips.meet(found)
             else:
