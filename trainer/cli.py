@@ -8,6 +8,13 @@ import typer
 
 from ipadapter_core.errors import IPAdapterError
 
+from .commands.cache import cache
+from .commands.convert import convert
+from .commands.eval import evaluate
+from .commands.export import export
+from .commands.inspect import inspect
+from .commands.plan import plan
+from .commands.sample import sample
 from .commands.train import train
 
 app = typer.Typer(
@@ -18,8 +25,17 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="markdown",
 )
-for _command in (train,):
-    app.command()(_command)
+for _name, _command in {
+    "train": train,
+    "cache": cache,
+    "eval": evaluate,
+    "sample": sample,
+    "export": export,
+    "convert": convert,
+    "inspect": inspect,
+    "plan": plan,
+}.items():
+    app.command(_name)(_command)
 
 
 def main() -> None:

@@ -4,10 +4,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from PIL import Image
 
 from trainer.config import Config
 from trainer.config_file import parse_config
+from trainer.loop import train
 
 SIZE = 64
 SETTINGS: dict[str, dict[str, Any]] = {
@@ -40,3 +42,9 @@ def make_config(base: Path, encoder: Path, data: Path, output: Path, /, **change
     sections = {*SETTINGS, *named, *changes}
     merged = {name: {**SETTINGS.get(name, {}), **named.get(name, {}), **changes.get(name, {})} for name in sections}
     return parse_config(merged, "test")
+
+
+def train_with_one_thread(config: Config) -> None:
+    """Target of a process of its own; more threads would add up numbers in another order."""
+    torch.set_num_threads(1)
+    train(config)
