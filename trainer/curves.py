@@ -92,7 +92,7 @@ def best_so_far(records: Iterable[Record], rule: Rule) -> Best | None:
     measured = [(record["step"], value) for record in records if (value := _measure(record, rule)) is not None]
     if not measured:
         return None
-    return Best(*max(measured, key=lambda pair: (sign * pair[1], -pair[0])))
+    return Best(*max(measured, key=lambda pair: sign * pair[1]))  # the first of equals
 
 
 def at_full_strength(record: Record) -> Mapping[str, Any]:

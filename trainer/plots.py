@@ -69,7 +69,7 @@ class Plot:
         with matplotlib.rc_context({**_STYLE, "svg.hashsalt": self.title}):
             figure = Figure(figsize=_SIZE, layout="constrained")
             axes = figure.add_subplot()
-            for curve in self.curves:
+            for curve in filter(lambda curve: curve.points, self.curves):
                 color = _COLORS[curve.color]
                 x, y = zip(*thinned(curve.points), strict=True)
                 width = 1.0 if curve.color == "faint" else 1.6

@@ -114,9 +114,11 @@ def _facts(config: Config, records: Sequence[Record]) -> Iterator[Fact]:
         if loss:
             yield Fact("Training loss", f"{loss[-1][1]:.4f}", "smoothed")
     if validation:
-        yield Fact("Validation loss", f"{validation[-1]['true']:.4f}", f"at step {validation[-1]['step']:,}")
-        error = validation[-1].get("gap_error") or 0.0
-        yield Fact("Gap to a wrong reference", f"{validation[-1]['gap_shuffled']:+.4f}", f"± {error:.4f}")
+        last = validation[-1]
+        yield Fact("Validation loss", _number(last["true"]), f"at step {last['step']:,}")
+        yield Fact(
+            "Gap to a wrong reference", _number(last["gap_shuffled"], "+"), f"± {_number(last.get('gap_error'))}"
+        )
     best = best_so_far(records, config.validation.best)
     if best is not None:
         yield Fact("Best step", f"{best.step:,}", f"{_RULES[config.validation.best]}: {best.value:.4f}")
@@ -129,6 +131,10 @@ def _facts(config: Config, records: Sequence[Record]) -> Iterator[Fact]:
         yield Fact(
             "Time left", _duration(left) if left else "none", "when this was written" if left else "all steps done"
         )
+
+
+def _number(value: float | None, sign: str = "") -> str:
+    return "not a number" if value is None else f"{value:{sign}.4f}"
 
 
 def _verdict(records: Sequence[Record]) -> str:
@@ -168,13 +174,14 @@ def _validation_plots(validation: Sequence[Record]) -> Iterator[Plot]:
         "step",
         [Curve(_points(validation, name), color, label) for name, (color, label) in kinds.items()],
     )
-    gap = _points(validation, "gap_shuffled")
+    measured = [record for record in validation if None not in (record["gap_shuffled"], record.get("gap_error"))]
+    errors = [error for _, error in _points(measured, "gap_error")]
     yield Plot(
         "Gap to a wrong reference",
         "Loss with another picture's reference minus loss with its own. At 0 the reference is ignored; the higher, the "
         "more it is used. The band is one standard error.",
         "step",
-        (Curve(gap, "b", errors=[error for _, error in _points(validation, "gap_error")]),),
+        (Curve(_points(measured, "gap_shuffled"), "b", errors=errors),),
         zero_line=True,
     )
     first, last = validation[0], validation[-1]

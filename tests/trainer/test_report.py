@@ -141,6 +141,14 @@ def test_a_run_that_just_began_has_a_report(run):
     assert "None drawn yet" in page
 
 
+def test_a_loss_that_is_no_number_does_not_hide_the_rest(run):
+    log = _train(run)
+    log.write(20, "validation", {**_validation(float("nan"), float("nan")), "true": float("nan")})
+    page = _page(run)
+    assert "not a number" in page
+    assert "Loss by timestep" in page
+
+
 def test_only_the_newest_sheets_are_kept_in_the_file(run):
     for step in range(1, 15):
         _sample(run, step)

@@ -1,7 +1,7 @@
 """`ipadapter sample` and `ipadapter eval`: from files to pictures and numbers, and what they say of wrong files."""
 
 import json
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
@@ -13,15 +13,17 @@ from typer.testing import CliRunner
 
 from ipadapter_core.adapter import save_adapter
 from ipadapter_core.errors import BadInputError, IPAdapterError, MismatchError
-from ipadapter_core.spec import EncoderHint
+from ipadapter_core.spec import EncoderHint, Negative
 from support.encoders import IMAGE_SIZE, write_folder
 from support.tiny_base import write_base
 from support.training import make_config, write_pictures
+from trainer.adapter_file import open_adapter
 from trainer.base import load_base
 from trainer.commands.eval import evaluate
 from trainer.commands.sample import sample
 from trainer.config import AdapterConfig, BaseModelConfig, EncoderConfig
 from trainer.config_file import write_config
+from trainer.facts import PREPROCESS_KEY, Preprocess
 from trainer.image_encoder import load_image_encoder
 from trainer.network import new_adapter
 
@@ -113,6 +115,20 @@ def test_sample_says_what_is_wrong(files, tmp_path, changes, error, message):
     with pytest.raises(error, match=message):
         _run(*_sample_arguments(files, tmp_path, **changes))
     assert not list(tmp_path.rglob("*.png"))
+
+
+def test_an_adapter_is_used_as_its_file_states(files, tmp_path):
+    base = load_base(BaseModelConfig(model=str(files / "base"), precision="fp32"), CPU)
+    config = EncoderConfig(model=str(files / "encoder"), layer=-1, crop="pad", precision="fp32")
+    encoder = load_image_encoder(config, "plus", CPU)
+    plus = AdapterConfig(kind="plus", resampler_dim=64, tokens=3, negative="zero_pixels")
+    stated = Preprocess.of(encoder.spec, encoder.format.pixel_format, "pad")
+    file = tmp_path / "plus.safetensors"
+    save_adapter(new_adapter(plus, base.unet, encoder).adapter, file, {PREPROCESS_KEY: json.dumps(asdict(stated))})
+    opened = open_adapter(file, base, str(files / "encoder"), "fp32")
+    assert (opened.encoder.layer, opened.encoder.format.crop) == (-1, "pad")
+    assert torch.equal(opened.no_image, encoder.no_image(Negative.ZERO_PIXELS))
+    assert not any(parameter.requires_grad for parameter in opened.network.parameters())
 
 
 @pytest.fixture
