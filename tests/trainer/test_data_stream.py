@@ -12,6 +12,7 @@ from trainer.batch import Batch, Skipped
 from trainer.config import Config
 from trainer.data.loader import World, open_batches
 from trainer.data.records import DataError
+from trainer.data.shard_counts import ShardCounts
 from trainer.data.shards import Shards
 from trainer.data.sources import open_source
 
@@ -104,6 +105,8 @@ def test_buckets_are_filled_one_by_one_and_broken_pictures_left_out(mixed: Path,
     found = read(stream_config(tmp_path, mixed, buckets=True, resolution=32), 16)
     assert {tuple(batch.pixels.shape[2:]) for batch in found} == {(32, 32), (24, 48)}
     assert not any(int(key[-1]) in (4, 7) for key in keys(found))
+    for batch in found:
+        assert len({tuple(sizes) for sizes in batch.time_ids[:, :2].tolist()}) == 1, "stand-ins are of the bucket too"
     skipped = {(item.key[-1], item.path[-3:]) for batch in found for item in batch.skipped}
     assert skipped == {("4", "png"), ("7", "png")}
 
@@ -148,9 +151,10 @@ def test_shards_without_a_usable_picture_are_an_error_and_no_traceback(tmp_path:
         read(stream_config(tmp_path, tmp_path, workers), 1)
 
 
-def test_whole_epochs_before_a_start_are_counted_off_and_not_read(mixed: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("start", [38, 45])
+def test_whole_epochs_before_a_start_are_counted_off_and_not_read(mixed: Path, tmp_path: Path, start: int) -> None:
     config = stream_config(tmp_path, mixed, buckets=True, resolution=32)
-    whole = read(config, 60)
+    whole = read(config, start + 3)
     epoch = 7 + 12  # of 13 wide and 23 square pictures with a header; 4 of these break when they are decoded
     assert len(set(keys(whole[:epoch]))) == len(set(keys(whole[epoch : 2 * epoch]))) == 32
 
@@ -161,8 +165,8 @@ def test_whole_epochs_before_a_start_are_counted_off_and_not_read(mixed: Path, t
 
     opened: list[str] = []
     source = open_source(config.data)
-    resumed = list(islice(open_batches(config, Counted(source.urls, config.data), ALONE, GEOMETRY, 45), 3))
-    assert keys(resumed) == keys(whole[45:48])
+    resumed = list(islice(open_batches(config, Counted(source.urls, config.data), ALONE, GEOMETRY, start), 3))
+    assert keys(resumed) == keys(whole[start:])
     assert len(opened) == len(set(opened)), "the third epoch only"
 
 
@@ -174,3 +178,19 @@ def test_an_epochs_last_batch_is_filled_up_with_its_own_records(shards: Path, tm
     found = Counter(keys(read(config, epoch)))
     assert len(found) == SHARDS * PER_SHARD
     assert found.total() == epoch * batch_size
+
+
+def test_what_is_broken_at_the_end_of_an_epoch_is_listed_with_it(tmp_path: Path) -> None:
+    picture = {"png": encoded(gradient(16, 16)), "txt": b"x"}
+    write_shard(tmp_path / "00.tar", {"a": picture, "b": picture, "c": {"png": b"nothing", "txt": b"x"}})
+    for batch in read(stream_config(tmp_path, tmp_path, shuffle_buffer=1), 2):
+        assert [Path(item.path).name for item in batch.skipped] == ["c.png"]
+
+
+def test_counts_are_shared_by_readers_of_the_same_recipe_only(tmp_path: Path) -> None:
+    writer, reader, other = (ShardCounts(tmp_path / "counts.jsonl", recipe) for recipe in ("512", "512", "1024"))
+    writer.add("a.tar", Counter({(512, 512): 5, (384, 640): 1}))
+    writer.add("b.tar", Counter({(512, 512): 2}))
+    for counts in (reader, other):
+        counts.load()
+    assert [counts.batches(["a.tar", "b.tar"], 4) for counts in (writer, reader, other)] == [3, 3, None]
