@@ -136,7 +136,8 @@ def test_two_processes_train_like_one_with_twice_the_batch(config: Any, tmp_path
     two = config("two", 6, train={"batch_size": 2})
     one = config("one", 6, train={"batch_size": 4})
     write_config(two, tmp_path / "two.toml")
-    command = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2", "-m", "trainer"]
+    # `accelerate launch` starts several processes on GPUs only
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "-m", "trainer"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
     done = subprocess.run(
         [*command, "train", str(tmp_path / "two.toml"), "--json"],

@@ -33,7 +33,7 @@ def cache(
 
     Example: `ipadapter cache my.toml --set cache.path=cache`; on all GPUs: `accelerate launch -m trainer cache my.toml`
     """
-    from accelerate import PartialState
+    from accelerate import Accelerator
 
     from ..base import load_base
     from ..cache.fill import fill
@@ -46,7 +46,7 @@ def cache(
     settings = read_config(config, overrides)
     check_path(settings)
     sources = open_sources(settings)
-    process = PartialState()
+    process = Accelerator()
     base = load_base(settings.base, process.device, only=frozenset({"vae", "text"}))
     encoder = load_image_encoder(settings.encoder, settings.adapter.kind, process.device)
     stores = open_stores(settings, base, encoder)
