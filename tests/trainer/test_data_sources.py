@@ -215,6 +215,8 @@ def test_kept_out_pictures_are_no_references_in_training(tmp_path: Path) -> None
     kept_out = {record.image.name for record in held}
     for seed in range(20):
         assert train.reference(seed % 4, torch.Generator().manual_seed(seed)).name not in kept_out
+    _, one = split_validation(records_of(tmp_path, reference="group"), 1, seed=0)
+    assert one.reference(0, torch.Generator()).name != one[0].image.name, "but have training pictures as references"
 
 
 def test_a_stream_keeps_its_first_samples_out(tmp_path: Path) -> None:
