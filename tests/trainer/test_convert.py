@@ -228,7 +228,7 @@ def test_misnumbered_files_are_repaired_by_their_widths(
     assert any("numbered 0, 1, 2" in note for note in conversion.notes) == (counter == "consecutive")
 
 
-@pytest.mark.parametrize("widths", [SD15_SITES, SDXL_SITES, (320, 320, 640)])
+@pytest.mark.parametrize("widths", [SD15_SITES, SDXL_SITES, (320, 320, 640), (64,) * 16])
 def test_right_numbers_stay(widths: tuple[int, ...]) -> None:
     tensors = {
         (int(name.split(".")[1]), name.split(".", 2)[2]): torch.empty(shape, device="meta")
