@@ -17,6 +17,7 @@ from ipadapter_core.errors import IPAdapterError, MismatchError
 from ipadapter_core.files import SAFETENSORS_SUFFIXES, read_header
 
 from .config import BaseModelConfig
+from .quiet import quiet_libraries
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 PARTS = frozenset({"unet", "vae", "text"})
@@ -150,6 +151,7 @@ def load_base(config: BaseModelConfig, device: torch.device, *, only: frozenset[
         ModelNotFoundError: nothing usable at that path or name.
         MismatchError: not a model of the SD1.5, SD2.x or SDXL kind.
     """
+    quiet_libraries()
     dtype = DTYPES[config.precision]
     left_out = dict.fromkeys(_UNUSED_PARTS)
     left_out |= {name: None for name in ("unet", "vae") if name not in only}

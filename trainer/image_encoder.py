@@ -19,6 +19,7 @@ from ipadapter_core.vision_folder import VisionFolder, load_vision_folder
 
 from .base import DTYPES, ModelNotFoundError, fingerprint
 from .config import EncoderConfig
+from .quiet import quiet_libraries
 
 _USUAL_FEATURE = {"base": Feature.IMAGE_EMBEDS, "plus": Feature.HIDDEN_STATES, "full": Feature.HIDDEN_STATES}
 
@@ -83,6 +84,7 @@ def load_image_encoder(config: EncoderConfig, kind: str, device: torch.device) -
         ModelNotFoundError, UnreadableFileError: no such folder or repository, or none that holds a vision model.
         MismatchError: the encoder does not have what is to be read of it.
     """
+    quiet_libraries()
     folder = resolve_folder(config.model, "encoder.model")
     vision = load_vision_folder(folder, transformers)
     vision.model.to(device, DTYPES[config.precision])

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import is_wandb_available
 from diffusers.training_utils import EMAModel
 from torch import nn
 
@@ -24,7 +25,7 @@ from .data.sources import Source, open_sources
 from .image_encoder import ImageEncoder, load_image_encoder
 from .network import TrainableAdapter, new_adapter
 from .objective import Objective
-from .optimizer import build_ema, build_optimizer, build_schedule
+from .optimizer import MissingPackageError, build_ema, build_optimizer, build_schedule
 from .processor import install
 from .state import SHARDED, Counters, State
 
@@ -106,6 +107,12 @@ def open_run(config: Config) -> Run:
     Raises:
         IPAdapterError: what the config names is missing, broken or does not fit together.
     """
+    if "wandb" in config.train.trackers and not is_wandb_available():  # accelerate would go on without it
+        raise MissingPackageError(
+            "train.trackers names wandb, which is not installed",
+            expected="the package wandb",
+            action='pip install wandb, or set train.trackers = ["tensorboard"]',
+        )
     accelerator = Accelerator(
         gradient_accumulation_steps=config.train.accumulate,
         # only float16 needs accelerate's help (its gradient scaler); the network itself always computes in float32
