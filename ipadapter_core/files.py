@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import pickle
 import struct
 from collections.abc import Mapping
@@ -80,7 +81,17 @@ def read_header(path: Path) -> dict[str, dict[str, object]]:
 
 def write_safetensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
     """Write tensors under their flat names; the inverse of `read_tensors` for safetensors."""
+    path.touch()
+    mode = path.stat().st_mode  # what any new file gets; safetensors writes for its owner only
     save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, path, metadata=dict(metadata))
+    path.chmod(mode)
+
+
+def publish(finished: Path, path: Path) -> None:
+    """Give a file that was written aside its name, once all of it is on the disk."""
+    with finished.open("rb") as file:
+        os.fsync(file.fileno())
+    os.replace(finished, path)
 
 
 def _check_content(path: Path) -> None:

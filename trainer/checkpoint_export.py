@@ -17,9 +17,8 @@ from .curves import best_so_far, read_records
 from .export import ExportReport, export_adapter
 from .facts import Preprocess, RunCounts, run_facts
 from .image_encoder import resolve_folder
-from .state import ADAPTER, CONFIG, COUNTERS, EMA, CheckpointError, find_checkpoints
+from .state import ADAPTER, BEST, CONFIG, COUNTERS, EMA, SKIPPED, CheckpointError, find_checkpoints
 
-BEST = "best.safetensors"  # in the run folder
 Weights = Literal["auto", "average", "trained", "best"]
 
 
@@ -97,11 +96,11 @@ def _counts(file: Path, checkpoint: Path, config: Config) -> RunCounts:
         best = best_so_far(read_records(run), config.validation.best)
         if best is not None:
             step, samples = best.step, samples * best.step // step  # every step sees as many
-    skipped = run / "skipped.jsonl"
+    skipped = run / SKIPPED
     return RunCounts(
         step=step,
         samples=samples,
-        uses_ema=file.name == EMA,
+        uses_ema=file.name == EMA or (file.name == BEST and config.optimizer.ema_decay is not None),
         pairs=stated.get("pairs"),
         skipped=len(skipped.read_text(encoding="utf-8").splitlines()) if skipped.is_file() else 0,
     )

@@ -3,6 +3,7 @@
 import logging
 import sys
 import warnings
+from collections.abc import Callable
 
 import typer
 
@@ -25,7 +26,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="markdown",
 )
-for _name, _command in {
+COMMANDS: dict[str, Callable[..., None]] = {
     "train": train,
     "cache": cache,
     "eval": evaluate,
@@ -34,7 +35,8 @@ for _name, _command in {
     "convert": convert,
     "inspect": inspect,
     "plan": plan,
-}.items():
+}
+for _name, _command in COMMANDS.items():
     app.command(_name)(_command)
 
 

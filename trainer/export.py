@@ -6,7 +6,6 @@ order too, and every reader goes by name, so nothing is to be gained by another 
 
 # E encoder dim, N image tokens, C cross-attention dim
 
-import os
 import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
@@ -17,7 +16,7 @@ from torch import Tensor
 
 from ipadapter_core.adapter import IPAdapter, build_adapter, load_adapter
 from ipadapter_core.errors import IPAdapterError
-from ipadapter_core.files import SAFETENSORS_SUFFIXES, tensor_hash, write_safetensors
+from ipadapter_core.files import SAFETENSORS_SUFFIXES, publish, tensor_hash, write_safetensors
 from ipadapter_core.spec import AdapterSpec
 
 from .card import write_card
@@ -105,16 +104,6 @@ def export_adapter(adapter: IPAdapter, path: Path, *, precision: Precision | Non
     )
     write_card(report.card, path.name, adapter.spec, facts, report.to_json())
     return report
-
-
-def publish(finished: Path, path: Path) -> None:
-    """Give a finished file its name, and the permissions that any new file has: safetensors writes for its owner only."""
-    ordinary = finished.with_name("ordinary")
-    ordinary.touch()
-    finished.chmod(ordinary.stat().st_mode)
-    with finished.open("rb") as file:
-        os.fsync(file.fileno())
-    os.replace(finished, path)
 
 
 def check_target(path: Path) -> None:

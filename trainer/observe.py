@@ -1,8 +1,7 @@
 """`Observer`: what a person watches of a run: numbers, validation losses, sample pictures, the best weights, the report."""
 
 import logging
-from collections.abc import Callable, Iterator
-from contextlib import suppress
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
@@ -15,18 +14,15 @@ from .config import Config
 from .contact_sheet import save_grid
 from .curves import MetricsLog, best_so_far, untracked
 from .data.loader import held_out_batches
-from .data.pictures import BrokenPictureError, decode
-from .draws import sample_generator
 from .metrics import Judge, load_judge
+from .references import held_out_references
 from .report import write_report
 from .run import Run
-from .sampling import Reference, Sampler, SampleSettings, encode_prompt, encode_reference, sample_grid
-from .state import SHARDED, adapter_weights, write_aside
+from .sampling import Reference, Sampler, SampleSettings, encode_prompt, sample_grid
+from .state import BEST, SHARDED, adapter_weights, write_aside
 from .validation import ValidationGrid, build_grid, validate
 
 logger = logging.getLogger(__name__)
-
-BEST = "best.safetensors"
 
 
 @dataclass(frozen=True, eq=False)
@@ -128,8 +124,17 @@ def open_observer(run: Run) -> Observer:
         batches = held_out_batches(config, run.held_out, run.geometry, run.stores)
         grid = build_grid(batches, run.objective, timesteps=validation.timesteps, seed=config.train.seed)
     if validation.sample_every is not None:
-        references = tuple(_references(run))
-        sampler = Sampler(run.base, _settings(config), encode_prompt(run.base, ""))
+        references = tuple(
+            held_out_references(
+                run.held_out,
+                run.base,
+                run.encoder,
+                count=validation.samples,
+                prompt=validation.prompt,
+                seed=config.train.seed,
+            )
+        )
+        sampler = Sampler(run.base, SampleSettings.of(config), encode_prompt(run.base, ""))
         judge = load_judge(validation, run.encoder, accelerator.device)
     log = MetricsLog(
         config.run,
@@ -138,38 +143,6 @@ def open_observer(run: Run) -> Observer:
         track=_track(accelerator, config),
     )
     return Observer(run, log, grid, sampler, references, judge)
-
-
-def _references(run: Run) -> Iterator[Reference]:
-    """The first held-out pictures that can be read, each with its own reference."""
-    validation = run.config.validation
-    found = 0
-    for index in range(len(run.held_out)):
-        if found == validation.samples:
-            return
-        record = run.held_out[index]
-        with suppress(BrokenPictureError):
-            picture = decode(run.held_out.reference(index, sample_generator(run.config.train.seed, index, "group")))
-            found += 1
-            yield encode_reference(
-                picture,
-                record.key,
-                base=run.base,
-                encoder=run.encoder,
-                caption=record.caption,
-                prompt=validation.prompt,
-            )
-
-
-def _settings(config: Config) -> SampleSettings:
-    validation, side = config.validation, config.data.resolution
-    return SampleSettings(
-        strengths=validation.strengths,
-        steps=validation.sampler_steps,
-        guidance=validation.guidance,
-        seed=config.train.seed,
-        size=(side, side),
-    )
 
 
 def _track(accelerator: Accelerator, config: Config) -> Callable[[dict[str, float], int], object]:

@@ -144,7 +144,7 @@ def _measure(run: Run, batches: Iterator[Batch]) -> dict[str, object]:
 def _cache(run: Run) -> dict[str, object]:
     records = run.source
     if not isinstance(records, Records):
-        return {"note": "streams have no cache"}
+        return {"note": "a stream does not say how many pictures it has"}
     pictures = len(records) + len(run.held_out)
     captions = len({record.caption for record in (*records, *run.held_out)})
     estimated = estimate_bytes(

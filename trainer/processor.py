@@ -77,11 +77,6 @@ def install(unet: nn.Module) -> None:
             cast(Any, module).set_processor(SelfAttention() if site is None else ImageCrossAttention(site))
 
 
-def scaled(kv: SiteKVs, strength: float) -> tuple[KV | None, ...]:
-    """K/V at a strength, which is folded into V."""
-    return tuple(None if pair is None else (pair[0], pair[1] * strength) for pair in kv)
-
-
 def _attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return _flat(functional.scaled_dot_product_attention(q, k, v))
 

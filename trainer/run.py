@@ -27,9 +27,7 @@ from .network import TrainableAdapter, new_adapter
 from .objective import Objective
 from .optimizer import MissingPackageError, build_ema, build_optimizer, build_schedule
 from .processor import install
-from .state import SHARDED, Counters, State
-
-SKIPPED = "skipped.jsonl"
+from .state import SHARDED, SKIPPED, Counters, State
 
 
 @dataclass(frozen=True, eq=False)

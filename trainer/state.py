@@ -19,13 +19,14 @@ from diffusers.training_utils import EMAModel
 from torch import Tensor
 
 from ipadapter_core.errors import IPAdapterError
-from ipadapter_core.files import read_tensors, write_safetensors
+from ipadapter_core.files import publish, read_tensors, write_safetensors
 
 from .config import Config
 from .config_file import ConfigError, read_config, write_config
 from .network import TrainableAdapter
 
 ADAPTER, EMA, COUNTERS, CONFIG, REST = "adapter.safetensors", "ema.safetensors", "state.json", "config.toml", "rest"
+BEST, SKIPPED = "best.safetensors", "skipped.jsonl"  # in the run folder
 _PREFIX = "step-"
 SHARDED = (DistributedType.FSDP, DistributedType.DEEPSPEED)
 # What may differ between the run that wrote a checkpoint and the one that goes on from it.
@@ -198,7 +199,7 @@ def write_aside(path: Path, write: Callable[[Path], None]) -> None:
     """Write a file under a temporary name and rename it when it is complete."""
     partial = path.with_name(f".{path.name}.partial")
     write(partial)
-    os.replace(partial, path)
+    publish(partial, path)
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, object]:

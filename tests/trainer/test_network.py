@@ -13,7 +13,7 @@ from support.tiny_unet import diffusers_unet, site_dims
 from trainer.config import AdapterConfig, EncoderConfig
 from trainer.image_encoder import ImageEncoder, load_image_encoder
 from trainer.network import new_adapter
-from trainer.processor import install, scaled
+from trainer.processor import install
 from trainer.sites import discover_sites
 
 CPU = torch.device("cpu")
@@ -126,16 +126,6 @@ def test_pretrained_goes_on_from_a_file(tmp_path: Path, encoder_folder: Callable
     assert all(torch.equal(value, second.state_dict()[name]) for name, value in first.state_dict().items())
     with pytest.raises(MismatchError, match=r"first.safetensors is .*4 tokens.*Expected: .*5 tokens"):
         new_adapter(AdapterConfig(pretrained=str(path), tokens=5), unet, encoder)
-
-
-def test_strength_is_folded_into_the_values(encoder_folder: Callable[[str], Path]) -> None:
-    network = new_adapter(AdapterConfig(blocks="style"), diffusers_unet("sd15"), encoder_of(encoder_folder("clip")))
-    kv = network(torch.randn(1, network.spec.image_dim))
-    for plain, half in zip(kv, scaled(kv, 0.5), strict=True):
-        assert (plain is None) == (half is None)
-        if plain is not None and half is not None:
-            assert torch.equal(half[0], plain[0])
-            assert torch.equal(half[1], plain[1] * 0.5)
 
 
 def test_gradient_checkpointing_changes_no_gradient(encoder_folder: Callable[[str], Path]) -> None:

@@ -12,11 +12,11 @@ from torch import Tensor
 from ipadapter_core.adapter import build_adapter
 from ipadapter_core.detect import canonical_name, detect
 from ipadapter_core.errors import UnreadableFileError, UnsupportedFamilyError
-from ipadapter_core.files import read_tensors, write_safetensors
+from ipadapter_core.files import publish, read_tensors, write_safetensors
 from ipadapter_core.spec import AdapterSpec, EncoderHint, Feature, Negative
 
 from ..config import Precision
-from ..export import ExportReport, check_target, export_adapter, publish
+from ..export import ExportReport, check_target, export_adapter
 from ..facts import TRAINING_KEY, ExportFacts, read_preprocess
 from .errors import ConvertError
 from .names import Parts, take_apart, unwrapped
