@@ -13,10 +13,10 @@ from ipadapter_core.errors import IPAdapterError
 
 from .config import Config
 from .config_file import write_config
-from .observe import open_observer
 from .run import open_run
 from .state import CONFIG, clean_up, find_checkpoints
 from .stop import StopRequest, stop_on_signals
+from .watch.observe import open_observer
 
 logger = logging.getLogger(__name__)
 

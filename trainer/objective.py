@@ -8,10 +8,10 @@ import torch
 from diffusers.training_utils import compute_snr
 from torch import Tensor, nn
 
-from .base import Base
 from .batch import Batch
 from .config import ObjectiveConfig
-from .image_encoder import ImageEncoder
+from .models.base import Base
+from .models.image_encoder import ImageEncoder
 
 
 @dataclass(frozen=True, eq=False)

@@ -13,7 +13,6 @@ from torch import nn
 
 from ipadapter_core.errors import MismatchError
 
-from .base import Base, load_base, with_terminal_snr
 from .batch import Batch
 from .cache.training import open_stores
 from .config import Config
@@ -22,11 +21,12 @@ from .data.records import Records
 from .data.sample import Geometry, Stores
 from .data.skips import SkipLog
 from .data.sources import Source, open_sources
-from .image_encoder import ImageEncoder, load_image_encoder
-from .network import TrainableAdapter, new_adapter
+from .models.base import Base, load_base, with_terminal_snr
+from .models.image_encoder import ImageEncoder, load_image_encoder
+from .models.network import TrainableAdapter, new_adapter
+from .models.processor import install
 from .objective import Objective
 from .optimizer import MissingPackageError, build_ema, build_optimizer, build_schedule
-from .processor import install
 from .state import SHARDED, SKIPPED, Counters, State
 
 

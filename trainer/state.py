@@ -23,7 +23,7 @@ from ipadapter_core.files import publish, read_tensors, write_safetensors
 
 from .config import Config
 from .config_file import ConfigError, read_config, write_config
-from .network import TrainableAdapter
+from .models.network import TrainableAdapter
 
 ADAPTER, EMA, COUNTERS, CONFIG, REST = "adapter.safetensors", "ema.safetensors", "state.json", "config.toml", "rest"
 BEST, SKIPPED = "best.safetensors", "skipped.jsonl"  # in the run folder

@@ -13,7 +13,7 @@ from PIL import Image
 from ipadapter_core.preprocess import PixelFormat
 from trainer.config import Config
 from trainer.data.sample import Geometry
-from trainer.image_encoder import ReferenceFormat
+from trainer.models.image_encoder import ReferenceFormat
 
 GEOMETRY = Geometry(4, 8, ReferenceFormat(PixelFormat(8, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)), "center"))
 """Of SD's latents, and an encoder that takes 8 pixels."""

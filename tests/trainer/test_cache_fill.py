@@ -12,7 +12,6 @@ from PIL import Image
 from support.encoders import write_folder
 from support.pictures import write_shard
 from support.tiny_base import write_base
-from trainer.base import Base, load_base
 from trainer.cache.entries import NO_IMAGE_KEY, stored
 from trainer.cache.estimate import estimate_bytes
 from trainer.cache.fill import FillReport, fill
@@ -25,7 +24,8 @@ from trainer.data.prepare import caption_digest, entry_key
 from trainer.data.records import DataError
 from trainer.data.sample import Geometry
 from trainer.data.sources import load_records, open_source
-from trainer.image_encoder import ImageEncoder, load_image_encoder
+from trainer.models.base import Base, load_base
+from trainer.models.image_encoder import ImageEncoder, load_image_encoder
 from trainer.objective import Objective
 
 CPU = torch.device("cpu")

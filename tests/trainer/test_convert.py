@@ -36,8 +36,8 @@ from support.training_states import (
 from trainer.convert.conversion import Hints, convert_file
 from trainer.convert.errors import ConvertError
 from trainer.convert.numbers import repair_numbers
-from trainer.export import ExportError
-from trainer.portability import EVERYWHERE
+from trainer.files.export import ExportError
+from trainer.files.portability import EVERYWHERE
 
 Tensors = Mapping[str, Tensor]
 

@@ -17,8 +17,8 @@ from ipadapter_core.spec import Negative
 from ipadapter_core.vision_folder import load_vision_folder
 from support.published import random_tensors, tiny_adapter
 from support.tiny_unet import diffusers_unet, site_dims
-from trainer.export import export_adapter
-from trainer.facts import ExportFacts, Preprocess
+from trainer.files.export import export_adapter
+from trainer.files.facts import ExportFacts, Preprocess
 
 SIZE = 40  # of the reference; not the encoder's
 

@@ -10,9 +10,9 @@ import torch
 from ipadapter_core.errors import MismatchError
 from ipadapter_core.spec import Feature, Negative
 from support.encoders import EMBED_DIM, FOLDERS, LAYERS, WIDTH, write_folder
-from trainer.base import ModelNotFoundError
 from trainer.config import EncoderConfig
-from trainer.image_encoder import ImageEncoder, load_image_encoder
+from trainer.models.base import ModelNotFoundError
+from trainer.models.image_encoder import ImageEncoder, load_image_encoder
 
 CPU = torch.device("cpu")
 

@@ -18,9 +18,9 @@ from support.training_states import run_config, tiny_ipadapter, write_accelerate
 from trainer.commands.convert import convert
 from trainer.commands.export import export
 from trainer.commands.inspect import inspect
-from trainer.export import export_adapter
-from trainer.facts import ExportFacts, Preprocess
-from trainer.inspection import inspect_path
+from trainer.files.export import export_adapter
+from trainer.files.facts import ExportFacts, Preprocess
+from trainer.files.inspection import inspect_path
 
 CLIP = Preprocess(encoder_kind="CLIP", crop="center", size=32, mean=(0.4, 0.5, 0.6), std=(0.2, 0.3, 0.2))
 

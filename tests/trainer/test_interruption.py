@@ -20,9 +20,9 @@ from ipadapter_core.adapter import load_adapter
 from support.training import make_config, train_with_one_thread, write_pictures
 from trainer.config import Config
 from trainer.config_file import write_config
-from trainer.curves import read_records
 from trainer.loop import train
 from trainer.state import ADAPTER, COUNTERS, find_checkpoints
+from trainer.watch.curves import read_records
 
 ROOT = Path(__file__).parents[2]
 KILLS, STEPS = 20, 80

@@ -12,11 +12,11 @@ from torch.nn.functional import cosine_similarity
 from ipadapter_core.errors import MismatchError
 from support.encoders import write_folder
 from support.tiny_base import VOCABULARY, write_tokenizer
-from trainer.base import ModelNotFoundError
 from trainer.config import EncoderConfig, ValidationConfig
-from trainer.image_encoder import load_image_encoder
-from trainer.metrics import load_judge
-from trainer.sampling import Reference, SampleGrid, TextEmbeds
+from trainer.models.base import ModelNotFoundError
+from trainer.models.image_encoder import load_image_encoder
+from trainer.watch.metrics import load_judge
+from trainer.watch.sampling import Reference, SampleGrid, TextEmbeds
 
 CPU = torch.device("cpu")
 SIZE = 28

@@ -11,10 +11,10 @@ from ipadapter_core.errors import MismatchError
 from ipadapter_core.spec import Negative, Projection
 from support.tiny_unet import diffusers_unet, site_dims
 from trainer.config import AdapterConfig, EncoderConfig
-from trainer.image_encoder import ImageEncoder, load_image_encoder
-from trainer.network import new_adapter
-from trainer.processor import install
-from trainer.sites import discover_sites
+from trainer.models.image_encoder import ImageEncoder, load_image_encoder
+from trainer.models.network import new_adapter
+from trainer.models.processor import install
+from trainer.models.sites import discover_sites
 
 CPU = torch.device("cpu")
 # The addresses ComfyUI gives the sites of these layouts, in checkpoint order (tests/comfy/test_sites.py has ComfyUI's).

@@ -11,14 +11,14 @@ from torch import Tensor
 from torch.nn import functional
 
 from ipadapter_core.spec import Negative
-from trainer.base import Base, load_base, with_terminal_snr
 from trainer.batch import Batch
 from trainer.config import AdapterConfig, BaseModelConfig, EncoderConfig, ObjectiveConfig
 from trainer.draws import draw
-from trainer.image_encoder import ImageEncoder, load_image_encoder
-from trainer.network import TrainableAdapter, new_adapter
+from trainer.models.base import Base, load_base, with_terminal_snr
+from trainer.models.image_encoder import ImageEncoder, load_image_encoder
+from trainer.models.network import TrainableAdapter, new_adapter
+from trainer.models.processor import install
 from trainer.objective import Objective
-from trainer.processor import install
 
 CPU = torch.device("cpu")
 TIME_IDS = torch.tensor([[70.0, 64.0, 3.0, 0.0, 64.0, 64.0], [64.0, 90.0, 0.0, 13.0, 64.0, 64.0]])

@@ -19,15 +19,15 @@ from ipadapter_core.spec import (
 )
 from support.published import nested, random_tensors
 from support.tiny_unet import CONTEXT_DIM, diffusers_unet, site_dims
-from trainer.facts import Preprocess
-from trainer.portability import (
+from trainer.files.facts import Preprocess
+from trainer.files.portability import (
     EVERYWHERE,
     NATIVE_ONLY,
     UNetOutline,
     check_portability,
     random_features,
 )
-from trainer.processor import install
+from trainer.models.processor import install
 
 IMAGE_DIM = 24
 CLIP = Preprocess(encoder_kind="CLIP", crop="center", size=32, mean=(0.4, 0.5, 0.6), std=(0.2, 0.3, 0.2))

@@ -14,13 +14,13 @@ from ipadapter_core.errors import BadInputError
 from ipadapter_core.kv import SiteStrength
 from support.encoders import write_folder
 from support.tiny_base import write_base
-from trainer.base import load_base
 from trainer.config import AdapterConfig, BaseModelConfig, EncoderConfig
-from trainer.contact_sheet import contact_sheet, save_grid
-from trainer.image_encoder import load_image_encoder
-from trainer.network import new_adapter
-from trainer.processor import install
-from trainer.sampling import Sampler, SampleSettings, encode_prompt, encode_reference, guided, sample_grid
+from trainer.models.base import load_base
+from trainer.models.image_encoder import load_image_encoder
+from trainer.models.network import new_adapter
+from trainer.models.processor import install
+from trainer.watch.contact_sheet import contact_sheet, save_grid
+from trainer.watch.sampling import Sampler, SampleSettings, encode_prompt, encode_reference, guided, sample_grid
 
 CPU = torch.device("cpu")
 SETTINGS = SampleSettings(strengths=(0.0, 0.5, 1.0), steps=3, guidance=3.0, size=(64, 48), batch_size=2, seed=7)

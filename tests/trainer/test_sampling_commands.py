@@ -17,15 +17,15 @@ from ipadapter_core.spec import EncoderHint, Negative
 from support.encoders import IMAGE_SIZE, write_folder
 from support.tiny_base import write_base
 from support.training import make_config, write_pictures
-from trainer.adapter_file import open_adapter
-from trainer.base import load_base
 from trainer.commands.eval import evaluate
 from trainer.commands.sample import sample
 from trainer.config import AdapterConfig, BaseModelConfig, EncoderConfig
 from trainer.config_file import write_config
-from trainer.facts import PREPROCESS_KEY, Preprocess
-from trainer.image_encoder import load_image_encoder
-from trainer.network import new_adapter
+from trainer.files.adapter_file import open_adapter
+from trainer.files.facts import PREPROCESS_KEY, Preprocess
+from trainer.models.base import load_base
+from trainer.models.image_encoder import load_image_encoder
+from trainer.models.network import new_adapter
 
 CPU = torch.device("cpu")
 app = typer.Typer(pretty_exceptions_enable=False)

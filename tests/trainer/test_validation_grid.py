@@ -9,15 +9,15 @@ from torch import Tensor
 from ipadapter_core.errors import BadInputError
 from support.encoders import write_folder
 from support.tiny_base import write_base
-from trainer.base import load_base
 from trainer.batch import Batch
 from trainer.config import AdapterConfig, BaseModelConfig, EncoderConfig, ObjectiveConfig
 from trainer.draws import sample_generator
-from trainer.image_encoder import load_image_encoder
-from trainer.network import TrainableAdapter, new_adapter
+from trainer.models.base import load_base
+from trainer.models.image_encoder import load_image_encoder
+from trainer.models.network import TrainableAdapter, new_adapter
+from trainer.models.processor import install
 from trainer.objective import Condition, Objective
-from trainer.processor import install
-from trainer.validation import ValidationGrid, build_grid, validate
+from trainer.watch.validation import ValidationGrid, build_grid, validate
 
 CPU = torch.device("cpu")
 TIMESTEPS = (100, 700)

@@ -5,8 +5,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from ..base import DTYPES
 from ..config import Precision
+from ..models.base import DTYPES
 from .store import CacheError
 
 _EXACT = frozenset({"sizes"})  # pixels beyond 2048 are not exact in 16 bits

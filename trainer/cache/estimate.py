@@ -2,9 +2,9 @@
 
 import torch
 
-from ..base import Base
 from ..config import Config
-from ..image_encoder import ImageEncoder
+from ..models.base import Base
+from ..models.image_encoder import ImageEncoder
 
 _NAME_BYTES = 130  # of a tensor's name, shape and place in a shard's header
 

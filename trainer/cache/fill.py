@@ -8,11 +8,11 @@ from typing import TypeVar
 
 from tqdm import tqdm
 
-from ..base import Base
 from ..config import Config
 from ..data.shards import Shards
 from ..data.sources import Source
-from ..image_encoder import ImageEncoder
+from ..models.base import Base
+from ..models.image_encoder import ImageEncoder
 from .sharing import Block, Make, Share, fill_store
 from .skips import Skips
 from .store import CacheStore

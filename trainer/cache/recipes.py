@@ -2,9 +2,9 @@
 
 from collections.abc import Mapping
 
-from ..base import Base
 from ..config import Config
-from ..image_encoder import ImageEncoder
+from ..models.base import Base
+from ..models.image_encoder import ImageEncoder
 
 Recipe = Mapping[str, object]
 FORMAT = 1  # raised when entries of the same names come to mean something else

@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..base import Base
 from ..config import Config
 from ..data.digests import DigestMemo
 from ..data.pictures import BrokenPictureError
@@ -12,7 +11,8 @@ from ..data.prepare import caption_digest, entry_key
 from ..data.records import Record
 from ..data.sample import Stores as SampleStores
 from ..data.skips import read_skipped
-from ..image_encoder import ImageEncoder
+from ..models.base import Base
+from ..models.image_encoder import ImageEncoder
 from .recipes import features_recipe, latents_recipe, text_recipe
 from .store import CacheError, CacheStore
 

@@ -13,7 +13,6 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from ..base import Base
 from ..batch import Skipped
 from ..config import Config
 from ..data.digests import DigestMemo
@@ -32,7 +31,8 @@ from ..data.prepare import (
 from ..data.records import Record
 from ..data.shards import Shards
 from ..data.sources import Source
-from ..image_encoder import ImageEncoder
+from ..models.base import Base
+from ..models.image_encoder import ImageEncoder
 from .entries import NO_IMAGE_KEY, stored
 from .index import KeyIndex
 from .pipeline import ahead, batches_alike

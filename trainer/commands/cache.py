@@ -35,13 +35,13 @@ def cache(
     """
     from accelerate import Accelerator
 
-    from ..base import load_base
     from ..cache.fill import fill
     from ..cache.store import prune as delete
     from ..cache.training import check_path, open_stores
     from ..config_file import read_config
     from ..data.sources import open_sources
-    from ..image_encoder import load_image_encoder
+    from ..models.base import load_base
+    from ..models.image_encoder import load_image_encoder
 
     settings = read_config(config, overrides)
     check_path(settings)

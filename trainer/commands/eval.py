@@ -33,7 +33,7 @@ def evaluate(
     Example: `ipadapter eval my.toml --adapter runs/mine/adapter.safetensors --images 8`
     """
     from ..config_file import read_config
-    from ..evaluation import evaluate as run
+    from ..watch.evaluation import evaluate as run
 
     settings = read_config(config, overrides)
     file = adapter or settings.run / "adapter.safetensors"

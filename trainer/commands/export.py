@@ -40,7 +40,7 @@ def export(
 
     Example: `ipadapter export runs/mine -o mine.safetensors --precision bf16`
     """
-    from ..checkpoint_export import Weights, export_checkpoint
+    from ..files.checkpoint_export import Weights, export_checkpoint
 
     given: list[str] = list(overrides)
     if precision is not None:

@@ -21,7 +21,7 @@ def inspect(
 
     Example: `ipadapter inspect ip-adapter-plus_sd15.safetensors`
     """
-    from ..inspection import inspect_path
+    from ..files.inspection import inspect_path
 
     result = inspect_path(file)
     training = result.get("training")

@@ -56,11 +56,11 @@ def sample(
     from accelerate import PartialState
     from tqdm import tqdm
 
-    from ..adapter_file import open_adapter, usual_precision
-    from ..base import load_base
     from ..config import BaseModelConfig
-    from ..contact_sheet import save_grid
-    from ..sampling import Sampler, SampleSettings, encode_prompt, encode_reference, sample_grid
+    from ..files.adapter_file import open_adapter, usual_precision
+    from ..models.base import load_base
+    from ..watch.contact_sheet import save_grid
+    from ..watch.sampling import Sampler, SampleSettings, encode_prompt, encode_reference, sample_grid
 
     settings = SampleSettings(
         strengths=_numbers(strength),

@@ -14,8 +14,8 @@ def train(config: ConfigPath, overrides: Overrides = [], as_json: AsJson = False
     """
     from accelerate import PartialState
 
-    from ..checkpoint_export import export_checkpoint
     from ..config_file import read_config
+    from ..files.checkpoint_export import export_checkpoint
     from ..loop import train as run
 
     settings = read_config(config, overrides)

@@ -16,8 +16,8 @@ from ipadapter_core.files import publish, read_tensors, write_safetensors
 from ipadapter_core.spec import AdapterSpec, EncoderHint, Feature, Negative
 
 from ..config import Precision
-from ..export import ExportReport, check_target, export_adapter
-from ..facts import TRAINING_KEY, ExportFacts, read_preprocess
+from ..files.export import ExportReport, check_target, export_adapter
+from ..files.facts import TRAINING_KEY, ExportFacts, read_preprocess
 from .errors import ConvertError
 from .names import Parts, take_apart, unwrapped
 from .numbers import repair_numbers

@@ -11,7 +11,7 @@ from torch.nn import functional
 
 from ..config import DataConfig
 from ..draws import sample_generator
-from ..image_encoder import ReferenceFormat
+from ..models.image_encoder import ReferenceFormat
 from .augment import augment
 from .buckets import Placement, bucket_sizes, nearest_bucket, place
 from .pictures import Picture, Size, as_tensor, decode, upright_size

@@ -13,7 +13,7 @@ from torch import Tensor
 from ..batch import Batch, Skipped
 from ..config import Config
 from ..draws import draw, sample_generator
-from ..image_encoder import ReferenceFormat
+from ..models.image_encoder import ReferenceFormat
 from .buckets import Placement, place
 from .digests import DigestMemo
 from .pictures import BrokenPictureError, Picture, Size, decode

@@ -18,9 +18,9 @@ from torch.nn import functional
 
 from ipadapter_core.errors import MismatchError
 
-from .base import ModelNotFoundError
-from .config import ValidationConfig
-from .image_encoder import ImageEncoder, resolve_folder
+from ..config import ValidationConfig
+from ..models.base import ModelNotFoundError
+from ..models.image_encoder import ImageEncoder, resolve_folder
 from .sampling import SampleGrid
 
 CLIPSCORE_FACTOR = 2.5  # arXiv 2104.08718, section 3

@@ -16,7 +16,7 @@ from ipadapter_core.presets import resolve_preset
 from ipadapter_core.sites import KNOWN_MODELS, check_sites
 from ipadapter_core.spec import AdapterSpec, EncoderHint, Negative, Projection, ResamplerSpec
 
-from .config import AdapterConfig
+from ..config import AdapterConfig
 from .image_encoder import ImageEncoder
 from .processor import KV
 from .sites import discover_sites

@@ -17,9 +17,9 @@ from ipadapter_core.preprocess import PixelFormat, encoder_pixels
 from ipadapter_core.spec import Feature, Negative
 from ipadapter_core.vision_folder import VisionFolder, load_vision_folder
 
+from ..config import EncoderConfig
+from ..quiet import quiet_libraries
 from .base import DTYPES, ModelNotFoundError, fingerprint
-from .config import EncoderConfig
-from .quiet import quiet_libraries
 
 _USUAL_FEATURE = {"base": Feature.IMAGE_EMBEDS, "plus": Feature.HIDDEN_STATES, "full": Feature.HIDDEN_STATES}
 

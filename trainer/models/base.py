@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from ipadapter_core.errors import IPAdapterError, MismatchError
 from ipadapter_core.files import SAFETENSORS_SUFFIXES, read_header
 
-from .config import BaseModelConfig
-from .quiet import quiet_libraries
+from ..config import BaseModelConfig
+from ..quiet import quiet_libraries
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 PARTS = frozenset({"unet", "vae", "text"})

@@ -4,11 +4,11 @@ from collections.abc import Iterator
 from contextlib import suppress
 from itertools import islice
 
-from .base import Base
-from .data.pictures import BrokenPictureError, decode
-from .data.records import Records
-from .draws import sample_generator
-from .image_encoder import ImageEncoder
+from ..data.pictures import BrokenPictureError, decode
+from ..data.records import Records
+from ..draws import sample_generator
+from ..models.base import Base
+from ..models.image_encoder import ImageEncoder
 from .sampling import Reference, encode_reference
 
 

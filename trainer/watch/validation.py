@@ -16,9 +16,9 @@ from torch import Tensor, nn
 
 from ipadapter_core.errors import BadInputError
 
-from .batch import Batch
-from .draws import sample_generator
-from .objective import Condition, Objective
+from ..batch import Batch
+from ..draws import sample_generator
+from ..objective import Condition, Objective
 
 TRUE, NULL, SHUFFLED = range(3)
 _NUM_TIMESTEPS = 1000

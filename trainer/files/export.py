@@ -19,8 +19,8 @@ from ipadapter_core.errors import IPAdapterError
 from ipadapter_core.files import SAFETENSORS_SUFFIXES, publish, tensor_hash, write_safetensors
 from ipadapter_core.spec import AdapterSpec
 
+from ..config import Precision
 from .card import write_card
-from .config import Precision
 from .facts import ExportFacts, header
 from .portability import Portability, check_portability, random_features
 

@@ -14,7 +14,7 @@ from ipadapter_core.preprocess import PixelFormat
 from ipadapter_core.sites import KNOWN_MODELS
 from ipadapter_core.spec import AdapterSpec
 
-from .config import Config
+from ..config import Config
 
 PREPROCESS_KEY, TRAINING_KEY, PORTABILITY_KEY = "ipadapter.preprocess", "ipadapter.training", "ipadapter.portability"
 _MODEL_SPEC_VERSION = "1.0.0"  # github.com/Stability-AI/ModelSpec

@@ -13,13 +13,13 @@ from ipadapter_core.files import read_tensors
 from ipadapter_core.sites import check_sites
 from ipadapter_core.spec import AdapterSpec
 
-from .base import Base
-from .config import EncoderConfig, Precision
+from ..config import EncoderConfig, Precision
+from ..models.base import Base
+from ..models.image_encoder import ImageEncoder, load_image_encoder, resolve_folder
+from ..models.network import TrainableAdapter
+from ..models.processor import install
+from ..models.sites import discover_sites
 from .facts import read_preprocess
-from .image_encoder import ImageEncoder, load_image_encoder, resolve_folder
-from .network import TrainableAdapter
-from .processor import install
-from .sites import discover_sites
 
 
 @dataclass(frozen=True, eq=False)

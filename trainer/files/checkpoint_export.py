@@ -11,13 +11,13 @@ from ipadapter_core.adapter import load_adapter
 from ipadapter_core.encoders import read_encoder_folder, vision_config
 from ipadapter_core.vision_folder import read_pixel_format
 
-from .config import Config
-from .config_file import read_config
-from .curves import best_so_far, read_records
+from ..config import Config
+from ..config_file import read_config
+from ..models.image_encoder import resolve_folder
+from ..state import ADAPTER, BEST, CONFIG, COUNTERS, EMA, SKIPPED, CheckpointError, find_checkpoints
+from ..watch.curves import best_so_far, read_records
 from .export import ExportReport, export_adapter
 from .facts import Preprocess, RunCounts, run_facts
-from .image_encoder import resolve_folder
-from .state import ADAPTER, BEST, CONFIG, COUNTERS, EMA, SKIPPED, CheckpointError, find_checkpoints
 
 Weights = Literal["auto", "average", "trained", "best"]
 

@@ -10,16 +10,16 @@ from accelerate import Accelerator
 
 from ipadapter_core.files import write_safetensors
 
-from .config import Config
+from ..config import Config
+from ..data.loader import held_out_batches
+from ..run import Run
+from ..state import BEST, SHARDED, adapter_weights, write_aside
 from .contact_sheet import save_grid
 from .curves import MetricsLog, best_so_far, untracked
-from .data.loader import held_out_batches
 from .metrics import Judge, load_judge
 from .references import held_out_references
 from .report import write_report
-from .run import Run
 from .sampling import Reference, Sampler, SampleSettings, encode_prompt, sample_grid
-from .state import BEST, SHARDED, adapter_weights, write_aside
 from .validation import ValidationGrid, build_grid, validate
 
 logger = logging.getLogger(__name__)

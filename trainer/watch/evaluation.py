@@ -9,17 +9,17 @@ from tqdm import tqdm
 
 from ipadapter_core.errors import BadInputError
 
-from .adapter_file import open_adapter
-from .base import load_base, with_terminal_snr
-from .config import Config
+from ..config import Config
+from ..data.loader import held_out_batches
+from ..data.records import Records
+from ..data.sources import open_sources
+from ..files.adapter_file import open_adapter
+from ..models.base import load_base, with_terminal_snr
+from ..objective import Objective
+from ..run import geometry
 from .contact_sheet import save_grid
-from .data.loader import held_out_batches
-from .data.records import Records
-from .data.sources import open_sources
 from .metrics import load_judge
-from .objective import Objective
 from .references import held_out_references
-from .run import geometry
 from .sampling import Sampler, SampleSettings, encode_prompt, sample_grid
 from .validation import build_grid, validate
 

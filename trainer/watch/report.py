@@ -15,8 +15,8 @@ from typing import Any
 import jinja2
 from PIL import Image
 
-from .config import Config
-from .config_file import read_config
+from ..config import Config
+from ..config_file import read_config
 from .contact_sheet import SHEET_FILE
 from .curves import Record, best_so_far, read_records
 from .plots import Curve, Plot, Point, smoothed
@@ -71,7 +71,7 @@ def write_report(run: Path) -> Path:
     config = read_config(run / "config.toml")
     records = read_records(run)
     skipped = _lines(run / "skipped.jsonl")
-    loader = jinja2.PackageLoader(__package__ or "trainer")
+    loader = jinja2.PackageLoader(__package__ or "trainer.watch")
     page = jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)
     text = page.get_template("report.html.j2").render(
         name=run.resolve().name,

@@ -13,14 +13,14 @@ from ipadapter_core.encoders import EncoderSpec, encoder_from_shapes, encoder_ne
 from ipadapter_core.errors import BadInputError, UnknownCheckpointError, UnreadableFileError, UnsupportedFamilyError
 from ipadapter_core.files import TensorFile
 
-from .convert.errors import ConvertError
-from .convert.names import Parts, take_apart, unwrapped
-from .convert.numbers import repair_numbers
-from .convert.reading import find_state, is_state_folder, read_state
+from ..convert.errors import ConvertError
+from ..convert.names import Parts, take_apart, unwrapped
+from ..convert.numbers import repair_numbers
+from ..convert.reading import find_state, is_state_folder, read_state
+from ..state import ADAPTER, CONFIG, COUNTERS, EMA, find_checkpoints
 from .export import describe_precision
 from .facts import PORTABILITY_KEY, PREPROCESS_KEY, TRAINING_KEY, read_preprocess
 from .portability import check_portability, other_nodes_reasons
-from .state import ADAPTER, CONFIG, COUNTERS, EMA, find_checkpoints
 
 _JSON_KEYS = (PREPROCESS_KEY, TRAINING_KEY, PORTABILITY_KEY)
 

@@ -1,0 +1,1 @@
+"""The deliverable: adapter files, what they say about themselves, and who can load them."""

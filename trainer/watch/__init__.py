@@ -1,0 +1,1 @@
+"""What a person sees of a run: losses, pictures, measures, the report."""
