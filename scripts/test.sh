@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # scripts/test.sh [--unit | --all-comfyui | --comfyui VERSION] [pytest arguments and files…]
-#   sets the environment up and runs all tests: unit and parity, then tests/comfy inside a real ComfyUI
+#   sets the environment up and runs all tests: unit, parity and trainer, then tests/comfy inside a real ComfyUI
 #   --unit            only tests/unit
 #   --all-comfyui     all, and tests/comfy once more in each older ComfyUI
 #   --comfyui VERSION only tests/comfy, in that older ComfyUI
@@ -55,7 +55,7 @@ run() {   # LABEL PYTEST-ARGUMENTS…   in the ComfyUI that COMFYUI_PATH names, 
 override=()
 "$env_sh" true   # so that a failed set-up is no failed test
 if [[ $here == yes ]]; then
-    [[ $run_pure == no ]] || run "unit and parity" ${pure[@]+"${pure[@]}"} ${options[@]+"${options[@]}"}
+    [[ $run_pure == no ]] || run "unit, parity and trainer" ${pure[@]+"${pure[@]}"} ${options[@]+"${options[@]}"}
     version=$(sed -n 's/^__version__ = "\(.*\)"/\1/p' "$(scripts/comfyui.sh)/comfyui_version.py")
     [[ $run_comfy == no ]] || run "ComfyUI $version" "${comfy[@]}" ${options[@]+"${options[@]}"}
 fi
