@@ -1,14 +1,72 @@
 """Runs that end in something: a base that can be taught in seconds, and adapters trained by `train` and exported."""
 
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
-from diffusers import AutoencoderTiny, UNet2DConditionModel
+from diffusers import AutoencoderTiny, DiffusionPipeline, UNet2DConditionModel
+from PIL import Image
+from transformers import CLIPImageProcessor, CLIPVisionModelWithProjection
 
+from trainer.config import Config
+from trainer.files.checkpoint_export import export_checkpoint
+from trainer.loop import train
+
+from .encoders import IMAGE_SIZE
 from .tiny_base import write_base
 from .tiny_unet import CONTEXT_DIM
+from .training import make_config, write_pictures
 
 COLORS = "colors"
+KINDS = {"base": {"kind": "base"}, "plus": {"kind": "plus", "resampler_dim": 64}}
+
+
+@dataclass(frozen=True)
+class Trained:
+    """An exported adapter and what it was trained with."""
+
+    config: Config
+    base: Path
+    encoder: Path
+    file: Path
+
+
+def train_adapter(folder: Path, layout: str, kind: str, encoder: Path) -> Trained:
+    """Two steps of `train`, long ones so that the adapter shows, and the export of the last checkpoint."""
+    base = write_base(folder / "base", layout)
+    config = make_config(
+        base,
+        encoder,
+        write_pictures(folder / "pictures", 4),
+        folder / "run",
+        adapter=KINDS[kind],
+        train={"steps": 2},
+        optimizer={"learning_rate": 0.05},
+    )
+    train(config)
+    return Trained(config, base, encoder, export_checkpoint(config.run, None).path)
+
+
+def reference_picture() -> Image.Image:
+    """Of the encoder's own size, so that no program has to resize it."""
+    pixels = np.random.default_rng(5).integers(0, 256, (IMAGE_SIZE, IMAGE_SIZE, 3), dtype=np.uint8)
+    return Image.fromarray(pixels)
+
+
+def diffusers_pipeline(trained: Trained) -> Any:
+    """diffusers' pipeline with the exported file loaded by its own `load_ip_adapter`, as its users call it."""
+    pipeline = DiffusionPipeline.from_pretrained(
+        trained.base,
+        image_encoder=CLIPVisionModelWithProjection.from_pretrained(trained.encoder),
+        feature_extractor=CLIPImageProcessor(size=IMAGE_SIZE, crop_size=IMAGE_SIZE),
+    )
+    pipeline.load_ip_adapter(
+        str(trained.file.parent), subfolder="", weight_name=trained.file.name, image_encoder_folder=None
+    )
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
 
 
 def write_teachable_base(folder: Path) -> Path:
