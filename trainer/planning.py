@@ -49,11 +49,12 @@ def make_plan(config: Config) -> Plan:
     """
     run, is_cached = _open(config)
     batches = run.batches(0)
+    cache = _cache(run)  # while the encoders are there
     if is_cached:
         run.release_encoders()
     memory, flops = _count(run, next(batches), is_cached=is_cached)
     measured = {"is_cached": is_cached, **_measure(run, batches), **flops}
-    return Plan(_trained(run), _data(run), memory, measured, _cache(run))
+    return Plan(_trained(run), _data(run), memory, measured, cache)
 
 
 def _open(config: Config) -> tuple[Run, bool]:

@@ -4,8 +4,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 
 from support.training import make_config, write_pictures
+from trainer.cache.fill import fill
+from trainer.data.sources import open_sources
+from trainer.models.base import load_base
+from trainer.models.image_encoder import load_image_encoder
 from trainer.planning import make_plan
 
 
@@ -40,3 +45,19 @@ def test_plan_counts_and_writes_nothing(
     assert measured["images_per_second"] > 0
     assert plan["cache"]["latents_bytes"] > 6 * 2 * 4 * 64 * 2
     assert not (tmp_path / "run").exists()
+
+
+def test_plan_with_a_filled_cache_measures_training_from_it(
+    tmp_path: Path, base_folder: Callable[..., Path], encoder_folder: Callable[[str], Path]
+) -> None:
+    pictures = write_pictures(tmp_path / "pictures", 4)
+    places = base_folder("sd15"), encoder_folder("clip"), pictures, tmp_path / "run"
+    config = make_config(*places, cache={"path": str(tmp_path / "cache")})
+    before = make_plan(config).to_json()
+    cpu = torch.device("cpu")
+    encoder = load_image_encoder(config.encoder, config.adapter.kind, cpu)
+    fill(config, load_base(config.base, cpu), encoder, open_sources(config))
+    after = make_plan(config).to_json()
+    assert (before["measured"]["is_cached"], after["measured"]["is_cached"]) == (False, True)
+    assert before["memory"]["frozen_encoders"] > after["memory"]["frozen_encoders"] == 0
+    assert after["cache"] == before["cache"]
