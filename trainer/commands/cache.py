@@ -33,17 +33,19 @@ def cache(
 
     Example: `ipadapter cache my.toml --set cache.path=cache`; on all GPUs: `accelerate launch -m trainer cache my.toml`
     """
+    from ..config_file import read_config
+
+    settings = read_config(config, overrides)  # before the libraries, which take their time: a mistake shows at once
+
     from accelerate import Accelerator
 
     from ..cache.fill import fill
     from ..cache.store import prune as delete
     from ..cache.training import check_path, open_stores
-    from ..config_file import read_config
     from ..data.sources import open_sources
     from ..models.base import load_base
     from ..models.image_encoder import load_image_encoder
 
-    settings = read_config(config, overrides)
     check_path(settings)
     sources = open_sources(settings)
     process = Accelerator()

@@ -33,8 +33,10 @@ def evaluate(
     Example: `ipadapter eval my.toml --adapter runs/mine/adapter.safetensors --images 8`
     """
     from ..config_file import read_config
+
+    settings = read_config(config, overrides)  # before the libraries, which take their time: a mistake shows at once
+
     from ..watch.evaluation import evaluate as run
 
-    settings = read_config(config, overrides)
     file = adapter or settings.run / "adapter.safetensors"
     emit(run(settings, file, output or settings.run / f"eval-{file.stem}", images=images), as_json)

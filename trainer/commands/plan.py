@@ -10,6 +10,9 @@ def plan(config: ConfigPath, overrides: Overrides = [], as_json: AsJson = False)
     Example: `ipadapter plan my.toml --set train.batch_size=16`
     """
     from ..config_file import read_config
+
+    settings = read_config(config, overrides)  # before the libraries, which take their time: a mistake shows at once
+
     from ..planning import make_plan
 
-    emit(make_plan(read_config(config, overrides)).to_json(), as_json)
+    emit(make_plan(settings).to_json(), as_json)

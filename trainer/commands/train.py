@@ -12,13 +12,15 @@ def train(config: ConfigPath, overrides: Overrides = [], as_json: AsJson = False
 
     Example: `ipadapter train my.toml --set train.steps=2000`; on all GPUs: `accelerate launch -m trainer train my.toml`
     """
+    from ..config_file import read_config
+
+    settings = read_config(config, overrides)  # before the libraries, which take their time: a mistake shows at once
+
     from accelerate import PartialState
 
-    from ..config_file import read_config
     from ..files.checkpoint_export import export_checkpoint
     from ..loop import train as run
 
-    settings = read_config(config, overrides)
     outcome = run(settings)
     if not PartialState().is_main_process:
         return
