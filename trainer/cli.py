@@ -44,9 +44,8 @@ def main() -> None:
     """Run a command; a user's mistake is one message and exit code 1, no traceback."""
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     logging.getLogger("httpx").setLevel(logging.WARNING)
-    warnings.filterwarnings(
-        "ignore", message=".*torch_dtype.*", category=FutureWarning
-    )  # diffusers, about its own call
+    for own_call in (".*torch_dtype.*", ".*local_dir_use_symlinks.*"):  # diffusers', which no user can change
+        warnings.filterwarnings("ignore", message=own_call)
     try:
         app()
     except IPAdapterError as error:

@@ -4,6 +4,7 @@ import logging
 import math
 import time
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import torch
 from accelerate import Accelerator
@@ -14,7 +15,7 @@ from ipadapter_core.errors import IPAdapterError
 from .config import Config
 from .config_file import write_config
 from .run import open_run
-from .state import CONFIG, clean_up, find_checkpoints
+from .state import CONFIG, CheckpointError, clean_up, find_checkpoints
 from .stop import StopRequest, stop_on_signals
 from .watch.observe import open_observer
 
@@ -56,7 +57,7 @@ def train(config: Config) -> Outcome:
         state.restore(checkpoint)
         logger.info("going on from %s", checkpoint)
     if accelerator.is_main_process:
-        config.run.mkdir(parents=True, exist_ok=True)
+        _make_folder(config.run)
         write_config(config, config.run / CONFIG)
     observer = open_observer(run)
     run.release_encoders()
@@ -152,3 +153,14 @@ def _check_finite(loss: float, config: Config, step: int) -> None:
         action="lower optimizer.learning_rate, or set base.precision to bf16; the last checkpoint is "
         f"{saved[-1] if saved else 'not written yet'}",
     )
+
+
+def _make_folder(run: Path) -> None:
+    try:
+        run.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise CheckpointError(
+            f"train.output = {str(run)!r}, which cannot be made a folder ({error.strerror})",
+            expected="a folder, or a place where one can be made",
+            action="choose another train.output",
+        ) from error
