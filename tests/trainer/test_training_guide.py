@@ -35,8 +35,8 @@ pip install -e '.[train]'
 hf download stable-diffusion-v1-5/stable-diffusion-v1-5 --local-dir models/sd15
 hf download laion/CLIP-ViT-H-14-laion2B-s32B-b79K --local-dir models/encoder --include "*.json" "*.txt" "model.safetensors"
 tensorboard --logdir runs/mine
-accelerate launch --config_file trainer/configs/accelerate/ddp_8gpu.yaml -m trainer train my.toml
-accelerate launch -m trainer cache my.toml
+accelerate launch --config_file trainer/configs/accelerate/ddp_8gpu.yaml -m ipadapter_trainer train my.toml
+accelerate launch -m ipadapter_trainer cache my.toml
 """
 SMALL: dict[str, dict[str, Any]] = {
     "data": {"resolution": 64, "workers": 0},

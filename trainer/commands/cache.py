@@ -31,7 +31,7 @@ def cache(
     several times at once, on one machine or on many that share the folder: the processes share the work. Broken
     pictures are listed in `skipped.jsonl` in that folder.
 
-    Example: `ipadapter cache my.toml --set cache.path=cache`; on all GPUs: `accelerate launch -m trainer cache my.toml`
+    Example: `ipadapter cache my.toml --set cache.path=cache`; on all GPUs: `accelerate launch -m ipadapter_trainer cache my.toml`
     """
     from ..config_file import read_config
 

@@ -10,7 +10,7 @@ def train(config: ConfigPath, overrides: Overrides = [], as_json: AsJson = False
     Ctrl-C and SIGTERM write a checkpoint and leave; the same command goes on from there. `report.html` in the run
     folder shows curves and pictures.
 
-    Example: `ipadapter train my.toml --set train.steps=2000`; on all GPUs: `accelerate launch -m trainer train my.toml`
+    Example: `ipadapter train my.toml --set train.steps=2000`; on all GPUs: `accelerate launch -m ipadapter_trainer train my.toml`
     """
     from ..config_file import read_config
 
