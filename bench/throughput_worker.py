@@ -1,0 +1,118 @@
+"""The training loops of `trainer_throughput.py`, in processes of their own: they take steps when told to, and say how
+long those took or how many bytes they needed."""
+
+import contextlib
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path += [str(ROOT / "tests"), str(ROOT)]
+
+import torch  # noqa: E402
+from official_loop import OfficialLoop, Settings  # noqa: E402
+from tensor_bytes import TensorBytes  # noqa: E402
+
+from trainer.config import Config  # noqa: E402
+from trainer.config_file import parse_config  # noqa: E402
+from trainer.data.sample import Stores  # noqa: E402
+from trainer.run import Run, open_run  # noqa: E402
+
+Step = Callable[[], object]
+
+
+def official(settings: dict[str, Any], precision: str) -> Step:
+    """`precision` is that of our config; accelerate calls float32 "no"."""
+    return OfficialLoop(
+        Settings(
+            *(Path(settings[name]) for name in ("base", "encoder", "data")),
+            resolution=settings["resolution"],
+            batch_size=settings["batch_size"],
+            precision={"fp32": "no"}.get(precision, precision),
+        )
+    ).step
+
+
+def make_config(settings: dict[str, Any], precision: str, *, is_cached: bool) -> Config:
+    return parse_config(
+        {
+            "base": {"model": settings["base"], "precision": precision},
+            "encoder": {"model": settings["encoder"], "precision": precision},
+            "data": {"path": settings["data"], "resolution": settings["resolution"], "workers": 0},
+            "cache": {"path": settings["cache"]} if is_cached else {},
+            "train": {
+                "output": settings["output"],
+                "steps": 1000,
+                "batch_size": settings["batch_size"],
+                "trackers": [],
+            },
+        },
+        "bench",
+    )
+
+
+def step_of(run: Run) -> Step:
+    """The body of `trainer.loop.train`."""
+    batches = run.batches(0)
+    accelerator, clip_norm = run.accelerator, run.config.optimizer.clip_norm
+
+    def step() -> object:
+        batch = next(batches)
+        run.skips.add(batch)
+        with accelerator.accumulate(run.adapter):
+            loss = run.objective.loss(run.adapter, batch.to(accelerator.device))
+            accelerator.backward(loss)
+            accelerator.clip_grad_norm_(run.network.trained_parameters(), clip_norm)
+            run.optimizer.step()
+            run.optimizer.zero_grad(set_to_none=True)
+        run.schedule.step()
+        return loss.detach()
+
+    return step
+
+
+def time_steps(connection: Connection, variants: tuple[str, ...], settings: dict[str, Any], precision: str) -> None:
+    """Answer each name of a variant by the seconds its next step takes. Ours share one run, cached and not."""
+    with _quiet(settings):
+        if variants == ("official",):
+            steps = {"official": official(settings, precision)}
+        else:
+            run = open_run(make_config(settings, precision, is_cached=True))
+            plain = replace(run, config=make_config(settings, precision, is_cached=False), stores=Stores())
+            steps = {"cached": step_of(run), "uncached": step_of(plain)}
+        assert steps.keys() == set(variants)
+        while (name := connection.recv()) is not None:
+            start = time.perf_counter()
+            steps[name]()
+            connection.send(time.perf_counter() - start)
+
+
+def count_bytes(connection: Connection, variants: tuple[str, ...], settings: dict[str, Any], precision: str) -> None:
+    """Answer a number of steps by the most bytes held in them."""
+    (variant,) = variants
+    with _quiet(settings):
+        elsewhere = []
+        if variant == "official":
+            step = official(settings, precision)
+        else:
+            run = open_run(make_config(settings, precision, is_cached=variant == "cached"))
+            run.release_encoders()
+            if variant == "cached":  # it has sent them to the CPU, which is the device here
+                elsewhere = [run.base.vae, run.encoder.vision.model]
+            step = step_of(run)
+        while (steps := connection.recv()) is not None:
+            with TensorBytes(elsewhere) as tensors:
+                for _ in range(steps):
+                    step()
+            connection.send(tensors.peak)
+
+
+@contextlib.contextmanager
+def _quiet(settings: dict[str, Any]) -> Any:
+    torch.set_num_threads(settings["threads"])
+    with contextlib.redirect_stdout(sys.stderr):
+        yield

@@ -1,0 +1,163 @@
+"""How much faster our trainer is than a plain loop that does what the official tutorial does, and how much less memory
+it needs: same model, same data, same batch, in one run (`--small`: toy sizes, to see that it works).
+
+Time: median seconds of a step. The loops take turns step by step, so that whatever else the machine does slows all
+alike. On a CPU without 16-bit arithmetic all compute in float32, for its emulation is all that would be measured there;
+16-bit frozen weights, which the official loop casts again in every use, then count for nothing.
+
+Memory: peak bytes of all tensors alive in two steps (see `tensor_bytes`), which is what a GPU has to hold, in the
+precision both are meant for: float32 weights under autocast to bf16, against bf16 weights. The count is the same on
+every machine. Models that our cached run sends off the device are not in it.
+"""
+
+import argparse
+import contextlib
+import json
+import multiprocessing
+import statistics
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import throughput_worker as worker
+import torch
+from shaped_models import SD15_LIKE, SMALL, Shape, describe, write_models, write_pictures
+from tensor_bytes import Quick16Bit
+
+from trainer.cache.fill import fill
+from trainer.data.sources import open_sources
+from trainer.models.base import load_base
+from trainer.models.image_encoder import load_image_encoder
+
+VARIANTS = ("official", "uncached", "cached")
+ROUNDS, MEMORY_STEPS, PICTURES = 3, 2, 8
+MEMORY_PRECISION = "bf16"
+_context = multiprocessing.get_context("forkserver")  # imports once, and starts no thread before it forks
+
+
+class Loop:
+    """A process that runs `serve`, a function of the worker module."""
+
+    def __init__(self, serve: Callable[..., None], variants: tuple[str, ...], *arguments: object) -> None:
+        self._connection, other = _context.Pipe()
+        self._process = _context.Process(target=serve, args=(other, variants, *arguments))
+        self._process.start()
+        other.close()
+
+    def ask(self, request: object) -> float:
+        self._connection.send(request)
+        answer: float = self._connection.recv()
+        return answer
+
+    def end(self) -> None:
+        with contextlib.suppress(BrokenPipeError):
+            self._connection.send(None)
+        self._process.join()
+
+
+@contextmanager
+def running(loop: Loop) -> Iterator[Loop]:
+    try:
+        yield loop
+    finally:
+        loop.end()
+
+
+def measure(folder: Path, shape: Shape, rounds: int) -> dict[str, Any]:
+    base, encoder = write_models(folder, shape)
+    settings = {
+        "base": str(base),
+        "encoder": str(encoder),
+        "data": str(write_pictures(folder / "pictures", PICTURES, shape.picture)),
+        "cache": str(folder / "cache"),
+        "output": str(folder / "run"),
+        "resolution": shape.resolution,
+        "batch_size": shape.batch_size,
+        "threads": torch.get_num_threads(),
+    }
+    is_native = has_16_bit_arithmetic()
+    computed = "bf16" if is_native else "fp32"
+    seconds = measure_time(settings, computed, rounds)
+    typical = {variant: statistics.median(values) for variant, values in seconds.items()}
+    peaks = measure_memory(settings, MEMORY_PRECISION)
+    return {
+        "speed_ratio": round(typical["official"] / typical["cached"], 3),
+        "speed_ratio_uncached": round(typical["official"] / typical["uncached"], 3),
+        "memory_ratio": round(peaks["official"] / peaks["cached"], 3),
+        "memory_ratio_uncached": round(peaks["official"] / peaks["uncached"], 3),
+        "images_per_second": {name: round(shape.batch_size / value, 4) for name, value in typical.items()},
+        "peak_bytes": peaks,
+        "seconds": {name: [round(value, 3) for value in values] for name, values in seconds.items()},
+        "precision": {
+            "time": computed,
+            "memory": MEMORY_PRECISION,
+            "note": "this CPU has 16-bit arithmetic" if is_native else "this CPU only emulates 16-bit arithmetic",
+        },
+        "settings": {
+            "model": describe(shape),
+            "resolution": shape.resolution,
+            "picture": shape.picture,
+            "batch_size": shape.batch_size,
+            "threads": settings["threads"],
+            "warm_up_steps": 1,
+            "steps": rounds,
+            "memory_steps": MEMORY_STEPS,
+            "workers": 0,
+        },
+    }
+
+
+def measure_time(settings: dict[str, Any], precision: str, rounds: int) -> dict[str, list[float]]:
+    fill_cache(settings, precision)
+    with (
+        running(Loop(worker.time_steps, ("official",), settings, precision)) as official,
+        running(Loop(worker.time_steps, ("cached", "uncached"), settings, precision)) as ours,
+    ):
+        loops = {"official": official, "uncached": ours, "cached": ours}
+        for variant in VARIANTS:
+            loops[variant].ask(variant)
+        seconds: dict[str, list[float]] = {variant: [] for variant in VARIANTS}
+        for _ in range(rounds):
+            for variant in VARIANTS:
+                seconds[variant].append(loops[variant].ask(variant))
+    return seconds
+
+
+def measure_memory(settings: dict[str, Any], precision: str) -> dict[str, int]:
+    fill_cache(settings, precision)
+    peaks = {}
+    for variant in VARIANTS:
+        with running(Loop(worker.count_bytes, (variant,), settings, precision)) as loop:
+            peaks[variant] = int(loop.ask(MEMORY_STEPS))
+    return peaks
+
+
+def fill_cache(settings: dict[str, Any], precision: str) -> None:
+    config = worker.make_config(settings, precision, is_cached=True)
+    cpu = torch.device("cpu")
+    base = load_base(config.base, cpu, only=frozenset({"vae", "text"}))
+    encoder = load_image_encoder(config.encoder, config.adapter.kind, cpu)
+    with Quick16Bit():
+        fill(config, base, encoder, open_sources(config), batch_size=settings["batch_size"])
+
+
+def has_16_bit_arithmetic() -> bool:
+    return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--small", action="store_true", help="toy sizes, to see that it works")
+    is_small = parser.parse_args().small
+    torch.set_num_threads(1 if is_small else 2)
+    _context.set_forkserver_preload(["throughput_worker"])
+    with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(sys.stderr):
+        result = measure(Path(folder), SMALL if is_small else SD15_LIKE, 1 if is_small else ROUNDS)
+    print(json.dumps(result))
+
+
+if __name__ == "__main__":
+    main()
