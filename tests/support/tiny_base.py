@@ -43,9 +43,9 @@ def write_base(folder: Path, layout: str = "sd15", *, prediction_type: str = "ep
         parts |= {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
         StableDiffusionPipeline(**parts).save_pretrained(folder)
     else:
-        half = CONTEXT_DIM // 2
-        parts |= {"tokenizer_2": parts["tokenizer"], "text_encoder": _text(CLIPTextModel, half, seed)}
-        parts |= {"text_encoder_2": _text(CLIPTextModelWithProjection, half, seed + 1)}
+        first, second = 3 * CONTEXT_DIM // 8, 5 * CONTEXT_DIM // 8  # as in 768 and 1280: never the same
+        parts |= {"tokenizer_2": parts["tokenizer"], "text_encoder": _text(CLIPTextModel, first, seed)}
+        parts |= {"text_encoder_2": _text(CLIPTextModelWithProjection, second, seed + 1)}
         StableDiffusionXLPipeline(**parts).save_pretrained(folder)
     return folder
 
