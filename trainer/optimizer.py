@@ -1,6 +1,8 @@
 """Optimiser, learning-rate schedule and moving average of the trained weights, all by their libraries."""
 
+import sys
 from collections.abc import Callable, Iterable
+from contextlib import redirect_stdout
 from typing import Any
 
 import torch
@@ -44,14 +46,15 @@ def _adamw8bit(parameters: Parameters, config: OptimizerConfig) -> torch.optim.O
 def _prodigy(parameters: Parameters, config: OptimizerConfig) -> torch.optim.Optimizer:
     import prodigyopt
 
-    optimizer: torch.optim.Optimizer = prodigyopt.Prodigy(
-        parameters,
-        config.learning_rate,
-        betas=config.betas,
-        weight_decay=config.weight_decay,
-        use_bias_correction=True,
-        safeguard_warmup=True,
-    )
+    with redirect_stdout(sys.stderr):  # it prints; standard output is for results
+        optimizer: torch.optim.Optimizer = prodigyopt.Prodigy(
+            parameters,
+            config.learning_rate,
+            betas=config.betas,
+            weight_decay=config.weight_decay,
+            use_bias_correction=True,
+            safeguard_warmup=True,
+        )
     return optimizer
 
 

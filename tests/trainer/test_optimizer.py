@@ -25,7 +25,7 @@ def settings(**values: Any) -> OptimizerConfig:
 
 
 @pytest.mark.parametrize("name", CLASSES)
-def test_every_setting_arrives(name: str) -> None:
+def test_every_setting_arrives(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     parameters = [nn.Parameter(torch.randn(4, 3)), nn.Parameter(torch.randn(3))]
     optimizer = build_optimizer(iter(parameters), settings(name=name))
     assert type(optimizer) is CLASSES[name]
@@ -36,6 +36,7 @@ def test_every_setting_arrives(name: str) -> None:
         assert group["betas"] == (0.7, 0.8)
     if name == "adamw":
         assert group["fused"]
+    assert capsys.readouterr().out == "", "standard output is for a command's result"
 
 
 def test_adafactor_keeps_its_learning_rate() -> None:
