@@ -43,7 +43,8 @@ for _name, _command in COMMANDS.items():
 def main() -> None:
     """Run a command; a user's mistake is one message and exit code 1, no traceback."""
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-    logging.getLogger("httpx").setLevel(logging.WARNING)
+    for library in ("accelerate", "httpx"):  # a line for each file of a checkpoint, for each request
+        logging.getLogger(library).setLevel(logging.WARNING)
     for own_call in (".*torch_dtype.*", ".*local_dir_use_symlinks.*"):  # diffusers', which no user can change
         warnings.filterwarnings("ignore", message=own_call)
     try:

@@ -1,6 +1,7 @@
 """The `ipadapter` program: help with an example, JSON for programs, and one clear message for a user's mistake."""
 
 import json
+import logging
 import re
 import shutil
 import subprocess
@@ -163,6 +164,13 @@ def test_the_real_program_says_it_the_same_way(place: Path) -> None:
     assert result.returncode == 1
     assert MISTAKE.fullmatch(result.stderr), result.stderr
     assert result.stdout == ""
+
+
+def test_only_this_program_reports_what_it_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    for library in ("accelerate", "httpx"):
+        monkeypatch.setattr(logging.getLogger(library), "level", logging.NOTSET)
+    run_main(["--help"], monkeypatch)
+    assert {logging.getLogger(library).level for library in ("accelerate", "httpx")} == {logging.WARNING}
 
 
 def test_json_is_all_there_is_on_standard_output(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
