@@ -11,8 +11,6 @@ from accelerate.utils import is_wandb_available
 from diffusers.training_utils import EMAModel
 from torch import nn
 
-from ipadapter_core.errors import MismatchError
-
 from .batch import Batch
 from .cache.training import open_stores
 from .config import Config
@@ -27,7 +25,8 @@ from .models.network import TrainableAdapter, new_adapter
 from .models.processor import install
 from .objective import Objective
 from .optimizer import MissingPackageError, build_ema, build_optimizer, build_schedule
-from .state import SHARDED, SKIPPED, Counters, State
+from .sharding import check_sharding, configure_deepspeed
+from .state import SKIPPED, Counters, State
 
 
 @dataclass(frozen=True, eq=False)
@@ -118,6 +117,7 @@ def open_run(config: Config) -> Run:
         log_with=list(config.train.trackers) or None,
         project_dir=config.run,
     )
+    check_sharding(accelerator.distributed_type, config, is_fsdp2=accelerator.is_fsdp2)
     torch.set_float32_matmul_precision("high")
     source, held_out = open_sources(config)
     base = load_base(config.base, accelerator.device)
@@ -133,7 +133,7 @@ def open_run(config: Config) -> Run:
     stores = _stores(config, base, encoder, (source, held_out))
     objective = Objective(config.objective, base, encoder.no_image(network.spec.negative), encoder)
     optimizer = build_optimizer(network.trained_parameters(), config.optimizer)
-    ema = _ema(config, accelerator, network)
+    ema = build_ema(network.trained_parameters(), config.optimizer)
     adapter, optimizer = _prepare(accelerator, network, optimizer, config)
     schedule = build_schedule(optimizer, config.optimizer, config.train.steps)
     counters = Counters(pairs=len(source) if isinstance(source, Records) else None)
@@ -166,22 +166,10 @@ def _stores(config: Config, base: Base, encoder: ImageEncoder, sources: tuple[So
     return stores
 
 
-def _ema(config: Config, accelerator: Accelerator, network: TrainableAdapter) -> EMAModel | None:
-    if config.optimizer.ema_decay is not None and accelerator.distributed_type in SHARDED:
-        raise MismatchError(
-            f"optimizer.ema_decay with {accelerator.distributed_type.value}, which gives each process a part of the "
-            "weights",
-            expected="the whole weights in every process, as DDP has them",
-            action="remove optimizer.ema_decay, or launch without FSDP and DeepSpeed",
-        )
-    return build_ema(network.trained_parameters(), config.optimizer)
-
-
 def _prepare(
     accelerator: Accelerator, network: TrainableAdapter, optimizer: torch.optim.Optimizer, config: Config
 ) -> tuple[nn.Module, Any]:
-    plugin = accelerator.state.deepspeed_plugin
-    if plugin is not None:  # it would read this off a DataLoader, which accelerate does not have here
-        plugin.deepspeed_config["train_micro_batch_size_per_gpu"] = config.train.batch_size
+    if accelerator.state.deepspeed_plugin is not None:
+        configure_deepspeed(accelerator.state.deepspeed_plugin, config)
     adapter, prepared = accelerator.prepare(network, optimizer)
     return adapter, prepared

@@ -14,7 +14,6 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedType
 from diffusers.training_utils import EMAModel
 from torch import Tensor
 
@@ -24,11 +23,11 @@ from ipadapter_core.files import publish, read_tensors, write_safetensors
 from .config import Config
 from .config_file import ConfigError, read_config, write_config
 from .models.network import TrainableAdapter
+from .sharding import SHARDED
 
 ADAPTER, EMA, COUNTERS, CONFIG, REST = "adapter.safetensors", "ema.safetensors", "state.json", "config.toml", "rest"
 BEST, SKIPPED = "best.safetensors", "skipped.jsonl"  # in the run folder
 _PREFIX = "step-"
-SHARDED = (DistributedType.FSDP, DistributedType.DEEPSPEED)
 # What may differ between the run that wrote a checkpoint and the one that goes on from it.
 _FREE = frozenset(
     {"train.steps", "train.log_every", "train.trackers", "train.output", "data.workers", "export", "validation"}

@@ -13,7 +13,8 @@ from ipadapter_core.files import write_safetensors
 from ..config import Config
 from ..data.loader import held_out_batches
 from ..run import Run
-from ..state import BEST, SHARDED, adapter_weights, write_aside
+from ..sharding import SHARDED
+from ..state import BEST, adapter_weights, write_aside
 from .contact_sheet import save_grid
 from .curves import MetricsLog, best_so_far, untracked
 from .metrics import Judge, load_judge
