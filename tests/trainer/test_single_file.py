@@ -1,15 +1,22 @@
 """A base in a single file, in its original names, is the base that its folder in diffusers layout is."""
 
+import shutil
+import socket
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
+import huggingface_hub
 import pytest
 import torch
+from diffusers import AutoencoderKL, AutoencoderTiny
+from safetensors.torch import load_file, save_file
 
+from ipadapter_core.errors import MismatchError
 from support.ldm_names import write_single_file
+from support.trained import COLORS, write_teachable_base
 from trainer.config import BaseModelConfig
-from trainer.models.base import Base, load_base
+from trainer.models.base import PARTS, Base, ModelNotFoundError, load_base
 
 CPU = torch.device("cpu")
 CAPTIONS = ["a red cat", ""]
@@ -17,8 +24,10 @@ CAPTIONS = ["a red cat", ""]
 MODELS = {"sd15": ("sd15", "epsilon", False), "sdxl": ("sdxl", "epsilon", False), "sd2": ("sd15", "v_prediction", True)}
 
 
-def load(model: Path, **settings: Any) -> Base:
-    return load_base(BaseModelConfig(model=str(model), **{"precision": "fp32", **settings}), CPU)
+def load(model: Path, *only: str, **settings: Any) -> Base:
+    """Whole, or only some parts."""
+    config = BaseModelConfig(model=str(model), **{"precision": "fp32", **settings})
+    return load_base(config, CPU, only=frozenset(only) or PARTS)
 
 
 @pytest.fixture(scope="module")
@@ -60,3 +69,171 @@ def test_is_the_model_of_the_folder(single_file: Callable, name: str) -> None:
     pixels = torch.rand(1, 3, 32, 32) * 2 - 1
     assert torch.equal(single.encode_pixels(pixels)[0], whole.encode_pixels(pixels)[0])
     assert torch.equal(single.scale_latents(torch.ones(1)), whole.scale_latents(torch.ones(1)))
+
+
+def test_parts_that_are_not_asked_for_are_not_there(single_file: Callable) -> None:
+    path, folder = single_file("sdxl")
+    text = load(path, "text", config=str(folder))
+    assert (text.unet, text.vae) == (None, None)
+    assert torch.equal(text.encode_text(CAPTIONS)[0], load(folder, "text").encode_text(CAPTIONS)[0])
+    unet = load(path, "unet", config=str(folder))
+    assert unet.vae is unet.pipeline.text_encoder is unet.pipeline.text_encoder_2 is None
+    assert unet.is_sdxl
+
+
+@pytest.mark.parametrize("form", ["file", "folder"])
+@pytest.mark.parametrize(("name", "other"), [("sd15", "v_prediction"), ("sd2", "epsilon")])
+def test_prediction_type_can_be_stated(single_file: Callable, form: str, name: str, other: str) -> None:
+    path, folder = single_file(name)
+    model, config = (path, {"config": str(folder)}) if form == "file" else (folder, {})
+    assert load(model, "vae", **config, prediction_type=other).schedule.config.prediction_type == other
+    assert load(model, "vae", **config).schedule.config.prediction_type == MODELS[name][1]
+
+
+@pytest.mark.parametrize("form", ["file", "file without", "folder"])
+def test_another_autoencoder_takes_the_place_of_its_own(single_file: Callable, tmp_path: Path, form: str) -> None:
+    path, folder = single_file("sd15")
+    if form == "file without":
+        path = without(path, "first_stage_model.", tmp_path)
+    model, config = (folder, {}) if form == "folder" else (path, {"config": str(folder)})
+    colors = write_teachable_base(tmp_path / "base") / COLORS
+    tiny = load(model, "vae", "text", **config, vae=str(colors))
+    assert isinstance(tiny.vae, AutoencoderTiny)
+    mean, deviation = tiny.encode_pixels(torch.full((1, 3, 32, 32), 0.5))
+    assert mean.shape == (1, 4, 4, 4)
+    torch.testing.assert_close(mean[0, :, 0, 0], torch.tensor([0.5, 0.5, 0.5, 0.0]))
+    assert not deviation.any()
+    whole = load(model, "vae", **config, vae=str(tmp_path / "base" / "vae"))
+    assert isinstance(whole.vae, AutoencoderKL)
+    assert whole.latent_factor == tiny.latent_factor == 8
+
+
+@pytest.mark.parametrize(("halves", "precision"), [("all", "fp16"), ("unet", "fp32"), ("text_encoder", "fp32")])
+def test_folder_whose_weights_are_there_in_fp16_only(
+    single_file: Callable, tmp_path: Path, halves: str, precision: str
+) -> None:
+    _, source = single_file("sd15")
+    folder = shutil.copytree(source, tmp_path / "model")
+    for path in folder.glob("*/*.safetensors"):
+        if halves in ("all", path.parent.name):
+            save_file({name: tensor.half() for name, tensor in load_file(path).items()}, path, {"format": "pt"})
+            path.rename(path.with_name(f"{path.stem}.fp16.safetensors"))
+    base, whole = load(folder, precision=precision), load(source, precision=precision)
+    weight, expected = base.unet.conv_in.weight, whole.unet.conv_in.weight
+    assert weight.dtype == expected.dtype
+    rounded = expected.half().to(expected.dtype) if halves != "text_encoder" else expected
+    assert torch.equal(weight, rounded)
+
+
+def test_nothing_asks_the_network(single_file: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[object] = []
+
+    def refuse(*address: object, **_: object) -> NoReturn:
+        asked.append(address)
+        raise OSError("no network in this test")
+
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+    with pytest.raises(Exception, match=r"no network|connect"):
+        huggingface_hub.HfApi().model_info("nobody/nothing")
+    assert asked, "this is how it would be noticed"
+    asked.clear()
+    for name in ("sd15", "sdxl"):
+        path, folder = single_file(name)
+        load(path, config=str(folder), vae=str(folder / "vae"))
+        load(folder)
+    assert not asked
+
+
+def without(path: Path, start: str, folder: Path) -> Path:
+    """A copy of a file without the tensors whose names start so."""
+    copy = folder / "less.safetensors"
+    save_file({name: tensor for name, tensor in load_file(path).items() if not name.startswith(start)}, copy)
+    return copy
+
+
+UNET, VAE, TEXT = "model.diffusion_model.", "first_stage_model.", "cond_stage_model."
+PART_OF = {"model": "unet", "first_stage_model": "vae", "cond_stage_model": "text"}
+LACKING = {
+    UNET: r"without a UNet \(no tensor is called model\.diffusion_model",
+    VAE: r"without an autoencoder .*base\.vae may name another",
+    TEXT: "without a text encoder",
+    UNET + "middle_block.0.in_layers.2.": "some of its weights are missing",
+    VAE + "decoder.conv_in": "some of its weights are missing",
+    TEXT + "transformer.text_model.final_layer_norm.": "some of its weights are missing",
+}
+
+
+@pytest.mark.parametrize("lacking", LACKING)
+def test_file_that_lacks_something(single_file: Callable, tmp_path: Path, lacking: str) -> None:
+    path, folder = single_file("sd15")
+    with pytest.raises(ModelNotFoundError, match=LACKING[lacking]):
+        load(without(path, lacking, tmp_path), PART_OF[lacking.partition(".")[0]], config=str(folder))
+
+
+def cut(path: Path, folder: Path) -> Path:
+    copy = folder / "cut.safetensors"
+    copy.write_bytes(path.read_bytes()[:-100])
+    return copy
+
+
+def not_tensors(path: Path, folder: Path) -> Path:
+    copy = folder / "page.safetensors"
+    copy.write_text("<html>404</html>")
+    return copy
+
+
+def pickled(path: Path, folder: Path) -> Path:
+    copy = folder / "model.ckpt"
+    torch.save({"state_dict": {}}, copy)
+    return copy
+
+
+# name of it: how it is made of the SD1.5 file, base.config, and what is said
+WRONG: dict[str, tuple[Callable[[Path, Path], Path], str | None, str]] = {
+    "no config": (lambda path, folder: path, None, r"without base\.config.*stable-diffusion-v1-5"),
+    "config that is not there": (lambda path, folder: path, "/no/where/at/all", r"base\.config = '/no/where/at/all'"),
+    "config of another model": (lambda path, folder: path, "sdxl", r"base\.config = .*expected shape"),
+    "not there": (lambda path, folder: folder / "x.safetensors", "sd15", r"x\.safetensors', which does not exist"),
+    "not all there": (cut, "sd15", r"cut\.safetensors.*cannot be loaded"),
+    "no tensors": (not_tensors, "sd15", r"page\.safetensors is damaged, or no safetensors file"),
+    "pickled": (pickled, "sd15", r"model\.ckpt', which is no safetensors file.*may run code and is not opened"),
+}
+
+
+@pytest.mark.parametrize("wrong", WRONG)
+def test_wrong_file_or_config(single_file: Callable, tmp_path: Path, wrong: str) -> None:
+    make, config, message = WRONG[wrong]
+    path, _ = single_file("sd15")
+    with pytest.raises(ModelNotFoundError, match=message) as error:
+        load(make(path, tmp_path), "text", config=str(single_file(config)[1]) if config in MODELS else config)
+    assert "\n" not in str(error.value)
+
+
+def test_sd15_config_for_an_sdxl_file(single_file: Callable) -> None:
+    with pytest.raises(ModelNotFoundError, match=r"base\.config is of such a model"):
+        load(single_file("sdxl")[0], "text", config=str(single_file("sd15")[1]))
+
+
+def test_folder_of_which_something_is_made_up(single_file: Callable, tmp_path: Path) -> None:
+    """transformers would go on with random weights, and with a tokenizer that knows no word."""
+    _, source = single_file("sd15")
+    folder = shutil.copytree(source, tmp_path / "model")
+    weights = folder / "text_encoder" / "model.safetensors"
+    tensors = load_file(weights)
+    name = next(name for name in tensors if name.endswith("final_layer_norm.weight"))
+    save_file({key: value for key, value in tensors.items() if key != name}, weights, {"format": "pt"})
+    with pytest.raises(ModelNotFoundError, match=r"text_encoder lacks .*final_layer_norm\.weight"):
+        load(folder, "text")
+    save_file(tensors, weights, {"format": "pt"})
+    shutil.rmtree(folder / "tokenizer")
+    with pytest.raises(ModelNotFoundError, match="without the files of tokenizer"):
+        load(folder, "text")
+
+
+def test_wrong_autoencoder(single_file: Callable) -> None:
+    _, folder = single_file("sd15")
+    with pytest.raises(MismatchError, match=r"base\.vae = .* is a UNet2DConditionModel"):
+        load(folder, vae=str(folder / "unet"))
+    with pytest.raises(ModelNotFoundError, match=r"base\.vae = '/no/where' cannot be loaded.*correct base\.vae"):
+        load(folder, vae="/no/where")
