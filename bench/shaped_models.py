@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from PIL import Image
+from torch.utils.flop_counter import FlopCounterMode
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPVisionConfig, CLIPVisionModelWithProjection
 
 from support.tiny_base import write_tokenizer
@@ -50,10 +51,10 @@ SD15_LIKE = Shape(
     vae_resnets=2,
     text_layers=4,
     vision_width=1280,
-    vision_layers=6,
+    vision_layers=4,
     vision_embed=1024,
     vision_size=224,
-    resolution=256,
+    resolution=192,
     picture=768,
     batch_size=1,
 )
@@ -120,6 +121,22 @@ def describe(shape: Shape) -> str:
         f"{shape.text_layers} layers (12); image encoder {shape.vision_width} wide with {shape.vision_layers} layers "
         f"(ViT-H: 1280, 32)"
     )
+
+
+def operations(shape: Shape) -> dict[str, int]:
+    """Floating-point operations per image, counted on models without weights, two per multiplication with addition."""
+    latents = torch.empty(1, 4, shape.resolution // 8, shape.resolution // 8, device="meta")
+    text = torch.empty(1, 77, shape.context_dim, device="meta", requires_grad=True)
+    with torch.device("meta"):
+        unet = _random(UNet2DConditionModel, _unet_config(shape)).requires_grad_(False)
+        vae = _random(AutoencoderKL, _vae_config(shape)).requires_grad_(False)
+        vision = CLIPVisionModelWithProjection(_vision_config(shape)).requires_grad_(False)
+        with FlopCounterMode(display=False) as training:
+            unet(latents, torch.zeros(1), text).sample.sum().backward()
+        with FlopCounterMode(display=False) as encoding:
+            vae.encode(torch.empty(1, 3, shape.resolution, shape.resolution))
+            vision(torch.empty(1, 3, shape.vision_size, shape.vision_size))
+    return {"training": training.get_total_flops(), "encoding": encoding.get_total_flops()}
 
 
 def _unet_config(shape: Shape) -> dict[str, Any]:

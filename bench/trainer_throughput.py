@@ -3,7 +3,9 @@ it needs: same model, same data, same batch, in one run (`--small`: toy sizes, t
 
 Time: median seconds of a step. The loops take turns step by step, so that whatever else the machine does slows all
 alike. On a CPU without 16-bit arithmetic all compute in float32, for its emulation is all that would be measured there;
-16-bit frozen weights, which the official loop casts again in every use, then count for nothing.
+16-bit frozen weights, which the official loop casts again in every use, then count for nothing. `operations` tells how
+much of the work encoding is in this model; docs/scaling.md has the same of SD1.5.
+One thread: with more, a step waits for the last of them on a machine that does other things too.
 
 Memory: peak bytes of all tensors alive in two steps (see `tensor_bytes`), which is what a GPU has to hold, in the
 precision both are meant for: float32 weights under autocast to bf16, against bf16 weights. The count is the same on
@@ -24,7 +26,7 @@ from typing import Any
 
 import throughput_worker as worker
 import torch
-from shaped_models import SD15_LIKE, SMALL, Shape, describe, write_models, write_pictures
+from shaped_models import SD15_LIKE, SMALL, Shape, describe, operations, write_models, write_pictures
 from tensor_bytes import Quick16Bit
 
 from trainer.cache.fill import fill
@@ -83,6 +85,7 @@ def measure(folder: Path, shape: Shape, rounds: int) -> dict[str, Any]:
     seconds = measure_time(settings, computed, rounds)
     typical = {variant: statistics.median(values) for variant, values in seconds.items()}
     peaks = measure_memory(settings, MEMORY_PRECISION)
+    counted = operations(shape)
     return {
         "speed_ratio": round(typical["official"] / typical["cached"], 3),
         "speed_ratio_uncached": round(typical["official"] / typical["uncached"], 3),
@@ -107,6 +110,7 @@ def measure(folder: Path, shape: Shape, rounds: int) -> dict[str, Any]:
             "memory_steps": MEMORY_STEPS,
             "workers": 0,
         },
+        "operations": {**counted, "encoding_ratio": round(counted["encoding"] / counted["training"], 3)},
     }
 
 
@@ -152,7 +156,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--small", action="store_true", help="toy sizes, to see that it works")
     is_small = parser.parse_args().small
-    torch.set_num_threads(1 if is_small else 2)
+    torch.set_num_threads(1)
     _context.set_forkserver_preload(["throughput_worker"])
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(sys.stderr):
         result = measure(Path(folder), SMALL if is_small else SD15_LIKE, 1 if is_small else ROUNDS)

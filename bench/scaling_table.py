@@ -1,0 +1,397 @@
+"""The numbers of docs/scaling.md: what training on ten million pairs for a million steps costs.
+
+Operations are counted by torch's FlopCounter (two for each multiplication with addition) in the trainer's own forward
+and backward, on full-size models on the meta device, which have shapes and no data. Bytes of the cache are the
+trainer's own estimate from the same models. `--write` puts the tables into the document, between its comments
+`<!-- table NAME -->` and `<!-- end -->`; without it one JSON object is printed.
+"""
+
+import argparse
+import contextlib
+import json
+import re
+import sys
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+ROOT = Path(__file__).resolve().parents[1]
+DOCUMENT = ROOT / "docs" / "scaling.md"
+sys.path += [str(ROOT / "tests"), str(ROOT)]
+
+import torch  # noqa: E402
+from diffusers import (  # noqa: E402
+    AutoencoderKL,
+    DDPMScheduler,
+    StableDiffusionPipeline,
+    StableDiffusionXLPipeline,
+    UNet2DConditionModel,
+)
+from torch.utils.flop_counter import FlopCounterMode  # noqa: E402
+from transformers import (  # noqa: E402
+    CLIPTextConfig,
+    CLIPTextModel,
+    CLIPTextModelWithProjection,
+    CLIPVisionConfig,
+    CLIPVisionModelWithProjection,
+)
+
+from ipadapter_core.encoders import EncoderSpec  # noqa: E402
+from ipadapter_core.preprocess import PixelFormat  # noqa: E402
+from ipadapter_core.spec import Feature  # noqa: E402
+from ipadapter_core.vision_folder import VisionFolder  # noqa: E402
+from support.full_unet import CONFIGS  # noqa: E402
+from support.tiny_base import write_tokenizer  # noqa: E402
+from trainer.cache.estimate import estimate_bytes  # noqa: E402
+from trainer.config import Config, ObjectiveConfig  # noqa: E402
+from trainer.config_file import parse_config  # noqa: E402
+from trainer.models.base import Base  # noqa: E402
+from trainer.models.image_encoder import ImageEncoder, ReferenceFormat  # noqa: E402
+from trainer.models.network import TrainableAdapter, new_adapter  # noqa: E402
+from trainer.models.processor import install  # noqa: E402
+from trainer.objective import Condition, Objective  # noqa: E402
+
+PAIRS, STEPS, BATCH = 10_000_000, 1_000_000, 64
+GPUS = (8, 64)
+PEAK_FLOPS = {"A100": 312e12, "H100": 989e12}  # dense bf16, by NVIDIA's data sheets (SXM)
+ASSUMED = {
+    "utilisation": 0.35,  # share of that peak
+    "picture_bytes": 250_000,  # a JPEG
+    "network_bytes_per_second": 12.5e9,  # each GPU's share of the link between machines: 100 Gbit/s
+}
+PAPER = {"days": 9, "steps": 1_000_000, "batch": 64, "gpus": 8, "peak_flops": 125e12}  # V100; tencent-ailab #37
+ENCODER_SIZE = 224
+_PIXELS = PixelFormat.of(ENCODER_SIZE, (0.5,) * 3, (0.5,) * 3)
+_META, _DAY, _TERA = torch.device("meta"), 86_400, 1e12
+
+
+@dataclass(frozen=True)
+class Setup:
+    """One of the runs described."""
+
+    name: str
+    unet: str
+    kind: str
+    resolution: int
+
+
+SETUPS = (
+    Setup("SD1.5 base, 512", "sd15", "base", 512),
+    Setup("SD1.5 plus, 512", "sd15", "plus", 512),
+    Setup("SDXL base, 1024", "sdxl", "base", 1024),
+    Setup("SDXL plus, 1024", "sdxl", "plus", 1024),
+)
+
+
+def measure() -> dict[str, Any]:
+    with tempfile.TemporaryDirectory() as folder:
+        counts = {setup.name: count(setup, Path(folder)) for setup in SETUPS}
+    reached = BATCH * PAPER["steps"] / (PAPER["days"] * _DAY * PAPER["gpus"])
+    paper = reached * (counts[SETUPS[0].name]["uncached"]) / PAPER["peak_flops"]
+    return {
+        "assumed": {**ASSUMED, **{f"{gpu}_peak_flops": peak for gpu, peak in PEAK_FLOPS.items()}},
+        "run": {
+            "pairs": PAIRS,
+            "steps": STEPS,
+            "batch": BATCH,
+            "images": STEPS * BATCH,
+            "epochs": STEPS * BATCH / PAIRS,
+        },
+        "paper_utilisation": paper,
+        "counts": counts,
+        "days": {name: days(one) for name, one in counts.items()},
+        "network": {name: network(one) for name, one in counts.items()},
+    }
+
+
+def count(setup: Setup, folder: Path) -> dict[str, Any]:
+    """Operations per image, parameters, and bytes of the cache."""
+    base, encoder, config = models(setup, folder)
+    with _META:
+        network = new_adapter(config.adapter, base.unet, encoder)
+    install(base.unet)
+    forward, backward = count_training(base, encoder, network, setup.resolution // base.latent_factor)
+    pixels = torch.empty(1, 3, setup.resolution, setup.resolution, device=_META)
+    parts = {
+        "vae": _flops(lambda: base.encode_pixels(pixels)),
+        "image_encoder": _flops(lambda: encoder.features(torch.empty(1, 3, ENCODER_SIZE, ENCODER_SIZE))),
+        "text_encoders": _flops(lambda: base.encode_text([""])),
+    }
+    return {
+        "unet_forward": forward,
+        "unet_backward": backward,
+        **parts,
+        "cached": forward + backward,
+        "uncached": forward + backward + sum(parts.values()),
+        "encoding": sum(parts.values()),
+        "sites": network.spec.num_sites,
+        "parameters": sum(parameter.numel() for parameter in network.trained_parameters()),
+        "frozen_parameters": sum(parameter.numel() for parameter in base.unet.parameters()),
+        "cache_bytes": estimate_bytes(config, base, encoder, pictures=PAIRS, references=PAIRS, captions=PAIRS),
+    }
+
+
+def count_training(base: Base, encoder: ImageEncoder, network: TrainableAdapter, side: int) -> tuple[int, int]:
+    """Operations of forward and backward on one cached image."""
+    text, pooled = base.encode_text([""])
+    features = encoder.features(torch.empty(1, 3, ENCODER_SIZE, ENCODER_SIZE))
+    latents = torch.empty(1, base.latent_channels, side, side, device=_META)
+    condition = Condition(latents, text, pooled, torch.empty(1, 6, device=_META), features)
+    objective = Objective(ObjectiveConfig(), base, features)
+    timesteps = torch.zeros(1, dtype=torch.long, device=_META)
+    with FlopCounterMode(display=False) as forward, _without_autocast():
+        loss = objective.losses(network, condition, latents, timesteps).mean()
+    with FlopCounterMode(display=False) as backward:
+        loss.backward()
+    return forward.get_total_flops(), backward.get_total_flops()
+
+
+def models(setup: Setup, folder: Path) -> tuple[Base, ImageEncoder, Config]:
+    """A base and ViT-H as their published configs describe them, without weights."""
+    tokenizer = write_tokenizer(folder / "tokenizer")
+    common = {"tokenizer": tokenizer, "scheduler": None}
+    with _META:
+        common |= {"unet": UNet2DConditionModel(**CONFIGS[setup.unet]), "vae": _vae(), "text_encoder": _text_l()}
+        if setup.unet == "sdxl":
+            pipeline: Any = StableDiffusionXLPipeline(**common, tokenizer_2=tokenizer, text_encoder_2=_text_big_g())
+        else:
+            pipeline = StableDiffusionPipeline(
+                **common, safety_checker=None, feature_extractor=None, requires_safety_checker=False
+            )
+        vision = CLIPVisionModelWithProjection(_vision_h()).requires_grad_(False)
+    for part in (pipeline.unet, pipeline.vae, pipeline.text_encoder, getattr(pipeline, "text_encoder_2", None)):
+        if part is not None:
+            part.requires_grad_(False)
+    base = Base(setup.unet, pipeline, DDPMScheduler(), _META, torch.float32)
+    shape = vision.config
+    spec = EncoderSpec(
+        kind="CLIP", width=shape.hidden_size, num_layers=shape.num_hidden_layers, embed_dim=shape.projection_dim
+    )
+    feature = Feature.IMAGE_EMBEDS if setup.kind == "base" else Feature.HIDDEN_STATES
+    folder_of = VisionFolder(vision, spec, _PIXELS)
+    encoder = ImageEncoder("ViT-H", "ViT-H", folder_of, feature, -2, ReferenceFormat(_PIXELS, "center"), _META)
+    config = parse_config(
+        {
+            "base": {"model": "base"},
+            "encoder": {"model": "encoder"},
+            "data": {"path": "data", "resolution": setup.resolution},
+            "train": {"output": "run", "steps": STEPS},
+            "adapter": {"kind": setup.kind},
+        },
+        "scaling",
+    )
+    return base, encoder, config
+
+
+def days(counts: dict[str, Any]) -> dict[str, Any]:
+    """Days of the run by GPU, number of them and whether it is cached; `fill` is the days that filling takes."""
+    result: dict[str, Any] = {}
+    for gpu, peak in PEAK_FLOPS.items():
+        for number in GPUS:
+            speed = peak * ASSUMED["utilisation"] * number * _DAY
+            images = {"uncached": STEPS * BATCH, "cached": STEPS * BATCH, "encoding": PAIRS}
+            result[f"{number} {gpu}"] = {name: counts[name] * total / speed for name, total in images.items()}
+    return result
+
+
+def network(counts: dict[str, Any]) -> dict[str, Any]:
+    """Bytes each GPU sends (and receives) to add up gradients in a ring, and what has to be read."""
+    gradients = 4 * counts["parameters"]
+    result: dict[str, Any] = {"gradient_bytes": gradients}
+    for number in GPUS:
+        sent = 2 * (number - 1) / number * gradients
+        step = BATCH * counts["cached"] / (number * PEAK_FLOPS["H100"] * ASSUMED["utilisation"])
+        sending = sent / ASSUMED["network_bytes_per_second"]
+        result[str(number)] = {
+            "days_with_sending": (step + sending) * STEPS / _DAY,
+            "sent_bytes_per_step": sent,
+            "sending_seconds": sending,
+            "computing_seconds": step,
+            "images_per_second": BATCH / step,
+            "cache_bytes_read_per_second": counts["cache_bytes"]["total"] / PAIRS * BATCH / step,
+            "pictures_bytes_read_per_second": ASSUMED["picture_bytes"]
+            * BATCH
+            / step
+            * counts["cached"]
+            / counts["uncached"],
+        }
+    return result
+
+
+@contextlib.contextmanager
+def _without_autocast() -> Iterator[None]:
+    """The adapter's forward switches autocast off, which the meta device does not know."""
+    with mock.patch.object(torch, "autocast", return_value=contextlib.nullcontext()):
+        yield
+
+
+def _flops(run: Any) -> int:
+    with FlopCounterMode(display=False) as counter:
+        run()
+    total: int = counter.get_total_flops()
+    return total
+
+
+def _vae() -> Any:
+    return AutoencoderKL(
+        block_out_channels=(128, 256, 512, 512),
+        down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4,
+        layers_per_block=2,
+        latent_channels=4,
+    )
+
+
+def _text_l() -> Any:
+    return CLIPTextModel(
+        CLIPTextConfig(hidden_size=768, intermediate_size=3072, num_hidden_layers=12, num_attention_heads=12)
+    )
+
+
+def _text_big_g() -> Any:
+    return CLIPTextModelWithProjection(
+        CLIPTextConfig(
+            hidden_size=1280,
+            intermediate_size=5120,
+            num_hidden_layers=32,
+            num_attention_heads=20,
+            projection_dim=1280,
+        )
+    )
+
+
+def _vision_h() -> CLIPVisionConfig:
+    return CLIPVisionConfig(
+        hidden_size=1280,
+        intermediate_size=5120,
+        num_hidden_layers=32,
+        num_attention_heads=16,
+        image_size=ENCODER_SIZE,
+        patch_size=14,
+        projection_dim=1024,
+    )
+
+
+Rows = list[list[str]]
+
+
+def tables(result: dict[str, Any]) -> dict[str, str]:
+    """The tables of the document by name."""
+    counts, run = result["counts"], result["run"]
+    return {
+        "assumptions": _table(["assumption", "value"], _assumptions(result)),
+        "operations": _table(
+            ["TFLOP per image", *counts],
+            [
+                [label, *(f"{one[key] / _TERA:.3f}" for one in counts.values())]
+                for label, key in (
+                    ("UNet and adapter forward", "unet_forward"),
+                    ("UNet and adapter backward", "unet_backward"),
+                    ("autoencoder", "vae"),
+                    ("image encoder (ViT-H)", "image_encoder"),
+                    ("text encoders", "text_encoders"),
+                    ("**cached step**", "cached"),
+                    ("**uncached step**", "uncached"),
+                )
+            ]
+            + [
+                ["uncached / cached", *(f"{one['uncached'] / one['cached']:.2f}" for one in counts.values())],
+                ["trained parameters, millions", *(f"{one['parameters'] / 1e6:.1f}" for one in counts.values())],
+                ["frozen UNet, millions", *(f"{one['frozen_parameters'] / 1e6:.0f}" for one in counts.values())],
+                ["adapted layers", *(str(one["sites"]) for one in counts.values())],
+            ],
+        ),
+        "days": _table(
+            ["days", *counts],
+            [
+                [f"{place}, {label}", *(f"{result['days'][name][place][key]:.2f}" for name in counts)]
+                for place in next(iter(result["days"].values()))
+                for label, key in (("uncached", "uncached"), ("cached", "cached"), ("filling the cache", "encoding"))
+            ]
+            + [
+                [f"whole run, EFLOP, {key}", *(f"{one[key] * run['images'] / 1e18:.0f}" for one in counts.values())]
+                for key in ("uncached", "cached")
+            ],
+        ),
+        "storage": _table(
+            ["TB for ten million pairs", *counts],
+            [["pictures", *[f"{PAIRS * ASSUMED['picture_bytes'] / _TERA:.2f}"] * len(counts)]]
+            + [
+                [label, *(f"{one['cache_bytes'][key] / _TERA:.2f}" for one in counts.values())]
+                for label, key in (
+                    ("cache: latents (mean and deviation)", "latents"),
+                    ("cache: image features", "features"),
+                    ("cache: text, no caption twice", "text"),
+                    ("**cache**", "total"),
+                )
+            ],
+        ),
+        "network": _table(["cached, H100", *counts], _network_rows(result["network"])),
+    }
+
+
+def _assumptions(result: dict[str, Any]) -> Rows:
+    assumed, run = result["assumed"], result["run"]
+    return [
+        ["pairs, each with a caption of its own", f"{run['pairs']:,}"],
+        ["optimiser steps", f"{run['steps']:,}"],
+        ["samples per step, all GPUs together, as in the paper", str(run["batch"])],
+        ["so: images, epochs", f"{run['images']:,}, {run['epochs']}"],
+        *([f"{gpu}, dense bf16, data sheet", f"{peak / _TERA:.0f} TFLOP/s"] for gpu, peak in PEAK_FLOPS.items()),
+        ["share of that reached", f"{assumed['utilisation']:.0%}"],
+        ["for comparison: the paper's run on V100 (9 days, uncached)", f"{result['paper_utilisation']:.0%}"],
+        ["a picture on disk", f"{assumed['picture_bytes'] / 1000:.0f} kB"],
+        ["network between machines, for each GPU", f"{assumed['network_bytes_per_second'] / 1e9:.1f} GB/s"],
+    ]
+
+
+def _network_rows(networks: dict[str, Any]) -> Rows:
+    rows = [["gradients, MB", *(f"{one['gradient_bytes'] / 1e6:.0f}" for one in networks.values())]]
+    for number in map(str, GPUS):
+        rows += [
+            [f"{number} GPUs: {label}", *(f"{one[number][key] * scale:.{places}f}" for one in networks.values())]
+            for label, key, scale, places in (
+                ("MB each GPU sends in a step", "sent_bytes_per_step", 1e-6, 0),
+                ("ms for that", "sending_seconds", 1e3, 0),
+                ("ms computing in a step", "computing_seconds", 1e3, 0),
+                ("days, both one after the other", "days_with_sending", 1, 2),
+                ("images per second at most", "images_per_second", 1, 0),
+                ("GB/s read from the cache", "cache_bytes_read_per_second", 1e-9, 2),
+                ("GB/s of pictures if uncached", "pictures_bytes_read_per_second", 1e-9, 3),
+            )
+        ]
+    return rows
+
+
+def _table(head: list[str], rows: Rows) -> str:
+    lines = [head, ["---", *["---:"] * (len(head) - 1)], *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def fill_in(text: str, made: dict[str, str]) -> str:
+    """A document with its tables replaced by these."""
+    return re.sub(
+        r"(<!-- table (\w+) -->\n).*?(<!-- end -->)",
+        lambda found: f"{found[1]}{made[found[2]]}\n{found[3]}",
+        text,
+        flags=re.DOTALL,
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--write", action="store_true", help="put the tables into docs/scaling.md")
+    writes = parser.parse_args().write
+    with contextlib.redirect_stdout(sys.stderr):
+        result = measure()
+    if writes:
+        DOCUMENT.write_text(fill_in(DOCUMENT.read_text(encoding="utf-8"), tables(result)), encoding="utf-8")
+    else:
+        print(json.dumps(result))
+
+
+if __name__ == "__main__":
+    main()
