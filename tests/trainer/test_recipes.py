@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 from accelerate.commands.config.config_args import load_config_from_file
+from accelerate.commands.launch import launch_command_parser
 
 from support.recipe_models import TinyWorld
 from trainer.config import Config
@@ -98,3 +99,5 @@ def test_accelerate_reads_launch_config(launch: Path) -> None:
     config = load_config_from_file(str(launch))
     assert config.num_processes == 8
     assert config.mixed_precision == "no"  # unquoted, YAML would take it for false
+    options = vars(launch_command_parser().parse_args(["trainer"]))
+    assert {*config.fsdp_config, *config.deepspeed_config} <= options.keys()
