@@ -7,6 +7,7 @@ from functools import partial
 
 import torch
 from accelerate import Accelerator
+from tqdm import tqdm
 
 from ipadapter_core.files import write_safetensors
 
@@ -99,7 +100,9 @@ class Observer:
         if not (is_main or self.run.accelerator.distributed_type in SHARDED):
             return
         adapter = self.run.adapter if self.run.accelerator.distributed_type in SHARDED else self.run.network
-        grid = sample_grid(self.sampler, adapter, self.run.objective.no_image, self.references)
+        total = self.sampler.settings.total_steps(len(self.references))
+        with tqdm(total=total, desc=f"samples of step {step}", unit=" steps", leave=False, disable=not is_main) as bar:
+            grid = sample_grid(self.sampler, adapter, self.run.objective.no_image, self.references, bar.update)
         if is_main:
             save_grid(grid, self.run.config.run / "samples" / f"step-{step:08d}")
             self.log.write(step, "samples", self.judge.rate(grid) if self.judge is not None else {})
