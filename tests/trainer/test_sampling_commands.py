@@ -20,12 +20,13 @@ from support.training import make_config, write_pictures
 from trainer.commands.eval import evaluate
 from trainer.commands.sample import sample
 from trainer.config import AdapterConfig, BaseModelConfig, EncoderConfig
-from trainer.config_file import write_config
+from trainer.config_file import read_config, write_config
 from trainer.files.adapter_file import open_adapter
 from trainer.files.facts import PREPROCESS_KEY, Preprocess
 from trainer.models.base import load_base
 from trainer.models.image_encoder import load_image_encoder
 from trainer.models.network import new_adapter
+from trainer.watch.evaluation import held_out_pictures
 
 CPU = torch.device("cpu")
 app = typer.Typer(pretty_exceptions_enable=False)
@@ -181,3 +182,10 @@ def test_eval_prints_a_table_for_people(files, config):
 def test_eval_never_draws_what_was_trained_on(files, config):
     with pytest.raises(BadInputError, match="4 pictures to draw from, of 3 that are held out"):
         _run("eval", config, "--adapter", files / "adapter.safetensors", "--images", "4")
+
+
+@pytest.mark.parametrize("holds_out", [True, False])
+def test_eval_warns_of_pictures_that_were_trained_on(files, config, caplog, holds_out):
+    settings = read_config(config, ["validation.sample_every=5"] if holds_out else [])
+    held_out_pictures(settings, None)
+    assert ("was trained on those" in caplog.text) != holds_out

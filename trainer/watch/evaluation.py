@@ -1,6 +1,7 @@
 """What an adapter file is worth on pictures its training did not see: losses, pictures and their ratings."""
 
 import json
+import logging
 from dataclasses import asdict
 from pathlib import Path
 
@@ -23,6 +24,8 @@ from .references import held_out_references
 from .sampling import Sampler, SampleSettings, encode_prompt, sample_grid
 from .validation import build_grid, validate
 
+logger = logging.getLogger(__name__)
+
 RESULT_FILE = "eval.json"
 
 
@@ -38,7 +41,7 @@ def evaluate(config: Config, file: Path, folder: Path, *, images: int | None) ->
         BadInputError: more references than there are held-out pictures.
         IPAdapterError: what config or file name is missing, broken or does not fit together.
     """
-    held_out = _held_out(config, images)
+    held_out = held_out_pictures(config, images)
     device = PartialState().device
     base = load_base(config.base, device)
     if config.objective.zero_terminal_snr:
@@ -78,8 +81,20 @@ def evaluate(config: Config, file: Path, folder: Path, *, images: int | None) ->
     return result
 
 
-def _held_out(config: Config, images: int | None) -> Records:
+def held_out_pictures(config: Config, images: int | None) -> Records:
+    """Those that a run of this config validates on; warns if such a run would have trained on them.
+
+    Raises:
+        BadInputError: `images` of them are asked for, and there are fewer.
+        DataError: as `open_sources`.
+    """
     # held out whether or not the run validated: which ones follows from seed and names alone
+    stated = config.validation
+    if stated.every is None and stated.sample_every is None and stated.path is None:
+        logger.warning(
+            "a run of this config holds no pictures out: an adapter of it was trained on those measured here; "
+            "--set validation.path=… names others"
+        )
     validation = config.validation.model_copy(update={"every": config.validation.every or 1})
     _, held_out = open_sources(config.model_copy(update={"validation": validation}))
     if images is not None and images > len(held_out):
