@@ -142,3 +142,14 @@ def test_the_tables_of_settings_are_those_of_the_code() -> None:
 def test_what_may_change_when_a_run_goes_on_is_what_the_code_allows() -> None:
     (sentence,) = re.findall(r"These may change: (.*?)\n\n?With", GUIDE, re.DOTALL)
     assert {name.strip("[]") for name in re.findall(r"`([^`]+)`", sentence)} == _FREE
+
+
+def test_links_lead_somewhere() -> None:
+    headings = re.findall(r"^#+ (.+)$", GUIDE, re.MULTILINE)
+    anchors = {re.sub(r"[^\w -]", "", heading).lower().replace(" ", "-") for heading in headings}
+    for target in re.findall(r"\]\(([^)]+)\)", GUIDE):
+        place, _, anchor = target.partition("#")
+        if target.startswith("https:"):
+            continue
+        assert (ROOT / "docs" / place).exists(), target
+        assert place or anchor in anchors, target
