@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -47,14 +48,16 @@ def make_plan(config: Config) -> Plan:
     Raises:
         IPAdapterError: as `train`.
     """
-    run, is_cached = _open(config)
-    batches = run.batches(0)
-    cache = _cache(run)  # while the encoders are there
-    if is_cached:
-        run.release_encoders()
-    memory, flops = _count(run, next(batches), is_cached=is_cached)
-    measured = {"is_cached": is_cached, **_measure(run, batches), **flops}
-    return Plan(_trained(run), _data(run), memory, measured, cache)
+    with TemporaryDirectory(ignore_cleanup_errors=True) as folder:  # shards read through are noted in a run's folder
+        elsewhere = config.train.model_copy(update={"output": folder})
+        run, is_cached = _open(config.model_copy(update={"train": elsewhere}))
+        batches = run.batches(0)
+        cache = _cache(run)  # while the encoders are there
+        if is_cached:
+            run.release_encoders()
+        memory, flops = _count(run, next(batches), is_cached=is_cached)
+        measured = {"is_cached": is_cached, **_measure(run, batches), **flops}
+        return Plan(_trained(run), _data(run), memory, measured, cache)
 
 
 def _open(config: Config) -> tuple[Run, bool]:

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from support.pictures import write_shards
 from support.training import make_config, write_pictures
 from trainer.cache.fill import fill
 from trainer.data.sources import open_sources
@@ -61,3 +62,14 @@ def test_plan_with_a_filled_cache_measures_training_from_it(
     assert (before["measured"]["is_cached"], after["measured"]["is_cached"]) == (False, True)
     assert before["memory"]["frozen_encoders"] > after["memory"]["frozen_encoders"] == 0
     assert after["cache"] == before["cache"]
+
+
+def test_plan_of_a_stream_writes_nothing(
+    tmp_path: Path, base_folder: Callable[..., Path], encoder_folder: Callable[[str], Path]
+) -> None:
+    write_shards(tmp_path / "shards", shards=2, per_shard=4)
+    before = sorted(tmp_path.rglob("*"))
+    config = make_config(base_folder(), encoder_folder("clip"), tmp_path / "shards" / "{00..01}.tar", tmp_path / "run")
+    plan = make_plan(config).to_json()
+    assert "pictures" not in plan["data"]
+    assert sorted(tmp_path.rglob("*")) == before

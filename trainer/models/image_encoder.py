@@ -21,6 +21,7 @@ from ..config import EncoderConfig
 from ..quiet import quiet_libraries
 from .base import DTYPES, ModelNotFoundError, fingerprint
 
+_NEEDED_FILES = ["*.json", "model*.safetensors", "*.txt"]  # repositories hold the same weights for open_clip as well
 _USUAL_FEATURE = {"base": Feature.IMAGE_EMBEDS, "plus": Feature.HIDDEN_STATES, "full": Feature.HIDDEN_STATES}
 
 
@@ -112,7 +113,7 @@ def resolve_folder(model: str, key: str) -> Path:
     if Path(model).is_dir():
         return Path(model)
     try:
-        return Path(huggingface_hub.snapshot_download(model, allow_patterns=["*.json", "*.safetensors", "*.txt"]))
+        return Path(huggingface_hub.snapshot_download(model, allow_patterns=_NEEDED_FILES))
     except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         raise ModelNotFoundError(
             f"{key} = {model!r}, which is no folder here, and the hub gives nothing by that name "
