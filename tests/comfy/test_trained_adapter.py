@@ -19,7 +19,8 @@ from trainer.models.base import load_base
 
 SIZE = 16
 TIMESTEP = 500
-RELATIVE = 1e-4
+RELATIVE = 1e-5  # found: 1e-6; another idea of no image makes 3e-4 of a plus adapter
+EFFECT = 0.1  # found: 0.24 and more
 STRENGTH = 0.8
 CPU = torch.device("cpu")
 CASES = [(layout, kind) for layout in ("sd15", "sdxl") for kind in KINDS]
@@ -130,7 +131,7 @@ def nodes_output(case: tuple[str, str, Trained], model: Callable, unet: Callable
     patched = comfy_host.run("IPAApply", model=model(layout), adapter=adapter, tokens=tokens, **settings)
     output = in_comfyui(patched, layout, unet(layout))
     assert adapter.encoder.name == f"{ENCODER}/"
-    assert difference(in_comfyui(model(layout), layout, unet(layout)), output) > 100 * RELATIVE, "it does nothing"
+    assert difference(in_comfyui(model(layout), layout, unet(layout)), output) > EFFECT, "it does nothing"
     return output
 
 
@@ -152,5 +153,5 @@ def test_both_halves_count(case: tuple[str, str, Trained], model: Callable, unet
     tokens = comfy_host.run("IPAEncodeImage", adapter=adapter, image=picture(), crop="center")
     patched = comfy_host.run("IPAApply", model=model(layout), adapter=adapter, tokens=tokens, **PLAIN)
     changed, plain = (in_comfyui(each, layout, unet(layout)) for each in (patched, model(layout)))
-    assert difference(changed[0], plain[0]) > 100 * RELATIVE
-    assert difference(changed[1], plain[1]) > 100 * RELATIVE
+    assert difference(changed[0], plain[0]) > EFFECT
+    assert difference(changed[1], plain[1]) > EFFECT
