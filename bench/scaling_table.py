@@ -8,6 +8,7 @@ trainer's own estimate from the same models. `--write` puts the tables into the 
 
 import argparse
 import contextlib
+import functools
 import json
 import re
 import sys
@@ -30,6 +31,7 @@ from diffusers import (  # noqa: E402
     StableDiffusionXLPipeline,
     UNet2DConditionModel,
 )
+from torch import nn  # noqa: E402
 from torch.utils.flop_counter import FlopCounterMode  # noqa: E402
 from transformers import (  # noqa: E402
     CLIPTextConfig,
@@ -87,8 +89,7 @@ SETUPS = (
 
 
 def measure() -> dict[str, Any]:
-    with tempfile.TemporaryDirectory() as folder:
-        counts = {setup.name: count(setup, Path(folder)) for setup in SETUPS}
+    counts = {setup.name: count(setup) for setup in SETUPS}
     reached = BATCH * PAPER["steps"] / (PAPER["days"] * _DAY * PAPER["gpus"])
     paper = reached * (counts[SETUPS[0].name]["uncached"]) / PAPER["peak_flops"]
     return {
@@ -107,12 +108,11 @@ def measure() -> dict[str, Any]:
     }
 
 
-def count(setup: Setup, folder: Path) -> dict[str, Any]:
+def count(setup: Setup) -> dict[str, Any]:
     """Operations per image, parameters, and bytes of the cache."""
-    base, encoder, config = models(setup, folder)
+    base, encoder, config = models(setup)
     with _META:
         network = new_adapter(config.adapter, base.unet, encoder)
-    install(base.unet)
     forward, backward = count_training(base, encoder, network, setup.resolution // base.latent_factor)
     pixels = torch.empty(1, 3, setup.resolution, setup.resolution, device=_META)
     parts = {
@@ -149,22 +149,29 @@ def count_training(base: Base, encoder: ImageEncoder, network: TrainableAdapter,
     return forward.get_total_flops(), backward.get_total_flops()
 
 
-def models(setup: Setup, folder: Path) -> tuple[Base, ImageEncoder, Config]:
-    """A base and ViT-H as their published configs describe them, without weights."""
-    tokenizer = write_tokenizer(folder / "tokenizer")
+@functools.cache
+def open_pipeline(unet: str) -> Any:
+    """SD1.5 or SDXL as their published configs describe them, without weights."""
+    with tempfile.TemporaryDirectory() as folder:
+        tokenizer = write_tokenizer(Path(folder))
     common = {"tokenizer": tokenizer, "scheduler": None}
     with _META:
-        common |= {"unet": UNet2DConditionModel(**CONFIGS[setup.unet]), "vae": _vae(), "text_encoder": _text_l()}
-        if setup.unet == "sdxl":
+        common |= {"unet": UNet2DConditionModel(**CONFIGS[unet]), "vae": _vae(), "text_encoder": _text_l()}
+        if unet == "sdxl":
             pipeline: Any = StableDiffusionXLPipeline(**common, tokenizer_2=tokenizer, text_encoder_2=_text_big_g())
         else:
             pipeline = StableDiffusionPipeline(
                 **common, safety_checker=None, feature_extractor=None, requires_safety_checker=False
             )
-        vision = CLIPVisionModelWithProjection(_vision_h()).requires_grad_(False)
-    for part in (pipeline.unet, pipeline.vae, pipeline.text_encoder, getattr(pipeline, "text_encoder_2", None)):
-        if part is not None:
+    for part in pipeline.components.values():
+        if isinstance(part, nn.Module):
             part.requires_grad_(False)
+    install(pipeline.unet)
+    return pipeline
+
+
+def models(setup: Setup) -> tuple[Base, ImageEncoder, Config]:
+    pipeline, vision = open_pipeline(setup.unet), _vision_h()
     base = Base(setup.unet, pipeline, DDPMScheduler(), _META, torch.float32)
     shape = vision.config
     spec = EncoderSpec(
@@ -263,8 +270,9 @@ def _text_big_g() -> Any:
     )
 
 
-def _vision_h() -> CLIPVisionConfig:
-    return CLIPVisionConfig(
+@functools.cache
+def _vision_h() -> Any:
+    config = CLIPVisionConfig(
         hidden_size=1280,
         intermediate_size=5120,
         num_hidden_layers=32,
@@ -273,6 +281,8 @@ def _vision_h() -> CLIPVisionConfig:
         patch_size=14,
         projection_dim=1024,
     )
+    with _META:
+        return CLIPVisionModelWithProjection(config).requires_grad_(False)
 
 
 Rows = list[list[str]]

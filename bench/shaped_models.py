@@ -51,10 +51,10 @@ SD15_LIKE = Shape(
     vae_resnets=2,
     text_layers=4,
     vision_width=1280,
-    vision_layers=4,
+    vision_layers=6,
     vision_embed=1024,
     vision_size=224,
-    resolution=192,
+    resolution=256,
     picture=768,
     batch_size=1,
 )

@@ -76,7 +76,7 @@ def step_of(run: Run) -> Step:
 
 
 def time_steps(connection: Connection, variants: tuple[str, ...], settings: dict[str, Any], precision: str) -> None:
-    """Answer each name of a variant by the seconds its next step takes. Ours share one run, cached and not."""
+    """Answer each name of a variant by the processor's seconds for its next step. Ours share one run, cached and not."""
     with _quiet(settings):
         if variants == ("official",):
             steps = {"official": official(settings, precision)}
@@ -86,9 +86,9 @@ def time_steps(connection: Connection, variants: tuple[str, ...], settings: dict
             steps = {"cached": step_of(run), "uncached": step_of(plain)}
         assert steps.keys() == set(variants)
         while (name := connection.recv()) is not None:
-            start = time.perf_counter()
+            start = time.process_time()
             steps[name]()
-            connection.send(time.perf_counter() - start)
+            connection.send(time.process_time() - start)
 
 
 def count_bytes(connection: Connection, variants: tuple[str, ...], settings: dict[str, Any], precision: str) -> None:

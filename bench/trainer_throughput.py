@@ -1,11 +1,10 @@
 """How much faster our trainer is than a plain loop that does what the official tutorial does, and how much less memory
 it needs: same model, same data, same batch, in one run (`--small`: toy sizes, to see that it works).
 
-Time: median seconds of a step. The loops take turns step by step, so that whatever else the machine does slows all
-alike. On a CPU without 16-bit arithmetic all compute in float32, for its emulation is all that would be measured there;
+Time: the processor's seconds for a step, median. There is one thread and no data worker, so on an idle machine these are
+the seconds that pass; whatever else the machine does hardly changes them, and the loops take turns. On a CPU without 16-bit arithmetic all compute in float32, for its emulation is all that would be measured there;
 16-bit frozen weights, which the official loop casts again in every use, then count for nothing. `operations` tells how
 much of the work encoding is in this model; docs/scaling.md has the same of SD1.5.
-One thread: with more, a step waits for the last of them on a machine that does other things too.
 
 Memory: peak bytes of all tensors alive in two steps (see `tensor_bytes`), which is what a GPU has to hold, in the
 precision both are meant for: float32 weights under autocast to bf16, against bf16 weights. The count is the same on
@@ -35,7 +34,7 @@ from trainer.models.base import load_base
 from trainer.models.image_encoder import load_image_encoder
 
 VARIANTS = ("official", "uncached", "cached")
-ROUNDS, MEMORY_STEPS, PICTURES = 3, 2, 8
+ROUNDS, MEMORY_STEPS, PICTURES = 2, 2, 4
 MEMORY_PRECISION = "bf16"
 _context = multiprocessing.get_context("forkserver")  # imports once, and starts no thread before it forks
 
