@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass, replace
 from enum import Enum
 
 from .errors import UnreadableFileError
+from .preprocess import CROPS
 
 SPEC_KEY = "ipadapter.spec"
 DEFAULT_HEAD_DIM = 64
@@ -50,10 +51,11 @@ class ResamplerSpec:
 
 @dataclass(frozen=True, kw_only=True)
 class EncoderHint:
-    """What a file's metadata says about its image encoder; None where it says nothing."""
+    """What a file's metadata says about its image encoder and how pictures are cut for it; None: it says nothing."""
 
     name: str | None = None
     image_size: int | None = None
+    crop: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,7 +138,10 @@ def with_metadata(spec: AdapterSpec, metadata: Mapping[str, str]) -> AdapterSpec
         negative = Negative(stated.get("negative", spec.negative))
     except ValueError as error:
         raise _bad_metadata(f"metadata {SPEC_KEY} has a value nobody knows ({error})") from error
-    hint = EncoderHint(name=name, image_size=image_size)
+    crop = encoder.get("crop")
+    if crop is not None and crop not in CROPS:
+        raise _bad_metadata(f"metadata {SPEC_KEY} has crop {crop!r}, none of {', '.join(CROPS)}")
+    hint = EncoderHint(name=name, image_size=image_size, crop=crop)
     return replace(spec, feature=feature, negative=negative, layer=layer, encoder=hint)
 
 

@@ -75,6 +75,9 @@ class IPAEncodeImage(io.ComfyNode):
         clip_vision: object | None = None,
     ) -> io.NodeOutput:
         encoder = choose(adapter, clip_vision)
+        trained = adapter.spec.encoder.crop
+        if trained is not None and trained != crop:
+            logger.warning("%s was trained with crop '%s', and gets '%s' here.", adapter.name, trained, crop)
         return io.NodeOutput(encode_image(adapter, encoder, image, crop=crop, negative_image=negative_image, mask=mask))
 
 
@@ -103,7 +106,7 @@ def encode_image(
     encoder: VisionEncoder,
     image: Tensor,
     *,
-    crop: str = CROPS[0],
+    crop: str | None = None,
     negative_image: Tensor | None = None,
     mask: Tensor | None = None,
 ) -> ImageTokens:
@@ -111,12 +114,14 @@ def encode_image(
 
     Args:
         image: (R, H, W, channels), 0..1; R references.
+        crop: None is the one the adapter was trained with, as its file says, or the usual one.
         negative_image: (R', H, W, channels) for the uncond side; without it the adapter's own convention.
         mask: (1 or R, H, W), what of the reference counts.
 
     Raises:
         BadInputError: a picture or mask that cannot be used.
     """
+    crop = crop or adapter.spec.encoder.crop or CROPS[0]
     features, key = _features(adapter, encoder, image, crop, mask)
     if negative_image is not None:
         negative, negative_key = _features(adapter, encoder, negative_image, crop, None)

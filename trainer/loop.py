@@ -15,7 +15,7 @@ from ipadapter_core.errors import IPAdapterError
 from .config import Config
 from .config_file import write_config
 from .run import open_run
-from .state import CONFIG, CheckpointError, clean_up, find_checkpoints
+from .state import CONFIG, CheckpointError, check_same_run, clean_up, find_checkpoints
 from .stop import StopRequest, stop_on_signals
 from .watch.observe import open_observer
 
@@ -48,6 +48,8 @@ def train(config: Config) -> Outcome:
     Every process of a launch calls it. Raises IPAdapterError for whatever the user can mend: paths, data, settings, a
     diverged loss.
     """
+    for checkpoint in find_checkpoints(config.run)[-1:]:
+        check_same_run(config, checkpoint)
     run = open_run(config)
     accelerator, adapter, state, counters = run.accelerator, run.adapter, run.state, run.state.counters
     if accelerator.is_main_process:

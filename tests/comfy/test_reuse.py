@@ -1,5 +1,7 @@
 """Nothing is encoded twice: what changes a picture's features, and what does not."""
 
+import json
+import logging
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -22,7 +24,10 @@ def studio(base_directory: Path, unet: Callable, model: Callable) -> Iterator[Si
     shapes = tiny_adapter(
         "plus", site_dims=tiny_unet.site_dims(unet("sd15")), image_dim=encoders.WIDTH, head_dim=64, heads=1
     )
-    write_safetensors(base_directory / "models" / "ipadapter" / "studio.safetensors", random_tensors(shapes))
+    adapters = base_directory / "models" / "ipadapter"
+    write_safetensors(adapters / "studio.safetensors", random_tensors(shapes))
+    padded = {"ipadapter.spec": json.dumps({"encoder": {"crop": "pad"}})}
+    write_safetensors(adapters / "padded.safetensors", random_tensors(shapes), padded)
     adapter = comfy_host.run("IPALoadAdapter", adapter_file="studio.safetensors", image_encoder="auto")
     comfy_host.pack("nodes.cache").CACHE.clear()
     calls: list[int] = []
@@ -138,3 +143,16 @@ def test_the_cache_stays_below_its_bound_and_drops_the_oldest() -> None:
     assert cache.get(4, str) is None, "3 was used after 4"
     cache.put(6, "6", 1000)
     assert cache.num_bytes <= 100
+
+
+def test_picture_is_cut_as_the_adapter_was_trained(studio: SimpleNamespace, caplog: pytest.LogCaptureFixture) -> None:
+    adapter = comfy_host.run("IPALoadAdapter", adapter_file="padded.safetensors", image_encoder="auto")
+    with caplog.at_level(logging.WARNING):
+        encode(studio, adapter=adapter, crop="pad")
+        assert not caplog.records
+        before = len(studio.calls)
+        apply_image(studio, adapter=adapter)
+        assert len(studio.calls) == before, "IPAApplyImage cut the picture in another way"
+        encode(studio, adapter=adapter, crop="center")
+    assert len(studio.calls) == before + 1
+    assert "padded.safetensors was trained with crop 'pad', and gets 'center' here." in caplog.text

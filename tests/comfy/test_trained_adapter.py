@@ -15,7 +15,7 @@ from support.graphs import PLAIN
 from support.trained import KINDS, Trained, diffusers_pipeline, reference_picture, train_adapter
 from trainer.config import BaseModelConfig
 from trainer.files.adapter_file import open_adapter
-from trainer.models.base import load_base
+from trainer.models.loading import load_base
 
 SIZE = 16
 TIMESTEP = 500

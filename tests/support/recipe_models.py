@@ -15,8 +15,8 @@ from diffusers import UNet2DConditionModel
 from ipadapter_core.files import write_safetensors
 from trainer.config import Config
 from trainer.config_file import read_config
-from trainer.models.base import load_base
 from trainer.models.image_encoder import load_image_encoder
+from trainer.models.loading import load_base
 from trainer.models.network import new_adapter
 
 from .encoders import EMBED_DIM, IMAGE_SIZE, LAYERS, PATCH, WIDTH, write_folder

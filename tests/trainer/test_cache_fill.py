@@ -24,8 +24,9 @@ from trainer.data.prepare import caption_digest, entry_key
 from trainer.data.records import DataError
 from trainer.data.sample import Geometry
 from trainer.data.sources import load_records, open_source
-from trainer.models.base import Base, load_base
+from trainer.models.base import Base
 from trainer.models.image_encoder import ImageEncoder, load_image_encoder
+from trainer.models.loading import load_base
 from trainer.objective import Objective
 
 CPU = torch.device("cpu")

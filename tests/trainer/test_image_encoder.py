@@ -11,8 +11,8 @@ from ipadapter_core.errors import MismatchError
 from ipadapter_core.spec import Feature, Negative
 from support.encoders import EMBED_DIM, FOLDERS, LAYERS, WIDTH, write_folder
 from trainer.config import EncoderConfig
-from trainer.models.base import ModelNotFoundError
 from trainer.models.image_encoder import ImageEncoder, load_image_encoder
+from trainer.models.loading import ModelNotFoundError
 
 CPU = torch.device("cpu")
 

@@ -145,6 +145,8 @@ def test_other_settings_are_another_run(config: Any) -> None:
     train(config("run", validation={"every": 2, "images": 2}, checkpoint={"every": 1}))
     with pytest.raises(CheckpointError, match=r"learning_rate was 0.0001 and is 0.5.*another train.output"):
         train(config("run", optimizer={"learning_rate": 0.5}))
+    with pytest.raises(CheckpointError, match=r"base.model was .* and is 'nowhere'"):  # before any model is opened
+        train(config("run", base={"model": "nowhere", "precision": "fp32"}))
 
 
 def test_diverged_loss_ends_the_run(config: Any) -> None:

@@ -13,8 +13,8 @@ from ipadapter_core.errors import MismatchError
 from support.encoders import write_folder
 from support.tiny_base import VOCABULARY, write_tokenizer
 from trainer.config import EncoderConfig, ValidationConfig
-from trainer.models.base import ModelNotFoundError
 from trainer.models.image_encoder import load_image_encoder
+from trainer.models.loading import ModelNotFoundError
 from trainer.watch.metrics import load_judge
 from trainer.watch.sampling import Reference, SampleGrid, TextEmbeds
 

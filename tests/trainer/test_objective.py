@@ -14,8 +14,9 @@ from ipadapter_core.spec import Negative
 from trainer.batch import Batch
 from trainer.config import AdapterConfig, BaseModelConfig, EncoderConfig, ObjectiveConfig
 from trainer.draws import draw
-from trainer.models.base import Base, load_base, with_terminal_snr
+from trainer.models.base import Base, with_terminal_snr
 from trainer.models.image_encoder import ImageEncoder, load_image_encoder
+from trainer.models.loading import load_base
 from trainer.models.network import TrainableAdapter, new_adapter
 from trainer.models.processor import install
 from trainer.objective import Objective

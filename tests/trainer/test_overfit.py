@@ -15,8 +15,8 @@ from support.training import make_config
 from trainer.cache.fill import fill
 from trainer.data.sources import open_sources
 from trainer.loop import train
-from trainer.models.base import load_base
 from trainer.models.image_encoder import load_image_encoder
+from trainer.models.loading import load_base
 from trainer.watch.curves import read_records
 
 CPU = torch.device("cpu")

@@ -5,14 +5,15 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch.nn import functional
 
 from support.pictures import write_shards
 from support.training import make_config, write_pictures
 from trainer.cache.fill import fill
 from trainer.data.sources import open_sources
-from trainer.models.base import load_base
 from trainer.models.image_encoder import load_image_encoder
-from trainer.planning import make_plan
+from trainer.models.loading import load_base
+from trainer.planning import flop_counter, make_plan
 
 
 @pytest.mark.parametrize("layout", ["sd15", "sdxl"])
@@ -73,3 +74,14 @@ def test_plan_of_a_stream_writes_nothing(
     plan = make_plan(config).to_json()
     assert "pictures" not in plan["data"]
     assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_attention_is_counted_on_the_cpu() -> None:
+    q = torch.empty(1, 2, 64, 8, requires_grad=True)
+    product = 2 * 2 * 64 * 64 * 8
+    with flop_counter() as forward:
+        out = functional.scaled_dot_product_attention(q, q, q)
+    with flop_counter() as backward:
+        out.sum().backward()
+    assert forward.get_total_flops() == 2 * product
+    assert backward.get_total_flops() == 5 * product  # as on a GPU: one is done again to save memory

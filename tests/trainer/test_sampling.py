@@ -15,8 +15,8 @@ from ipadapter_core.kv import SiteStrength
 from support.encoders import write_folder
 from support.tiny_base import write_base
 from trainer.config import AdapterConfig, BaseModelConfig, EncoderConfig
-from trainer.models.base import load_base
 from trainer.models.image_encoder import load_image_encoder
+from trainer.models.loading import load_base
 from trainer.models.network import new_adapter
 from trainer.models.processor import install
 from trainer.watch.contact_sheet import contact_sheet, save_grid

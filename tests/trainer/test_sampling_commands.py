@@ -23,8 +23,8 @@ from trainer.config import AdapterConfig, BaseModelConfig, EncoderConfig
 from trainer.config_file import read_config, write_config
 from trainer.files.adapter_file import open_adapter
 from trainer.files.facts import PREPROCESS_KEY, Preprocess
-from trainer.models.base import load_base
 from trainer.models.image_encoder import load_image_encoder
+from trainer.models.loading import load_base
 from trainer.models.network import new_adapter
 from trainer.watch.evaluation import held_out_pictures
 

@@ -16,7 +16,8 @@ from ipadapter_core.errors import MismatchError
 from support.ldm_names import write_single_file
 from support.trained import COLORS, write_teachable_base
 from trainer.config import BaseModelConfig
-from trainer.models.base import PARTS, Base, ModelNotFoundError, load_base
+from trainer.models.base import PARTS, Base
+from trainer.models.loading import ModelNotFoundError, load_base
 
 CPU = torch.device("cpu")
 CAPTIONS = ["a red cat", ""]
@@ -88,6 +89,15 @@ def test_prediction_type_can_be_stated(single_file: Callable, form: str, name: s
     model, config = (path, {"config": str(folder)}) if form == "file" else (folder, {})
     assert load(model, "vae", **config, prediction_type=other).schedule.config.prediction_type == other
     assert load(model, "vae", **config).schedule.config.prediction_type == MODELS[name][1]
+
+
+def test_mark_of_a_v_prediction_finetune_is_read(single_file: Callable, tmp_path: Path) -> None:
+    path, folder = single_file("sd15")
+    marked = tmp_path / "marked.safetensors"
+    save_file({**load_file(path), "v_pred": torch.zeros(0)}, marked, {"format": "pt"})
+    config = {"config": str(folder)}
+    assert load(marked, "vae", **config).schedule.config.prediction_type == "v_prediction"
+    assert load(marked, "vae", **config, prediction_type="epsilon").schedule.config.prediction_type == "epsilon"
 
 
 @pytest.mark.parametrize("form", ["file", "file without", "folder"])

@@ -10,7 +10,7 @@ import torch
 from support.trained import KINDS, Trained, diffusers_pipeline, reference_picture, train_adapter
 from trainer.config import BaseModelConfig
 from trainer.files.adapter_file import open_adapter
-from trainer.models.base import load_base
+from trainer.models.loading import load_base
 from trainer.watch.sampling import SampleGrid, Sampler, SampleSettings, encode_prompt, encode_reference, sample_grid
 
 CPU = torch.device("cpu")

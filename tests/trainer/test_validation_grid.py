@@ -12,8 +12,8 @@ from support.tiny_base import write_base
 from trainer.batch import Batch
 from trainer.config import AdapterConfig, BaseModelConfig, EncoderConfig, ObjectiveConfig
 from trainer.draws import sample_generator
-from trainer.models.base import load_base
 from trainer.models.image_encoder import load_image_encoder
+from trainer.models.loading import load_base
 from trainer.models.network import TrainableAdapter, new_adapter
 from trainer.models.processor import install
 from trainer.objective import Condition, Objective

@@ -78,11 +78,11 @@ def test_metadata_states_what_no_tensor_shows() -> None:
             layer=-1,
             feature="image_embeds",
             negative="zero_features",
-            encoder={"name": "an encoder", "image_size": 336},
+            encoder={"name": "an encoder", "image_size": 336, "crop": "pad"},
         ),
     )
     assert (spec.layer, spec.feature, spec.negative) == (-1, Feature.IMAGE_EMBEDS, Negative.ZERO_FEATURES)
-    assert spec.encoder == EncoderHint(name="an encoder", image_size=336)
+    assert spec.encoder == EncoderHint(name="an encoder", image_size=336, crop="pad")
 
 
 def test_metadata_cannot_change_a_dimension() -> None:
@@ -166,6 +166,10 @@ def test_any_wrong_shape_of_any_tensor_is_a_message(data: st.DataObject) -> None
         ('{"layer": 0, "resampler": {"head_dim": 8}}', "layer 0, not a negative number"),
         ('{"encoder": "CLIP", "resampler": {"head_dim": 8}}', "encoder 'CLIP', not an object"),
         ('{"encoder": {"name": 3}, "resampler": {"head_dim": 8}}', "not a name and an image_size"),
+        (
+            '{"encoder": {"crop": "middle"}, "resampler": {"head_dim": 8}}',
+            "crop 'middle', none of center, pad, stretch",
+        ),
         ('{"encoder": {"image_size": "224"}, "resampler": {"head_dim": 8}}', "not a name and an image_size"),
         ('{"resampler": {"head_dim": 7}}', "heads of size 7"),
         ('{"resampler": {"head_dim": 0}}', "heads of size 0"),

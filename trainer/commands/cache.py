@@ -43,8 +43,8 @@ def cache(
     from ..cache.store import prune as delete
     from ..cache.training import check_path, open_stores
     from ..data.sources import open_sources
-    from ..models.base import load_base
     from ..models.image_encoder import load_image_encoder
+    from ..models.loading import load_base
 
     check_path(settings)
     sources = open_sources(settings)

@@ -58,7 +58,7 @@ def sample(
 
     from ..config import BaseModelConfig
     from ..files.adapter_file import open_adapter, usual_precision
-    from ..models.base import load_base
+    from ..models.loading import load_base
     from ..watch.contact_sheet import save_grid
     from ..watch.sampling import Sampler, SampleSettings, encode_prompt, encode_reference, sample_grid
 

@@ -19,7 +19,8 @@ from ipadapter_core.vision_folder import VisionFolder, load_vision_folder
 
 from ..config import EncoderConfig
 from ..quiet import quiet_libraries
-from .base import DTYPES, ModelNotFoundError, fingerprint
+from .base import DTYPES, fingerprint
+from .loading import ModelNotFoundError
 
 _NEEDED_FILES = ["*.json", "model*.safetensors", "*.txt"]  # repositories hold the same weights for open_clip as well
 _USUAL_FEATURE = {"base": Feature.IMAGE_EMBEDS, "plus": Feature.HIDDEN_STATES, "full": Feature.HIDDEN_STATES}

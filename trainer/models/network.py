@@ -123,7 +123,7 @@ def _spec(config: AdapterConfig, site_dims: tuple[int, ...], dim: int, encoder: 
         negative=_USUAL_NEGATIVE[config.kind] if config.negative == "auto" else Negative(config.negative),
         resampler=resampler,
         layer=encoder.layer,
-        encoder=EncoderHint(name=encoder.name, image_size=encoder.format.pixel_format.size),
+        encoder=EncoderHint(name=encoder.name, image_size=encoder.format.pixel_format.size, crop=encoder.format.crop),
     )
 
 

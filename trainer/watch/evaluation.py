@@ -15,7 +15,8 @@ from ..data.loader import held_out_batches
 from ..data.records import Records
 from ..data.sources import open_sources
 from ..files.adapter_file import open_adapter
-from ..models.base import load_base, with_terminal_snr
+from ..models.base import with_terminal_snr
+from ..models.loading import load_base
 from ..objective import Objective
 from ..run import geometry
 from .contact_sheet import save_grid

@@ -1,0 +1,221 @@
+"""Opening the frozen model: a folder in diffusers layout, a hub repository or a single file."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import (
+    AutoencoderKL,
+    AutoencoderTiny,
+    AutoModel,
+    DDPMScheduler,
+    DiffusionPipeline,
+    StableDiffusionPipeline,
+    StableDiffusionXLPipeline,
+)
+from diffusers.loaders.single_file_utils import SingleFileComponentError
+from safetensors import SafetensorError
+
+from ipadapter_core.errors import IPAdapterError, MismatchError, UnreadableFileError
+from ipadapter_core.files import SAFETENSORS_SUFFIXES, read_header
+
+from ..config import BaseModelConfig
+from ..quiet import quiet_libraries
+from .base import DTYPES, PARTS, TEXT_ENCODERS, Base
+
+_SDXL_KEY = "conditioner.embedders.1.model.ln_final.weight"
+_V_PREDICTION_KEY = "v_pred"  # an empty tensor that finetunes of SDXL carry
+_TEXT_PARTS = (*TEXT_ENCODERS, "tokenizer", "tokenizer_2")
+_UNUSED_PARTS = ("safety_checker", "feature_extractor", "image_encoder")
+_PICKLED = (".ckpt", ".pt", ".pth", ".bin")
+_FILE_PARTS = {  # what a single file has, and how the names of it start
+    "unet": ("a UNet", ("model.diffusion_model.",)),
+    "vae": ("an autoencoder", ("first_stage_model.", "vae.")),
+    "text": ("a text encoder", ("cond_stage_model.", "conditioner.embedders.")),
+}
+_LOADING_ERRORS = (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError, SingleFileComponentError)
+_FORMS = "a folder in diffusers layout (model_index.json), a single .safetensors file, or a hub repository"
+
+
+class ModelNotFoundError(IPAdapterError):
+    """A model folder, file or hub repository that cannot be opened."""
+
+
+def load_base(config: BaseModelConfig, device: torch.device, *, only: frozenset[str] = PARTS) -> Base:
+    """Load the frozen parts of a model.
+
+    Args:
+        config: which model, its precision and prediction type.
+        device: where its parts go.
+        only: of "unet", "vae" and "text"; the others are not read.
+
+    Raises:
+        ModelNotFoundError: nothing usable at that path or name.
+        MismatchError: not a model of the SD1.5, SD2.x or SDXL kind.
+    """
+    quiet_libraries()
+    dtype = DTYPES[config.precision]
+    given: dict[str, Any] = dict.fromkeys(_UNUSED_PARTS)
+    given |= {name: None for name in ("unet", "vae") if name not in only}
+    given |= {} if "text" in only else dict.fromkeys(_TEXT_PARTS)
+    has_own_vae = config.vae is None and "vae" in only
+    if config.vae is not None and "vae" in only:
+        given["vae"] = _load_vae(config.vae, dtype)
+    file = _single_file(config, only if has_own_vae else only - {"vae"})
+    try:
+        pipeline = _open_folder(config, dtype, given) if file is None else _open_file(file, config, dtype, given)
+        if not isinstance(pipeline, StableDiffusionPipeline | StableDiffusionXLPipeline):
+            raise MismatchError(
+                f"{config.model} is a {type(pipeline).__name__}",
+                expected="SD1.5, SD2.x or SDXL",
+                action="choose such a model as base.model",
+            )
+        if dtype is torch.float16 and has_own_vae:
+            pipeline.vae.float()  # SDXL's own autoencoder overflows in float16
+        for part in (pipeline.unet, pipeline.vae, pipeline.text_encoder, getattr(pipeline, "text_encoder_2", None)):
+            if part is not None:
+                part.to(device).eval().requires_grad_(False)
+    except MismatchError:
+        raise
+    except _LOADING_ERRORS as error:
+        described = "" if file is None else f" described by base.config = {config.config!r}"
+        raise ModelNotFoundError(
+            f"{config.model}{described} cannot be loaded as a text-to-image model ({_reason(error)})",
+            expected=_FORMS,
+            action="check base.model" if file is None else "check base.model, and that base.config is of such a model",
+        ) from error
+    pipeline.set_progress_bar_config(disable=True)
+    is_v = file is not None and _V_PREDICTION_KEY in read_header(file)
+    base = Base(config.model, pipeline, _schedule(pipeline, config, is_v=is_v), device, dtype)
+    if "text" in only:
+        _check_texts(base, config)
+    return base
+
+
+def _single_file(config: BaseModelConfig, parts: frozenset[str]) -> Path | None:
+    """The file that base.model names, known by its header to hold the parts; None if it names no file.
+
+    Raises:
+        ModelNotFoundError: it does not.
+    """
+    path = Path(config.model)
+    if path.is_dir() or not (path.is_file() or path.suffix in (*SAFETENSORS_SUFFIXES, *_PICKLED)):
+        return None
+    if not path.is_file():
+        raise ModelNotFoundError(
+            f"base.model = {config.model!r}, which does not exist", expected=_FORMS, action="correct base.model"
+        )
+    if path.suffix not in SAFETENSORS_SUFFIXES:
+        raise ModelNotFoundError(
+            f"base.model = {config.model!r}, which is no safetensors file",
+            expected="safetensors; a pickled checkpoint may run code and is not opened",
+            action="use a copy in safetensors, or convert it where you trust it",
+        )
+    if config.config is None:
+        raise ModelNotFoundError(
+            f"the single file {config.model} without base.config",
+            expected="base.config: a folder in diffusers layout or a hub id whose configs and tokenizer describe it",
+            action="set it, for instance to stable-diffusion-v1-5/stable-diffusion-v1-5 or "
+            "stabilityai/stable-diffusion-xl-base-1.0",
+        )
+    try:
+        names = tuple(read_header(path))
+    except UnreadableFileError as error:
+        raise ModelNotFoundError(
+            f"{config.model} is damaged, or no safetensors file in spite of its name",
+            expected="a complete safetensors file",
+            action="download it again and compare its size with the source",
+        ) from error
+    for part, (what, starts) in _FILE_PARTS.items():
+        if part in parts and not any(name.startswith(starts) for name in names):
+            raise ModelNotFoundError(
+                f"{config.model} without {what} (no tensor is called {starts[0]}…)",
+                expected="a whole checkpoint in its original names: UNet, autoencoder and text encoder",
+                action="choose such a file; base.vae may name another autoencoder",
+            )
+    return path
+
+
+def _open_file(path: Path, config: BaseModelConfig, dtype: torch.dtype, given: dict[str, Any]) -> Any:
+    is_sdxl = _SDXL_KEY in read_header(path)
+    pipeline_class = StableDiffusionXLPipeline if is_sdxl else StableDiffusionPipeline
+    given = {name: part for name, part in given.items() if not (is_sdxl and name == "safety_checker")}
+    given = {name: part for name, part in given.items() if is_sdxl or not name.endswith("_2")}
+    return pipeline_class.from_single_file(str(path), config=config.config, torch_dtype=dtype, **given)
+
+
+def _open_folder(config: BaseModelConfig, dtype: torch.dtype, given: dict[str, Any]) -> Any:
+    known = _parts_of(config.model)
+    given = {name: part for name, part in given.items() if name in known}
+    return DiffusionPipeline.from_pretrained(
+        config.model, torch_dtype=dtype, variant=_variant(Path(config.model)), **given
+    )
+
+
+def _variant(folder: Path) -> str | None:
+    """fp16 if some part of a local folder has no other weights."""
+    files = [path for part in ("unet", "vae", *TEXT_ENCODERS) for path in (folder / part).glob("*.safetensors")]
+    halves = {path.parent for path in files if ".fp16" in path.name}
+    return "fp16" if halves - {path.parent for path in files if ".fp16" not in path.name} else None
+
+
+def _load_vae(model: str, dtype: torch.dtype) -> Any:
+    try:
+        vae = AutoModel.from_pretrained(model, torch_dtype=dtype)
+    except _LOADING_ERRORS as error:
+        raise ModelNotFoundError(
+            f"base.vae = {model!r} cannot be loaded ({_reason(error)})",
+            expected="a folder with an autoencoder's config.json and weights, or a hub id such as "
+            "madebyollin/sdxl-vae-fp16-fix",
+            action="correct base.vae",
+        ) from error
+    if not isinstance(vae, AutoencoderKL | AutoencoderTiny):
+        raise MismatchError(
+            f"base.vae = {model!r} is a {type(vae).__name__}",
+            expected="an AutoencoderKL or AutoencoderTiny",
+            action="name the folder of the autoencoder itself",
+        )
+    return vae
+
+
+def _check_texts(base: Base, config: BaseModelConfig) -> None:
+    """transformers makes up what it does not find: tokenizers without a word, weights at random.
+
+    Raises:
+        ModelNotFoundError: it did.
+    """
+    for name, text in zip(TEXT_ENCODERS, base.texts, strict=False):
+        tokenizer = name.replace("text_encoder", "tokenizer")
+        if len(text.tokenizer) <= len(text.tokenizer.all_special_tokens):
+            raise ModelNotFoundError(
+                f"{config.config or config.model} without the files of {tokenizer}",
+                expected=f"{tokenizer}/vocab.json and merges.txt, or tokenizer.json",
+                action="complete the folder",
+            )
+        files = list((Path(config.model) / name).glob("*.safetensors"))
+        stored = {key.removeprefix("text_model.") for file in files for key in read_header(file)}
+        missing = [key for key in text.model.state_dict() if key.removeprefix("text_model.") not in stored]
+        if files and missing:
+            raise ModelNotFoundError(
+                f"{config.model}, whose {name} lacks {missing[0]}",
+                expected="all of its weights",
+                action="download it again",
+            )
+
+
+def _parts_of(model: str) -> frozenset[str]:
+    return frozenset(name for name in DiffusionPipeline.load_config(model) if not name.startswith("_"))
+
+
+def _schedule(pipeline: Any, config: BaseModelConfig, *, is_v: bool) -> DDPMScheduler:
+    """The base's own; what it predicts as configured, else as the single file's mark or the scheduler's config says."""
+    stated = "v_prediction" if is_v else None
+    prediction_type = stated if config.prediction_type == "auto" else config.prediction_type
+    given = {} if prediction_type is None else {"prediction_type": prediction_type}
+    return DDPMScheduler.from_config(pipeline.scheduler.config, **given)
+
+
+def _reason(error: BaseException) -> str:
+    if isinstance(error, NotImplementedError):  # weights that were not there are left without values
+        return "some of its weights are missing"
+    return (str(error).strip().splitlines() or [type(error).__name__])[0].partition(". ")[0].rstrip(".")
