@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
 from .batch import Batch
 from .cache.estimate import estimate_bytes
@@ -22,6 +22,12 @@ from .data.records import Records
 from .run import Run, open_run
 
 MEASURED_STEPS = 3
+_CPU_ATTENTION = {  # torch counts it on other devices only
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: lambda q, k, v, *_, **__: sdpa_flop_count(q, k, v),
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: (
+        lambda grad, q, k, v, *_, **__: sdpa_backward_flop_count(grad, q, k, v)
+    ),
+}
 
 
 @dataclass(frozen=True)
@@ -96,9 +102,9 @@ def _data(run: Run) -> dict[str, object]:
 def _count(run: Run, batch: Batch, *, is_cached: bool) -> tuple[dict[str, int], dict[str, int]]:
     """Bytes on the device at the end of a forward, when most is held (buffers of single operations come on top), and
     floating-point operations of an image, two for each multiplication and addition."""
-    with _saved_for_backward(run) as saved, FlopCounterMode(display=False) as forward:
+    with _saved_for_backward(run) as saved, flop_counter() as forward:
         loss = run.objective.loss(run.network, batch.to(run.accelerator.device))
-    with FlopCounterMode(display=False) as backward:
+    with flop_counter() as backward:
         run.accelerator.backward(loss)
     run.optimizer.step()
     trained = sum(parameter.nbytes for parameter in run.network.trained_parameters())
@@ -115,6 +121,11 @@ def _count(run: Run, batch: Batch, *, is_cached: bool) -> tuple[dict[str, int], 
     images = len(batch.positions)
     flops = {"forward": forward.get_total_flops() // images, "backward": backward.get_total_flops() // images}
     return memory | {"total": sum(memory.values())}, {f"flops_{name}": count for name, count in flops.items()}
+
+
+def flop_counter() -> FlopCounterMode:
+    """Counts floating-point operations inside, two for each multiplication with addition."""
+    return FlopCounterMode(display=False, custom_mapping=_CPU_ATTENTION)
 
 
 def _measure(run: Run, batches: Iterator[Batch]) -> dict[str, object]:
