@@ -30,8 +30,8 @@ from tensor_bytes import Quick16Bit
 
 from trainer.cache.fill import fill
 from trainer.data.sources import open_sources
-from trainer.models.base import load_base
 from trainer.models.image_encoder import load_image_encoder
+from trainer.models.loading import load_base
 
 VARIANTS = ("official", "uncached", "cached")
 ROUNDS, MEMORY_STEPS, PICTURES = 2, 2, 4
