@@ -10,8 +10,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from .errors import BadInputError
+from .spec import CROPS
 
-CROPS = ("center", "pad", "stretch")
 _LONGEST_STRIP = 4  # times its short side
 
 

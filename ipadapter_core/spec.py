@@ -6,11 +6,11 @@ from dataclasses import asdict, dataclass, replace
 from enum import Enum
 
 from .errors import UnreadableFileError
-from .preprocess import CROPS
 
 SPEC_KEY = "ipadapter.spec"
 DEFAULT_HEAD_DIM = 64
 PENULTIMATE = -2
+CROPS = ("center", "pad", "stretch")  # how a picture becomes the encoder's square; see `preprocess.encoder_pixels`
 
 
 class Projection(str, Enum):

@@ -10,8 +10,8 @@ from torch import Tensor
 from ..ipadapter_core.encoders import check_encoder, encoder_need
 from ..ipadapter_core.errors import BadInputError, MismatchError
 from ..ipadapter_core.masks import check_mask
-from ..ipadapter_core.preprocess import CROPS, check_image, encoder_pixels
-from ..ipadapter_core.spec import Negative
+from ..ipadapter_core.preprocess import check_image, encoder_pixels
+from ..ipadapter_core.spec import CROPS, Negative
 from ..ipadapter_core.tokens import ImageTokens
 from .cache import CACHE
 from .encoder import VisionEncoder, from_clip_vision

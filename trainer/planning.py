@@ -2,7 +2,7 @@
 
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
@@ -22,10 +22,12 @@ from .data.records import Records
 from .run import Run, open_run
 
 MEASURED_STEPS = 3
+_attention: Callable[..., int] = sdpa_flop_count
+_attention_backward: Callable[..., int] = sdpa_backward_flop_count
 _CPU_ATTENTION = {  # torch counts it on other devices only
-    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: lambda q, k, v, *_, **__: sdpa_flop_count(q, k, v),
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: lambda q, k, v, *_, **__: _attention(q, k, v),
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: (
-        lambda grad, q, k, v, *_, **__: sdpa_backward_flop_count(grad, q, k, v)
+        lambda grad, q, k, v, *_, **__: _attention_backward(grad, q, k, v)
     ),
 }
 

@@ -15,7 +15,7 @@ from ipadapter_core.files import HASH_KEY, read_tensors, tensor_hash
 from ipadapter_core.spec import EncoderHint, Negative
 from support.published import PUBLISHED, tiny_adapter
 from support.training_states import IMAGE_DIM, run_config, tiny_ipadapter, write_checkpoint
-from trainer import export as export_module
+from trainer.files import export as export_module
 from trainer.files.export import ExportError, export_adapter
 from trainer.files.facts import ExportFacts, Preprocess, RunCounts, header, read_preprocess, run_facts
 from trainer.files.portability import EVERYWHERE, NATIVE_ONLY
