@@ -97,8 +97,9 @@ class State:
             self._save_own(partial, weights)
         self.accelerator.wait_for_everyone()
         if self.accelerator.is_main_process:
-            _sync(partial)
+            _sync(*partial.rglob("*"), partial)  # so that the rename never comes before the contents
             partial.rename(final)
+            _sync(final.parent)
             self._delete_old()
         self.accelerator.wait_for_everyone()
         return final
@@ -206,9 +207,9 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, object]:
     return flat
 
 
-def _sync(folder: Path) -> None:
-    """To the disk, so that the rename never comes before the contents."""
-    for path in (*folder.rglob("*"), folder):
+def _sync(*paths: Path) -> None:
+    """To the disk, files and folders."""
+    for path in paths:
         descriptor = os.open(path, os.O_RDONLY)
         os.fsync(descriptor)
         os.close(descriptor)

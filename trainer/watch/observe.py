@@ -73,11 +73,15 @@ class Observer:
         self.run.accelerator.end_training()
 
     def _is_due(self, kind: str, step: int, every: int | None, is_last: bool) -> bool:
-        # the log is the main process's, and every process has to come to the same answer
-        done = torch.tensor(any(record["kind"] == kind and record["step"] == step for record in self.log.records))
         if every is None or not (step % every == 0 or is_last):
             return False
-        return not bool(self.run.accelerator.reduce(done.float().to(self.run.accelerator.device)).item())
+        # the log is the main process's, and every process has to come to the same answer
+        done = any(record["kind"] == kind and record["step"] == step for record in self.log.records)
+        return not self._any_process(done)
+
+    def _any_process(self, holds: bool) -> bool:
+        accelerator = self.run.accelerator
+        return bool(accelerator.reduce(torch.tensor(float(holds), device=accelerator.device)).item())
 
     def _validate(self, step: int) -> None:
         assert self.grid is not None
@@ -109,8 +113,7 @@ class Observer:
 
     def _keep_best(self, step: int) -> None:
         best = best_so_far(self.log.records, self.run.config.validation.best)
-        is_best = torch.tensor(float(best is not None and best.step == step), device=self.run.accelerator.device)
-        if not self.run.accelerator.reduce(is_best).item():
+        if not self._any_process(best is not None and best.step == step):
             return
         weights = adapter_weights(self.run.accelerator, self.run.adapter)
         if self.run.accelerator.is_main_process:
