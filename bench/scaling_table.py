@@ -8,11 +8,9 @@ trainer's own estimate from the same models. `--write` puts the tables into the 
 
 import argparse
 import contextlib
-import functools
 import json
 import re
 import sys
-import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,36 +22,20 @@ DOCUMENT = ROOT / "docs" / "scaling.md"
 sys.path += [str(ROOT / "tests"), str(ROOT)]
 
 import torch  # noqa: E402
-from diffusers import (  # noqa: E402
-    AutoencoderKL,
-    DDPMScheduler,
-    StableDiffusionPipeline,
-    StableDiffusionXLPipeline,
-    UNet2DConditionModel,
-)
-from torch import nn  # noqa: E402
+from diffusers import DDPMScheduler  # noqa: E402
+from full_models import ENCODER_SIZE, META, open_pipeline, vision_h  # noqa: E402
 from torch.utils.flop_counter import FlopCounterMode  # noqa: E402
-from transformers import (  # noqa: E402
-    CLIPTextConfig,
-    CLIPTextModel,
-    CLIPTextModelWithProjection,
-    CLIPVisionConfig,
-    CLIPVisionModelWithProjection,
-)
 
 from ipadapter_core.encoders import EncoderSpec  # noqa: E402
 from ipadapter_core.preprocess import PixelFormat  # noqa: E402
 from ipadapter_core.spec import Feature  # noqa: E402
 from ipadapter_core.vision_folder import VisionFolder  # noqa: E402
-from support.full_unet import CONFIGS  # noqa: E402
-from support.tiny_base import write_tokenizer  # noqa: E402
 from trainer.cache.estimate import estimate_bytes  # noqa: E402
 from trainer.config import Config, ObjectiveConfig  # noqa: E402
 from trainer.config_file import parse_config  # noqa: E402
 from trainer.models.base import Base  # noqa: E402
 from trainer.models.image_encoder import ImageEncoder, ReferenceFormat  # noqa: E402
 from trainer.models.network import TrainableAdapter, new_adapter  # noqa: E402
-from trainer.models.processor import install  # noqa: E402
 from trainer.objective import Condition, Objective  # noqa: E402
 
 PAIRS, STEPS, BATCH = 10_000_000, 1_000_000, 64
@@ -65,9 +47,8 @@ ASSUMED = {
     "network_bytes_per_second": 12.5e9,  # each GPU's share of the link between machines: 100 Gbit/s
 }
 PAPER = {"days": 9, "steps": 1_000_000, "batch": 64, "gpus": 8, "peak_flops": 125e12}  # V100; tencent-ailab #37
-ENCODER_SIZE = 224
 _PIXELS = PixelFormat.of(ENCODER_SIZE, (0.5,) * 3, (0.5,) * 3)
-_META, _DAY, _TERA = torch.device("meta"), 86_400, 1e12
+_DAY, _TERA = 86_400, 1e12
 
 
 @dataclass(frozen=True)
@@ -111,10 +92,10 @@ def measure() -> dict[str, Any]:
 def count(setup: Setup) -> dict[str, Any]:
     """Operations per image, parameters, and bytes of the cache."""
     base, encoder, config = models(setup)
-    with _META:
+    with META:
         network = new_adapter(config.adapter, base.unet, encoder)
     forward, backward = count_training(base, encoder, network, setup.resolution // base.latent_factor)
-    pixels = torch.empty(1, 3, setup.resolution, setup.resolution, device=_META)
+    pixels = torch.empty(1, 3, setup.resolution, setup.resolution, device=META)
     parts = {
         "vae": _flops(lambda: base.encode_pixels(pixels)),
         "image_encoder": _flops(lambda: encoder.features(torch.empty(1, 3, ENCODER_SIZE, ENCODER_SIZE))),
@@ -138,10 +119,10 @@ def count_training(base: Base, encoder: ImageEncoder, network: TrainableAdapter,
     """Operations of forward and backward on one cached image."""
     text, pooled = base.encode_text([""])
     features = encoder.features(torch.empty(1, 3, ENCODER_SIZE, ENCODER_SIZE))
-    latents = torch.empty(1, base.latent_channels, side, side, device=_META)
-    condition = Condition(latents, text, pooled, torch.empty(1, 6, device=_META), features)
+    latents = torch.empty(1, base.latent_channels, side, side, device=META)
+    condition = Condition(latents, text, pooled, torch.empty(1, 6, device=META), features)
     objective = Objective(ObjectiveConfig(), base, features)
-    timesteps = torch.zeros(1, dtype=torch.long, device=_META)
+    timesteps = torch.zeros(1, dtype=torch.long, device=META)
     with FlopCounterMode(display=False) as forward, _without_autocast():
         loss = objective.losses(network, condition, latents, timesteps).mean()
     with FlopCounterMode(display=False) as backward:
@@ -149,37 +130,16 @@ def count_training(base: Base, encoder: ImageEncoder, network: TrainableAdapter,
     return forward.get_total_flops(), backward.get_total_flops()
 
 
-@functools.cache
-def open_pipeline(unet: str) -> Any:
-    """SD1.5 or SDXL as their published configs describe them, without weights."""
-    with tempfile.TemporaryDirectory() as folder:
-        tokenizer = write_tokenizer(Path(folder))
-    common = {"tokenizer": tokenizer, "scheduler": None}
-    with _META:
-        common |= {"unet": UNet2DConditionModel(**CONFIGS[unet]), "vae": _vae(), "text_encoder": _text_l()}
-        if unet == "sdxl":
-            pipeline: Any = StableDiffusionXLPipeline(**common, tokenizer_2=tokenizer, text_encoder_2=_text_big_g())
-        else:
-            pipeline = StableDiffusionPipeline(
-                **common, safety_checker=None, feature_extractor=None, requires_safety_checker=False
-            )
-    for part in pipeline.components.values():
-        if isinstance(part, nn.Module):
-            part.requires_grad_(False)
-    install(pipeline.unet)
-    return pipeline
-
-
 def models(setup: Setup) -> tuple[Base, ImageEncoder, Config]:
-    pipeline, vision = open_pipeline(setup.unet), _vision_h()
-    base = Base(setup.unet, pipeline, DDPMScheduler(), _META, torch.float32)
+    pipeline, vision = open_pipeline(setup.unet), vision_h()
+    base = Base(setup.unet, pipeline, DDPMScheduler(), META, torch.float32)
     shape = vision.config
     spec = EncoderSpec(
         kind="CLIP", width=shape.hidden_size, num_layers=shape.num_hidden_layers, embed_dim=shape.projection_dim
     )
     feature = Feature.IMAGE_EMBEDS if setup.kind == "base" else Feature.HIDDEN_STATES
     folder_of = VisionFolder(vision, spec, _PIXELS)
-    encoder = ImageEncoder("ViT-H", "ViT-H", folder_of, feature, -2, ReferenceFormat(_PIXELS, "center"), _META)
+    encoder = ImageEncoder("ViT-H", "ViT-H", folder_of, feature, -2, ReferenceFormat(_PIXELS, "center"), META)
     config = parse_config(
         {
             "base": {"model": "base"},
@@ -240,49 +200,6 @@ def _flops(run: Any) -> int:
         run()
     total: int = counter.get_total_flops()
     return total
-
-
-def _vae() -> Any:
-    return AutoencoderKL(
-        block_out_channels=(128, 256, 512, 512),
-        down_block_types=("DownEncoderBlock2D",) * 4,
-        up_block_types=("UpDecoderBlock2D",) * 4,
-        layers_per_block=2,
-        latent_channels=4,
-    )
-
-
-def _text_l() -> Any:
-    return CLIPTextModel(
-        CLIPTextConfig(hidden_size=768, intermediate_size=3072, num_hidden_layers=12, num_attention_heads=12)
-    )
-
-
-def _text_big_g() -> Any:
-    return CLIPTextModelWithProjection(
-        CLIPTextConfig(
-            hidden_size=1280,
-            intermediate_size=5120,
-            num_hidden_layers=32,
-            num_attention_heads=20,
-            projection_dim=1280,
-        )
-    )
-
-
-@functools.cache
-def _vision_h() -> Any:
-    config = CLIPVisionConfig(
-        hidden_size=1280,
-        intermediate_size=5120,
-        num_hidden_layers=32,
-        num_attention_heads=16,
-        image_size=ENCODER_SIZE,
-        patch_size=14,
-        projection_dim=1024,
-    )
-    with _META:
-        return CLIPVisionModelWithProjection(config).requires_grad_(False)
 
 
 Rows = list[list[str]]

@@ -20,29 +20,14 @@ KV = tuple[Tensor, Tensor]  # (B, N, H·D) each
 SiteKVs = Sequence[KV | None]
 
 
-class SelfAttention:
-    """Plain attention; takes `image_kv` because the UNet hands it to every layer."""
+class DecoupledAttention:
+    """Attention of any layer of a UNet; at a cross-attention site also over its image tokens (arXiv 2308.06721, eq. 5).
 
-    def __call__(
-        self,
-        attn: Any,
-        hidden_states: Tensor,
-        encoder_hidden_states: Tensor | None = None,
-        attention_mask: Tensor | None = None,
-        temb: Tensor | None = None,
-        image_kv: SiteKVs | None = None,
-    ) -> Tensor:
-        assert attention_mask is None, "the trainer passes no attention masks"
-        context = hidden_states if encoder_hidden_states is None else encoder_hidden_states
-        q, k, v = (_heads(x, attn.heads) for x in (attn.to_q(hidden_states), attn.to_k(context), attn.to_v(context)))
-        out = functional.scaled_dot_product_attention(q, k, v)
-        return _output(attn, _flat(out))
+    Args:
+        site: number of the site; None elsewhere, where `image_kv`, which the UNet hands to every layer, is not used.
+    """
 
-
-class ImageCrossAttention:
-    """Text attention plus attention over this site's image tokens (arXiv 2308.06721, equation 5)."""
-
-    def __init__(self, site: int) -> None:
+    def __init__(self, site: int | None) -> None:
         self.site = site
 
     def __call__(
@@ -55,16 +40,17 @@ class ImageCrossAttention:
         image_kv: SiteKVs | None = None,
     ) -> Tensor:
         assert attention_mask is None, "the trainer passes no attention masks"
+        context = hidden_states if encoder_hidden_states is None else encoder_hidden_states
         query = attn.to_q(hidden_states)
-        q, k, v = (
-            _heads(x, attn.heads) for x in (query, attn.to_k(encoder_hidden_states), attn.to_v(encoder_hidden_states))
-        )
-        out = _flat(functional.scaled_dot_product_attention(q, k, v))
-        kv = image_kv[self.site] if image_kv is not None else None
+        q, k, v = (_heads(x, attn.heads) for x in (query, attn.to_k(context), attn.to_v(context)))
+        out = _attention(q, k, v)
+        kv = None if image_kv is None or self.site is None else image_kv[self.site]
         if kv is not None:
             k, v = (_heads(x.to(query.dtype), attn.heads) for x in kv)
             out = add_image_attention(out, image_attention(query, k, v, _attention))
-        return _output(attn, out)
+        linear, dropout = attn.to_out
+        projected: Tensor = dropout(linear(out))
+        return projected
 
 
 def install(unet: nn.Module) -> None:
@@ -73,8 +59,7 @@ def install(unet: nn.Module) -> None:
     numbers = {id(attn): site for site, attn in enumerate(cross_attention)}
     for module in unet.modules():
         if hasattr(module, "set_processor"):
-            site = numbers.get(id(module))
-            cast(Any, module).set_processor(SelfAttention() if site is None else ImageCrossAttention(site))
+            cast(Any, module).set_processor(DecoupledAttention(numbers.get(id(module))))
 
 
 def _attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -89,9 +74,3 @@ def _heads(x: Tensor, heads: int) -> Tensor:
 def _flat(x: Tensor) -> Tensor:
     """(B, H, L, D) to (B, L, H·D)."""
     return x.transpose(1, 2).flatten(2)
-
-
-def _output(attn: Any, x: Tensor) -> Tensor:
-    linear, dropout = attn.to_out
-    out: Tensor = dropout(linear(x))
-    return out

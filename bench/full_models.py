@@ -1,0 +1,89 @@
+"""SD1.5, SDXL and their encoders at full size on the meta device: shapes without data, for counting."""
+
+import functools
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import AutoencoderKL, StableDiffusionPipeline, StableDiffusionXLPipeline, UNet2DConditionModel
+from torch import nn
+from transformers import (
+    CLIPTextConfig,
+    CLIPTextModel,
+    CLIPTextModelWithProjection,
+    CLIPVisionConfig,
+    CLIPVisionModelWithProjection,
+)
+
+from support.full_unet import CONFIGS
+from support.tiny_base import write_tokenizer
+from trainer.models.processor import install
+
+META = torch.device("meta")
+ENCODER_SIZE = 224  # pixels
+
+
+@functools.cache
+def open_pipeline(unet: str) -> Any:
+    """SD1.5 or SDXL as their published configs describe them, without weights."""
+    with tempfile.TemporaryDirectory() as folder:
+        tokenizer = write_tokenizer(Path(folder))
+    common = {"tokenizer": tokenizer, "scheduler": None}
+    with META:
+        common |= {"unet": UNet2DConditionModel(**CONFIGS[unet]), "vae": _vae(), "text_encoder": _text_l()}
+        if unet == "sdxl":
+            pipeline: Any = StableDiffusionXLPipeline(**common, tokenizer_2=tokenizer, text_encoder_2=_text_big_g())
+        else:
+            pipeline = StableDiffusionPipeline(
+                **common, safety_checker=None, feature_extractor=None, requires_safety_checker=False
+            )
+    for part in pipeline.components.values():
+        if isinstance(part, nn.Module):
+            part.requires_grad_(False)
+    install(pipeline.unet)
+    return pipeline
+
+
+@functools.cache
+def vision_h() -> Any:
+    """CLIP ViT-H/14."""
+    config = CLIPVisionConfig(
+        hidden_size=1280,
+        intermediate_size=5120,
+        num_hidden_layers=32,
+        num_attention_heads=16,
+        image_size=ENCODER_SIZE,
+        patch_size=14,
+        projection_dim=1024,
+    )
+    with META:
+        return CLIPVisionModelWithProjection(config).requires_grad_(False)
+
+
+def _vae() -> Any:
+    return AutoencoderKL(
+        block_out_channels=(128, 256, 512, 512),
+        down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4,
+        layers_per_block=2,
+        latent_channels=4,
+    )
+
+
+def _text_l() -> Any:
+    return CLIPTextModel(
+        CLIPTextConfig(hidden_size=768, intermediate_size=3072, num_hidden_layers=12, num_attention_heads=12)
+    )
+
+
+def _text_big_g() -> Any:
+    return CLIPTextModelWithProjection(
+        CLIPTextConfig(
+            hidden_size=1280,
+            intermediate_size=5120,
+            num_hidden_layers=32,
+            num_attention_heads=20,
+            projection_dim=1280,
+        )
+    )
