@@ -5,7 +5,7 @@ import json
 import os
 import pickle
 import struct
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -87,11 +87,29 @@ def write_safetensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mappi
     path.chmod(mode)
 
 
+def write_aside(path: Path, write: Callable[[Path], object]) -> None:
+    """Write a file under another name and give it its own when it is complete: nobody meets half of it."""
+    part = path.with_name(f"{path.name}.part")
+    write(part)
+    publish(part, path)
+
+
 def publish(finished: Path, path: Path) -> None:
     """Give a file that was written aside its name, once all of it is on the disk."""
-    with finished.open("rb") as file:
-        os.fsync(file.fileno())
+    sync(finished)
     os.replace(finished, path)
+
+
+def sync(*paths: Path) -> None:
+    """Put files, and what folders say of theirs, on the disk; Windows neither offers nor needs it."""
+    if os.name == "nt":
+        return
+    for path in paths:
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
 
 
 def _check_content(path: Path) -> None:

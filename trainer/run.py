@@ -18,7 +18,7 @@ from .config import Config
 from .data.loader import World, open_batches
 from .data.records import Records
 from .data.sample import Geometry, Stores
-from .data.skips import SkipLog
+from .data.skips import SKIPPED, SkipLog
 from .data.sources import Source, open_sources
 from .models.base import Base, with_terminal_snr
 from .models.image_encoder import ImageEncoder, load_image_encoder
@@ -28,7 +28,7 @@ from .models.processor import install
 from .objective import Objective
 from .optimizer import MissingPackageError, build_ema, build_optimizer, build_schedule
 from .sharding import check_sharding, configure_deepspeed
-from .state import SKIPPED, Counters, State
+from .state import Counters, State
 
 logger = logging.getLogger(__name__)
 

@@ -5,9 +5,8 @@ rank's generators (by accelerate), the counters and the config.
 """
 
 import json
-import os
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ from diffusers.training_utils import EMAModel
 from torch import Tensor
 
 from ipadapter_core.errors import IPAdapterError
-from ipadapter_core.files import publish, read_tensors, write_safetensors
+from ipadapter_core.files import read_tensors, sync, write_safetensors
 
 from .config import Config
 from .config_file import ConfigError, read_config, write_config
@@ -26,7 +25,7 @@ from .models.network import TrainableAdapter
 from .sharding import SHARDED
 
 ADAPTER, EMA, COUNTERS, CONFIG, REST = "adapter.safetensors", "ema.safetensors", "state.json", "config.toml", "rest"
-BEST, SKIPPED = "best.safetensors", "skipped.jsonl"  # in the run folder
+BEST = "best.safetensors"  # in the run folder
 _PREFIX = "step-"
 # What may differ between the run that wrote a checkpoint and the one that goes on from it.
 _FREE = frozenset(
@@ -97,9 +96,9 @@ class State:
             self._save_own(partial, weights)
         self.accelerator.wait_for_everyone()
         if self.accelerator.is_main_process:
-            _sync(*partial.rglob("*"), partial)  # so that the rename never comes before the contents
+            sync(*partial.rglob("*"), partial)  # so that the rename never comes before the contents
             partial.rename(final)
-            _sync(final.parent)
+            sync(final.parent)
             self._delete_old()
         self.accelerator.wait_for_everyone()
         return final
@@ -190,13 +189,6 @@ def check_same_run(config: Config, folder: Path) -> None:
         )
 
 
-def write_aside(path: Path, write: Callable[[Path], None]) -> None:
-    """Write a file under a temporary name and rename it when it is complete."""
-    partial = path.with_name(f".{path.name}.partial")
-    write(partial)
-    publish(partial, path)
-
-
 def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, object]:
     flat: dict[str, object] = {}
     for name, value in values.items():
@@ -205,14 +197,6 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, object]:
         else:
             flat[f"{prefix}{name}"] = value
     return flat
-
-
-def _sync(*paths: Path) -> None:
-    """To the disk, files and folders."""
-    for path in paths:
-        descriptor = os.open(path, os.O_RDONLY)
-        os.fsync(descriptor)
-        os.close(descriptor)
 
 
 def _keep_no_weights(_models: list[Any], weights: list[Any], _folder: str) -> None:

@@ -16,13 +16,14 @@ from trainer.cache.entries import NO_IMAGE_KEY, stored
 from trainer.cache.estimate import estimate_bytes
 from trainer.cache.fill import FillReport, fill
 from trainer.cache.store import CacheError
-from trainer.cache.training import SKIPPED, Stores, open_stores
+from trainer.cache.training import Stores, open_stores
 from trainer.config import BaseModelConfig, Config, EncoderConfig
 from trainer.config_file import parse_config
 from trainer.data.loader import World, open_batches
 from trainer.data.prepare import caption_digest, entry_key
 from trainer.data.records import DataError
 from trainer.data.sample import Geometry
+from trainer.data.skips import SKIPPED
 from trainer.data.sources import load_records, open_source
 from trainer.models.base import Base
 from trainer.models.image_encoder import ImageEncoder, load_image_encoder

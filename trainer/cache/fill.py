@@ -10,13 +10,13 @@ from tqdm import tqdm
 
 from ..config import Config
 from ..data.shards import Shards
+from ..data.skips import SKIPPED, SkipLog
 from ..data.sources import Source
 from ..models.base import Base
 from ..models.image_encoder import ImageEncoder
 from .sharing import Block, Make, Share, fill_store
-from .skips import Skips
 from .store import CacheStore
-from .training import SKIPPED, open_stores
+from .training import open_stores
 from .work import Work
 
 T = TypeVar("T")
@@ -70,7 +70,7 @@ def fill(
     for store in stores.all:
         store.clean()
     total = _count(sources)
-    skips = Skips(stores.folder / SKIPPED, config.data.max_skipped, total)
+    skips = SkipLog(stores.folder / SKIPPED, config.data.max_skipped, total)
     work = Work(
         config,
         base,

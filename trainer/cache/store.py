@@ -19,7 +19,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from ipadapter_core.errors import IPAdapterError, UnreadableFileError
-from ipadapter_core.files import HASH_KEY, read_header, read_tensors, tensor_hash, write_safetensors
+from ipadapter_core.files import HASH_KEY, read_header, read_tensors, sync, tensor_hash, write_safetensors
 
 from .index import KeyIndex
 
@@ -132,7 +132,7 @@ class CacheStore:
             write_safetensors(partial, tensors, {HASH_KEY: _HASH_PLACE})
             _seal(partial)
             partial.replace(path)
-            _sync(self.folder)
+            sync(self.folder)
         except (OSError, SafetensorError) as error:
             with suppress(OSError):
                 partial.unlink()
@@ -250,17 +250,6 @@ def _seal(path: Path) -> None:
         file.write(digest.encode())
         file.flush()
         os.fsync(file.fileno())
-
-
-def _sync(folder: Path) -> None:
-    """Make a rename last; Windows neither offers nor needs it."""
-    if os.name == "nt":
-        return
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _size_of(folder: Path) -> int:

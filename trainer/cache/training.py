@@ -10,14 +10,13 @@ from ..data.pictures import BrokenPictureError
 from ..data.prepare import caption_digest, entry_key
 from ..data.records import Record
 from ..data.sample import Stores as SampleStores
-from ..data.skips import read_skipped
+from ..data.skips import SKIPPED, read_skipped
 from ..models.base import Base
 from ..models.image_encoder import ImageEncoder
 from .recipes import features_recipe, latents_recipe, text_recipe
 from .store import CacheError, CacheStore
 
 DIGESTS = "digests.sqlite"
-SKIPPED = "skipped.jsonl"
 _CHECKED = 10_000  # records, spread evenly: looking at all of a large data set would take longer than loading the model
 
 

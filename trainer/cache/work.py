@@ -30,6 +30,7 @@ from ..data.prepare import (
 )
 from ..data.records import Record
 from ..data.shards import Shards
+from ..data.skips import SkipLog
 from ..data.sources import Source
 from ..models.base import Base
 from ..models.image_encoder import ImageEncoder
@@ -37,7 +38,6 @@ from .entries import NO_IMAGE_KEY, stored
 from .index import KeyIndex
 from .pipeline import ahead, batches_alike
 from .sharing import Block
-from .skips import Skips
 from .training import Stores
 
 T = TypeVar("T")
@@ -92,7 +92,7 @@ class Work:
         stores: Stores,
         *,
         batch_size: int,
-        skips: Skips,
+        skips: SkipLog,
         threads: int,
     ) -> None:
         self._config, self._base, self._encoder = config, base, encoder

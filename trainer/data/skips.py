@@ -2,14 +2,16 @@
 
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from filelock import FileLock
 
 from ..batch import Batch, Skipped
-from .records import DataError
+from .records import DataError, Record
 
+SKIPPED = "skipped.jsonl"
+"""Name of the list, in a run's folder and in the cache's."""
 _LEAST_READ = 100  # samples of a stream before their broken share means anything
 _logger = logging.getLogger(__name__)
 
@@ -45,7 +47,17 @@ class SkipLog:
             DataError: too many are broken.
         """
         self._read += len(batch.positions) + len(batch.skipped)
-        new = {skipped.path: skipped for skipped in batch.skipped if skipped.path not in self._met}
+        self.meet(*batch.skipped)
+
+    def counted(self, records: Iterable[Record | Skipped]) -> Iterator[Record | Skipped]:
+        """The same records, of which those that cannot be used are a share."""
+        for record in records:
+            self._read += 1
+            yield record
+
+    def meet(self, *broken: Skipped) -> None:
+        """List pictures that cannot be used, if they were not met before. Raises DataError as `add`."""
+        new = {skipped.path: skipped for skipped in broken if skipped.path not in self._met}
         if not new:
             return
         self.path.parent.mkdir(parents=True, exist_ok=True)

@@ -1,6 +1,5 @@
 """The model card beside an adapter file: what it is, what it was trained on, and how to use it."""
 
-import os
 from collections.abc import Mapping
 from datetime import date
 from pathlib import Path
@@ -8,6 +7,7 @@ from pathlib import Path
 import jinja2
 
 from ipadapter_core.encoders import encoder_need
+from ipadapter_core.files import write_aside
 from ipadapter_core.spec import AdapterSpec, Projection
 
 from .facts import ExportFacts
@@ -43,6 +43,4 @@ def write_card(path: Path, file_name: str, spec: AdapterSpec, facts: ExportFacts
         pipeline=_PIPELINES.get(spec.base, "StableDiffusionPipeline"),
         today=date.today().isoformat(),
     )
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(text, encoding="utf-8")
-    os.replace(partial, path)
+    write_aside(path, lambda part: part.write_text(text, encoding="utf-8"))

@@ -13,8 +13,9 @@ from ipadapter_core.vision_folder import read_pixel_format
 
 from ..config import Config
 from ..config_file import read_config
+from ..data.skips import SKIPPED
 from ..models.image_encoder import resolve_folder
-from ..state import ADAPTER, BEST, CONFIG, COUNTERS, EMA, SKIPPED, CheckpointError, find_checkpoints
+from ..state import ADAPTER, BEST, CONFIG, COUNTERS, EMA, CheckpointError, find_checkpoints
 from ..watch.curves import best_so_far, read_records
 from .export import ExportReport, export_adapter
 from .facts import Preprocess, RunCounts, run_facts

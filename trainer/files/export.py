@@ -20,11 +20,10 @@ from ipadapter_core.files import SAFETENSORS_SUFFIXES, publish, tensor_hash, wri
 from ipadapter_core.spec import AdapterSpec
 
 from ..config import Precision
+from ..models.base import DTYPES
 from .card import write_card
 from .facts import ExportFacts, header
 from .portability import Portability, check_portability, random_features
-
-_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
 
 class ExportError(IPAdapterError):
@@ -122,7 +121,7 @@ def check_target(path: Path) -> None:
 
 def describe_precision(tensors: Mapping[str, Tensor]) -> str:
     """`fp16`, or `fp16, fp32` of a file with both."""
-    short = {dtype: name for name, dtype in _DTYPES.items()}
+    short = {dtype: name for name, dtype in DTYPES.items()}
     return ", ".join(sorted({short.get(tensor.dtype, str(tensor.dtype)) for tensor in tensors.values()}))
 
 
@@ -135,7 +134,7 @@ def _cast(state_dict: Mapping[str, Tensor], precision: Precision | None) -> dict
                 expected="finite weights",
                 action="export an earlier checkpoint; train with a lower learning rate or in bf16",
             )
-        cast = tensor.detach().cpu() if precision is None else tensor.detach().cpu().to(_DTYPES[precision])
+        cast = tensor.detach().cpu() if precision is None else tensor.detach().cpu().to(DTYPES[precision])
         if not cast.isfinite().all():
             raise ExportError(
                 f"{name} has values up to {tensor.abs().max():.0f}, which {precision} cannot hold",

@@ -4,6 +4,8 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
+from ipadapter_core.files import write_aside
+
 from .sampling import SampleGrid
 
 SHEET_FILE = "sheet.png"
@@ -45,9 +47,7 @@ def contact_sheet(grid: SampleGrid) -> Image.Image:
 
 def _save(picture: Image.Image, path: Path) -> None:
     """Aside and renamed: a report made after a kill meets no half file."""
-    aside = path.with_suffix(".part")
-    picture.save(aside, "PNG")
-    aside.replace(path)
+    write_aside(path, lambda part: picture.save(part, "PNG"))
 
 
 def _cut(text: str, length: int) -> str:

@@ -2,12 +2,13 @@
 
 import json
 import math
-import os
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
+
+from ipadapter_core.files import write_aside
 
 Record = dict[str, Any]
 Kind = Literal["train", "validation", "samples", "eval", "note"]
@@ -54,12 +55,8 @@ class MetricsLog:
         self._track(dict(_flat(values, f"{kind}/")), step)
 
     def _rewrite(self) -> None:
-        aside = self._path.with_suffix(".jsonl.part")
-        with aside.open("w", encoding="utf-8") as file:
-            file.writelines(json.dumps(record) + "\n" for record in self.records)
-            file.flush()
-            os.fsync(file.fileno())
-        aside.replace(self._path)
+        lines = "".join(json.dumps(record) + "\n" for record in self.records)
+        write_aside(self._path, lambda part: part.write_text(lines, encoding="utf-8"))
 
 
 def read_records(run: Path) -> list[Record]:

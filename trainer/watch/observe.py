@@ -9,13 +9,13 @@ import torch
 from accelerate import Accelerator
 from tqdm import tqdm
 
-from ipadapter_core.files import write_safetensors
+from ipadapter_core.files import write_aside, write_safetensors
 
 from ..config import Config
 from ..data.loader import held_out_batches
 from ..run import Run
 from ..sharding import SHARDED
-from ..state import BEST, adapter_weights, write_aside
+from ..state import BEST, adapter_weights
 from .contact_sheet import save_grid
 from .curves import MetricsLog, best_so_far, untracked
 from .metrics import Judge, load_judge

@@ -15,8 +15,11 @@ from typing import Any
 import jinja2
 from PIL import Image
 
+from ipadapter_core.files import write_aside
+
 from ..config import Config
 from ..config_file import read_config
+from ..data.skips import SKIPPED
 from .contact_sheet import SHEET_FILE
 from .curves import Record, best_so_far, read_records
 from .plots import Curve, Plot, Point, smoothed
@@ -70,7 +73,7 @@ def write_report(run: Path) -> Path:
     """
     config = read_config(run / "config.toml")
     records = read_records(run)
-    skipped = _lines(run / "skipped.jsonl")
+    skipped = _lines(run / SKIPPED)
     loader = jinja2.PackageLoader(__package__ or "trainer.watch")
     page = jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)
     text = page.get_template("report.html.j2").render(
@@ -90,9 +93,7 @@ def write_report(run: Path) -> Path:
         notes=[record for record in records if record["kind"] == "note"],
     )
     path = run / REPORT_FILE
-    aside = path.with_suffix(".html.part")
-    aside.write_text(text, encoding="utf-8")
-    aside.replace(path)
+    write_aside(path, lambda part: part.write_text(text, encoding="utf-8"))
     return path
 
 
