@@ -175,3 +175,10 @@ def test_digests_are_remembered_until_the_file_changes(tmp_path: Path, monkeypat
         assert again.digest(FilePicture(path)) == picture_digest(b"one")
     path.write_bytes(b"other")
     assert again.digest(FilePicture(path)) == picture_digest(b"other")
+
+
+def test_digests_wait_for_a_memo_that_is_just_being_made(tmp_path: Path) -> None:
+    path, memo_path = tmp_path / "a.png", tmp_path / "digests.sqlite"
+    path.write_bytes(b"one")
+    memo_path.touch()  # SQLite makes the file first, and the table in it when the first write is done
+    assert DigestMemo(memo_path).digest(FilePicture(path)) == picture_digest(b"one")

@@ -61,7 +61,11 @@ class DigestMemo:
                 raise self._failed(error) from error
 
     def _stored(self, identity: str) -> str | None:
-        if self.path is None or not self.path.exists():
+        try:
+            # Another thread's first write makes an empty file before it makes the table.
+            if self.path is None or not self.path.stat().st_size:
+                return None
+        except FileNotFoundError:
             return None
         try:
             connection = self._connect()  # one a query: a connection must not cross a fork, and opening takes 0.1 ms
