@@ -25,9 +25,9 @@ CROSS_ATTENTION_DIM = 768
 HIDDEN_DIM, EMBED_DIM, NUM_LAYERS, IMAGE_SIZE = 128, 96, 3, 112
 RESAMPLER_DIM, DEPTH, NUM_TOKENS = 128, 4, 16  # depth 4 and heads of 64: diffusers reads no others
 UNET = {
-    "block_out_channels": (320, 320),
-    "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D"),
-    "up_block_types": ("CrossAttnUpBlock2D", "UpBlock2D"),
+    "block_out_channels": (320,),
+    "down_block_types": ("CrossAttnDownBlock2D",),
+    "up_block_types": ("CrossAttnUpBlock2D",),
     "layers_per_block": 1,
     "attention_head_dim": 8,
     "cross_attention_dim": CROSS_ATTENTION_DIM,
@@ -35,10 +35,10 @@ UNET = {
 # The same UNet as ComfyUI reads it off the checkpoint.
 COMFY_UNET = {
     "model_channels": 320,
-    "channel_mult": [1, 1],
-    "num_res_blocks": [1, 1],
-    "transformer_depth": [0, 1],
-    "transformer_depth_output": [0, 0, 1, 1],
+    "channel_mult": [1],
+    "num_res_blocks": [1],
+    "transformer_depth": [1],
+    "transformer_depth_output": [1, 1],
     "transformer_depth_middle": 1,
 }
 NUM_SITES = 4
