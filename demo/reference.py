@@ -1,4 +1,4 @@
-"""The demo's picture once more with diffusers: its UNet, its IP-Adapter, and an Euler loop to be read at a glance.
+"""A picture of the demo once more with diffusers: its UNet, its IP-Adapter, and an Euler loop to be read at a glance.
 
 ComfyUI gives the text conditioning, the noise and the sigmas; nothing of this pack's nodes takes part. Prints nothing;
 writes the latent as safetensors.
@@ -18,17 +18,18 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import CLIPVisionModelWithProjection
 
-from demo import tiny_base
+from demo.models import CHECKPOINT, DIFFUSERS, ENCODER, PLUS_ADAPTER
+from demo.tiny_base import import_comfyui
 from ipadapter_core.preprocess import PixelFormat, check_image, encoder_pixels
+from ipadapter_core.vision_folder import CLIP_STATISTICS
 
-CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 PENULTIMATE = -2
 
 
 def sample(models: Path, image: Path, settings: dict[str, Any]) -> Tensor:
     """The latent (1, 4, h, w) that ComfyUI's KSampler gives with IPAApply at these settings."""
-    comfyui = {name: tiny_base.import_comfyui(f"comfy.{name}") for name in ("sd", "sample", "samplers")}
-    model, clip, _, _ = comfyui["sd"].load_checkpoint_guess_config(str(models / tiny_base.CHECKPOINT))
+    comfyui = {name: import_comfyui(f"comfy.{name}") for name in ("sd", "sample", "samplers")}
+    model, clip, _, _ = comfyui["sd"].load_checkpoint_guess_config(str(models / CHECKPOINT))
     with torch.inference_mode():
         texts = (clip.encode_from_tokens(clip.tokenize(settings[side])).float() for side in ("negative", "positive"))
         text = torch.cat(list(texts))  # uncond, cond
@@ -48,10 +49,9 @@ def sample(models: Path, image: Path, settings: dict[str, Any]) -> Tensor:
 
 
 def _unet_with_adapter(models: Path, strength: float) -> UNet2DConditionModel:
-    unet = tiny_base.build_unet()
-    unet.load_state_dict({name: value.half().float() for name, value in unet.state_dict().items()})  # as in the file
+    unet = UNet2DConditionModel.from_pretrained(models / DIFFUSERS, subfolder="unet").eval()
     parts: dict[str, dict[str, Tensor]] = {"image_proj": {}, "ip_adapter": {}}
-    for name, value in load_file(models / tiny_base.PLUS_ADAPTER).items():
+    for name, value in load_file(models / PLUS_ADAPTER).items():
         part, _, rest = name.partition(".")
         parts[part][rest] = value
     unet._load_ip_adapter_weights([parts], low_cpu_mem_usage=False)
@@ -63,10 +63,10 @@ def _unet_with_adapter(models: Path, strength: float) -> UNet2DConditionModel:
 
 def _image_features(models: Path, image: Path) -> Tensor:
     """(2, S, E): no picture, then the picture, as the plus adapters were trained."""
-    encoder = CLIPVisionModelWithProjection.from_pretrained(models / tiny_base.ENCODER)
+    encoder = CLIPVisionModelWithProjection.from_pretrained(models / ENCODER)
     with Image.open(image) as picture:
         pixels = torch.from_numpy(np.asarray(picture.convert("RGB"))).float() / 255
-    pixel_format = PixelFormat(tiny_base.IMAGE_SIZE, CLIP_MEAN, CLIP_STD)
+    pixel_format = PixelFormat(encoder.config.image_size, *CLIP_STATISTICS)
     pixels = encoder_pixels(check_image(pixels), pixel_format, "center")
     both = torch.cat((torch.zeros_like(pixels), pixels))
     return encoder(both, output_hidden_states=True).hidden_states[PENULTIMATE]

@@ -1,15 +1,17 @@
-"""The main job once: a photograph steers a picture in a real ComfyUI server; a table shows that the numbers are right.
+"""Image prompts at work: six workflows in a real ComfyUI server, drawn with the small trained model that comes along.
 
 Examples:
   scripts/demo.sh
   scripts/demo.sh --image photo.jpg --output out/
+  scripts/demo.sh --serve
+  COMFYUI_PATH=~/ComfyUI scripts/demo.sh --install
   COMFYUI_PATH=~/ComfyUI scripts/demo.sh --checkpoint dreamshaper.safetensors --adapter ip-adapter_sd15.safetensors
 """
 
 import argparse
-import io
-import json
-import subprocess
+import os
+import shutil
+import signal
 import sys
 import tempfile
 import time
@@ -21,33 +23,55 @@ import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 from rich.console import Console
 from rich.table import Table
-from safetensors.torch import load, load_file
-from torch import Tensor
 from websocket import WebSocketException
 
-from demo import graph
-from demo.checks import Check, check
-from demo.client import Client, Event, Prompt, RejectedError
-from demo.models import ModelsError, tiny_models
-from demo.server import ROOT, ComfyServer, ServerError
+from demo import graph, references, show
+from demo.checks import Check
+from demo.client import Client, RejectedError
+from demo.install import InstallError, install
+from demo.layout import WORKFLOWS
+from demo.models import ModelsError, demo_models
+from demo.page import write_page
+from demo.server import ComfyServer, ServerError
+from demo.session import DemoError, progress
 from demo.sheet import write_sheet
+from demo.show import Outcome
 
-DEFAULT_IMAGE = Path(skimage.__file__).parent / "data" / "chelsea.png"
-STRENGTHS = (0.0, 0.5, 1.0)
+OWN_DEFAULT = Path(skimage.__file__).parent / "data" / "chelsea.png"  # reference for the user's models: a cat
 SILENCE = 600  # seconds a large model may take to load
-progress = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
+TITLE = "IP-Adapter Studio"
+JUDGE = (
+    "Bars: similarity to the reference of the same colour, as a network that trained nothing here sees it; the tick "
+    "is what two unrelated emoji have."
+)
+TEXTS = {
+    "world": (
+        "What a small model draws when it is shown a picture: framed the references, beside them the results.",
+        f"{JUDGE} Neither image encoder nor adapter has seen the references; the base model has.",
+    ),
+    "photo": (
+        "Your picture in a world of emoji: it is far from all this model knows, so expect its colours and shapes.",
+        JUDGE,
+    ),
+    "own": ("A reference, and what your model draws from it.", JUDGE),
+}
+"""By kind of run: what stands at the head of the sheet, and at its foot."""
 result = Console(highlight=False, markup=False, soft_wrap=True)
-
-
-class DemoError(Exception):
-    """Something the user can put right; the message says what."""
 
 
 def main() -> int:
     args = _arguments()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that the server is stopped then, too
     try:
+        if args.install:
+            return _install()
+        if args.serve:
+            return _serve(args.output / "comfyui")
         checks = _run(args)
-    except (DemoError, graph.UnknownFileError, ModelsError, RejectedError, ServerError, OSError) as error:
+    except (
+        *(DemoError, InstallError, ModelsError, RejectedError, ServerError),
+        *(graph.UnknownFileError, OSError),
+    ) as error:
         progress.print(f"demo: error: {error}", style="red")
         return 1
     except KeyboardInterrupt:
@@ -59,43 +83,12 @@ def main() -> int:
     return 1 if failed else 0
 
 
-def _run(args: argparse.Namespace) -> list[Check]:
-    start = time.monotonic()
-    reference = read_picture(args.image)
-    args.output.mkdir(parents=True, exist_ok=True)
-    is_tiny = args.checkpoint is None
-    if is_tiny:
-        progress.print("demo: tiny random models of SD1.5 layout …")
-    models = tiny_models() if is_tiny else None
-    on_cpu = is_tiny or not torch.accelerator.is_available()
-    latents: dict[float | None, Tensor] = {}
-    pictures = [("reference", reference)]
-    with tempfile.TemporaryDirectory() as folder:
-        progress.print("demo: starting ComfyUI …")
-        with ComfyServer(Path(folder), models=models, options=["--cpu"] if on_cpu else []) as server:
-            reference.save(server.input / graph.REFERENCE)
-            try:
-                with Client(server.url, timeout=SILENCE) as client:
-                    prompt = graph.build(client, args.checkpoint, args.adapter)
-                    for strength in (None, *STRENGTHS):
-                        name = "without adapter" if strength is None else f"strength {strength:g}"
-                        latents[strength], picture = _sample(client, graph.at_strength(prompt, strength), name)
-                        if strength is not None:
-                            pictures.append((name, picture))
-            except WebSocketException as error:
-                raise ServerError(f"ComfyUI does not answer any more ({error}):\n{server.log_tail()}") from error
-        expected = None if models is None else _in_diffusers(models, Path(folder), prompt)
-    sheet = args.output / "demo.png"
-    write_sheet(sheet, pictures)
-    checks = check(latents, expected)
-    _print_table(checks)
-    result.print(f"contact sheet: {sheet} ({time.monotonic() - start:.0f} s)")
-    if is_tiny:
-        result.print("The base model here is random and its pictures are noise: the table is what shows the work.")
-    return checks
-
-
 def read_picture(path: Path) -> Image.Image:
+    """Upright, RGB.
+
+    Raises:
+        DemoError: there is no picture that can be read.
+    """
     try:
         with Image.open(path) as picture:
             return ImageOps.exif_transpose(picture).convert("RGB")
@@ -105,36 +98,62 @@ def read_picture(path: Path) -> Image.Image:
         raise DemoError(f"{path} is not a picture that can be read ({error})") from error
 
 
-def _sample(client: Client, prompt: Prompt, name: str) -> tuple[Tensor, Image.Image]:
-    """Latent and picture."""
+def _run(args: argparse.Namespace) -> Sequence[Check]:
     start = time.monotonic()
-    with progress.status(f"{name} …") as status:  # a live line on a terminal, nothing elsewhere
+    photo = read_picture(args.image) if args.image else None
+    args.output.mkdir(parents=True, exist_ok=True)
+    kind = "own" if args.checkpoint else "photo" if photo else "world"
+    models = None if args.checkpoint else demo_models()
+    on_cpu = models is not None or not torch.accelerator.is_available()
+    with tempfile.TemporaryDirectory() as folder:
+        progress.print("demo: starting ComfyUI …")
+        with ComfyServer(Path(folder), models=models, options=["--cpu"] if on_cpu else []) as server:
+            try:
+                with Client(server.url, timeout=SILENCE) as client:
+                    outcome = _outcome(client, server.input, models, photo, args)
+            except WebSocketException as error:
+                raise ServerError(f"ComfyUI does not answer any more ({error}):\n{server.log_tail()}") from error
+    head, foot = TEXTS[kind]
+    sheet, page = args.output / "demo.png", args.output / "demo.html"
+    write_sheet(sheet, TITLE, head, outcome.rows, foot)
+    write_page(page, TITLE, head, outcome.rows, outcome.checks, foot)
+    _print_table(outcome.checks)
+    result.print(f"contact sheet: {sheet}, {page} ({time.monotonic() - start:.0f} s)")
+    return outcome.checks
 
-        def show(event: Event) -> None:
-            if event.type == "progress":
-                status.update(f"{name}: step {event.data['value']} of {event.data['max']}")
 
-        run = client.run(prompt, show)
-    if run.end != "execution_success":
-        raise DemoError(run.error or f"{name} was interrupted")
-    steps = prompt[graph.id_of(prompt, "KSampler")]["inputs"]["steps"]
-    progress.print(f"demo: {name}: {steps} steps, {time.monotonic() - start:.1f} s")
-    (latent,) = client.files(run, graph.LATENT)
-    (picture,) = client.files(run, graph.id_of(prompt, "SaveImage"))
-    return load(latent)["latent_tensor"], Image.open(io.BytesIO(picture))
+def _outcome(
+    client: Client, inputs: Path, models: Path | None, photo: Image.Image | None, args: argparse.Namespace
+) -> Outcome:
+    if models is None:
+        return show.own_models(client, inputs, photo or read_picture(OWN_DEFAULT), args.checkpoint, args.adapter)
+    references.put_into(inputs, photo)
+    return show.scenes(client, inputs, models, photo)
 
 
-def _in_diffusers(models: Path, folder: Path, prompt: Prompt) -> Tensor:
-    """The same picture at strength 1 by `demo/reference.py`, in a process of its own."""
-    progress.print("demo: strength 1 with diffusers …")
-    latent = folder / "latent.safetensors"
-    command = [sys.executable, "-m", "demo.reference", "--models", str(models)]
-    command += ["--image", str(folder / "input" / graph.REFERENCE), "--output", str(latent)]
-    command += ["--settings", json.dumps(graph.settings(prompt))]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise DemoError(f"the run with diffusers failed:\n{done.stderr[-2000:]}")
-    return load_file(latent)["latent"]
+def _install() -> int:
+    comfyui = Path(os.environ["COMFYUI_PATH"])
+    copied = install(demo_models(), comfyui)
+    for path in copied:
+        result.print(f"copied {path}")
+    result.print(f"The demo's models and pictures are in {comfyui}: open a workflow named demo_… and press Run.")
+    return 0
+
+
+def _serve(folder: Path) -> int:
+    """Until Ctrl-C. What is drawn stays in the folder."""
+    models = demo_models()
+    with ComfyServer(folder, models=models, options=["--cpu"]) as server:
+        references.put_into(server.input)
+        saved = folder / "user" / "default" / "workflows"
+        saved.mkdir(parents=True, exist_ok=True)
+        for path in WORKFLOWS.glob("demo_*.json"):
+            shutil.copyfile(path, saved / path.name)
+        result.print(f"ComfyUI with the demo's models: {server.url}")
+        result.print("Its workflows are in the page's list of workflows (key W). What it draws is kept in", folder)
+        result.print("Ctrl-C ends it.")
+        server.wait()
+    return 0
 
 
 def _print_table(checks: Sequence[Check]) -> None:
@@ -151,13 +170,22 @@ def _arguments() -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    parser.add_argument("--image", type=Path, default=DEFAULT_IMAGE, help="reference picture (a cat by default)")
-    parser.add_argument("--output", type=Path, default=Path("out"), help="folder for demo.png (default: out)")
-    parser.add_argument("--checkpoint", help="a checkpoint of your ComfyUI (COMFYUI_PATH) instead of the tiny one")
+    parser.add_argument("--image", type=Path, help="reference picture (an emoji by default)")
+    parser.add_argument(
+        "--output", type=Path, default=Path("out"), help="folder for demo.html and demo.png (default: out)"
+    )
+    parser.add_argument("--checkpoint", help="a checkpoint of your ComfyUI (COMFYUI_PATH): runs the simple workflow")
     parser.add_argument("--adapter", help="an adapter of your ComfyUI, for that checkpoint")
+    other = parser.add_mutually_exclusive_group()
+    other.add_argument(
+        "--install", action="store_true", help="copy models and pictures into the ComfyUI that COMFYUI_PATH names"
+    )
+    other.add_argument("--serve", action="store_true", help="start ComfyUI with the demo in it, until Ctrl-C")
     args = parser.parse_args()
     if (args.checkpoint is None) != (args.adapter is None):
         parser.error("--checkpoint and --adapter go together")
+    if (args.install or args.serve) and (args.image or args.checkpoint):
+        parser.error("--install and --serve take neither --image nor model files")
     return args
 
 

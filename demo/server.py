@@ -114,6 +114,16 @@ class ComfyServer:
             process.kill()
             process.wait()
 
+    def wait(self) -> None:
+        """Wait until it ends by itself.
+
+        Raises:
+            ServerError: it did.
+        """
+        assert self._process is not None
+        code = self._process.wait()
+        raise ServerError(f"ComfyUI ended with exit code {code}:\n{self.log_tail()}")
+
     def log_tail(self) -> str:
         return "\n".join(self.log.read_text(encoding="utf-8", errors="replace").splitlines()[-LOG_TAIL:])
 

@@ -1,11 +1,16 @@
 #!/usr/bin/env bash
-# scripts/demo.sh [--image photo.jpg] [--output out/] [--checkpoint NAME --adapter NAME]
-#   sets the environment up and runs the main job once in a real ComfyUI: a photograph steers a picture at strength 0, 0.5
-#   and 1. Writes a contact sheet, demo.png, and prints a table of what holds. Exit code 1 if something does not.
-#   --image NAME        reference picture (default: a cat that scikit-image ships)
-#   --output FOLDER     where demo.png goes (default: out)
-#   --checkpoint NAME, --adapter NAME
-#                       files of your ComfyUI, which COMFYUI_PATH names, in place of tiny random models made for the demo
+# scripts/demo.sh [--image photo.jpg] [--output out/]
+#   sets the environment up and runs six workflows in a real ComfyUI with the small trained model that comes along:
+#   variations, text, strength, two references, one for each half, style and composition. Writes demo.html and demo.png
+#   and prints a table of what holds. Exit code 1 if something does not.
+#   --image NAME        your picture in the place of the first reference (the model's world is emoji: expect no likeness)
+#   --output FOLDER     where demo.html and demo.png go (default: out)
+# scripts/demo.sh --serve
+#   starts ComfyUI with the demo's models, pictures and workflows, prints the address to open, runs until Ctrl-C
+# COMFYUI_PATH=… scripts/demo.sh --install
+#   copies the demo's models and pictures into your ComfyUI, so that workflows/demo_*.json run there
+# COMFYUI_PATH=… scripts/demo.sh --checkpoint NAME --adapter NAME [--image photo.jpg] [--output out/]
+#   runs the simple workflow with models of your ComfyUI, by default with a cat that scikit-image ships
 set -euo pipefail
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd -P)
@@ -26,6 +31,13 @@ while (($#)); do
         --image | --output)
             arguments+=("$1")
             if (($# > 1)); then shift; arguments+=("$(absolute "$1")"); fi
+            ;;
+        --install)
+            if [[ -z ${COMFYUI_PATH:-} ]]; then
+                echo "demo: error: set COMFYUI_PATH to the ComfyUI that --install copies into" >&2
+                exit 2
+            fi
+            arguments+=("$1")
             ;;
         *) arguments+=("$1") ;;
     esac

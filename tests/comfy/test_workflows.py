@@ -13,6 +13,7 @@ import pytest
 from PIL import Image
 
 from demo.client import Client, Prompt
+from demo.scenes import ENLARGED, SCENES
 from demo.server import HOST, ROOT, ComfyServer
 from support.browser import CHROMIUM, Page
 
@@ -22,6 +23,8 @@ WORKFLOWS = sorted((ROOT / "workflows").iterdir())
 NOTES = {"Note", "MarkdownNote"}
 BYPASSED = 4
 SIZE = 64
+DEMO = {scene.name: (len(scene.labels), SIZE * ENLARGED) for scene in SCENES}
+"""Number and size of pictures of the demo's workflows."""
 TITLE = 30  # pixels of a node's title, which stands above its position
 
 each_workflow = pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.stem)
@@ -66,7 +69,7 @@ def comfy(server: ComfyServer, folder: Path, workflow: dict[str, Any], *options:
 
 def test_nothing_else_lies_beside_the_workflows():
     assert [path.name for path in WORKFLOWS if path.suffix != ".json"] == []
-    assert len(WORKFLOWS) == 5
+    assert len(WORKFLOWS) == 5 + len(SCENES)
 
 
 @each_workflow
@@ -113,10 +116,13 @@ def test_no_two_nodes_overlap(path: Path):
 def test_comfy_cli_executes_it(path: Path, server: ComfyServer, tmp_path: Path):
     data = comfy(server, tmp_path, made_small(read(path)), "--wait")
     assert data["status"] == "completed"
-    (picture_file,) = server.output.glob(f"{path.stem}_*.png")
-    with Image.open(picture_file) as picture:
-        assert picture.size == (SIZE, SIZE)
-        assert np.asarray(picture).std() > 1
+    pictures = list(server.output.glob(f"{path.stem}_*.png"))
+    count, side = DEMO.get(path.stem, (1, SIZE))
+    assert len(pictures) == count
+    for picture_file in pictures:
+        with Image.open(picture_file) as picture:
+            assert picture.size == (side, side)
+            assert np.asarray(picture).std() > 1
 
 
 @pytest.mark.slow

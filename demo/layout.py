@@ -1,0 +1,132 @@
+"""A workflow as ComfyUI's page saves it, filled column by column."""
+
+import copy
+import json
+from collections.abc import Mapping, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+Node = dict[str, Any]
+Source = tuple[Node, int]
+"""A node and the number of one of its outputs."""
+
+WORKFLOWS = Path(__file__).resolve().parents[1] / "workflows"
+TITLE, MARGIN, GAP, BETWEEN = 30, 20, 30, 80  # pixels; a node's title stands above its position
+ENLARGE: Node = {
+    "type": "ImageScaleBy",
+    "size": [315, 82],
+    "inputs": [
+        {"name": "image", "type": "IMAGE", "link": None},
+        {"name": "upscale_method", "type": "COMBO", "widget": {"name": "upscale_method"}, "link": None},
+        {"name": "scale_by", "type": "FLOAT", "widget": {"name": "scale_by"}, "link": None},
+    ],
+    "outputs": [{"name": "IMAGE", "type": "IMAGE", "links": None}],
+    "properties": {"Node name for S&R": "ImageScaleBy"},
+}
+
+
+class Page:
+    """Nodes from top to bottom in columns from left to right, in titled groups."""
+
+    def __init__(self) -> None:
+        self.nodes: list[Node] = []
+        self.links: list[list[Any]] = []
+        self.groups: list[dict[str, Any]] = []
+        self._x, self._y, self._width = 0, 0, 0
+
+    def column(self, width: int = 315) -> None:
+        """Start a column, in no group."""
+        self._x += self._width + BETWEEN if self._width else 0
+        self._y, self._width = 0, width
+
+    def group(self, title: str, color: str) -> None:
+        """Frame the column's nodes from here on."""
+        top = self._y + (TITLE if self._y else 0)
+        bounding = [self._x - MARGIN, top, self._width + 2 * MARGIN, 0]
+        self.groups.append(
+            {"id": len(self.groups) + 1, "title": title, "bounding": bounding, "color": color, "flags": {}}
+        )
+        self._y = top + TITLE + GAP // 2
+
+    def note(self, text: str, height: int) -> None:
+        self._append({**_shape("MarkdownNote"), "title": "What this shows"}, [text], height)
+
+    def add(
+        self,
+        kind: str,
+        sources: Mapping[str, Source] | None = None,
+        widgets: Sequence[Any] = (),
+        *,
+        title: str | None = None,
+        height: int | None = None,
+    ) -> Node:
+        """A node below the last one, in the last group.
+
+        Args:
+            sources: by input name.
+            widgets: values in the page's order.
+            height: pixels; the usual one if None.
+        """
+        node = self._append(_shape(kind) | ({"title": title} if title else {}), widgets, height)
+        slots = {entry["name"]: slot for slot, entry in enumerate(node["inputs"])}
+        for name, (source, number) in (sources or {}).items():
+            self._link(source, number, node, slots[name])
+        left, top, width, _ = self.groups[-1]["bounding"]
+        self.groups[-1]["bounding"] = [left, top, width, self._y + MARGIN - top]
+        return node
+
+    def text(self) -> str:
+        """The file: one line a node, link or group, so that changes can be read."""
+        extra = {"ds": {"scale": 0.6, "offset": [120, 160]}}  # below about 0.5 the page leaves texts out
+        parts = {"revision": 0, "last_node_id": len(self.nodes), "last_link_id": len(self.links)}
+        lists = {"nodes": self.nodes, "links": self.links, "groups": self.groups}
+        end = {"config": {}, "extra": extra, "version": 0.4}
+        lines = [f'  "{name}": {json.dumps(value)}' for name, value in parts.items()]
+        for name, entries in lists.items():
+            rows = ",\n".join(f"    {json.dumps(entry, ensure_ascii=False)}" for entry in entries)
+            lines.append(f'  "{name}": [\n{rows}\n  ]')
+        lines += [f'  "{name}": {json.dumps(value)}' for name, value in end.items()]
+        return "{\n" + ",\n".join(lines) + "\n}\n"
+
+    def _append(self, shape: Node, widgets: Sequence[Any], height: int | None) -> Node:
+        place = {"id": len(self.nodes) + 1, "type": shape["type"]}
+        top = self._y + (TITLE if self._y else 0)
+        place |= {"pos": [self._x, top], "size": [self._width, height or shape["size"][1]]}
+        node = {**place, "flags": {}, "order": len(self.nodes), "mode": 0, **_without(shape, place)}
+        if widgets:
+            node["widgets_values"] = list(widgets)
+        self._y = top + node["size"][1] + GAP
+        self.nodes.append(node)
+        return node
+
+    def _link(self, source: Node, number: int, node: Node, slot: int) -> None:
+        link, output = len(self.links) + 1, source["outputs"][number]
+        output["links"] = [*(output["links"] or []), link]
+        node["inputs"][slot]["link"] = link
+        self.links.append([link, source["id"], number, node["id"], slot, output["type"]])
+
+
+def _without(node: Node, other: Node) -> Node:
+    return {name: value for name, value in node.items() if name not in other}
+
+
+def _shape(kind: str) -> Node:
+    return copy.deepcopy(_shapes()[kind])
+
+
+@cache
+def _shapes() -> dict[str, Node]:
+    """Inputs, outputs and size by node type, as the hand-made workflows have them."""
+    shapes: dict[str, Node] = {"ImageScaleBy": ENLARGE}
+    kept = ("type", "size", "inputs", "outputs", "properties", "color", "bgcolor")
+    for path in sorted(WORKFLOWS.glob("ipa_*.json")):
+        for node in json.loads(path.read_text(encoding="utf-8"))["nodes"]:
+            shape = {name: copy.deepcopy(node[name]) for name in kept if name in node}
+            shape["properties"].pop("models", None)
+            for entry in shape["inputs"]:
+                entry["link"] = None
+            for entry in shape["outputs"]:
+                entry["links"] = None
+            shapes.setdefault(node["type"], shape)
+    return shapes

@@ -1,0 +1,126 @@
+"""Writes workflows/demo_*.json from the table of scenes: `python -m demo.workflows`."""
+
+from pathlib import Path
+
+from demo import scenes
+from demo.layout import WORKFLOWS, Node, Page, Source
+from demo.models import ENCODER
+from demo.scenes import SCENES, Result, Scene
+
+MODELS_COLOR, TEXT_COLOR, IMAGE_COLOR, MASK_COLOR, RESULT_COLOR = "#3f789e", "#777", "#88A", "#A88", "#8A8"
+HALF = scenes.SIZE // 2
+NOTE = """## {title}
+
+{text}
+
+This is the demo's small world: emoji, {size} x {size} pixels. It needs, in ComfyUI's `models` folder:
+
+- `checkpoints/`: {checkpoint}
+- `ipadapter/`: {adapter}
+- `clip_vision/`: the folder {encoder}
+
+In a git checkout of IP-Adapter Studio, `scripts/demo.sh --install` copies them there, and the reference pictures \
+to `input`."""
+NOTE_HEIGHT, PICTURE_HEIGHT = 280, 330  # pixels
+
+
+def build(scene: Scene) -> Page:
+    """The workflow of a scene: models and references, then a column for each result."""
+    page = Page()
+    page.column(400)
+    names = {"checkpoint": scenes.CHECKPOINT, "adapter": scenes.ADAPTER, "encoder": Path(ENCODER).name}
+    page.note(NOTE.format(title=scene.title, text=scene.text, size=scenes.SIZE, **names), NOTE_HEIGHT)
+    page.group("Models", MODELS_COLOR)
+    checkpoint = page.add("CheckpointLoaderSimple", widgets=[scenes.CHECKPOINT])
+    adapter = page.add("IPALoadAdapter", widgets=[scenes.ADAPTER, scenes.ENCODER])
+
+    parts = Parts(page, scene, checkpoint, adapter)
+    for result in scene.results:
+        parts.branch(result)
+    return page
+
+
+class Parts:
+    """What the branches of a workflow share, and how a branch is made from it."""
+
+    def __init__(self, page: Page, scene: Scene, checkpoint: Node, adapter: Node) -> None:
+        self.page, self.scene, self.checkpoint, self.adapter = page, scene, checkpoint, adapter
+        self.images: list[Node] = []
+        self.tokens: list[Node] = []
+        for number, file in enumerate(scene.references):
+            self._reference(file, ("First", "Second")[number] if len(scene.references) > 1 else "")
+        self.masks = self._masks() if scene.in_halves else []
+
+        page.group("Text and size", TEXT_COLOR)
+        prompts = {result.prompt for result in scene.results}
+        self.prompt = self._prompt("Prompt", *prompts) if len(prompts) == 1 else None
+        self.negative = self._prompt("Negative prompt", "")
+        size = [scenes.SIZE, scenes.SIZE, scene.results[0].count]
+        self.latent = page.add("EmptyLatentImage", widgets=size)
+
+    def branch(self, result: Result) -> None:
+        """Apply, sample, decode, save."""
+        page = self.page
+        page.column()
+        is_alone = len(self.scene.results) == 1
+        page.group("Result" if is_alone else result.label, RESULT_COLOR)
+        model = self._applied(result)
+        prompt = self.prompt or self._prompt("Prompt", result.prompt)
+        if is_alone:
+            page.column()
+            page.group("Picture", RESULT_COLOR)
+        sampling = [scenes.SEED, "fixed", scenes.STEPS, scenes.CFG, scenes.SAMPLER, scenes.SCHEDULER, 1]
+        conditions = {"positive": (prompt, 0), "negative": (self.negative, 0)}
+        latent = page.add("KSampler", {"model": model, **conditions, "latent_image": (self.latent, 0)}, sampling)
+        picture = page.add("VAEDecode", {"samples": (latent, 0), "vae": (self.checkpoint, 2)})
+        enlarged = page.add("ImageScaleBy", {"image": (picture, 0)}, ["lanczos", scenes.ENLARGED], title="Enlarge")
+        title = "Pictures" if result.count > 1 else result.label
+        page.add("SaveImage", {"images": (enlarged, 0)}, [self.scene.name], title=title, height=PICTURE_HEIGHT)
+
+    def _applied(self, result: Result) -> Source:
+        settings = [result.strength, 0, 1, result.preset]
+        model: Source = (self.checkpoint, 0)
+        if self.masks:
+            for image, mask, side in zip(self.images, self.masks, ("left", "right"), strict=True):
+                sources = {"model": model, "adapter": (self.adapter, 0), "image": (image, 0), "mask": (mask, 0)}
+                model = self.page.add("IPAApplyImage", sources, settings, title=f"Apply on the {side}"), 0
+            return model
+        tokens = self.tokens[0]
+        if len(self.tokens) > 1:
+            both = {f"tokens.tokens{number}": (node, 0) for number, node in enumerate(self.tokens)}
+            weights = ", ".join(f"{factor:g}" for factor in result.mix)
+            tokens = self.page.add("IPACombineTokens", both, ["add", weights])
+        sources = {"model": model, "adapter": (self.adapter, 0), "tokens": (tokens, 0)}
+        return self.page.add("IPAApply", sources, settings), 0
+
+    def _reference(self, file: str, which: str) -> None:
+        title = f"{which} reference" if which else "Reference"
+        self.page.column()
+        self.page.group(title, IMAGE_COLOR)
+        image = self.page.add("LoadImage", widgets=[file, "image"], title=title)
+        self.images.append(image)
+        if not self.scene.in_halves:
+            sources = {"adapter": (self.adapter, 0), "image": (image, 0)}
+            self.tokens.append(self.page.add("IPAEncodeImage", sources, ["center"]))
+
+    def _masks(self) -> list[Node]:
+        """Of the left and the right half."""
+        self.page.column()
+        self.page.group("Masks", MASK_COLOR)
+        nothing = self.page.add("SolidMask", widgets=[0, scenes.SIZE, scenes.SIZE], title="Nothing")
+        half = self.page.add("SolidMask", widgets=[1, HALF, scenes.SIZE], title="Half as wide")
+        sources = {"destination": (nothing, 0), "source": (half, 0)}
+        left = self.page.add("MaskComposite", sources, [0, 0, "add"], title="Left half")
+        return [left, self.page.add("InvertMask", {"mask": (left, 0)}, title="Right half")]
+
+    def _prompt(self, title: str, text: str) -> Node:
+        return self.page.add("CLIPTextEncode", {"clip": (self.checkpoint, 1)}, [text], title=title, height=100)
+
+
+def main() -> None:
+    for scene in SCENES:
+        (WORKFLOWS / f"{scene.name}.json").write_text(build(scene).text(), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
