@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
+from diffusers import AutoencoderKL, AutoencoderTiny, DDPMScheduler, UNet2DConditionModel
 from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -159,7 +159,7 @@ class OfficialLoop:
         self.schedule = DDPMScheduler.from_pretrained(base, subfolder="scheduler")
         self.tokenizer = CLIPTokenizer.from_pretrained(base, subfolder="tokenizer")
         self.text_encoder = _frozen(CLIPTextModel, base, "text_encoder").to(device, self.dtype)
-        self.vae = _frozen(AutoencoderKL, base, "vae").to(device, self.dtype)
+        self.vae = _frozen(_autoencoder_class(base), base, "vae").to(device, self.dtype)
         self.image_encoder = _frozen(CLIPVisionModelWithProjection, settings.encoder).to(device, self.dtype)
         unet = _frozen(UNet2DConditionModel, base, "unet")
         vision = self.image_encoder.config
@@ -193,8 +193,7 @@ class OfficialLoop:
         """One optimiser step on the next batch; its loss."""
         batch = next(self._batches)
         with torch.no_grad():
-            distribution = self.vae.encode(batch["pixels"].to(self.accelerator.device, self.dtype)).latent_dist
-            latents = distribution.sample() * self.vae.config.scaling_factor
+            latents = self.encode_pixels(batch["pixels"])
             noise = torch.randn_like(latents)
             timesteps = torch.randint(
                 0, self.schedule.config.num_train_timesteps, (len(latents),), device=latents.device
@@ -207,6 +206,12 @@ class OfficialLoop:
             print(f"Step {self.step_number}, step_loss: {average}", file=sys.stderr)
         self.step_number += 1
         return float(average)
+
+    @torch.no_grad()
+    def encode_pixels(self, pixels: Tensor) -> Tensor:
+        encoded = self.vae.encode(pixels.to(self.accelerator.device, self.dtype))
+        latents: Tensor = encoded.latents if isinstance(self.vae, AutoencoderTiny) else encoded.latent_dist.sample()
+        return latents * self.vae.config.scaling_factor
 
     @torch.no_grad()
     def encode_text(self, tokens: Tensor) -> Tensor:
@@ -245,9 +250,11 @@ class OfficialLoop:
             value.copy_(weights[name])
 
 
-def official_train(settings: Settings, output: Path, steps: int) -> list[float]:
+def official_train(
+    settings: Settings, output: Path, steps: int, loop_class: type[OfficialLoop] = OfficialLoop
+) -> list[float]:
     """Train for some steps and write the adapter in published form (float32 safetensors); the loss of each step."""
-    loop = OfficialLoop(settings)
+    loop = loop_class(settings)
     losses = [loop.step() for _ in range(steps)]
     output.parent.mkdir(parents=True, exist_ok=True)
     save_file({name: value.detach().cpu().contiguous() for name, value in loop.weights().items()}, output)
@@ -268,6 +275,12 @@ def tokenize(tokenizer: Any, captions: Sequence[str]) -> Tensor:
 def _frozen(model_class: Any, folder: Path, part: str | None = None) -> Any:
     name = {} if part is None else {"subfolder": part}
     return model_class.from_pretrained(folder, torch_dtype=torch.float32, **name).requires_grad_(False)
+
+
+def _autoencoder_class(base: Path) -> Any:
+    """The tutorial's, or the tiny one of the demo's base."""
+    config = json.loads((base / "vae" / "config.json").read_text(encoding="utf-8"))
+    return {model.__name__: model for model in (AutoencoderKL, AutoencoderTiny)}[config["_class_name"]]
 
 
 def _set_processors(unet: Any) -> None:
