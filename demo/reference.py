@@ -49,7 +49,7 @@ def sample(models: Path, image: Path, settings: dict[str, Any]) -> Tensor:
 
 
 def _unet_with_adapter(models: Path, strength: float) -> UNet2DConditionModel:
-    unet = UNet2DConditionModel.from_pretrained(models / DIFFUSERS, subfolder="unet").eval()
+    unet = UNet2DConditionModel.from_pretrained(models / DIFFUSERS, subfolder="unet", torch_dtype=torch.float32).eval()
     parts: dict[str, dict[str, Tensor]] = {"image_proj": {}, "ip_adapter": {}}
     for name, value in load_file(models / PLUS_ADAPTER).items():
         part, _, rest = name.partition(".")
@@ -63,7 +63,7 @@ def _unet_with_adapter(models: Path, strength: float) -> UNet2DConditionModel:
 
 def _image_features(models: Path, image: Path) -> Tensor:
     """(2, S, E): no picture, then the picture, as the plus adapters were trained."""
-    encoder = CLIPVisionModelWithProjection.from_pretrained(models / ENCODER)
+    encoder = CLIPVisionModelWithProjection.from_pretrained(models / ENCODER, torch_dtype=torch.float32)
     with Image.open(image) as picture:
         pixels = torch.from_numpy(np.asarray(picture.convert("RGB"))).float() / 255
     pixel_format = PixelFormat(encoder.config.image_size, *CLIP_STATISTICS)

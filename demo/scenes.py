@@ -16,7 +16,7 @@ ENLARGED = 4  # times, for the eye
 
 SEED = 20261
 STEPS = 16
-CFG = 3.0
+CFG = 2.0
 SAMPLER, SCHEDULER = "euler", "normal"
 
 
@@ -71,7 +71,7 @@ STRENGTH = Scene(
     "demo_strength",
     "Strength",
     "The same noise each time, no text. At 0 the model draws what it likes; the reference takes over as strength rises.",
-    ("lotus_3d.png",),
+    ("city_flat.png",),
     tuple(Result(f"strength {strength:g}", strength=strength) for strength in STRENGTHS),
 )
 SCENES = (
@@ -100,7 +100,7 @@ SCENES = (
         "demo_two_references",
         "Two references, mixed",
         "The image tokens of both, added with other weights: from the first picture to the second.",
-        ("fox_3d.png", "cat_3d.png"),
+        ("city_flat.png", "cat_3d.png"),
         (
             Result("4 : 1", mix=(0.8, 0.2)),
             Result("3 : 2", mix=(0.6, 0.4)),
@@ -112,7 +112,7 @@ SCENES = (
         "demo_regions",
         "A reference for each half",
         "Two masks: the first reference acts on the left, the second on the right. The prompt is “two halves”.",
-        ("city_flat.png", "lotus_3d.png"),
+        ("cat_flat.png", "city_flat.png"),
         (Result("noise", prompt="two halves", count=4),),
         in_halves=True,
     ),
@@ -121,7 +121,7 @@ SCENES = (
         "Style or composition",
         "The same reference through some attention layers only. This small model has four, so the parts are less clean "
         "than in a large one.",
-        ("tram_flat.png",),
+        ("city_3d.png",),
         tuple(Result(preset, preset=preset) for preset in PRESETS),
     ),
 )

@@ -17,11 +17,14 @@ def load_encoder_folder(folder: Path) -> VisionEncoder:
     import transformers  # slow to import, and needed for folders only
 
     vision = load_vision_folder(folder, transformers)
+    device = comfy.model_management.text_encoder_device()
+    if not comfy.model_management.should_use_fp16(device):
+        vision.model.float()
     # Plain transformers layers cannot cast weights on use, so ComfyUI moves the model as a whole.
     # They also own a read-only `device`, which a ModelPatcher sets: hence the module around the model.
     patcher = comfy.model_patcher.ModelPatcher(
         torch.nn.ModuleDict({"vision": vision.model}),
-        load_device=comfy.model_management.text_encoder_device(),
+        load_device=device,
         offload_device=comfy.model_management.text_encoder_offload_device(),
     )
 

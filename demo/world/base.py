@@ -3,6 +3,7 @@
 It may see the held-out emoji: a base model knows the world, and the adapters have to carry what they have not seen.
 """
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -13,9 +14,10 @@ from torch import Tensor, nn
 from demo import tiny_base
 
 from .pictures import Picture
-from .training import Recipe, train
+from .training import LossAt, Recipe, train
 
 RECIPE = Recipe(steps=1200, learning_rate=6e-4, weight_decay=0.01, average=0.995)
+LAYOUT_RECIPE = Recipe(steps=450, learning_rate=4e-4, weight_decay=0.01, warmup=50, average=0.99, seed=1)
 BATCH = 32
 UNET = {"sample_size": 8, **tiny_base.UNET}
 SCHEDULE = {  # SD1.5's
@@ -31,6 +33,9 @@ HALVES_SHARE = 0.15
 SHARES = {"full": 0.3, "colors": 0.45, "style_category": 0.06, "category": 0.06, "style": 0.05, "empty": 0.08}
 """What a caption says, and how often. The colours of a grid stand for the long descriptions that large models are taught
 with: they make cross-attention carry where things are, which is what an adapter uses it for."""
+LAYOUT_SHARES = {"layout": 0.68, "full": 0.12, "style_category": 0.06, "category": 0.05, "style": 0.04, "empty": 0.05}
+"""The same in the second part, whose grid has a cell for each of the latent's."""
+NAMED_SHARE = 3  # in the second part every third picture's full caption is enough to keep the names in mind
 LARGEST_WEIGHT = 60.0  # reached at timestep 925 or so
 
 
@@ -39,6 +44,7 @@ def captions_of(picture: Picture) -> dict[str, str]:
     return {
         "full": picture.caption,
         "colors": f"{picture.style} emoji, {picture.colors}",
+        "layout": f"{picture.style} emoji, {picture.layout}",
         "style_category": f"{picture.style} emoji, {picture.category}",
         "category": picture.category,
         "style": f"{picture.style} emoji",
@@ -47,9 +53,7 @@ def captions_of(picture: Picture) -> dict[str, str]:
 
 
 def train_base(pictures: list[Picture], latents: Tensor, text: dict[str, Tensor], folder: Path) -> UNet2DConditionModel:
-    """Train with the weights that predicting v would give (arXiv 2202.00512).
-
-    Plain weights hardly count the steps in much noise, where captions, and later references, decide what is drawn.
+    """Train in two parts, coarse descriptions first.
 
     Args:
         latents: (N, 4, 8, 8), of the pictures.
@@ -57,12 +61,28 @@ def train_base(pictures: list[Picture], latents: Tensor, text: dict[str, Tensor]
     """
     torch.manual_seed(0)
     model = UNet2DConditionModel(**UNET).to(memory_format=torch.channels_last)
-    schedule = DDPMScheduler(**SCHEDULE)
     captions = [captions_of(picture) for picture in pictures]
-    kinds, odds = list(SHARES), torch.tensor(list(SHARES.values()))
+    coarse = _loss(latents, captions, SHARES, text)
+    train("base model", model, coarse, RECIPE, folder)
+    for number, caption in enumerate(captions):
+        if number % NAMED_SHARE:
+            caption["full"] = caption["style_category"]
+    fine = _loss(latents, captions, LAYOUT_SHARES, text)
+    return train("base model, layouts", model, fine, LAYOUT_RECIPE, folder / "layouts").eval().requires_grad_(False)
+
+
+def _loss(
+    latents: Tensor, captions: Sequence[Mapping[str, str]], shares: Mapping[str, float], text: Mapping[str, Tensor]
+) -> LossAt:
+    """With the weights that predicting v would give (arXiv 2202.00512).
+
+    Plain weights hardly count the steps in much noise, where captions, and later references, decide what is drawn.
+    """
+    schedule = DDPMScheduler(**SCHEDULE)
+    kinds, odds = list(shares), torch.tensor(list(shares.values()))
 
     def loss_at(model: nn.Module, generator: torch.Generator) -> Tensor:
-        left, right = torch.randint(len(pictures), (2, BATCH), generator=generator)
+        left, right = torch.randint(len(captions), (2, BATCH), generator=generator)
         halved = torch.rand(BATCH, generator=generator) < HALVES_SHARE
         kind = torch.multinomial(odds, BATCH, replacement=True, generator=generator)
         x = latents[left].clone()
@@ -77,4 +97,4 @@ def train_base(pictures: list[Picture], latents: Tensor, text: dict[str, Tensor]
         snr = compute_snr(schedule, t)[:, None, None, None]
         return ((predicted - noise).square() * (1 + 1 / snr).clamp(max=LARGEST_WEIGHT)).mean()
 
-    return train("base model", model, loss_at, RECIPE, folder).eval().requires_grad_(False)
+    return loss_at

@@ -77,7 +77,7 @@ class Picture:
         category: a value of `CATEGORIES`.
         file: below the folder.
         is_held_out: neither the image encoder nor the adapters see it; the base model may.
-        colors: names of the mean colours of a 4 x 4 grid, row by row.
+        colors, layout: names of the mean colours of a grid of 4 x 4 and of 8 x 8 cells, row by row.
     """
 
     code: str
@@ -88,6 +88,7 @@ class Picture:
     file: str
     is_held_out: bool
     colors: str = ""
+    layout: str = ""
 
     @property
     def caption(self) -> str:
@@ -110,7 +111,8 @@ def write_pictures(folder: Path, cache: Path) -> list[Picture]:
             path.parent.mkdir(parents=True, exist_ok=True)
             drawn = on_white(Image.open(source))
             drawn.save(path)
-            lines.append(json.dumps(asdict(replace(picture, colors=colors_of(drawn)))) + "\n")
+            described = replace(picture, colors=colors_of(drawn, 4), layout=colors_of(drawn, 8))
+            lines.append(json.dumps(asdict(described)) + "\n")
         write_aside(folder / LIST, lambda path: path.write_text("".join(lines), encoding="utf-8"))
     return read_list(folder)
 
@@ -132,9 +134,10 @@ def on_white(picture: Image.Image) -> Image.Image:
     return Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture).convert("RGB")
 
 
-def colors_of(picture: Image.Image) -> str:
-    """Names of the mean colours of a 4 x 4 grid, row by row."""
-    cells = np.asarray(picture.convert("RGB").resize((4, 4), Image.Resampling.BOX), dtype=np.int32).reshape(-1, 1, 3)
+def colors_of(picture: Image.Image, side: int) -> str:
+    """Names of the mean colours of a grid of side x side cells, row by row."""
+    small = picture.convert("RGB").resize((side, side), Image.Resampling.BOX)
+    cells = np.asarray(small, dtype=np.int32).reshape(-1, 1, 3)
     nearest = np.square(cells - np.array(list(COLORS.values()))).sum(-1).argmin(1)
     names = list(COLORS)
     return " ".join(names[number] for number in nearest)

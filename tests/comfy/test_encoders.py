@@ -57,6 +57,19 @@ def test_hidden_states_of_a_folder_equal_transformers(clip_vision: Path, adapter
     torch.testing.assert_close(actual, expected, rtol=1e-5, atol=1e-6)
 
 
+def test_a_half_precision_folder_is_computed_in_float32_where_16_bits_are_slow(
+    clip_vision: Path, adapter_for: Callable
+) -> None:
+    reference = encoders.write_folder("clip", clip_vision / "clip").half()
+    reference.save_pretrained(clip_vision / "clip")
+    adapter = load(adapter_for("plus", encoders.WIDTH))
+    size = adapter.encoder.pixel_format.size
+    with torch.inference_mode():
+        expected = reference.float()(pixel_values=pixels(size), output_hidden_states=True).hidden_states[-2]
+        actual = adapter.encoder.encode(pixels(size), adapter.spec)
+    torch.testing.assert_close(actual, expected, rtol=1e-5, atol=1e-6)
+
+
 def test_naflex_folder_equals_its_own_processor(clip_vision: Path, adapter_for: Callable) -> None:
     from transformers.models.siglip2.image_processing_siglip2 import Siglip2ImageProcessor
 

@@ -33,7 +33,7 @@ LIMITS = {
     "text": 0.02,  # by how much a word for something else brings a picture nearer to that, at half strength
 }
 REFERENCES = FILES[::2] + FILES[1::4]
-PAIRS = (("fox_flat.png", "lotus_3d.png"), ("crown_3d.png", "tram_flat.png"))
+PAIRS = (("cat_flat.png", "city_flat.png"), ("fox_3d.png", "lotus_flat.png"))
 OTHER = "3d emoji, food"
 
 

@@ -61,7 +61,7 @@ def test_a_picture_with_alpha_is_laid_on_white() -> None:
 def test_colors_of_a_grid_are_named_row_by_row() -> None:
     picture = Image.new("RGB", (64, 64), "white")
     picture.paste((215, 50, 50), (16, 0, 32, 16))
-    assert emoji.colors_of(picture).split() == ["white", "red", *["white"] * 14]
+    assert emoji.colors_of(picture, 4).split() == ["white", "red", *["white"] * 14]
 
 
 def test_adapters_are_not_taught_what_is_held_out() -> None:
