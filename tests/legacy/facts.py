@@ -147,9 +147,7 @@ FACTS: dict[str, Facts] = {
         ),
         A_MODEL,
     ),
-    "IPAdapterAdvanced": Facts(
-        "IPAdapter Advanced", "ipadapter", (*HEAD, WEIGHT_5, WT, CE, *SE, ES, *USUAL), A_MODEL
-    ),
+    "IPAdapterAdvanced": Facts("IPAdapter Advanced", "ipadapter", (*HEAD, WEIGHT_5, WT, CE, *SE, ES, *USUAL), A_MODEL),
     "IPAdapterBatch": Facts(
         "IPAdapter Batch (Adv.)", "ipadapter", (*HEAD, WEIGHT_5, WT, *SE, ES, BATCH_SIZE, *USUAL), A_MODEL
     ),
@@ -371,9 +369,7 @@ FACTS: dict[str, Facts] = {
         (),
         is_output=True,
     ),
-    "IPAdapterLoadEmbeds": Facts(
-        "IPAdapter Load Embeds", "ipadapter/embeds", (Input("embeds", "COMBO"),), AN_EMBED
-    ),
+    "IPAdapterLoadEmbeds": Facts("IPAdapter Load Embeds", "ipadapter/embeds", (Input("embeds", "COMBO"),), AN_EMBED),
     "IPAdapterWeights": Facts(
         "IPAdapter Weights",
         "ipadapter/weights",

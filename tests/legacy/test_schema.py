@@ -6,9 +6,8 @@ from typing import Any
 
 import pytest
 
-from support import comfy_host
-
 from legacy.facts import FACTS, Input
+from support import comfy_host
 
 NATIVE = ("IPALoadAdapter", "IPAEncodeImage", "IPACombineTokens", "IPAApply", "IPAApplyImage", "IPALayerWeights")
 DOCS = comfy_host.ROOT / "nodes" / "web" / "docs"
