@@ -7,6 +7,7 @@ from .apply import IPAApply, IPAApplyImage
 from .combine import IPACombineTokens
 from .encode import IPAEncodeImage
 from .layer_weights import IPALayerWeights
+from .legacy.coexistence import nodes_to_register
 from .load import IPALoadAdapter
 from .paths import register_folders
 
@@ -29,7 +30,7 @@ class IPAdapterStudio(ComfyExtension):
 
     @override
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
-        return list(NODES)
+        return [*NODES, *nodes_to_register()]
 
 
 async def comfy_entrypoint() -> IPAdapterStudio:
