@@ -24,8 +24,9 @@ def _norm_average(embeds: Tensor) -> Tensor:
 
 
 EMBEDS_COMBINATIONS: dict[str, Callable[[Tensor], Tensor]] = {
-    **{name: combination.reduce for name, combination in COMBINATIONS.items()},
+    **{name: COMBINATIONS[name].reduce for name in ("concat", "add", "subtract", "average")},
     "norm average": _norm_average,
+    **{name: COMBINATIONS[name].reduce for name in ("max", "min")},
 }
 
 

@@ -2,6 +2,18 @@
 
 from comfy_api.latest import io
 
+from .embeds import NODES as EMBEDS_NODES
 from .load import NODES as LOAD_NODES
+from .noise import NODES as NOISE_NODES
+from .params import NODES as PARAMS_NODES
+from .preparation import NODES as PREPARATION_NODES
+from .weights import NODES as WEIGHTS_NODES
 
-NODES: tuple[type[io.ComfyNode], ...] = (*LOAD_NODES,)
+NODES: tuple[type[io.ComfyNode], ...] = (
+    *LOAD_NODES,
+    *EMBEDS_NODES,
+    *NOISE_NODES,
+    *PREPARATION_NODES,
+    *WEIGHTS_NODES,
+    *PARAMS_NODES,
+)
