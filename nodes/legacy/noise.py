@@ -33,7 +33,7 @@ def _gaussian(x: Tensor, strength: float) -> Tensor:
 
 def _shuffle(x: Tensor, strength: float) -> Tensor:
     elastic = ElasticTransform(alpha=_ELASTIC_ALPHA, sigma=(1 - strength) * _ELASTIC_SIGMA)
-    x = pictures.hflip(pictures.vflip(elastic(x)))
+    x = pictures.hflip(pictures.vflip(elastic(x.movedim(-1, 1)))).movedim(1, -1).contiguous()
     noise = torch.randn_like(x) * (_SHUFFLE_NOISE * strength)
     return x * (1 - noise) + noise
 
@@ -63,18 +63,20 @@ def make_noise(kind: str, strength: float, blur: int, image: Tensor | None) -> T
     """
     if kind not in NOISES:
         raise BadInputError(f"noise type {kind!r}", expected=f"one of {', '.join(NOISES)}", action="choose one of them")
-    x = torch.zeros(1, 3, SIDE, SIDE) if image is None else _square(check_image(image).cpu())
+    # Channels last, as pictures are in ComfyUI: the order in which random numbers fall on them.
+    x = torch.zeros(1, SIDE, SIDE, 3) if image is None else _square(check_image(image).cpu())
     with torch.random.fork_rng(devices=[]):  # the global generator is the user's: it goes on as if nothing was drawn
         torch.default_generator.manual_seed(int(x.sum().item()) % _SEEDS)
         x = NOISES[kind](x, strength).clamp(0, 1)
     if blur:
-        x = pictures.gaussian_blur(x, blur + 1 - blur % 2)
-    return x.movedim(1, -1).contiguous()
+        x = pictures.gaussian_blur(x.movedim(-1, 1), blur + 1 - blur % 2).movedim(1, -1)
+    return x.contiguous()
 
 
 def _square(image: Tensor) -> Tensor:
     x = pictures.center_crop(image.movedim(-1, 1), [min(image.shape[1:3])] * 2)
-    return pictures.resize(x, [SIDE, SIDE], pictures.InterpolationMode.BICUBIC, antialias=True)
+    x = pictures.resize(x, [SIDE, SIDE], pictures.InterpolationMode.BICUBIC, antialias=True)
+    return x.movedim(1, -1).contiguous()
 
 
 class IPAdapterNoise(io.ComfyNode):
