@@ -145,7 +145,7 @@ def image_features(
     _warn_about(image)
     masks = None if mask is None else _one_mask_per_picture(check_mask(mask), len(pictures))
     keys = [
-        _key(adapter, encoder, crop, _digest(picture), None if masks is None else _digest(masks[index]))
+        _key(adapter, encoder, crop, digest(picture), None if masks is None else digest(masks[index]))
         for index, picture in enumerate(pictures)
     ]
     rows: list[Tensor] = []
@@ -181,7 +181,8 @@ def _key(
     return ("features", encoder.identity, encoder.pixel_format, spec.feature, spec.layer, crop, picture, mask)
 
 
-def _digest(tensor: Tensor) -> str:
+def digest(tensor: Tensor) -> str:
+    """Hash of a tensor's shape and content."""
     digest = hashlib.blake2b(repr(tuple(tensor.shape)).encode(), digest_size=16)
     digest.update(tensor.cpu().contiguous().numpy().data)
     return digest.hexdigest()
