@@ -1,5 +1,7 @@
 """Weight types: the names shared workflows give to layer presets, and the numbers that belong to them."""
 
+import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from .errors import BadInputError
@@ -15,12 +17,10 @@ class WeightType:
     Attributes:
         preset: a key of `presets.PRESETS`.
         second: strength of the preset's second part where none is given; None takes the first one.
-        swaps: gives the image to the uncond side of some layers, also when single layers are listed.
     """
 
     preset: str
     second: float | None = None
-    swaps: bool = False
 
 
 WEIGHT_TYPES: dict[str, WeightType] = {
@@ -38,10 +38,12 @@ WEIGHT_TYPES: dict[str, WeightType] = {
     "strong style transfer": WeightType("strong style"),
     # what shared pictures were made with: the composition layers stay at 1 whatever the weight
     "style and composition": WeightType("style and composition", second=1.0),
-    "style transfer precise": WeightType("precise style", swaps=True),
-    "composition precise": WeightType("precise composition", swaps=True),
+    "style transfer precise": WeightType("precise style"),
+    "composition precise": WeightType("precise composition"),
     "strong style and composition": WeightType("strong style and composition", second=1.0),
 }
+_LAYER_WEIGHT = re.compile(r"(\d+)\s*:\s*([-+]?(?:\d+\.?\d*|\.\d+))")
+
 # No widget offers the last one: the style and composition nodes choose it.
 OFFERED_WEIGHT_TYPES = tuple(WEIGHT_TYPES)[:-1]
 
@@ -71,3 +73,39 @@ def without_middle(strengths: dict[int, SiteStrength], unet: UNetSites) -> dict[
     """The strengths of all sites outside the middle block."""
     middle = {site.index for site in unet.sites if site.block == "middle"}
     return {index: strength for index, strength in strengths.items() if index not in middle}
+
+
+def parse_layer_weights(text: str) -> dict[int, float]:
+    """Read `3: 0.5, 6: 1`: factors by transformer in execution order (input, middle, output); empty is allowed.
+
+    Raises:
+        BadInputError: an entry of another form.
+    """
+    factors: dict[int, float] = {}
+    for entry in filter(None, (part.strip() for part in re.split(r"[,\n;]", text))):
+        match = _LAYER_WEIGHT.fullmatch(entry)
+        if match is None:
+            raise BadInputError(
+                f"layer weight {entry!r}",
+                expected="'transformer: factor' pairs separated by commas, such as '3: 0.5, 6: 1'",
+                action="correct the entry",
+            )
+        factors[int(match[1])] = float(match[2])
+    return factors
+
+
+def resolve_layer_weights(
+    factors: Mapping[int, float], name: str, unet: UNetSites, weight: float
+) -> dict[int, SiteStrength]:
+    """Strength of every site when transformers are listed: those that are not get nothing, nor does the middle block.
+
+    Args:
+        factors: by transformer, multiply the weight; those of transformers the model does not have count for nothing.
+        name: a weight type, of which only the sides matter: "precise" types swap them at some sites.
+    """
+    of_type = resolve_weight_type(name, unet, 1.0)
+    return {
+        site.index: SiteStrength(weight * factors.get(site.transformer, 0.0), of_type[site.index].swap)
+        for site in unet.sites
+        if site.index in of_type
+    }

@@ -183,9 +183,9 @@ def _key(
 
 def digest(tensor: Tensor) -> str:
     """Hash of a tensor's shape and content."""
-    digest = hashlib.blake2b(repr(tuple(tensor.shape)).encode(), digest_size=16)
-    digest.update(tensor.cpu().contiguous().numpy().data)
-    return digest.hexdigest()
+    hashed = hashlib.blake2b(repr(tuple(tensor.shape)).encode(), digest_size=16)
+    hashed.update(tensor.cpu().contiguous().numpy().data)
+    return hashed.hexdigest()
 
 
 def _one_mask_per_picture(masks: Tensor, pictures: int) -> Tensor:
