@@ -122,9 +122,9 @@ def encode_image(
         BadInputError: a picture or mask that cannot be used.
     """
     crop = crop or adapter.spec.encoder.crop or CROPS[0]
-    features, key = _features(adapter, encoder, image, crop, mask)
+    features, key = image_features(adapter, encoder, image, crop, mask)
     if negative_image is not None:
-        negative, negative_key = _features(adapter, encoder, negative_image, crop, None)
+        negative, negative_key = image_features(adapter, encoder, negative_image, crop, None)
     else:
         negative, negative_key = _no_image(adapter, encoder, features)
 
@@ -137,10 +137,10 @@ def encode_image(
     return CACHE.get_or_make(key, ImageTokens, project, lambda tokens: tokens.num_bytes)
 
 
-def _features(
+def image_features(
     adapter: LoadedAdapter, encoder: VisionEncoder, image: Tensor, crop: str, mask: Tensor | None
 ) -> tuple[Tensor, tuple[object, ...]]:
-    """Features (R, E) or (R, S, E) of every picture, and the key of all of them."""
+    """Features (R, E) or (R, S, E) of every picture, and the key of all of them. Arguments as `encode_image`."""
     pictures = check_image(image)
     _warn_about(image)
     masks = None if mask is None else _one_mask_per_picture(check_mask(mask), len(pictures))

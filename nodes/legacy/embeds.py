@@ -17,7 +17,7 @@ from ...ipadapter_core.embeds import (
     save_embeds,
 )
 from ..paths import file_identity
-from .encode import embed_images, negative_embeds
+from .features import negative_features, positive_features
 from .payload import read_payload
 from .schema import EmbedsSocket, clip_vision, image, ipadapter, legacy_schema
 
@@ -71,9 +71,8 @@ class IPAdapterEncoder(io.ComfyNode):
         clip_vision: object | None = None,
     ) -> io.NodeOutput:
         payload = read_payload(ipadapter, clip_vision)
-        encoder = payload.encoder()
-        positive = embed_images(payload.adapter, encoder, image, mask)
-        return io.NodeOutput(positive * weight, negative_embeds(payload.adapter, encoder, positive))
+        positive = positive_features(payload, image, mask)
+        return io.NodeOutput(positive * weight, negative_features(payload, positive))
 
 
 class IPAdapterCombineEmbeds(io.ComfyNode):
