@@ -97,9 +97,7 @@ class PackedKV:
 
 
 @torch.no_grad()
-def project_tokens(
-    adapter: IPAdapter, tokens: ImageTokens, device: torch.device, *, per_frame: bool = False
-) -> SiteKV:
+def project_tokens(adapter: IPAdapter, tokens: ImageTokens, device: torch.device, *, per_frame: bool = False) -> SiteKV:
     """Run every site's `to_k_ip` and `to_v_ip` over the tokens, on `device`; the result lies on the CPU.
 
     Args:

@@ -4,7 +4,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-import torch
+from comfy.model_base import SDXL, SDXLRefiner
 from comfy.model_patcher import ModelPatcher
 from torch import Tensor
 
@@ -15,7 +15,11 @@ from ...ipadapter_core.presets import Role, block_roles
 from ...ipadapter_core.scaling import find_scaling
 from ...ipadapter_core.sites import UNetSites
 from ...ipadapter_core.tokens import ImageTokens
-from ...ipadapter_core.weight_types import parse_layer_weights, resolve_layer_weights, resolve_weight_type
+from ...ipadapter_core.weight_types import (
+    parse_layer_weights,
+    resolve_layer_weights,
+    resolve_weight_type,
+)
 from ..application import Limits, acting_range, fitting_sites, patch_sites, site_kv
 from ..types import LoadedAdapter
 from .features import combine_sides, image_tokens, negative_features, positive_features
@@ -24,7 +28,6 @@ from .payload import Payload
 logger = logging.getLogger(__name__)
 
 Weight = float | Sequence[float]  # a list has one per frame
-_SDXL_DIM = 2048
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -46,7 +49,7 @@ class LegacyUse:
     start_at: float = 0.0
     end_at: float = 1.0
     embeds_scaling: str = "V only"
-    combine: str = "concat"
+    combine_embeds: str = "concat"
     attn_mask: Tensor | None = None
     layer_weights: str = ""
     per_frame: bool = False
@@ -63,8 +66,9 @@ def apply_image(
 def encode(payload: Payload, image: Tensor, use: LegacyUse, image_negative: Tensor | None = None) -> ImageTokens:
     """Image tokens of references, combined as the widgets say."""
     positive = positive_features(payload, image)
-    negative = negative_features(payload, positive)
-    if image_negative is not None:
+    if image_negative is None:
+        negative = negative_features(payload, positive)
+    else:
         negative = positive_features(payload, image_negative)
     return tokens_of(payload.adapter, positive, negative, use)
 
@@ -72,7 +76,7 @@ def encode(payload: Payload, image: Tensor, use: LegacyUse, image_negative: Tens
 def tokens_of(adapter: LoadedAdapter, positive: Tensor, negative: Tensor, use: LegacyUse) -> ImageTokens:
     """Image tokens of features, combined as the widgets say; those of frames stay apart."""
     if not use.per_frame:
-        positive, negative = combine_sides(positive, negative, use.combine)
+        positive, negative = combine_sides(positive, negative, use.combine_embeds)
     return image_tokens(adapter, positive, negative)
 
 
@@ -96,7 +100,7 @@ def apply_tokens(
     strengths = _strengths(unet, use)
     mask = None if use.attn_mask is None else read_mask(use.attn_mask)
     if use.start_at > use.end_at or not any(any(strength.factors) for strength in strengths.values()):
-        logger.warning("IPAdapter has no effect: its weights are 0, or it ends before it starts.")
+        logger.info("IPAdapter has no effect: its weights are 0, or it ends before it starts.")
         return model
     limits = Limits(acting_range(model, use.start_at, use.end_at), mask, BILINEAR)
     kv = site_kv(adapter, tokens, per_frame=use.per_frame)
@@ -111,12 +115,11 @@ def replace_cond(tokens: ImageTokens, other: ImageTokens) -> ImageTokens:
     return ImageTokens(other.cond, tokens.uncond, tokens.adapter_id)
 
 
-def check_sdxl(adapter: LoadedAdapter, model: ModelPatcher) -> None:
+def check_sdxl(model: ModelPatcher) -> None:
     """Raises MismatchError unless the model is SDXL or derived from it."""
-    width = fitting_sites(model, adapter).sites[0].context_dim
-    if not isinstance(model.model, SDXL_CLASSES):
+    if not isinstance(model.model, SDXL | SDXLRefiner):
         raise MismatchError(
-            f"a model of {width}-wide text tokens ({type(model.model).__name__}) in a style and composition node",
+            f"a model of class {type(model.model).__name__} in a style and composition node",
             expected="an SDXL model",
             action="load an SDXL checkpoint, or use IPAApply with layer_preset 'style and composition'",
         )
@@ -142,12 +145,11 @@ def _strengths(unet: UNetSites, use: LegacyUse) -> Mapping[int, AnyStrength]:
     }
 
 
-def _as_list(weight: Weight | None) -> list[float] | list[None]:
-    if isinstance(weight, Tensor):
-        return [float(value) for value in weight.flatten().tolist()]
+def _as_list(weight: Weight | Tensor | None) -> list[float | None]:
     if weight is None or isinstance(weight, int | float):
-        return [weight]  # type: ignore[return-value]
-    return [float(value) for value in weight] or [0.0]
+        return [weight]
+    values = weight.flatten().tolist() if isinstance(weight, Tensor) else weight
+    return [float(value) for value in values] or [0.0]
 
 
 def _with_composition(kv: SiteKV, other: SiteKV, unet: UNetSites) -> SiteKV:
@@ -158,7 +160,9 @@ def _with_composition(kv: SiteKV, other: SiteKV, unet: UNetSites) -> SiteKV:
         if roles.get((site.block, site.block_id), (Role.OTHER,))[0] is Role.COMPOSITION
     }
     keys, values = (
-        tuple(theirs if index in of_composition else ours for index, (ours, theirs) in enumerate(zip(*pair, strict=True)))
+        tuple(
+            theirs if index in of_composition else ours for index, (ours, theirs) in enumerate(zip(*pair, strict=True))
+        )
         for pair in ((kv.keys, other.keys), (kv.values, other.values))
     )
     return replace(kv, keys=keys, values=values)

@@ -136,7 +136,7 @@ def encode_batch_size() -> io.Input:
         default=0,
         min=0,
         max=4096,
-        tooltip="Once: images encoded at a time; 0 is all. Without effect here: they are encoded one by one and cached.",
+        tooltip="Neutral: any. It was the number of images encoded at a time; here they are encoded one by one and kept.",
     )
 
 
@@ -172,3 +172,8 @@ def insightface() -> io.Input:
 
 def model_output(name: str = "MODEL") -> io.Output:
     return io.Model.Output(display_name=name, tooltip="The patched model; the one that came in is unchanged.")
+
+
+def optional_inputs(*, face: bool = False) -> list[io.Input]:
+    """The optional inputs of nearly every apply node."""
+    return [image_negative(), attn_mask(), clip_vision(), *([insightface()] if face else [])]
