@@ -6,6 +6,8 @@ from typing_extensions import override
 from .apply import IPAApply, IPAApplyImage
 from .combine import IPACombineTokens
 from .encode import IPAEncodeImage
+from .face import IPAEncodeFace, IPALoadFaceModel
+from .face_lora import IPAApplyFaceLora
 from .layer_weights import IPALayerWeights
 from .legacy.coexistence import nodes_to_register
 from .load import IPALoadAdapter
@@ -18,6 +20,9 @@ NODES: tuple[type[io.ComfyNode], ...] = (
     IPAApply,
     IPAApplyImage,
     IPALayerWeights,
+    IPALoadFaceModel,
+    IPAEncodeFace,
+    IPAApplyFaceLora,
 )
 
 

@@ -19,6 +19,7 @@ from ..ipadapter_core.schedule import SigmaRange, sigma_range
 from ..ipadapter_core.sites import UNetSites, check_sites, discover_sites
 from ..ipadapter_core.tokens import ImageTokens
 from .cache import CACHE
+from .narrowing import narrowed
 from .patch import install
 from .types import LoadedAdapter
 
@@ -68,7 +69,7 @@ def apply_adapter(model: ModelPatcher, adapter: LoadedAdapter, tokens: ImageToke
     if nothing:
         logger.log(logging.INFO if use.strength == 0 else logging.WARNING, "IP-Adapter has no effect: %s.", nothing)
         return model
-    return patch_sites(model, unet, site_kv(adapter, tokens), strengths, Limits(sigmas, mask))
+    return patch_sites(model, unet, site_kv(adapter, narrowed(model, adapter.spec, tokens)), strengths, Limits(sigmas, mask))
 
 
 def fitting_sites(model: ModelPatcher, adapter: LoadedAdapter) -> UNetSites:

@@ -82,7 +82,22 @@ class IPAEncodeImage(io.ComfyNode):
 
 
 def choose(adapter: LoadedAdapter, clip_vision: object | None = None) -> VisionEncoder:
-    """The encoder to use: the connected one, else the loader's.
+    """The encoder to use with an adapter that reads pictures.
+
+    Raises:
+        MismatchError: it reads faces; or as `encoder_of`.
+    """
+    if adapter.spec.face is not None:
+        raise MismatchError(
+            f"{adapter.name}, a {adapter.spec.family} adapter, which reads faces",
+            expected="an adapter that reads pictures",
+            action="encode with IPAEncodeFace (and IPALoadFaceModel), then connect its tokens to IPAApply",
+        )
+    return encoder_of(adapter, clip_vision)
+
+
+def encoder_of(adapter: LoadedAdapter, clip_vision: object | None = None) -> VisionEncoder:
+    """The connected encoder, else the loader's.
 
     Raises:
         MismatchError: there is none, or it does not fit the adapter.
@@ -95,7 +110,7 @@ def choose(adapter: LoadedAdapter, clip_vision: object | None = None) -> VisionE
         raise MismatchError(
             f"{adapter.name} without an image encoder (image_encoder is 'none' and no clip_vision is connected)",
             expected=encoder_need(adapter.spec),
-            action="set image_encoder of IPALoadAdapter to 'auto', or connect a CLIP_VISION to IPAEncodeImage",
+            action="set image_encoder of IPALoadAdapter to 'auto', or connect a CLIP_VISION to the encode node",
         )
     check_encoder(encoder.spec, adapter.spec)
     return encoder
@@ -126,7 +141,7 @@ def encode_image(
     if negative_image is not None:
         negative, negative_key = image_features(adapter, encoder, negative_image, crop, None)
     else:
-        negative, negative_key = _no_image(adapter, encoder, features)
+        negative, negative_key = no_image_features(adapter, encoder, features)
 
     def project() -> ImageTokens:
         device = adapter.load_to_device()
@@ -160,8 +175,10 @@ def image_features(
     return torch.cat(rows), tuple(keys)
 
 
-def _no_image(adapter: LoadedAdapter, encoder: VisionEncoder, features: Tensor) -> tuple[Tensor, tuple[object, ...]]:
-    """Features of "no image" by the convention the adapter was trained with."""
+def no_image_features(
+    adapter: LoadedAdapter, encoder: VisionEncoder, features: Tensor
+) -> tuple[Tensor, tuple[object, ...]]:
+    """Features of "no image" by the convention the adapter was trained with, and their key."""
     convention = adapter.spec.negative
     if convention is Negative.ZERO_FEATURES:
         return torch.zeros_like(features[:1]), (convention,)

@@ -85,7 +85,8 @@ def open_adapter(adapter_file: str, image_encoder: str) -> LoadedAdapter:
     """
     path = paths.adapter_path(adapter_file)
     network = load_adapter(path, WEIGHT_OPERATIONS)
-    encoder = None if image_encoder == paths.NONE else _load_encoder(network.spec, image_encoder)
+    wants_encoder = image_encoder != paths.NONE and network.spec.reads_pictures
+    encoder = _load_encoder(network.spec, image_encoder) if wants_encoder else None
     identity = hashlib.blake2b(repr(paths.file_identity(path)).encode(), digest_size=8).hexdigest()
     return LoadedAdapter(name=adapter_file, adapter_id=identity, network=network, encoder=encoder)
 
@@ -95,9 +96,10 @@ def describe(adapter: LoadedAdapter) -> str:
     spec = adapter.spec
     tokens = "one token per image patch" if spec.num_tokens is None else f"{spec.num_tokens} tokens"
     encoder = f"{adapter.encoder.name}: {adapter.encoder.spec.name}" if adapter.encoder else "none loaded"
+    lora = "\nLoRA: in the file, for IPAApplyFaceLora" if adapter.network.lora else ""
     return (
         f"{spec.family}\n{tokens}, {spec.num_sites} attention layers of {spec.base}\n"
-        f"encoder needed: {encoder_need(spec)}\nencoder: {encoder}"
+        f"encoder needed: {encoder_need(spec)}\nencoder: {encoder}{lora}"
     )
 
 

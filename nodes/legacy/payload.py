@@ -41,7 +41,7 @@ class RawAdapter(dict[str, Any]):
 
     def __init__(self, loaded: LoadedAdapter) -> None:
         parts: dict[str, dict[str, Tensor]] = {part: {} for part in PARTS}
-        for name, tensor in loaded.network.state_dict().items():
+        for name, tensor in {**loaded.network.state_dict(), **loaded.network.lora}.items():
             part, _, rest = name.partition(".")
             parts[part][rest] = tensor
         name = loaded.name.lower()
