@@ -69,7 +69,9 @@ def apply_adapter(model: ModelPatcher, adapter: LoadedAdapter, tokens: ImageToke
     if nothing:
         logger.log(logging.INFO if use.strength == 0 else logging.WARNING, "IP-Adapter has no effect: %s.", nothing)
         return model
-    return patch_sites(model, unet, site_kv(adapter, narrowed(model, adapter.spec, tokens)), strengths, Limits(sigmas, mask))
+    return patch_sites(
+        model, unet, site_kv(adapter, narrowed(model, adapter.spec, tokens)), strengths, Limits(sigmas, mask)
+    )
 
 
 def fitting_sites(model: ModelPatcher, adapter: LoadedAdapter) -> UNetSites:
