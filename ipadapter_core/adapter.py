@@ -11,7 +11,7 @@ from .detect import canonical_name, detect
 from .errors import UnreadableFileError
 from .face_lora import check_lora, split_lora
 from .face_projection import IdentityAndFaceProjection
-from .files import read_tensors, write_safetensors
+from .files import SAFETENSORS_SUFFIXES, read_header, read_tensors, write_safetensors
 from .operations import TORCH, Operations
 from .projection import build_projection
 from .spec import AdapterSpec, Projection
@@ -104,6 +104,17 @@ def load_adapter(path: Path, ops: Operations = TORCH) -> IPAdapter:
     """Read an adapter file; safetensors stay memory-mapped. Errors as `read_tensors` and `build_adapter`."""
     file = read_tensors(path)
     return build_adapter(file.tensors, file.metadata, ops)
+
+
+def read_spec(path: Path) -> AdapterSpec:
+    """What adapter a file is, of safetensors from the header alone. Errors as `read_tensors` and `detect`."""
+    if path.suffix not in SAFETENSORS_SUFFIXES:
+        file = read_tensors(path)
+        return detect({canonical_name(name): tuple(x.shape) for name, x in file.tensors.items()}, file.metadata)
+    header = read_header(path)
+    metadata = {name: str(value) for name, value in header.pop("__metadata__", {}).items()}
+    shapes = {canonical_name(name): entry.get("shape") for name, entry in header.items()}
+    return detect({name: tuple(shape) for name, shape in shapes.items() if isinstance(shape, list)}, metadata)
 
 
 def save_adapter(adapter: IPAdapter, path: Path, metadata: Mapping[str, str] | None = None) -> None:

@@ -13,10 +13,12 @@ from .preparation import NODES as PREPARATION_NODES
 from .scientist import NODES as SCIENTIST_NODES
 from .style import NODES as STYLE_NODES
 from .tiled import NODES as TILED_NODES
+from .unified import NODES as UNIFIED_NODES
 from .weights import NODES as WEIGHTS_NODES
 
 NODES: tuple[type[io.ComfyNode], ...] = (
     *LOAD_NODES,
+    *UNIFIED_NODES,
     *APPLY_NODES,
     *APPLY_EMBEDS_NODES,
     *STYLE_NODES,
