@@ -62,6 +62,11 @@ class Scene(Page):
         white = self.add("SolidMask", value=1.0, width=side // 2, height=side)["MASK"]
         return self.add("MaskComposite", destination=black, source=white, operation="add")["MASK"]
 
+    def usual(self) -> dict[str, Output]:
+        """The optional inputs that nearly every apply node has: a negative image of noise, and a mask."""
+        noise = self.add("IPAdapterNoise", type="gaussian", strength=0.5, blur=3)["IMAGE"]
+        return {"image_negative": noise, "attn_mask": self.half()}
+
     def chain(self, kind: str, **inputs: Any) -> Node:
         """As many nodes of a kind as cover its combos, each patching the model of the one before."""
         fixed = {name: value for name, value in inputs.items() if not isinstance(value, Output)}

@@ -23,7 +23,7 @@ def advanced() -> Scene:
         ipadapter=page.file(PLUS),
         clip_vision=page.vision(),
         image=page.pictures(2),
-        image_negative=page.add("IPAdapterNoise", type="gaussian", strength=0.5, blur=3)["IMAGE"],
+        **page.usual(),
         start_at=0.05,
         end_at=0.9,
     )
@@ -40,14 +40,14 @@ def advanced_sdxl() -> Scene:
 def per_frame(kind: str, name: str, checkpoint_file: str = PLUS) -> Scene:
     page = Scene(name, batch=3)
     adapter, vision, images = page.file(checkpoint_file), page.vision(), page.pictures(2)
-    page.chain(kind, ipadapter=adapter, clip_vision=vision, image=images, attn_mask=page.half())
+    page.chain(kind, ipadapter=adapter, clip_vision=vision, image=images, **page.usual())
     return page.finish()
 
 
 def tiled(kind: str, name: str) -> Scene:
     page = Scene(name, batch=2 if kind.endswith("Batch") else 1)
     adapter, vision, image = page.file(PLUS), page.vision(), page.picture()
-    node = page.chain(kind, ipadapter=adapter, clip_vision=vision, image=image, attn_mask=page.half(), sharpening=0.15)
+    node = page.chain(kind, ipadapter=adapter, clip_vision=vision, image=image, sharpening=0.15, **page.usual())
     page.preview(node["tiles"])
     page.preview(page.add("MaskToImage", mask=node["masks"])["IMAGE"])
     return page.finish()
@@ -67,15 +67,31 @@ def embeds() -> Scene:
     for method in ("concat", "add", "subtract", "average", "norm average", "max", "min"):
         node = page.add("IPAdapterCombineEmbeds", embed1=combined, embed2=second["pos_embed"], method=method)
         combined = node["EMBEDS"]
+    others = {f"embed{number}": second["pos_embed"] for number in range(2, 6)}
+    combined = page.add("IPAdapterCombineEmbeds", embed1=combined, **others, method="average")["EMBEDS"]
     page.add("IPAdapterSaveEmbeds", embeds=combined, filename_prefix="IP_embeds")
-    page.chain("IPAdapterEmbeds", ipadapter=adapter, pos_embed=combined, neg_embed=first["neg_embed"])
+    sides = {"pos_embed": combined, "neg_embed": first["neg_embed"]}
+    page.chain("IPAdapterEmbeds", ipadapter=adapter, **sides, attn_mask=page.half())
+    page.model = page.add(
+        "IPAdapterEmbeds", model=page.model, ipadapter=adapter, pos_embed=combined, clip_vision=vision, weight=0.3
+    )["MODEL"]
     return page.finish()
 
 
 def loaded_embeds() -> Scene:
     page = Scene("loaded_embeds", batch=2)
     loaded = page.add("IPAdapterLoadEmbeds", embeds="face.ipadpt")["EMBEDS"]
-    page.chain("IPAdapterEmbedsBatch", ipadapter=page.file(BASE), pos_embed=loaded, clip_vision=page.vision())
+    adapter, vision = page.file(BASE), page.vision()
+    negative = page.add("IPAdapterEncoder", ipadapter=adapter, clip_vision=vision, image=page.picture())["neg_embed"]
+    page.chain("IPAdapterEmbedsBatch", ipadapter=adapter, pos_embed=loaded, clip_vision=vision)
+    page.model = page.add(
+        "IPAdapterEmbedsBatch",
+        model=page.model,
+        ipadapter=adapter,
+        pos_embed=loaded,
+        neg_embed=negative,
+        attn_mask=page.half(),
+    )["MODEL"]
     return page.finish()
 
 
@@ -93,6 +109,7 @@ def style_composition(kind: str, name: str) -> Scene:
             weight_style=0.8,
             weight_composition=1.2,
             expand_style=expand,
+            **page.usual(),
         )
     return page.finish()
 
@@ -100,7 +117,7 @@ def style_composition(kind: str, name: str) -> Scene:
 def mad_scientist() -> Scene:
     page = Scene("mad_scientist")
     adapter, vision, image = page.file(PLUS), page.vision(), page.picture()
-    page.chain("IPAdapterMS", ipadapter=adapter, clip_vision=vision, image=image)
+    page.chain("IPAdapterMS", ipadapter=adapter, clip_vision=vision, image=image, **page.usual())
     page.chain("IPAdapterMS", ipadapter=adapter, clip_vision=vision, image=image, layer_weights="1:0.8, 4:1.2,\n8:0.5")
     return page.finish()
 
@@ -108,7 +125,7 @@ def mad_scientist() -> Scene:
 def precise(kind: str, name: str, boost: str) -> Scene:
     page = Scene(name, batch=2 if kind.endswith("Batch") else 1)
     adapter, vision, images = page.file(PLUS), page.vision(), page.pictures(2)
-    page.chain(kind, ipadapter=adapter, clip_vision=vision, image=images, **{boost: 0.5})
+    page.chain(kind, ipadapter=adapter, clip_vision=vision, image=images, **{boost: 0.5}, **page.usual())
     return page.finish()
 
 

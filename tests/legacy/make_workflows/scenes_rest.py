@@ -29,11 +29,14 @@ def unified(name: str, checkpoint: str, presets: tuple[str, ...]) -> Scene:
 
 
 def community(name: str, checkpoint: str, preset: str) -> Scene:
+    """Twice, the second time with what the first has loaded."""
     page = Scene(name, checkpoint)
-    loader = page.add("IPAdapterUnifiedLoaderCommunity", model=page.model, preset=preset)
-    page.model = page.add(
-        "IPAdapterAdvanced", model=loader["model"], ipadapter=loader["ipadapter"], image=page.picture()
-    )["MODEL"]
+    before = {}
+    for weight in (0.4, 0.6):
+        loader = page.add("IPAdapterUnifiedLoaderCommunity", model=page.model, preset=preset, **before)
+        adapter, image = loader["ipadapter"], page.picture()
+        node = page.add("IPAdapterAdvanced", model=loader["model"], ipadapter=adapter, image=image, weight=weight)
+        page.model, before = node["MODEL"], {"ipadapter": adapter}
     return page.finish()
 
 
@@ -71,6 +74,7 @@ def faces(kind: str, name: str, file: str, *, checkpoint: str = SD15, vision: st
         insightface=face_model,
         image=page.picture(),
         weight_faceidv2=0.9,
+        **page.usual(),
     )
     page.preview(node["face_image"])
     return page.finish()
@@ -82,6 +86,7 @@ def mad_scientist_face() -> Scene:
     page.model = page.add(
         "IPAdapterMS",
         model=loader["MODEL"],
+        insightface=page.add("IPAdapterInsightFaceLoader")["INSIGHTFACE"],
         ipadapter=loader["ipadapter"],
         image=page.picture(),
         weight_faceidv2=1.5,
@@ -122,6 +127,7 @@ def regions() -> Scene:
         model=page.model,
         ipadapter=adapter,
         clip_vision=vision,
+        image_negative=image,
         ipadapter_params=both["IPADAPTER_PARAMS"],
     )["MODEL"]
     return page.finish()
