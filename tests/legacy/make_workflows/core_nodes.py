@@ -14,9 +14,7 @@ CORE: dict[str, Facts] = {
     "CheckpointLoaderSimple": Facts(
         "Load Checkpoint", "loaders", (_file("ckpt_name"),), (("MODEL", "MODEL"), ("CLIP", "CLIP"), ("VAE", "VAE"))
     ),
-    "CLIPVisionLoader": Facts(
-        "Load CLIP Vision", "loaders", (_file("clip_name"),), (("CLIP_VISION", "CLIP_VISION"),)
-    ),
+    "CLIPVisionLoader": Facts("Load CLIP Vision", "loaders", (_file("clip_name"),), (("CLIP_VISION", "CLIP_VISION"),)),
     "CLIPTextEncode": Facts(
         "CLIP Text Encode (Prompt)",
         "conditioning",

@@ -57,9 +57,7 @@ class Page:
         """
         facts = facts_of(kind)
         unknown = inputs.keys() - {item.name for item in facts.inputs}
-        missing = [
-            item.name for item in facts.inputs if not (item.is_widget or item.optional or item.name in inputs)
-        ]
+        missing = [item.name for item in facts.inputs if not (item.is_widget or item.optional or item.name in inputs)]
         if unknown or missing:
             raise ValueError(f"{kind}: unknown {sorted(unknown)}, missing {missing}")
         links = {name: value for name, value in inputs.items() if isinstance(value, Output)}

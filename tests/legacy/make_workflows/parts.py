@@ -74,7 +74,9 @@ class Scene(Page):
         weight = next((item.name for item in facts_of(kind).widgets if item.name == "weight"), None)
         node = None
         for number, widgets in enumerate(combos(kind, **fixed)):
-            given: Mapping[str, Any] = {weight: WEIGHTS[number % len(WEIGHTS)]} if weight and weight not in inputs else {}
+            given: Mapping[str, Any] = (
+                {weight: WEIGHTS[number % len(WEIGHTS)]} if weight and weight not in inputs else {}
+            )
             node = self.add(kind, model=self.model, **links, **given, **widgets)
             self.model = node["MODEL"]
         assert node is not None

@@ -10,7 +10,9 @@ from .scenes_apply import PLUS
 FACE, FACE_PLUS = "ip-adapter-faceid_sd15.bin", "ip-adapter-faceid-plusv2_sd15.bin"
 KOLORS_FACE = "Kolors-IP-Adapter-FaceID-Plus.bin"
 PRESETS = next(item.options for item in FACTS["IPAdapterUnifiedLoader"].inputs if item.name == "preset") or ()
-FACE_PRESETS = next(item.options for item in FACTS["IPAdapterUnifiedLoaderFaceID"].inputs if item.name == "preset") or ()
+FACE_PRESETS = (
+    next(item.options for item in FACTS["IPAdapterUnifiedLoaderFaceID"].inputs if item.name == "preset") or ()
+)
 PROVIDERS = next(item.options for item in FACTS["IPAdapterUnifiedLoaderFaceID"].inputs if item.name == "provider") or ()
 SD15_FACE_PRESETS = FACE_PRESETS[:4]
 SDXL_FACE_PRESETS = tuple(preset for preset in FACE_PRESETS if "SD1.5" not in preset)
@@ -120,8 +122,12 @@ def regions() -> Scene:
         page.add("IPAdapterCombineParams", **{f"params_{slot}": entry for slot, entry in enumerate(five, start=1)})
         for five in (params[:5], params[5:10], params[10:])
     ]
-    both = page.add("IPAdapterCombineParams", params_1=groups[0]["IPADAPTER_PARAMS"], params_2=groups[1]["IPADAPTER_PARAMS"])
-    page.chain("IPAdapterFromParams", ipadapter=adapter, clip_vision=vision, ipadapter_params=groups[2]["IPADAPTER_PARAMS"])
+    both = page.add(
+        "IPAdapterCombineParams", params_1=groups[0]["IPADAPTER_PARAMS"], params_2=groups[1]["IPADAPTER_PARAMS"]
+    )
+    page.chain(
+        "IPAdapterFromParams", ipadapter=adapter, clip_vision=vision, ipadapter_params=groups[2]["IPADAPTER_PARAMS"]
+    )
     page.model = page.add(
         "IPAdapterFromParams",
         model=page.model,
