@@ -19,6 +19,12 @@ CONTRACT = {
         ["input", "middle", "output", "style", "composition", "site_factors"],
         ["IPA_WEIGHTS"],
     ),
+    "IPALoadFaceModel": (["face_pack", "device"], ["IPA_FACE_MODEL"]),
+    "IPAEncodeFace": (
+        ["adapter", "face_model", "image", "face", "version", "structure", "negative_image", "clip_vision"],
+        ["IPA_TOKENS", "IMAGE"],
+    ),
+    "IPAApplyFaceLora": (["model", "adapter", "strength"], ["MODEL"]),
 }
 DOCS = comfy_host.ROOT / "nodes" / "web" / "docs"
 
