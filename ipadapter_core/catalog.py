@@ -19,15 +19,18 @@ class Wanted:
         names: patterns of the names it is published under, the best first; matched without regard to case, as the end
             of the name.
         example: the published file, for the message.
+        num_tokens: how many it makes of a reference, where that tells kinds apart; None is any number.
     """
 
     projection: Projection
     image_dim: int
     names: tuple[str, ...]
     example: str
+    num_tokens: int | None = None
 
     def is_kind_of(self, spec: AdapterSpec) -> bool:
-        return (self.projection, self.image_dim) == (spec.projection, spec.image_dim)
+        fits = (self.projection, self.image_dim) == (spec.projection, spec.image_dim)
+        return fits and self.num_tokens in (None, spec.num_tokens)
 
     def is_name_of(self, name: str) -> bool:
         return any(_matches(pattern, name) for pattern in self.names)

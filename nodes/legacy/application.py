@@ -21,7 +21,9 @@ from ...ipadapter_core.weight_types import (
     resolve_weight_type,
 )
 from ..application import Limits, acting_range, fitting_sites, patch_sites, site_kv
+from ..narrowing import narrowed
 from ..types import LoadedAdapter
+from .face_features import encode_faces
 from .features import combine_sides, image_tokens, negative_features, positive_features
 from .payload import Payload
 
@@ -41,6 +43,8 @@ class LegacyUse:
         attn_mask: (M, H, W); None is 1 everywhere.
         layer_weights: "transformer: factor" pairs; empty is none.
         per_frame: image i is for latent i; else all act together on every latent.
+        weight_faceidv2: how much the face's picture counts in FaceID-Plus v2; None is twice the weight.
+        weight_kolors: factor of the layer through which a Kolors model narrows the tokens of its FaceID; 1 is neutral.
     """
 
     weight: Weight = 1.0
@@ -53,6 +57,21 @@ class LegacyUse:
     attn_mask: Tensor | None = None
     layer_weights: str = ""
     per_frame: bool = False
+    weight_faceidv2: float | None = None
+    weight_kolors: float = 1.0
+
+    @property
+    def method(self) -> str:
+        """How references are combined; those of frames stay apart."""
+        return "concat" if self.per_frame else self.combine_embeds
+
+    @property
+    def structure(self) -> float:
+        """Factor of the face's picture in FaceID-Plus v2."""
+        if self.weight_faceidv2 is not None:
+            return self.weight_faceidv2
+        weights = _as_list(self.weight)
+        return 2 * (weights[0] or 0.0)
 
 
 def apply_image(
@@ -64,7 +83,9 @@ def apply_image(
 
 
 def encode(payload: Payload, image: Tensor, use: LegacyUse, image_negative: Tensor | None = None) -> ImageTokens:
-    """Image tokens of references, combined as the widgets say."""
+    """Image tokens of references, or of the faces in them, combined as the widgets say."""
+    if payload.adapter.spec.face is not None:
+        return encode_faces(payload, image, use.method, use.structure, image_negative)[0]
     positive = positive_features(payload, image)
     if image_negative is None:
         negative = negative_features(payload, positive)
@@ -74,10 +95,8 @@ def encode(payload: Payload, image: Tensor, use: LegacyUse, image_negative: Tens
 
 
 def tokens_of(adapter: LoadedAdapter, positive: Tensor, negative: Tensor, use: LegacyUse) -> ImageTokens:
-    """Image tokens of features, combined as the widgets say; those of frames stay apart."""
-    if not use.per_frame:
-        positive, negative = combine_sides(positive, negative, use.combine_embeds)
-    return image_tokens(adapter, positive, negative)
+    """Image tokens of features, combined as the widgets say."""
+    return image_tokens(adapter, *combine_sides(positive, negative, use.method))
 
 
 def apply_tokens(
@@ -102,6 +121,7 @@ def apply_tokens(
     if use.start_at > use.end_at or not any(any(strength.factors) for strength in strengths.values()):
         logger.info("IPAdapter has no effect: its weights are 0, or it ends before it starts.")
         return model
+    tokens = narrowed(model, adapter.spec, tokens, use.weight_kolors)
     limits = Limits(acting_range(model, use.start_at, use.end_at), mask, BILINEAR)
     kv = site_kv(adapter, tokens, per_frame=use.per_frame)
     if composition is not None:

@@ -77,6 +77,15 @@ def weight(
     return io.Float.Input(name, default=default, min=low, max=high, step=0.05, tooltip=tooltip)
 
 
+def face_weight() -> io.Input:
+    """`weight_faceidv2`."""
+    return weight(
+        "weight_faceidv2",
+        tooltip="FaceID-Plus v2: how much the face's picture counts beside its identity; no unit. Neutral: 1, as trained; "
+        "without effect on other adapters.",
+    )
+
+
 def weight_type() -> io.Input:
     """WT."""
     return io.Combo.Input(

@@ -27,11 +27,7 @@ class IPAdapterMS(io.ComfyNode):
                 schema.ipadapter(),
                 schema.image(),
                 schema.weight(),
-                schema.weight(
-                    "weight_faceidv2",
-                    tooltip="FaceID-Plus v2: how much the face's picture counts beside its identity; no unit. Neutral: "
-                    "1, as trained; without effect on other adapters.",
-                ),
+                schema.face_weight(),
                 schema.weight_type(),
                 schema.combine_embeds(),
                 *schema.start_end(),
@@ -54,7 +50,6 @@ class IPAdapterMS(io.ComfyNode):
         model: ModelPatcher,
         ipadapter: object,
         image: Tensor,
-        weight_faceidv2: float,
         image_negative: Tensor | None = None,
         clip_vision: object | None = None,
         insightface: object | None = None,

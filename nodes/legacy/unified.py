@@ -73,8 +73,7 @@ def find_adapter(model: ModelPatcher, preset: str, presets: dict[str, dict[str, 
         MismatchError: the preset is not for such a model, or there is no such file.
     """
     unet = discover_sites(model.get_model_object("diffusion_model"))
-    base = SDXL_NAME if isinstance(model.model, SDXL | SDXLRefiner) else SD15_NAME
-    wanted = presets[preset].get(base)
+    wanted = presets[preset].get(base_of(model))
     if wanted is None:
         raise MismatchError(
             f"the preset {preset} with a model of the {describe_model(unet)} kind",
@@ -86,6 +85,11 @@ def find_adapter(model: ModelPatcher, preset: str, presets: dict[str, dict[str, 
     known = [*_KNOWN, *(kind for bases in presets.values() for kind in bases.values())]
     folder = folder_paths.get_folder_paths(paths.ADAPTERS)[0]
     return choose_adapter(wanted, fitting, known, preset=f"'{preset}'", found=found, folder=folder)
+
+
+def base_of(model: ModelPatcher) -> str:
+    """What IPAdapter_plus takes a model for: SDXL or, all else, SD1.5."""
+    return SDXL_NAME if isinstance(model.model, SDXL | SDXLRefiner) else SD15_NAME
 
 
 def found_adapters() -> tuple[dict[str, AdapterSpec], str]:
@@ -141,7 +145,7 @@ def _schema(node_id: str, display_name: str, category: str, presets: dict[str, A
     )
 
 
-def _fingerprint() -> str:
+def loader_fingerprint() -> str:
     """Changes when a file that could be chosen does."""
     try:
         files = [paths.adapter_path(name) for name in paths.adapter_files()]
@@ -165,7 +169,7 @@ class IPAdapterUnifiedLoader(io.ComfyNode):
 
     @classmethod
     def fingerprint_inputs(cls, **_inputs: Any) -> str:
-        return _fingerprint()
+        return loader_fingerprint()
 
     @classmethod
     def execute(cls, model: ModelPatcher, preset: str, ipadapter: object | None = None) -> io.NodeOutput:
@@ -188,7 +192,7 @@ class IPAdapterUnifiedLoaderCommunity(io.ComfyNode):
 
     @classmethod
     def fingerprint_inputs(cls, **_inputs: Any) -> str:
-        return _fingerprint()
+        return loader_fingerprint()
 
     @classmethod
     def execute(cls, model: ModelPatcher, preset: str, ipadapter: object | None = None) -> io.NodeOutput:

@@ -9,7 +9,10 @@ import pytest
 from legacy.facts import FACTS, Input
 from support import comfy_host
 
-NATIVE = ("IPALoadAdapter", "IPAEncodeImage", "IPACombineTokens", "IPAApply", "IPAApplyImage", "IPALayerWeights")
+NATIVE = (
+    *("IPALoadAdapter", "IPAEncodeImage", "IPACombineTokens", "IPAApply", "IPAApplyImage", "IPALayerWeights"),
+    *("IPALoadFaceModel", "IPAEncodeFace", "IPAApplyFaceLora"),
+)
 DOCS = comfy_host.ROOT / "nodes" / "web" / "docs"
 SOCKETS = {"IPADAPTER", "EMBEDS", "INSIGHTFACE", "IPADAPTER_PARAMS", "WEIGHTS_STRATEGY"}
 """Types of IPAdapter_plus' own; the native nodes have others, so that nobody plugs one into the other."""
