@@ -55,7 +55,7 @@ _SDXL = {
     "use_linear_in_transformer": True,
 }
 KOLORS_TOKEN_DIM = 64  # 4096 in Kolors
-_SMALL_TEXT = {"num_hidden_layers": 2, "intermediate_size": 64}
+_SMALL_TEXT = {"num_hidden_layers": 3, "intermediate_size": 64}
 
 
 @dataclass(frozen=True)
