@@ -103,7 +103,7 @@ ADAPTERS: dict[str, Callable[[], Shapes]] = {
 def write_adapters(folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for seed, (name, shapes) in enumerate(ADAPTERS.items()):
-        tensors = random_tensors(shapes(), seed)
+        tensors = {key: tensor.half() for key, tensor in random_tensors(shapes(), seed).items()}
         if name.endswith(".bin"):
             torch.save(_nested(tensors), folder / name)
         else:
@@ -123,7 +123,7 @@ def write_encoders(folder: Path) -> None:
             image_size=28,
             patch_size=14,
         )
-        CLIPVisionModelWithProjection(config).save_pretrained(folder / name)
+        CLIPVisionModelWithProjection(config).half().save_pretrained(folder / name)
 
 
 def write_embeds(path: Path) -> None:
