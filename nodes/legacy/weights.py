@@ -1,6 +1,6 @@
 """Weights over the frames of an animation, cross-fades between references, and prompts to go with them."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from comfy_api.latest import io
@@ -185,8 +185,9 @@ class IPAdapterCombineWeights(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, weights_1: float | list[float], weights_2: float | list[float]) -> io.NodeOutput:
-        weights = [weight for part in (weights_1, weights_2) for weight in (part if isinstance(part, list) else [part])]
+    def execute(cls, weights_1: float | Sequence[float], weights_2: float | Sequence[float]) -> io.NodeOutput:
+        parts = ([part] if isinstance(part, int | float) else part for part in (weights_1, weights_2))
+        weights = [float(weight) for part in parts for weight in part]
         return io.NodeOutput(weights, len(weights))
 
 
