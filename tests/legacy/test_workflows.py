@@ -2,65 +2,25 @@
 
 import io
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import safetensors.torch
-import yaml
 from comfy_cli.workflow_to_api import convert_ui_to_api
 from PIL import Image
 
 from demo.client import Client, Prompt
-from demo.server import ComfyServer
-from legacy import tiny_files
 from legacy.make_workflows.__main__ import FOLDER
-from legacy.make_workflows.parts import PICTURE
-from support import face_files
+from legacy.workflow_server import SIDE, STAND_INS, STEPS
 
-PACKS = Path(__file__).resolve().parent / "server_packs"
+pytest_plugins = ["legacy.workflow_server"]
+
 SAVED = sorted(path for path in FOLDER.glob("*.json") if not path.name.endswith(".api.json"))
-SIDE, STEPS = 64, 2
 LEAST_DIFFERENCE = 1e-3  # of the largest number of a latent, in every picture of a batch
-STAND_INS = {"CheckpointLoaderSimple": "TinyCheckpoint", "CLIPVisionLoader": "TinyCLIPVision"}
-FACE_PACKS = ("buffalo_l", "antelopev2")
 
 each_workflow = pytest.mark.parametrize("path", SAVED, ids=lambda path: path.stem)
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ComfyServer]:
-    """A server with the tiny models and files."""
-    folder = tmp_path_factory.mktemp("legacy-server")
-    models = folder / "models"
-    tiny_files.write_adapters(models / "ipadapter")
-    tiny_files.write_encoders(models / "clip_vision")
-    (models / "checkpoints").mkdir()
-    for pack in FACE_PACKS:
-        face_files.write_pack(models / "insightface" / "models" / pack)
-    extra = folder / "extra.yaml"
-    paths = {"base_path": str(models), "custom_nodes": str(PACKS), "insightface": "insightface", "loras": "loras"}
-    extra.write_text(yaml.safe_dump({"legacy": paths}), encoding="utf-8")
-    shared = ComfyServer(folder, models=models)
-    shared.options = (
-        "--cpu",
-        *("--extra-model-paths-config", str(extra)),
-        *("--whitelist-custom-nodes", shared.pack, "tiny_models"),
-    )
-    shared.input.mkdir(parents=True)
-    tiny_files.write_embeds(shared.input / "face.ipadpt")
-    pixels = face_files.picture((face_files.RED, 100, 60, 64), size=(320, 288))
-    Image.fromarray((pixels[0] * 255).byte().numpy()).save(shared.input / PICTURE)
-    with shared:
-        yield shared
-
-
-@pytest.fixture
-def client(server: ComfyServer) -> Iterator[Client]:
-    with Client(server.url, timeout=600) as connected:
-        yield connected
 
 
 def read(path: Path) -> dict[str, Any]:
