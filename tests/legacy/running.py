@@ -1,5 +1,8 @@
 """What the tests of the compatibility nodes run them with."""
 
+import json
+import tempfile
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -31,7 +34,10 @@ def clip_vision(seed: int = 0) -> Any:
     """A CLIP_VISION of ComfyUI's own class, tiny and random."""
     import comfy.clip_vision
 
-    made = comfy.clip_vision.ClipVisionModel(dict(_VISION))
+    with tempfile.TemporaryDirectory() as folder:
+        config = Path(folder) / "config.json"  # the older versions take no dictionary
+        config.write_text(json.dumps(_VISION), encoding="utf-8")
+        made = comfy.clip_vision.ClipVisionModel(str(config))
     generator = torch.Generator().manual_seed(seed)
     for parameter in made.model.parameters():
         parameter.data = torch.randn(parameter.shape, generator=generator) * 0.1
