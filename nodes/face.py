@@ -8,7 +8,7 @@ from torch import Tensor
 from ..ipadapter_core.face_detection import FACE_CHOICES
 from .encode import encoder_of
 from .face_encode import VERSIONS, face_features, face_spec, face_tokens, find_faces, structure_of
-from .face_model import PROVIDERS, USUAL_PACKS, FaceModel, load_face_model, packs
+from .face_model import PROVIDERS, USUAL_PACKS, FaceModel, load_face_model, pack_fingerprint, packs
 from .types import CATEGORY, IPAAdapter, IPAFaceModel, IPATokens, LoadedAdapter
 
 logger = logging.getLogger(__name__)
@@ -43,6 +43,10 @@ class IPALoadFaceModel(io.ComfyNode):
             ],
             outputs=[IPAFaceModel.Output("face_model", tooltip="The face model for IPAEncodeFace.")],
         )
+
+    @classmethod
+    def fingerprint_inputs(cls, face_pack: str, device: str) -> str:
+        return pack_fingerprint(face_pack)
 
     @classmethod
     def execute(cls, face_pack: str, device: str) -> io.NodeOutput:

@@ -15,6 +15,7 @@ from ..ipadapter_core.errors import BadInputError, IPAdapterError, UnreadableFil
 from ..ipadapter_core.face_detection import DETECTION_SIZES, Face
 from .encoder import identity_of
 from .face_onnx import broken_file_errors, load_onnx_pack
+from .paths import file_identity
 
 logger = logging.getLogger(__name__)
 
@@ -95,6 +96,12 @@ def packs() -> dict[str, Path]:
             if any(folder.glob("*.onnx")):
                 found.setdefault(folder.name, folder)
     return found
+
+
+def pack_fingerprint(pack: str) -> str:
+    """Changes when a file of the pack does."""
+    folder = packs().get(pack)
+    return repr([file_identity(file) for file in sorted(folder.glob("*.onnx"))]) if folder else ""
 
 
 def load_face_model(pack: str, device: str) -> FaceModel:

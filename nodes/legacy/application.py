@@ -125,6 +125,7 @@ def apply_tokens(
     limits = Limits(acting_range(model, use.start_at, use.end_at), mask, BILINEAR)
     kv = site_kv(adapter, tokens, per_frame=use.per_frame)
     if composition is not None:
+        composition = narrowed(model, adapter.spec, composition, use.weight_kolors)
         other = site_kv(adapter, replace_cond(tokens, composition), per_frame=use.per_frame)
         kv = _with_composition(kv, other, unet)
     return patch_sites(model, unet, kv, strengths, limits, find_scaling(use.embeds_scaling))

@@ -6,7 +6,7 @@ from comfy.model_patcher import ModelPatcher
 from comfy_api.latest import io
 from torch import Tensor
 
-from ..face_model import USUAL_PACKS, load_face_model
+from ..face_model import USUAL_PACKS, load_face_model, pack_fingerprint
 from . import schema
 from .application import LegacyUse, apply_image, apply_tokens, fitting_sites
 from .face_features import encode_faces
@@ -43,6 +43,10 @@ class IPAdapterInsightFaceLoader(io.ComfyNode):
             ],
             outputs=[schema.InsightFaceSocket.Output(display_name="INSIGHTFACE", tooltip="The face model.")],
         )
+
+    @classmethod
+    def fingerprint_inputs(cls, provider: str, model_name: str) -> str:
+        return pack_fingerprint(model_name)
 
     @classmethod
     def execute(cls, provider: str, model_name: str) -> io.NodeOutput:

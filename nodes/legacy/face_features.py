@@ -2,7 +2,7 @@
 
 from torch import Tensor
 
-from ...ipadapter_core.errors import MismatchError
+from ...ipadapter_core.errors import BadInputError, MismatchError
 from ...ipadapter_core.spec import FaceSpec, Projection
 from ...ipadapter_core.tokens import ImageTokens
 from ..face_encode import face_tokens, find_faces
@@ -35,6 +35,12 @@ def encode_faces(
             expected="an INSIGHTFACE",
             action="connect IPAdapter InsightFace Loader to insightface, or load the adapter with IPAdapter Unified "
             f"Loader FaceID. {LICENCE}",
+        )
+    if not all(hasattr(payload.face_model, part) for part in ("get", "det_model")):
+        raise BadInputError(
+            f"an INSIGHTFACE that is a {type(payload.face_model).__name__}",
+            expected="InsightFace's FaceAnalysis, or what speaks its language",
+            action="connect IPAdapter InsightFace Loader",
         )
     faces = find_faces(FaceModel("the face model", payload.face_model), image, face, _FIRST, frames_close_ups=False)
     identities, _ = combine_sides(faces.identities, faces.identities, method)

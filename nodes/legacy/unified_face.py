@@ -15,7 +15,7 @@ from ...ipadapter_core.errors import MismatchError
 from ...ipadapter_core.spec import Projection
 from .. import paths
 from ..face_lora import apply_face_lora
-from ..face_model import PROVIDERS, USUAL_PACKS, load_face_model
+from ..face_model import PROVIDERS, USUAL_PACKS, load_face_model, pack_fingerprint
 from ..load import open_adapter
 from ..types import LoadedAdapter
 from .payload import make_pipeline
@@ -106,7 +106,7 @@ class IPAdapterUnifiedLoaderFaceID(io.ComfyNode):
 
     @classmethod
     def fingerprint_inputs(cls, **_inputs: Any) -> str:
-        return loader_fingerprint()
+        return loader_fingerprint() + pack_fingerprint(USUAL_PACKS[0])
 
     @classmethod
     def execute(

@@ -276,6 +276,15 @@ def test_a_pack_that_is_not_there_says_where_it_belongs(base_directory: Path) ->
         comfy_host.run("IPALoadFaceModel", face_pack="antelopev2", device="CPU")
 
 
+def test_the_loader_runs_again_when_a_file_of_the_pack_changes(base_directory: Path) -> None:
+    folder = face_files.write_pack(base_directory / "models" / "insightface" / "models" / "changing")
+    node = comfy_host.node("IPALoadFaceModel")
+    before = node.fingerprint_inputs(face_pack="changing", device="CPU")
+    assert before == node.fingerprint_inputs(face_pack="changing", device="CPU")
+    face_files.write_recogniser(folder / "w_tiny.onnx", 64)
+    assert before != node.fingerprint_inputs(face_pack="changing", device="CPU")
+
+
 def test_without_onnxruntime_the_node_says_how_to_install_it(pack: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     with pytest.raises(ValueError, match=r"pip install onnxruntime.*non-commercial"):

@@ -218,6 +218,13 @@ def test_without_a_face_model_the_error_says_where_to_get_one(base_directory: Pa
         outputs("IPAdapterFaceID", model=model("sd15"), ipadapter=load("face-alone.safetensors"), image=ONE, **WIDGETS)
 
 
+def test_another_thing_on_the_face_models_socket_is_refused(base_directory: Path, model: Callable) -> None:
+    write(base_directory, "sd15", "faceid", "face-other.safetensors")
+    inputs = {"model": model("sd15"), "ipadapter": load("face-other.safetensors"), "image": ONE, **WIDGETS}
+    with pytest.raises(ValueError, match="an INSIGHTFACE that is a dict"):
+        outputs("IPAdapterFaceID", insightface={"model": None}, **inputs)
+
+
 def test_without_insightface_the_socket_carries_what_speaks_its_language(
     face_model: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
