@@ -70,7 +70,8 @@ def test_the_page_opens_them_and_queues_one(server: ComfyServer, client: Client,
             assert ends(saved) == ends(workflow), path.name
         page.evaluate(f"app.loadGraphData({json.dumps(on_the_server(QUEUED))})")
         page.evaluate("app.extensionManager.command.execute('Comfy.QueuePrompt')")  # what the button runs
-        page.wait_for("Object.values(app.nodeOutputs ?? {}).some(output => output?.images?.length)", 600)
+        shown = f"output?.images?.some(image => image.filename.startsWith('{QUEUED.stem}_'))"
+        page.wait_for(f"Object.values(app.nodeOutputs ?? {{}}).some(output => {shown})", 600)
         page.screenshot(tmp_path / "queued.png")
         assert page.evaluate("problems") == []
     assert list(server.output.glob(f"{QUEUED.stem}_*.png"))
