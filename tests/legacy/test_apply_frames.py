@@ -131,8 +131,8 @@ def test_windows_of_comfyui(setting: dict, layout: str, anchored: bool) -> None:
         context_length=2,
         context_overlap=0,
         dim=0,
-        **({} if anchored else {"causal_window_fix": False}),
     )
+    handler.causal_window_fix = anchored  # the older versions have none
     windowed.model_options["context_handler"] = handler
 
     def note(executor: Any, x: Any, *args: Any, **more: Any) -> Any:
