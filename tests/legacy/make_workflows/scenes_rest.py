@@ -147,7 +147,7 @@ def schedule() -> Scene:
     for widgets in combos("IPAdapterWeights"):
         node = page.add(
             "IPAdapterWeights",
-            weights="1.0, 0.6,\n0.0",
+            weights="1.0, 0.6,\n0.2",
             frames=3,
             start_frame=0,
             end_frame=9999,
