@@ -6,12 +6,16 @@ Shapes follow the published files of tencent-ailab/IP-Adapter, ostris, InstantX,
 
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import replace
 
 from .errors import UnknownCheckpointError, UnreadableFileError, UnsupportedFamilyError
+from .face_lora import has_lora
+from .signatures import FOREIGN, UNSUPPORTED, Shapes, Signature, dim_of
 from .spec import (
     DEFAULT_HEAD_DIM,
     AdapterSpec,
+    EncoderHint,
+    FaceSpec,
     Feature,
     Negative,
     Projection,
@@ -20,101 +24,15 @@ from .spec import (
     with_metadata,
 )
 
-Shapes = Mapping[str, tuple[int, ...]]
-
 BASE_NAMES = {768: "SD1.5", 1024: "SD2.x", 2048: "SDXL"}
 _SITE_KEY = re.compile(r"ip_adapter\.(\d+)\.to_([kv])_ip\.weight")
-
-
-@dataclass(frozen=True)
-class Signature:
-    """A kind of file: it matches when every name in `has` is there (a trailing `*` stands for a prefix), no name in
-    `lacks` is, and every shape in `dims` (name, axis, size) agrees. `names_base`: the message adds SD1.5 or SDXL."""
-
-    name: str
-    has: tuple[str, ...]
-    lacks: tuple[str, ...] = ()
-    dims: tuple[tuple[str, int, int], ...] = ()
-    names_base: bool = False
-
-    def matches(self, shapes: Shapes) -> bool:
-        return (
-            all(_present(shapes, name) for name in self.has)
-            and not any(_present(shapes, name) for name in self.lacks)
-            and all(_dim(shapes, name, axis) == size for name, axis, size in self.dims)
-        )
-
-
-# Recognised, and refused by name until their issue is done.
-UNSUPPORTED: tuple[Signature, ...] = (
-    Signature(
-        "an XLabs FLUX v1 adapter",
-        ("ip_adapter_proj_model.proj.weight", "double_blocks.*"),
-        dims=(("ip_adapter_proj_model.proj.weight", 0, 4 * 4096),),
-    ),
-    Signature("an XLabs FLUX v2 adapter", ("ip_adapter_proj_model.proj.weight", "double_blocks.*")),
-    Signature("an Anima adapter", ("resampler.latents", "ip_cross_attns.*")),
-    Signature("an InstantX SD3.5 adapter", ("image_proj.time_embedding.linear_1.weight", "image_proj.latents")),
-    Signature(
-        "an InstantX FLUX adapter",
-        ("image_proj.proj.2.weight", "ip_adapter.0.to_k_ip.weight"),
-        dims=(("ip_adapter.0.to_k_ip.weight", 1, 4096),),
-    ),
-    Signature(
-        "a Kolors FaceID adapter",
-        ("image_proj.perceiver_resampler.layers.0.0.to_out.weight",),
-        dims=(("image_proj.perceiver_resampler.layers.0.0.to_out.weight", 0, 4096),),
-    ),
-    Signature(
-        "a FaceID-Plus adapter (v1 and v2 have the same tensors)",
-        ("image_proj.perceiver_resampler.*",),
-        names_base=True,
-    ),
-    Signature("a FaceID adapter", ("image_proj.proj.2.weight", "ip_adapter.0.to_q_lora.down.weight"), names_base=True),
-    Signature(
-        "a FaceID portrait adapter", ("image_proj.proj.2.weight",), lacks=("image_proj.proj.3.weight",), names_base=True
-    ),
-    Signature(
-        "a FaceID portrait-unnorm adapter (InstantID's has the same tensors)",
-        ("image_proj.latents", "image_proj.proj_in.weight"),
-        dims=(("image_proj.proj_in.weight", 1, 512), ("image_proj.proj_in.weight", 0, 1280)),
-    ),
-    Signature(
-        "a Kolors plus adapter",
-        ("image_proj.latents", "image_proj.layers.0.0.to_q.weight"),
-        dims=(
-            ("image_proj.latents", 2, 2048),
-            ("image_proj.layers.0.0.to_q.weight", 0, 768),
-            ("image_proj.proj_in.weight", 1, 1024),
-        ),
-    ),
-)
-
-# Not IP-Adapters: what else lies in people's model folders.
-FOREIGN: tuple[tuple[Signature, str], ...] = tuple(
-    (Signature(name, has), folder)
-    for name, has, folder in (
-        ("a raw training state (accelerate)", ("image_proj_model.*",), "export the adapter from it first"),
-        ("a PuLID adapter", ("pulid_encoder.*",), "use the PuLID nodes"),
-        ("a PuLID adapter", ("id_adapter.*",), "use the PuLID nodes"),
-        ("a ControlNet", ("control_model.*",), "move it to models/controlnet"),
-        ("a ControlNet", ("controlnet_cond_embedding.*",), "move it to models/controlnet"),
-        ("a ControlNet", ("input_hint_block.*",), "move it to models/controlnet"),
-        ("a ControlNet", ("controlnet_blocks.*",), "move it to models/controlnet"),
-        ("a T2I-Adapter", ("body.0.*", "conv_in.weight"), "move it to models/controlnet"),
-        ("a T2I-Adapter", ("adapter.body.0.*",), "move it to models/controlnet"),
-        ("a T2I-Adapter", ("body.0.*",), "move it to models/controlnet"),
-        ("a whole checkpoint", ("model.diffusion_model.*",), "move it to models/checkpoints"),
-        ("a diffusion model", ("down_blocks.*", "up_blocks.*", "conv_norm_out.weight"), "move it to models/unet"),
-        ("a diffusion model", ("double_blocks.*", "single_blocks.*"), "move it to models/diffusion_models"),
-        ("a VAE", ("decoder.up.*",), "move it to models/vae"),
-        ("a VAE", ("decoder.up_blocks.*",), "move it to models/vae"),
-        ("an image encoder", ("vision_model.*",), "move it to models/clip_vision"),
-        ("an image encoder", ("visual.*",), "move it to models/clip_vision"),
-        ("a textual inversion embedding", ("emb_params",), "move it to models/embeddings"),
-        ("a textual inversion embedding", ("string_to_param.*",), "move it to models/embeddings"),
-    )
-)
+_ARCFACE_DIM = 512
+# Aligned face pictures in pixels, by the width of the base model's text tokens; the usual size elsewhere.
+_CROP_SIZES = {768: 224, 2048: 256}
+_USUAL_CROP = 224
+_KOLORS_ENCODER = EncoderHint(image_size=336)
+_KOLORS_CROP = 336
+_ONLY_V2 = 2048  # text width of the base for which FaceID-Plus was published as v2 alone
 _LORA_MARKS = ("lora", "hada_w1")
 
 
@@ -140,14 +58,9 @@ def detect(shapes: Shapes, metadata: Mapping[str, str]) -> AdapterSpec:
     if "projection" not in stated:  # a file that states its projection is ours, whatever its dimensions look like
         for signature in UNSUPPORTED:
             if signature.matches(shapes):
-                base = (
-                    BASE_NAMES.get(_dim(shapes, "ip_adapter.1.to_k_ip.weight", 1) or 0)
-                    if signature.names_base
-                    else None
-                )
                 raise UnsupportedFamilyError(
-                    f"this is {signature.name}{f' for {base}' if base else ''}: not supported yet",
-                    expected="an SD1.5 or SDXL image adapter (base, plus, plus-face, composition, full-face)",
+                    f"this is {signature.name}: not supported yet",
+                    expected="an SD1.5, SDXL or Kolors adapter (base, plus, plus-face, composition, full-face, FaceID)",
                     action="choose such an adapter, or use the nodes made for this one",
                 )
     for signature, read in _PROJECTIONS:
@@ -158,7 +71,7 @@ def detect(shapes: Shapes, metadata: Mapping[str, str]) -> AdapterSpec:
 
 def _read_linear(shapes: Shapes, _stated: Mapping[str, object]) -> AdapterSpec:
     rows, image_dim = _matrix(shapes, "image_proj.proj.weight")
-    dim = _dim(shapes, "image_proj.norm.weight", 0)
+    dim = dim_of(shapes, "image_proj.norm.weight", 0)
     if not dim or rows % dim:
         raise _inconsistent(f"image_proj.proj.weight has {rows} rows, not a multiple of image_proj.norm.weight's {dim}")
     kind = {(768, 1024): "base or light", (768, 1280): "vit-G", (2048, 1024): "vit-H", (2048, 1280): "bigG"}
@@ -174,38 +87,121 @@ def _read_linear(shapes: Shapes, _stated: Mapping[str, object]) -> AdapterSpec:
 
 
 def _read_resampler(shapes: Shapes, stated: Mapping[str, object]) -> AdapterSpec:
-    layers = {int(match[1]) for name in shapes if (match := re.match(r"image_proj\.layers\.(\d+)\.", name))}
-    dim, image_dim = _matrix(shapes, "image_proj.proj_in.weight")
-    inner = _matrix(shapes, "image_proj.layers.0.0.to_q.weight")[0]
-    given = stated.get("resampler")
-    head_dim = given.get("head_dim", DEFAULT_HEAD_DIM) if isinstance(given, dict) else DEFAULT_HEAD_DIM
-    if not isinstance(head_dim, int) or head_dim < 1 or inner % head_dim:
-        raise _inconsistent(f"to_q has {inner} rows, which heads of size {head_dim!r} do not divide")
-    positions = shapes.get("image_proj.pos_emb.weight")
-    pooled = shapes.get("image_proj.to_latents_from_mean_pooled_seq.1.weight")
-    num_mean_pooled = pooled[0] // dim if pooled else 0
-    queries = _dim(shapes, "image_proj.latents", 1)
-    if queries is None:
-        raise _inconsistent(f"image_proj.latents has shape {list(shapes['image_proj.latents'])}")
-    return _spec(
+    resampler, image_dim = _resampler(shapes, stated, "image_proj", dim_of(shapes, "image_proj.latents", 1))
+    spec = _spec(
         shapes,
         "plus (also plus-face and composition)",
         projection=Projection.RESAMPLER,
         feature=Feature.HIDDEN_STATES,
         negative=Negative.ZERO_PIXELS,
         image_dim=image_dim,
-        num_tokens=queries + num_mean_pooled,
-        resampler=ResamplerSpec(
-            dim=dim,
-            depth=len(layers),
-            num_heads=inner // head_dim,
-            head_dim=head_dim,
-            ff_dim=_matrix(shapes, "image_proj.layers.0.1.1.weight")[0],
-            num_queries=queries,
-            max_positions=positions[0] if positions else None,
-            num_mean_pooled=num_mean_pooled,
+        num_tokens=resampler.num_queries + resampler.num_mean_pooled,
+        resampler=resampler,
+    )
+    reads_identity = image_dim == _ARCFACE_DIM if "projection" not in stated else stated.get("feature") == "identity"
+    if not reads_identity:
+        return spec
+    return replace(
+        spec,
+        family=f"{spec.base} FaceID portrait-unnorm (InstantID's has the same tensors)",
+        feature=Feature.IDENTITY,
+        negative=Negative.ZERO_FEATURES,
+        face=FaceSpec(
+            identity_dim=image_dim,
+            crop_size=_crop_size(spec.cross_attention_dim),
+            token_dim=spec.cross_attention_dim,
+            is_normed=False,
         ),
     )
+
+
+def _read_kolors_plus(shapes: Shapes, stated: Mapping[str, object]) -> AdapterSpec:
+    spec = _read_resampler(shapes, stated)
+    if stated.get("base", "Kolors") != "Kolors":
+        return spec
+    return replace(spec, family="Kolors plus", base="Kolors", encoder=_KOLORS_ENCODER)
+
+
+def _read_identity(shapes: Shapes, _stated: Mapping[str, object]) -> AdapterSpec:
+    face, num_tokens = _identity(shapes)
+    spec = _spec(
+        shapes,
+        "FaceID" if has_lora(shapes) else "FaceID portrait",
+        projection=Projection.IDENTITY,
+        feature=Feature.IDENTITY,
+        negative=Negative.ZERO_FEATURES,
+        image_dim=face.identity_dim,
+        num_tokens=num_tokens,
+    )
+    return replace(spec, face=face)
+
+
+def _read_identity_and_face(shapes: Shapes, stated: Mapping[str, object]) -> AdapterSpec:
+    face, num_tokens = _identity(shapes)
+    resampler, image_dim = _resampler(shapes, stated, "image_proj.perceiver_resampler", num_tokens)
+    spec = _spec(
+        shapes,
+        "FaceID-Plus",
+        projection=Projection.IDENTITY_AND_FACE,
+        feature=Feature.HIDDEN_STATES,
+        negative=Negative.ZERO_PIXELS,
+        image_dim=image_dim,
+        num_tokens=num_tokens,
+        resampler=resampler,
+    )
+    if face.token_dim != spec.cross_attention_dim:
+        kolors = replace(face, crop_size=_KOLORS_CROP, has_shortcut=True)
+        return replace(spec, family="Kolors FaceID", base="Kolors", encoder=_KOLORS_ENCODER, face=kolors)
+    if face.token_dim == _ONLY_V2:
+        return replace(spec, family=f"{spec.base} FaceID-Plus v2", face=replace(face, has_shortcut=True))
+    return replace(spec, face=face)
+
+
+def _identity(shapes: Shapes) -> tuple[FaceSpec, int]:
+    """What the MLP over a face's embedding reads, and the number of tokens it makes."""
+    hidden_dim, identity_dim = _matrix(shapes, "image_proj.proj.0.weight")
+    rows, _ = _matrix(shapes, "image_proj.proj.2.weight")
+    token_dim = dim_of(shapes, "image_proj.norm.weight", 0)
+    if not token_dim or rows % token_dim:
+        raise _inconsistent(
+            f"image_proj.proj.2.weight has {rows} rows, not a multiple of image_proj.norm.weight's {token_dim}"
+        )
+    face = FaceSpec(
+        identity_dim=identity_dim, crop_size=_crop_size(token_dim), token_dim=token_dim, hidden_dim=hidden_dim
+    )
+    return face, rows // token_dim
+
+
+def _crop_size(token_dim: int) -> int:
+    return _CROP_SIZES.get(token_dim, _USUAL_CROP)
+
+
+def _resampler(
+    shapes: Shapes, stated: Mapping[str, object], prefix: str, queries: int | None
+) -> tuple[ResamplerSpec, int]:
+    """Dimensions of the perceiver resampler under a prefix, and the width of what it reads."""
+    layers = {int(match[1]) for name in shapes if (match := re.match(rf"{prefix}\.layers\.(\d+)\.", name))}
+    dim, image_dim = _matrix(shapes, f"{prefix}.proj_in.weight")
+    inner = _matrix(shapes, f"{prefix}.layers.0.0.to_q.weight")[0]
+    given = stated.get("resampler")
+    head_dim = given.get("head_dim", DEFAULT_HEAD_DIM) if isinstance(given, dict) else DEFAULT_HEAD_DIM
+    if not isinstance(head_dim, int) or head_dim < 1 or inner % head_dim:
+        raise _inconsistent(f"to_q has {inner} rows, which heads of size {head_dim!r} do not divide")
+    positions = shapes.get(f"{prefix}.pos_emb.weight")
+    pooled = shapes.get(f"{prefix}.to_latents_from_mean_pooled_seq.1.weight")
+    if queries is None:
+        raise _inconsistent(f"{prefix}.latents has shape {list(shapes[f'{prefix}.latents'])}")
+    resampler = ResamplerSpec(
+        dim=dim,
+        depth=len(layers),
+        num_heads=inner // head_dim,
+        head_dim=head_dim,
+        ff_dim=_matrix(shapes, f"{prefix}.layers.0.1.1.weight")[0],
+        num_queries=queries,
+        max_positions=positions[0] if positions else None,
+        num_mean_pooled=pooled[0] // dim if pooled else 0,
+    )
+    return resampler, image_dim
 
 
 def _read_mlp(shapes: Shapes, _stated: Mapping[str, object]) -> AdapterSpec:
@@ -221,6 +217,40 @@ def _read_mlp(shapes: Shapes, _stated: Mapping[str, object]) -> AdapterSpec:
 
 
 _PROJECTIONS: tuple[tuple[Signature, Callable[[Shapes, Mapping[str, object]], AdapterSpec]], ...] = (
+    (
+        Signature(
+            "identity and face",
+            (
+                "image_proj.proj.0.weight",
+                "image_proj.proj.2.weight",
+                "image_proj.norm.weight",
+                "image_proj.perceiver_resampler.proj_in.weight",
+                "image_proj.perceiver_resampler.layers.0.0.to_q.weight",
+                "image_proj.perceiver_resampler.layers.0.1.1.weight",
+            ),
+        ),
+        _read_identity_and_face,
+    ),
+    (
+        Signature(
+            "identity",
+            ("image_proj.proj.0.weight", "image_proj.proj.2.weight", "image_proj.norm.weight"),
+            lacks=("image_proj.proj.3.weight",),
+        ),
+        _read_identity,
+    ),
+    (
+        Signature(
+            "Kolors plus",
+            ("image_proj.layers.0.1.1.weight",),
+            dims=(
+                ("image_proj.latents", 2, 2048),
+                ("image_proj.layers.0.0.to_q.weight", 0, 768),
+                ("image_proj.proj_in.weight", 1, 1024),
+            ),
+        ),
+        _read_kolors_plus,
+    ),
     (
         Signature(
             "resampler",
@@ -316,14 +346,3 @@ def _unknown(shapes: Shapes) -> UnknownCheckpointError:
 
 def _inconsistent(found: str) -> UnreadableFileError:
     return UnreadableFileError(found, expected="tensors that fit each other", action="download or export it again")
-
-
-def _present(shapes: Shapes, name: str) -> bool:
-    if name.endswith("*"):
-        return any(key.startswith(name[:-1]) for key in shapes)
-    return name in shapes
-
-
-def _dim(shapes: Shapes, name: str, axis: int) -> int | None:
-    shape = shapes.get(name, ())
-    return shape[axis] if axis < len(shape) else None

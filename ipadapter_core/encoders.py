@@ -7,9 +7,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from .detect import Shapes
 from .errors import MismatchError, UnreadableFileError
 from .files import read_header
+from .signatures import Shapes
 from .spec import AdapterSpec, Feature
 
 
@@ -39,7 +39,9 @@ class EncoderSpec:
         )
 
     def dim(self, feature: Feature) -> int | None:
-        """Width of what the encoder gives for a feature."""
+        """Width of what the encoder gives for a feature; None if it does not give it."""
+        if feature is Feature.IDENTITY:
+            return None
         return self.embed_dim if feature is Feature.IMAGE_EMBEDS else self.width
 
 
@@ -64,6 +66,9 @@ USUAL_ENCODERS: dict[tuple[Feature, int], str] = {
     (Feature.HIDDEN_STATES, 1664): COMMON_NAMES["CLIP", 1664, 48, None] + ", width 1664, 48 layers",
     (Feature.HIDDEN_STATES, 1024): COMMON_NAMES["CLIP", 1024, 24, None] + ", width 1024, 24 layers",
     (Feature.HIDDEN_STATES, 1152): COMMON_NAMES["SigLIP", 1152, 27, None] + ", width 1152, 27 layers",
+}
+_BY_SIZE: dict[tuple[int, int | None], str] = {
+    (width, size): name for (_, width, _, size), name in COMMON_NAMES.items() if size
 }
 # model_type of a transformers config.json, or of its vision_config
 MODEL_TYPES = {
@@ -189,8 +194,14 @@ def vision_config(folder: Path) -> dict[str, object]:
 
 def encoder_need(spec: AdapterSpec) -> str:
     """The encoder an adapter needs, in words."""
+    if not spec.reads_pictures:
+        return "no image encoder: it reads a face (IPALoadFaceModel and IPAEncodeFace)"
     what = "pooled image_embeds" if spec.feature is Feature.IMAGE_EMBEDS else f"hidden states (layer {spec.layer})"
-    named = spec.encoder.name or USUAL_ENCODERS.get((spec.feature, spec.image_dim))
+    named = (
+        spec.encoder.name
+        or _BY_SIZE.get((spec.image_dim, spec.encoder.image_size))
+        or USUAL_ENCODERS.get((spec.feature, spec.image_dim))
+    )
     return f"{named or 'an image encoder'}: {spec.image_dim}-wide {what}"
 
 

@@ -55,7 +55,7 @@ def read_tensors(path: Path) -> TensorFile:
     _check_content(path)
     if path.suffix in SAFETENSORS_SUFFIXES:
         return _read_safetensors(path)
-    return TensorFile(_flatten(_read_pickle(path), path), {})
+    return TensorFile(_flatten(read_pickle(path), path), {})
 
 
 def read_header(path: Path) -> dict[str, dict[str, object]]:
@@ -164,7 +164,12 @@ def tensor_hash(path: Path) -> str:
     return digest.hexdigest()
 
 
-def _read_pickle(path: Path) -> object:
+def read_pickle(path: Path) -> object:
+    """What a pickle of tensors holds, without running code in it; zipped ones are memory-mapped.
+
+    Raises:
+        UnreadableFileError: damaged, or it wants to run code.
+    """
     with path.open("rb") as file:
         can_map = file.read(len(_ZIP_START)) == _ZIP_START  # torch's older format cannot be memory-mapped
     try:

@@ -2,18 +2,22 @@
 
 # M masks, H W mask size, h w feature-map size
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 from .errors import BadInputError
 
+AREA, BILINEAR = "area", "bilinear"
 
-def check_mask(mask: Tensor) -> Tensor:
-    """A MASK as (M, H, W) float32 on the CPU, values 0..1.
+
+def read_mask(mask: Tensor) -> Tensor:
+    """A MASK as (M, H, W) float32 on the CPU, any finite values.
 
     Raises:
-        BadInputError: another rank, an empty side, NaN, or values outside 0..1.
+        BadInputError: another rank, an empty side, or NaN.
     """
     if mask.ndim == 2:
         mask = mask[None]
@@ -28,6 +32,16 @@ def check_mask(mask: Tensor) -> Tensor:
         raise BadInputError(
             "a mask with NaN or infinite values", expected="numbers from 0 to 1", action="check the node that made it"
         )
+    return mask
+
+
+def check_mask(mask: Tensor) -> Tensor:
+    """A MASK as (M, H, W) float32 on the CPU, values 0..1.
+
+    Raises:
+        BadInputError: as `read_mask`, or values outside 0..1.
+    """
+    mask = read_mask(mask)
     low, high = mask.min().item(), mask.max().item()
     if low < 0 or high > 1:
         raise BadInputError(
@@ -38,24 +52,28 @@ def check_mask(mask: Tensor) -> Tensor:
     return mask
 
 
-def mask_to_tokens(mask: Tensor, height: int, width: int) -> Tensor:
-    """Average a mask over the cells of a feature map: (M, H, W) to (M, h·w, 1), values stay in 0..1.
+def mask_to_tokens(mask: Tensor, height: int, width: int, resampling: str = AREA) -> Tensor:
+    """A mask over the cells of a feature map: (M, H, W) to (M, h·w, 1), values stay in their range.
 
-    Area averaging keeps a half-frame mask a half-frame at every size; diffusers resamples bicubically instead
-    (`IPAdapterMaskProcessor.downsample`), which overshoots and shifts edges.
+    Area averaging, the usual `resampling`, keeps a half-frame mask a half-frame at every size; diffusers resamples bicubically instead
+    (`IPAdapterMaskProcessor.downsample`), which overshoots and shifts edges. `bilinear`
+    reads the four pixels around each cell's centre, as IPAdapter_plus does.
     """
     # float64: a cell adds up to tens of thousands of pixels, one after the other
-    cells = functional.interpolate(mask[:, None].double(), size=(height, width), mode="area")
+    cells = functional.interpolate(mask[:, None].double(), size=(height, width), mode=resampling)
     return cells.to(mask.dtype).flatten(1)[..., None]
 
 
-def mask_for_batch(tokens: Tensor, batch: int, groups: int) -> Tensor:
+def mask_for_batch(tokens: Tensor, batch: int, groups: int, frames: Sequence[int] | None = None) -> Tensor:
     """One mask per latent of every conditioning group: (M, L, 1) to (1 or G·B, L, 1).
 
     A single mask serves all; of several, latent i takes mask i and further latents the last one.
+
+    Args:
+        frames: number of each latent of a group, where they are not 0, 1, 2 …
     """
     if len(tokens) == 1:
         return tokens
-    latents = batch // groups
-    picked = torch.arange(latents, device=tokens.device).clamp_max(len(tokens) - 1)
+    numbers = torch.arange(batch // groups) if frames is None else torch.tensor(frames)
+    picked = numbers.to(tokens.device).clamp_max(len(tokens) - 1)
     return tokens[picked].repeat(groups, 1, 1)

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from .errors import MismatchError
 from .kv import COND_ROW, UNCOND_ROW, PackedKV
-from .masks import mask_for_batch, mask_to_tokens
+from .masks import AREA, mask_for_batch, mask_to_tokens
 from .schedule import SigmaRange
 from .sites import AttentionSite
 
@@ -26,12 +26,19 @@ class PatchPlan:
         kv: their keys and values, strengths folded in.
         sigmas: when it acts; None is always.
         mask: (M, H, W) where it acts, 0..1; None is everywhere.
+        resampling: how the mask is brought to a feature map; see `masks.mask_to_tokens`.
     """
 
     sites: tuple[AttentionSite, ...]
     kv: PackedKV
     sigmas: SigmaRange | None = None
     mask: Tensor | None = None
+    resampling: str = AREA
+
+    @property
+    def is_per_frame(self) -> bool:
+        """The latents of a batch get different tokens or masks, so it matters which frames they are."""
+        return self.kv.frames > 1 or (self.mask is not None and len(self.mask) > 1)
 
 
 @dataclass(eq=False)
@@ -42,7 +49,7 @@ class ResidentPlan:
     """
 
     plan: PatchPlan
-    _kv: dict[tuple[torch.device, torch.dtype, tuple[int, ...]], _SiteViews] = field(default_factory=dict)
+    _kv: dict[tuple[object, ...], _SiteViews] = field(default_factory=dict)
     _whole: dict[tuple[torch.device, torch.dtype], Tensor] = field(default_factory=dict)
     _masks: dict[tuple[object, ...], Tensor] = field(default_factory=dict)
     _gate: tuple[Tensor, Tensor] | None = None
@@ -54,19 +61,22 @@ class ResidentPlan:
         self._masks.clear()
         self._gate = None
 
-    def kv(self, slot: int, conditions: Sequence[int], like: Tensor) -> tuple[Tensor, Tensor]:
-        """K and V of site `slot` of the plan for this batch, each (G, H, T, D).
+    def kv(
+        self, slot: int, conditions: Sequence[int], like: Tensor, frames: tuple[int, ...] | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """K and V of site `slot` of the plan for this batch, each (G, H, T, D); (G·B, H, T, D) if it has frames.
 
         Args:
             conditions: `cond_or_uncond`, one entry per conditioning group in batch order.
             like: gives device and dtype, both those of q.
+            frames: number of each latent of a group, for a plan that is per frame.
         """
-        key = (like.device, like.dtype, tuple(conditions))
+        key = (like.device, like.dtype, tuple(conditions), frames)
         views = self._kv.get(key)
         if views is None:
             if len(self._kv) >= _MOST_ORDERS:
                 self._kv.clear()
-            views = self._kv[key] = self.plan.kv.views(self._rows(conditions, like))
+            views = self._kv[key] = self.plan.kv.views(self._rows(conditions, like, frames))
         return views[slot]
 
     def gate(self, sigmas: Tensor | None, like: Tensor) -> Tensor | None:
@@ -81,11 +91,14 @@ class ResidentPlan:
             self._gate = (sigmas, self.plan.sigmas.gate(sigmas).to(like.device, like.dtype))
         return self._gate[1]
 
-    def mask(self, feature_map: Sequence[int], like: Tensor, groups: int) -> Tensor | None:
+    def mask(
+        self, feature_map: Sequence[int], like: Tensor, groups: int, frames: tuple[int, ...] | None = None
+    ) -> Tensor | None:
         """The mask for an image branch `like` (G·B, L, C), as (1 or G·B, L, 1); None if there is none.
 
         Args:
             feature_map: the site's real shape, ending in height and width.
+            frames: number of each latent of a group, where they are not 0, 1, 2 …
 
         Raises:
             MismatchError: another pack merged or split tokens, so that L is no picture.
@@ -93,7 +106,7 @@ class ResidentPlan:
         if self.plan.mask is None:
             return None
         height, width = feature_map[-2:]
-        key = (height, width, like.shape[0], groups, like.device, like.dtype)
+        key = (height, width, like.shape[0], groups, frames, like.device, like.dtype)
         mask = self._masks.get(key)
         if mask is None:
             if height * width != like.shape[1]:
@@ -102,16 +115,27 @@ class ResidentPlan:
                     expected="one token per cell, to lay the mask on",
                     action="remove the mask from IPAApply, or the node that merges tokens",
                 )
-            tokens = mask_for_batch(mask_to_tokens(self.plan.mask, height, width), like.shape[0], groups)
+            tokens = mask_to_tokens(self.plan.mask, height, width, self.plan.resampling)
+            tokens = mask_for_batch(tokens, like.shape[0], groups, frames)
             mask = self._masks[key] = tokens.to(like.device, like.dtype)
         return mask
 
-    def _rows(self, conditions: Sequence[int], like: Tensor) -> Tensor:
+    def _rows(self, conditions: Sequence[int], like: Tensor, frames: tuple[int, ...] | None) -> Tensor:
         rows = [COND_ROW if condition == COND else UNCOND_ROW for condition in conditions]
+        count = self.plan.kv.frames
+        if count > 1:
+            assert frames is not None
+            rows = [side * count + min(frame, count - 1) for side in rows for frame in frames]
         first = rows[0]
-        if rows != list(range(first, first + len(rows))):
-            return self.plan.kv.data[rows].to(like.device, like.dtype)
+        if rows == list(range(first, first + len(rows))):
+            return self._on(like)[first : first + len(rows)]
+        # frames change from window to window: picked where they lie on the device, not sent there every time
+        source = self.plan.kv.data if count == 1 else self._on(like)
+        return source[rows].to(like.device, like.dtype)
+
+    def _on(self, like: Tensor) -> Tensor:
+        """All rows on the device of `like`, copied once."""
         whole = self._whole.get((like.device, like.dtype))
         if whole is None:
             whole = self._whole[like.device, like.dtype] = self.plan.kv.data.to(like.device, like.dtype)
-        return whole[first : first + len(rows)]
+        return whole

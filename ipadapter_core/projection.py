@@ -7,6 +7,7 @@ from typing import cast
 from einops import rearrange
 from torch import Tensor, nn
 
+from .face_projection import IdentityAndFaceProjection, IdentityProjection
 from .operations import Operations
 from .resampler import Resampler
 from .spec import AdapterSpec, Projection
@@ -54,4 +55,11 @@ def build_projection(spec: AdapterSpec, ops: Operations) -> nn.Module:
     if spec.projection is Projection.RESAMPLER:
         assert spec.resampler is not None
         return Resampler(spec.resampler, spec.image_dim, spec.cross_attention_dim, ops)
+    assert spec.face is not None
+    assert spec.num_tokens is not None
+    if spec.projection is Projection.IDENTITY:
+        return IdentityProjection(spec.face, spec.num_tokens, ops)
+    if spec.projection is Projection.IDENTITY_AND_FACE:
+        assert spec.resampler is not None
+        return IdentityAndFaceProjection(spec.face, spec.resampler, spec.image_dim, spec.num_tokens, ops)
     raise AssertionError(f"no projection module for {spec.projection}")

@@ -48,7 +48,7 @@ class Resampler(nn.Module):
         self.proj_in = ops.Linear(image_dim, spec.dim)
         self.proj_out = ops.Linear(spec.dim, cross_attention_dim)
         self.norm_out = ops.LayerNorm(cross_attention_dim)
-        self.layers = nn.ModuleList(_layer(spec, ops) for _ in range(spec.depth))
+        self.layers = perceiver_layers(spec, ops)
         if spec.max_positions is not None:
             self.pos_emb = ops.Embedding(spec.max_positions, image_dim)
         if spec.num_mean_pooled:
@@ -67,10 +67,20 @@ class Resampler(nn.Module):
             pooled = self.to_latents_from_mean_pooled_seq(features.mean(dim=1))
             pooled = rearrange(pooled, "b (n w) -> b n w", n=self.spec.num_mean_pooled)
             latents = torch.cat((pooled, latents), dim=1)
-        for attention, feed_forward in cast("list[tuple[nn.Module, nn.Module]]", self.layers):
-            latents = latents + attention(features, latents)
-            latents = latents + feed_forward(latents)
-        return cast(Tensor, self.norm_out(self.proj_out(latents)))
+        return cast(Tensor, self.norm_out(self.proj_out(perceive(self.layers, features, latents))))
+
+
+def perceive(layers: nn.ModuleList, features: Tensor, latents: Tensor) -> Tensor:
+    """Let latents (B, Q, W) read features (B, S, W) layer by layer; (B, Q, W)."""
+    for attention, feed_forward in cast("list[tuple[nn.Module, nn.Module]]", layers):
+        latents = latents + attention(features, latents)
+        latents = latents + feed_forward(latents)
+    return latents
+
+
+def perceiver_layers(spec: ResamplerSpec, ops: Operations) -> nn.ModuleList:
+    """Attention and feed-forward `depth` times, under the published names."""
+    return nn.ModuleList(_layer(spec, ops) for _ in range(spec.depth))
 
 
 def _layer(spec: ResamplerSpec, ops: Operations) -> nn.ModuleList:

@@ -19,13 +19,16 @@ class Projection(str, Enum):
     LINEAR = "linear"
     RESAMPLER = "resampler"
     MLP = "mlp"
+    IDENTITY = "identity"
+    IDENTITY_AND_FACE = "identity_and_face"
 
 
 class Feature(str, Enum):
-    """Which output of the image encoder the projection reads."""
+    """What the projection reads: an output of the image encoder, or the embedding of a face."""
 
     IMAGE_EMBEDS = "image_embeds"
     HIDDEN_STATES = "hidden_states"
+    IDENTITY = "identity"
 
 
 class Negative(str, Enum):
@@ -50,6 +53,29 @@ class ResamplerSpec:
 
 
 @dataclass(frozen=True, kw_only=True)
+class FaceSpec:
+    """What a FaceID adapter reads of a face.
+
+    Attributes:
+        identity_dim: width of the recognition network's embedding (ArcFace: 512).
+        hidden_dim: hidden units of the MLP that reads it; None where a resampler does.
+        is_normed: the embedding is scaled to length 1; portrait-unnorm reads it as the network gives it.
+        crop_size: side in pixels of the aligned face picture.
+        token_dim: width of the tokens the projection makes. Kolors FaceID's are wider than what its K/V projections
+            read: the model itself narrows them (`encoder_hid_proj`).
+        has_shortcut: FaceID-Plus: v2 adds the identity's tokens to what the resampler makes, v1 does not. None where
+            neither tensors nor metadata tell.
+    """
+
+    identity_dim: int
+    crop_size: int
+    token_dim: int
+    hidden_dim: int | None = None
+    is_normed: bool = True
+    has_shortcut: bool | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
 class EncoderHint:
     """What a file's metadata says about its image encoder and how pictures are cut for it; None: it says nothing."""
 
@@ -65,11 +91,12 @@ class AdapterSpec:
     Attributes:
         family: name shown to the user, such as "SDXL plus".
         base: the base model in words, such as "SDXL".
-        image_dim: width E of the encoder output that the projection reads.
+        image_dim: width E of what the projection reads (`feature`).
         cross_attention_dim: width C of the base model's text tokens and of the image tokens.
         num_tokens: image tokens N per reference; None where every feature position gives one (full-face).
         site_dims: channels of each attention site, in checkpoint order (down, up, middle).
         layer: index of the hidden state read when `feature` is HIDDEN_STATES, counted from the last (-1); -2 is usual.
+        face: what it reads of a face; None for adapters that read pictures.
     """
 
     family: str
@@ -84,10 +111,21 @@ class AdapterSpec:
     resampler: ResamplerSpec | None = None
     layer: int = PENULTIMATE
     encoder: EncoderHint = EncoderHint()
+    face: FaceSpec | None = None
 
     @property
     def num_sites(self) -> int:
         return len(self.site_dims)
+
+    @property
+    def token_dim(self) -> int:
+        """Width of the tokens that `image_proj` makes."""
+        return self.face.token_dim if self.face else self.cross_attention_dim
+
+    @property
+    def reads_pictures(self) -> bool:
+        """Whether it needs an image encoder; FaceID-Plus does, beside the face's embedding."""
+        return self.feature is not Feature.IDENTITY
 
     def to_metadata(self) -> dict[str, str]:
         """The spec as safetensors metadata; `with_metadata` reads it back."""
@@ -113,7 +151,8 @@ def stated_spec(metadata: Mapping[str, str]) -> dict[str, object]:
 
 
 def with_metadata(spec: AdapterSpec, metadata: Mapping[str, str]) -> AdapterSpec:
-    """Complete a spec read from tensors by what only metadata can tell: layer, negative, feature, encoder.
+    """Complete a spec read from tensors by what only metadata can tell: layer, negative, feature, encoder, FaceID-Plus
+    version.
 
     Dimensions come from the tensors alone; the head size, which no shape shows, is read at detection.
 
@@ -142,7 +181,17 @@ def with_metadata(spec: AdapterSpec, metadata: Mapping[str, str]) -> AdapterSpec
     if crop is not None and crop not in CROPS:
         raise _bad_metadata(f"metadata {SPEC_KEY} has crop {crop!r}, none of {', '.join(CROPS)}")
     hint = EncoderHint(name=name, image_size=image_size, crop=crop)
-    return replace(spec, feature=feature, negative=negative, layer=layer, encoder=hint)
+    face = _stated_face(spec.face, stated.get("face")) if spec.face else None
+    return replace(spec, feature=feature, negative=negative, layer=layer, encoder=hint, face=face)
+
+
+def _stated_face(face: FaceSpec, stated: object) -> FaceSpec:
+    has_shortcut = stated.get("has_shortcut") if isinstance(stated, dict) else stated
+    if not isinstance(has_shortcut, bool | None):
+        raise _bad_metadata(
+            f"metadata {SPEC_KEY} has face {stated!r}, not an object whose has_shortcut is true or false"
+        )
+    return face if has_shortcut is None else replace(face, has_shortcut=has_shortcut)
 
 
 def _bad_metadata(found: str) -> UnreadableFileError:

@@ -57,6 +57,11 @@ class ImageTokens:
         length = math.lcm(len(cond), len(uncond))
         return uncond.repeat(length // len(uncond), 1), cond.repeat(length // len(cond), 1)
 
+    def frames(self) -> tuple[Tensor, Tensor]:
+        """(uncond, cond) with one row per reference, (R, N, C) each; too few negatives have their last repeated."""
+        picked = torch.arange(len(self.cond)).clamp_max(len(self.uncond) - 1)
+        return self.uncond[picked], self.cond
+
 
 def _one_per_reference(part: ImageTokens) -> Tensor:
     return part.uncond.expand(len(part.cond), -1, -1) if len(part.uncond) == 1 else part.uncond

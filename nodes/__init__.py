@@ -6,7 +6,10 @@ from typing_extensions import override
 from .apply import IPAApply, IPAApplyImage
 from .combine import IPACombineTokens
 from .encode import IPAEncodeImage
+from .face import IPAEncodeFace, IPALoadFaceModel
+from .face_lora import IPAApplyFaceLora
 from .layer_weights import IPALayerWeights
+from .legacy.coexistence import nodes_to_register
 from .load import IPALoadAdapter
 from .paths import register_folders
 
@@ -17,6 +20,9 @@ NODES: tuple[type[io.ComfyNode], ...] = (
     IPAApply,
     IPAApplyImage,
     IPALayerWeights,
+    IPALoadFaceModel,
+    IPAEncodeFace,
+    IPAApplyFaceLora,
 )
 
 
@@ -29,7 +35,7 @@ class IPAdapterStudio(ComfyExtension):
 
     @override
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
-        return list(NODES)
+        return [*NODES, *nodes_to_register()]
 
 
 async def comfy_entrypoint() -> IPAdapterStudio:

@@ -31,6 +31,8 @@ class ByteCache:
     def put(self, key: Hashable, value: object, num_bytes: int) -> None:
         with self._lock:
             self.num_bytes -= self._entries.pop(key, (None, 0))[1]
+            if num_bytes > self.max_bytes:  # as the keys of a long animation: no reason to forget all else
+                return
             self._entries[key] = (value, num_bytes)
             self.num_bytes += num_bytes
             while self.num_bytes > self.max_bytes:

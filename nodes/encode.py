@@ -82,7 +82,22 @@ class IPAEncodeImage(io.ComfyNode):
 
 
 def choose(adapter: LoadedAdapter, clip_vision: object | None = None) -> VisionEncoder:
-    """The encoder to use: the connected one, else the loader's.
+    """The encoder to use with an adapter that reads pictures.
+
+    Raises:
+        MismatchError: it reads faces; or as `encoder_of`.
+    """
+    if adapter.spec.face is not None:
+        raise MismatchError(
+            f"{adapter.name}, a {adapter.spec.family} adapter, which reads faces",
+            expected="an adapter that reads pictures",
+            action="encode with IPAEncodeFace (and IPALoadFaceModel), then connect its tokens to IPAApply",
+        )
+    return encoder_of(adapter, clip_vision)
+
+
+def encoder_of(adapter: LoadedAdapter, clip_vision: object | None = None) -> VisionEncoder:
+    """The connected encoder, else the loader's.
 
     Raises:
         MismatchError: there is none, or it does not fit the adapter.
@@ -95,7 +110,7 @@ def choose(adapter: LoadedAdapter, clip_vision: object | None = None) -> VisionE
         raise MismatchError(
             f"{adapter.name} without an image encoder (image_encoder is 'none' and no clip_vision is connected)",
             expected=encoder_need(adapter.spec),
-            action="set image_encoder of IPALoadAdapter to 'auto', or connect a CLIP_VISION to IPAEncodeImage",
+            action="set image_encoder of IPALoadAdapter to 'auto', or connect a CLIP_VISION to the encode node",
         )
     check_encoder(encoder.spec, adapter.spec)
     return encoder
@@ -122,11 +137,11 @@ def encode_image(
         BadInputError: a picture or mask that cannot be used.
     """
     crop = crop or adapter.spec.encoder.crop or CROPS[0]
-    features, key = _features(adapter, encoder, image, crop, mask)
+    features, key = image_features(adapter, encoder, image, crop, mask)
     if negative_image is not None:
-        negative, negative_key = _features(adapter, encoder, negative_image, crop, None)
+        negative, negative_key = image_features(adapter, encoder, negative_image, crop, None)
     else:
-        negative, negative_key = _no_image(adapter, encoder, features)
+        negative, negative_key = no_image_features(adapter, encoder, features)
 
     def project() -> ImageTokens:
         device = adapter.load_to_device()
@@ -137,15 +152,15 @@ def encode_image(
     return CACHE.get_or_make(key, ImageTokens, project, lambda tokens: tokens.num_bytes)
 
 
-def _features(
+def image_features(
     adapter: LoadedAdapter, encoder: VisionEncoder, image: Tensor, crop: str, mask: Tensor | None
 ) -> tuple[Tensor, tuple[object, ...]]:
-    """Features (R, E) or (R, S, E) of every picture, and the key of all of them."""
+    """Features (R, E) or (R, S, E) of every picture, and the key of all of them. Arguments as `encode_image`."""
     pictures = check_image(image)
     _warn_about(image)
     masks = None if mask is None else _one_mask_per_picture(check_mask(mask), len(pictures))
     keys = [
-        _key(adapter, encoder, crop, _digest(picture), None if masks is None else _digest(masks[index]))
+        _key(adapter, encoder, crop, digest(picture), None if masks is None else digest(masks[index]))
         for index, picture in enumerate(pictures)
     ]
     rows: list[Tensor] = []
@@ -160,8 +175,10 @@ def _features(
     return torch.cat(rows), tuple(keys)
 
 
-def _no_image(adapter: LoadedAdapter, encoder: VisionEncoder, features: Tensor) -> tuple[Tensor, tuple[object, ...]]:
-    """Features of "no image" by the convention the adapter was trained with."""
+def no_image_features(
+    adapter: LoadedAdapter, encoder: VisionEncoder, features: Tensor
+) -> tuple[Tensor, tuple[object, ...]]:
+    """Features of "no image" by the convention the adapter was trained with, and their key."""
     convention = adapter.spec.negative
     if convention is Negative.ZERO_FEATURES:
         return torch.zeros_like(features[:1]), (convention,)
@@ -181,10 +198,11 @@ def _key(
     return ("features", encoder.identity, encoder.pixel_format, spec.feature, spec.layer, crop, picture, mask)
 
 
-def _digest(tensor: Tensor) -> str:
-    digest = hashlib.blake2b(repr(tuple(tensor.shape)).encode(), digest_size=16)
-    digest.update(tensor.cpu().contiguous().numpy().data)
-    return digest.hexdigest()
+def digest(tensor: Tensor) -> str:
+    """Hash of a tensor's shape and content."""
+    hashed = hashlib.blake2b(repr(tuple(tensor.shape)).encode(), digest_size=16)
+    hashed.update(tensor.cpu().contiguous().numpy().data)
+    return hashed.hexdigest()
 
 
 def _one_mask_per_picture(masks: Tensor, pictures: int) -> Tensor:

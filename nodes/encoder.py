@@ -37,6 +37,7 @@ class VisionEncoder:
         identity: changes when the weights may have changed; part of cache keys.
         pixel_format: what `encode` expects.
         run: normalised pixels (B, 3, S, S) on `patcher.load_device` and a spec, to that spec's features.
+        clip_vision: ComfyUI's own object, where it is made of one.
     """
 
     name: str
@@ -45,6 +46,7 @@ class VisionEncoder:
     pixel_format: PixelFormat
     patcher: comfy.model_patcher.ModelPatcher
     run: Callable[[Tensor, AdapterSpec], Tensor]
+    clip_vision: comfy.clip_vision.ClipVisionModel | None = None
 
     def encode(self, pixels: Tensor, adapter: AdapterSpec) -> Tensor:
         """Features the adapter reads, (B, E) or (B, S, E), float32 on the CPU."""
@@ -99,6 +101,7 @@ def from_clip_vision(clip_vision: comfy.clip_vision.ClipVisionModel, name: str =
         pixel_format=PixelFormat.of(clip_vision.image_size, clip_vision.image_mean, clip_vision.image_std),
         patcher=clip_vision.patcher,
         run=run,
+        clip_vision=clip_vision,
     )
 
 

@@ -70,15 +70,25 @@ class IPALoadAdapter(io.ComfyNode):
 
     @classmethod
     def execute(cls, adapter_file: str, image_encoder: str) -> io.NodeOutput:
-        path = paths.adapter_path(adapter_file)
-        network = load_adapter(path, WEIGHT_OPERATIONS)
-        encoder = None if image_encoder == paths.NONE else _load_encoder(network.spec, image_encoder)
-        identity = hashlib.blake2b(repr(paths.file_identity(path)).encode(), digest_size=8).hexdigest()
-        adapter = LoadedAdapter(name=adapter_file, adapter_id=identity, network=network, encoder=encoder)
+        adapter = open_adapter(adapter_file, image_encoder)
         text = describe(adapter)
         logger.info("IP-Adapter %s: %s", adapter_file, text.replace("\n", "; "))
         show_on_node(text, cls.hidden.unique_id if cls.hidden else None)
         return io.NodeOutput(adapter)
+
+
+def open_adapter(adapter_file: str, image_encoder: str) -> LoadedAdapter:
+    """Load a file of models/ipadapter, and an encoder: by its name, the one that fits (`auto`), or `none`.
+
+    Raises:
+        IPAdapterError: a file that is no adapter we know, or no encoder that fits it.
+    """
+    path = paths.adapter_path(adapter_file)
+    network = load_adapter(path, WEIGHT_OPERATIONS)
+    wants_encoder = image_encoder != paths.NONE and network.spec.reads_pictures
+    encoder = _load_encoder(network.spec, image_encoder) if wants_encoder else None
+    identity = hashlib.blake2b(repr(paths.file_identity(path)).encode(), digest_size=8).hexdigest()
+    return LoadedAdapter(name=adapter_file, adapter_id=identity, network=network, encoder=encoder)
 
 
 def describe(adapter: LoadedAdapter) -> str:
@@ -86,9 +96,10 @@ def describe(adapter: LoadedAdapter) -> str:
     spec = adapter.spec
     tokens = "one token per image patch" if spec.num_tokens is None else f"{spec.num_tokens} tokens"
     encoder = f"{adapter.encoder.name}: {adapter.encoder.spec.name}" if adapter.encoder else "none loaded"
+    lora = "\nLoRA: in the file, for IPAApplyFaceLora" if adapter.network.lora else ""
     return (
         f"{spec.family}\n{tokens}, {spec.num_sites} attention layers of {spec.base}\n"
-        f"encoder needed: {encoder_need(spec)}\nencoder: {encoder}"
+        f"encoder needed: {encoder_need(spec)}\nencoder: {encoder}{lora}"
     )
 
 

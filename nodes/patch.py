@@ -8,13 +8,14 @@ from typing import Any
 import torch
 from comfy.ldm.modules.attention import optimized_attention
 from comfy.model_patcher import ModelPatcher
-from comfy.patcher_extension import CallbacksMP
+from comfy.patcher_extension import CallbacksMP, WrappersMP
 from torch import Tensor
 
 from ..ipadapter_core.attention import add_image_attention, image_attention
 from ..ipadapter_core.plan import PatchPlan, ResidentPlan
 from ..ipadapter_core.schedule import SigmaRange
 from ..ipadapter_core.sites import AttentionSite, UNetSites
+from .sides import conditions, frames, note_sides
 
 AttentionPatch = Callable[[Tensor, Tensor, Tensor, dict[str, Any]], Tensor]
 
@@ -60,14 +61,14 @@ class IPAttentionPatch:
             transformer_options=extra_options,
         )
         out = attend(q, k, v) if self.base is None else self.base(q, k, v, extra_options)
-        # A call outside a sampler has one group, the cond one.
-        conditions = extra_options.get("cond_or_uncond") or (0,)
+        groups = conditions(extra_options)
         # The few image tokens lose more by a low-precision kernel than they gain.
         attend = partial(attend, skip_reshape=True, low_precision_attention=False)
         for plan, slot in self.branches:
-            image = image_attention(q, *plan.kv(slot, conditions, q), attend)
+            latents = frames(extra_options, q.shape[0] // len(groups)) if plan.plan.is_per_frame else None
+            image = image_attention(q, *plan.kv(slot, groups, q, latents), attend)
             gate = plan.gate(extra_options.get("sigmas"), image)
-            mask = plan.mask(extra_options.get("activations_shape", ()), image, len(conditions))
+            mask = plan.mask(extra_options.get("activations_shape", ()), image, len(groups), latents)
             out = add_image_attention(out, image, mask, gate)
         for follower in self.followers:
             if follower.is_active(extra_options):
@@ -110,6 +111,8 @@ def install(model: ModelPatcher, unet: UNetSites, plan: PatchPlan) -> ModelPatch
     for call_type, callback in ((CallbacksMP.ON_CLONE, _fork), (CallbacksMP.ON_CLEANUP, _release)):
         if not clone.get_callbacks(call_type, _KEY):
             clone.add_callback_with_key(call_type, _KEY, callback)
+    if not clone.get_wrappers(WrappersMP.PREDICT_NOISE, _KEY):
+        clone.add_wrapper_with_key(WrappersMP.PREDICT_NOISE, _KEY, note_sides)
     return clone
 
 

@@ -14,6 +14,7 @@ from .encoder import VisionEncoder
 
 IPAAdapter = io.Custom("IPA_ADAPTER")  # LoadedAdapter
 IPATokens = io.Custom("IPA_TOKENS")  # ipadapter_core.tokens.ImageTokens
+IPAFaceModel = io.Custom("IPA_FACE_MODEL")  # face_model.FaceModel
 IPAWeights = io.Custom("IPA_WEIGHTS")  # ipadapter_core.layer_weights.LayerWeights
 
 CATEGORY = "model/patch/ip-adapter"

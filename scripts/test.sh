@@ -1,9 +1,10 @@
 #!/usr/bin/env bash
 # scripts/test.sh [--unit | --all-comfyui | --comfyui VERSION] [pytest arguments and files…]
-#   sets the environment up and runs all tests: unit, parity and trainer, then tests/comfy inside a real ComfyUI
+#   sets the environment up and runs all tests: unit, parity and trainer, then tests/comfy and tests/legacy, each
+#   inside a real ComfyUI
 #   --unit            only tests/unit
-#   --all-comfyui     all, and tests/comfy once more in each older ComfyUI
-#   --comfyui VERSION only tests/comfy, in that older ComfyUI
+#   --all-comfyui     all, and tests/comfy and tests/legacy once more in each older ComfyUI
+#   --comfyui VERSION only those two, in that older ComfyUI
 # Files and folders under tests/ narrow it down to them.
 set -euo pipefail
 
@@ -23,22 +24,22 @@ case ${1:-} in
     -h | --help) sed -n '2,/^set/s/^# \{0,1\}//p' "$0"; exit ;;
 esac
 
-# ComfyUI's own modules are called nodes, tests and utils as well: tests/comfy gets a process of its own.
-pure=() comfy=() options=()
+# ComfyUI's own modules are called nodes, tests and utils as well: each of these two gets a process of its own.
+pure=() comfy=() legacy=() options=()
 for argument in "$@"; do
     case $argument in
         tests/comfy*) comfy+=("$argument") ;;
+        tests/legacy*) legacy+=("$argument") ;;
         tests/*) pure+=("$argument") ;;
         *) options+=("$argument") ;;
     esac
 done
-run_pure=yes run_comfy=yes
-if ((${#pure[@]} + ${#comfy[@]})); then
+run_pure=yes
+if ((${#pure[@]} + ${#comfy[@]} + ${#legacy[@]})); then
     ((${#pure[@]})) || run_pure=no
-    ((${#comfy[@]})) || run_comfy=no
+else
+    comfy=(tests/comfy) legacy=(tests/legacy)
 fi
-((${#comfy[@]})) || comfy=(tests/comfy)
-[[ -d tests/comfy ]] || run_comfy=no
 
 failed=0 ran=0 report=()
 run() {   # LABEL PYTEST-ARGUMENTS…   in the ComfyUI that COMFYUI_PATH names, if it does
@@ -52,18 +53,23 @@ run() {   # LABEL PYTEST-ARGUMENTS…   in the ComfyUI that COMFYUI_PATH names, 
     esac
 }
 
+run_in() {   # VERSION   the tests that need a ComfyUI
+    ((${#comfy[@]} == 0)) || run "ComfyUI $1" "${comfy[@]}" ${options[@]+"${options[@]}"}
+    ((${#legacy[@]} == 0)) || run "ComfyUI $1, IPAdapter_plus nodes" "${legacy[@]}" ${options[@]+"${options[@]}"}
+}
+
 override=()
 "$env_sh" true   # so that a failed set-up is no failed test
 if [[ $here == yes ]]; then
     [[ $run_pure == no ]] || run "unit, parity and trainer" ${pure[@]+"${pure[@]}"} ${options[@]+"${options[@]}"}
     version=$(sed -n 's/^__version__ = "\(.*\)"/\1/p' "$(scripts/comfyui.sh)/comfyui_version.py")
-    [[ $run_comfy == no ]] || run "ComfyUI $version" "${comfy[@]}" ${options[@]+"${options[@]}"}
+    run_in "$version"
 fi
-if [[ $older == yes && $run_comfy == yes ]]; then
+if [[ $older == yes ]]; then
     for version in "${older_versions[@]}"; do
         # Inside env.sh, so that the one environment, made for the newest, serves them all.
         override=(env "COMFYUI_PATH=$(env -u COMFYUI_PATH scripts/comfyui.sh "$version")")
-        run "ComfyUI $version" "${comfy[@]}" ${options[@]+"${options[@]}"}
+        run_in "$version"
     done
 fi
 

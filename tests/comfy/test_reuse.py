@@ -143,6 +143,8 @@ def test_the_cache_stays_below_its_bound_and_drops_the_oldest() -> None:
     assert cache.get(4, str) is None, "3 was used after 4"
     cache.put(6, "6", 1000)
     assert cache.num_bytes <= 100
+    assert cache.get(6, str) is None
+    assert cache.get(5, str) == "5", "what is too large drove out the rest"
 
 
 def test_picture_is_cut_as_the_adapter_was_trained(studio: SimpleNamespace, caplog: pytest.LogCaptureFixture) -> None:

@@ -69,7 +69,7 @@ def comfy(server: ComfyServer, folder: Path, workflow: dict[str, Any], *options:
 
 def test_nothing_else_lies_beside_the_workflows():
     assert [path.name for path in WORKFLOWS if path.suffix != ".json"] == []
-    assert len(WORKFLOWS) == 5 + len(SCENES)
+    assert len(WORKFLOWS) == 6 + len(SCENES)
 
 
 @each_workflow

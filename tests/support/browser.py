@@ -14,7 +14,7 @@ from typing import Any
 import requests
 import websocket
 
-CHROMIUM = "/usr/bin/chromium"
+CHROMIUM = os.environ.get("CHROMIUM", "/usr/bin/chromium")
 OPTIONS = (
     "--headless",
     "--no-sandbox",

@@ -10,6 +10,7 @@ ADAPTERS = ("ip-adapter-plus_sd15.safetensors", "ip-adapter_sd15.safetensors")
 # What the widgets of IPAApply and IPAApplyImage say when nobody touched them.
 PLAIN: dict[str, Any] = {"strength": 1.0, "start_percent": 0.0, "end_percent": 1.0, "layer_preset": "all"}
 SDXL_ADAPTER = "ip-adapter_sdxl.safetensors"
+FACE_ADAPTER = "ip-adapter-faceid_sd15.bin"
 
 # Node ids of `simple`, so that tests need not count.
 CHECKPOINT, POSITIVE, NEGATIVE, LATENT, ADAPTER, IMAGE, TOKENS, APPLY, SAMPLER, SAVE_LATENT, DECODE, SAVE = (

@@ -260,6 +260,36 @@ def tiny_adapter(
     return proj | sites(site_dims, cross_attention_dim)
 
 
+def tiny_face_adapter(
+    kind: Literal["faceid", "faceid plus", "portrait", "unnorm", "kolors"],
+    *,
+    site_dims: Sequence[int],
+    cross_attention_dim: int = 16,
+    identity: int = 10,
+    face: int = 24,
+    num_tokens: int = 4,
+    lora_rank: int = 3,
+) -> Shapes:
+    """A small adapter for faces under the published names. "unnorm" must state `feature` identity and its head size.
+
+    Args:
+        face: width of the features of a face picture.
+        lora_rank: 0 is none; portrait, unnorm and kolors never have one.
+    """
+    width = 2 * cross_attention_dim if kind == "kolors" else cross_attention_dim
+    if kind == "unnorm":
+        proj = resampler(dim=TINY_RESAMPLER_DIM, inner=16, image=identity, out=width, queries=num_tokens, depth=2)
+    else:
+        has_face = kind in ("faceid plus", "kolors")
+        proj = _id_proj(width, num_tokens, identity=identity, face=face if has_face else 0)
+    has_lora = kind.startswith("faceid") and lora_rank
+    return (
+        proj
+        | sites(site_dims, cross_attention_dim)
+        | (lora(site_dims, cross_attention_dim, rank=lora_rank) if has_lora else {})
+    )
+
+
 def parameter_count(shapes: Mapping[str, Sequence[int]]) -> int:
     return sum(math.prod(shape) for shape in shapes.values())
 

@@ -2,9 +2,10 @@
 
 import pytest
 
-from ipadapter_core.detect import UNSUPPORTED, canonical_name, detect
+from ipadapter_core.detect import canonical_name, detect
 from ipadapter_core.errors import UnknownCheckpointError, UnsupportedFamilyError
-from ipadapter_core.spec import AdapterSpec, Feature, Negative, Projection, ResamplerSpec
+from ipadapter_core.signatures import UNSUPPORTED
+from ipadapter_core.spec import AdapterSpec, EncoderHint, FaceSpec, Feature, Negative, Projection, ResamplerSpec
 from support.published import OTHER_FILES, PUBLISHED, SD15_SITES, SDXL_SITES, Shapes
 
 SD15 = {"base": "SD1.5", "cross_attention_dim": 768, "site_dims": SD15_SITES}
@@ -16,6 +17,14 @@ POOLED = {
     "negative": Negative.ZERO_FEATURES,
 }
 SEQUENCE = {"feature": Feature.HIDDEN_STATES, "image_dim": 1280, "negative": Negative.ZERO_PIXELS, "layer": -2}
+IDENTITY = {
+    "projection": Projection.IDENTITY,
+    "feature": Feature.IDENTITY,
+    "image_dim": 512,
+    "negative": Negative.ZERO_FEATURES,
+}
+IDENTITY_AND_FACE = SEQUENCE | {"projection": Projection.IDENTITY_AND_FACE}
+KOLORS = {"base": "Kolors", "image_dim": 1024, "encoder": EncoderHint(image_size=336)}
 SD15_RESAMPLER = ResamplerSpec(dim=768, depth=4, num_heads=12, head_dim=64, ff_dim=3072, num_queries=16)
 SDXL_RESAMPLER = ResamplerSpec(dim=1280, depth=4, num_heads=20, head_dim=64, ff_dim=5120, num_queries=16)
 SD15_PLUS = AdapterSpec(
@@ -34,6 +43,15 @@ SDXL_PLUS = AdapterSpec(
     **SDXL,
     **SEQUENCE,
 )
+
+
+def face(crop_size: int, token_dim: int, *, has_shortcut: bool | None = None) -> FaceSpec:
+    """Of the MLP that reads ArcFace's 512 numbers with 1024 hidden units."""
+    return FaceSpec(
+        identity_dim=512, hidden_dim=1024, crop_size=crop_size, token_dim=token_dim, has_shortcut=has_shortcut
+    )
+
+
 SUPPORTED = {
     **dict.fromkeys(
         ("sd15_base", "sd15_light"), AdapterSpec(family="SD1.5 base or light", image_dim=1024, **SD15, **POOLED)
@@ -46,18 +64,57 @@ SUPPORTED = {
     "sdxl_vit_h": AdapterSpec(family="SDXL vit-H", image_dim=1024, **SDXL, **POOLED),
     "sdxl_big_g": AdapterSpec(family="SDXL bigG", image_dim=1280, **SDXL, **POOLED),
     **dict.fromkeys(("sdxl_plus", "sdxl_plus_face", "sdxl_composition"), SDXL_PLUS),
+    "kolors_plus": AdapterSpec(
+        family="Kolors plus",
+        projection=Projection.RESAMPLER,
+        num_tokens=16,
+        resampler=ResamplerSpec(dim=2048, depth=4, num_heads=12, head_dim=64, ff_dim=8192, num_queries=16),
+        **SDXL | SEQUENCE | KOLORS,
+    ),
+    "faceid_sd15": AdapterSpec(family="SD1.5 FaceID", num_tokens=4, face=face(224, 768), **SD15, **IDENTITY),
+    "faceid_sdxl": AdapterSpec(family="SDXL FaceID", num_tokens=4, face=face(256, 2048), **SDXL, **IDENTITY),
+    "portrait_sd15": AdapterSpec(
+        family="SD1.5 FaceID portrait", num_tokens=16, face=face(224, 768), **SD15, **IDENTITY
+    ),
+    "portrait_sdxl": AdapterSpec(
+        family="SDXL FaceID portrait", num_tokens=16, face=face(256, 2048), **SDXL, **IDENTITY
+    ),
+    **dict.fromkeys(
+        ("faceid_plus_sd15", "faceid_plusv2_sd15"),
+        AdapterSpec(
+            family="SD1.5 FaceID-Plus",
+            face=face(224, 768),  # v1 or v2: nobody can tell
+            resampler=ResamplerSpec(dim=768, depth=4, num_heads=12, head_dim=64, ff_dim=3072, num_queries=4),
+            num_tokens=4,
+            **SD15,
+            **IDENTITY_AND_FACE,
+        ),
+    ),
+    "faceid_plusv2_sdxl": AdapterSpec(
+        family="SDXL FaceID-Plus v2",
+        face=face(256, 2048, has_shortcut=True),
+        resampler=ResamplerSpec(dim=2048, depth=4, num_heads=32, head_dim=64, ff_dim=8192, num_queries=4),
+        num_tokens=4,
+        **SDXL,
+        **IDENTITY_AND_FACE,
+    ),
+    "portrait_unnorm_sdxl": AdapterSpec(
+        family="SDXL FaceID portrait-unnorm (InstantID's has the same tensors)",
+        num_tokens=16,
+        resampler=SDXL_RESAMPLER,
+        face=FaceSpec(identity_dim=512, crop_size=256, token_dim=2048, is_normed=False),
+        **SDXL,
+        **IDENTITY | {"projection": Projection.RESAMPLER},
+    ),
+    "kolors_faceid": AdapterSpec(
+        family="Kolors FaceID",
+        face=face(336, 4096, has_shortcut=True),
+        resampler=ResamplerSpec(dim=4096, depth=4, num_heads=64, head_dim=64, ff_dim=16384, num_queries=6),
+        num_tokens=6,
+        **SDXL | IDENTITY_AND_FACE | KOLORS,
+    ),
 }
 REFUSED = {
-    "faceid_sd15": "a FaceID adapter for SD1.5",
-    "faceid_sdxl": "a FaceID adapter for SDXL",
-    "faceid_plus_sd15": "a FaceID-Plus adapter (v1 and v2 have the same tensors) for SD1.5",
-    "faceid_plusv2_sd15": "a FaceID-Plus adapter (v1 and v2 have the same tensors) for SD1.5",
-    "faceid_plusv2_sdxl": "a FaceID-Plus adapter (v1 and v2 have the same tensors) for SDXL",
-    "portrait_sd15": "a FaceID portrait adapter for SD1.5",
-    "portrait_sdxl": "a FaceID portrait adapter for SDXL",
-    "portrait_unnorm_sdxl": "a FaceID portrait-unnorm adapter (InstantID's has the same tensors)",
-    "kolors_plus": "a Kolors plus adapter",
-    "kolors_faceid": "a Kolors FaceID adapter",
     "instantx_sd35": "an InstantX SD3.5 adapter",
     "instantx_flux": "an InstantX FLUX adapter",
     "xlabs_v1": "an XLabs FLUX v1 adapter",

@@ -18,6 +18,7 @@ from ipadapter_core.spec import AdapterSpec, EncoderHint, Feature, Negative
 from ..config import Precision
 from ..files.export import ExportReport, check_target, export_adapter
 from ..files.facts import TRAINING_KEY, ExportFacts, read_preprocess
+from ..files.families import check_family
 from .errors import ConvertError
 from .names import Parts, take_apart, unwrapped
 from .numbers import repair_numbers
@@ -150,7 +151,7 @@ def _explain(tensors: Mapping[str, Tensor], source: Path) -> None:
 def _unsupported(parts: Parts) -> str | None:
     """The core's message about a family that it knows by name and does not run."""
     try:
-        detect({name: tuple(tensor.shape) for name, tensor in parts.tensors().items()}, {})
+        check_family(detect({name: tuple(tensor.shape) for name, tensor in parts.tensors().items()}, {}))
     except UnsupportedFamilyError as error:
         return str(error)
     except UnreadableFileError:  # numbers may still be repaired; if not, building says the same again

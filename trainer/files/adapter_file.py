@@ -20,6 +20,7 @@ from ..models.network import TrainableAdapter
 from ..models.processor import install
 from ..models.sites import discover_sites
 from .facts import read_preprocess
+from .families import check_family
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,6 +53,7 @@ def open_adapter(file: Path, base: Base, encoder: str | None, precision: Precisi
     """
     content = read_tensors(file)
     adapter = build_adapter(content.tensors, content.metadata)
+    check_family(adapter.spec)
     sites, _ = discover_sites(base.unet)
     check_sites(adapter.spec, sites)
     model = encoder or _stated_folder(adapter.spec)

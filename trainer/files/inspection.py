@@ -20,6 +20,7 @@ from ..convert.reading import find_state, is_state_folder, read_state
 from ..state import ADAPTER, CONFIG, COUNTERS, EMA, find_checkpoints
 from .export import describe_precision
 from .facts import PORTABILITY_KEY, PREPROCESS_KEY, TRAINING_KEY, read_preprocess
+from .families import check_family
 from .portability import check_portability, other_nodes_reasons
 
 _JSON_KEYS = (PREPROCESS_KEY, TRAINING_KEY, PORTABILITY_KEY)
@@ -82,6 +83,7 @@ def _encoder(spec: EncoderSpec) -> dict[str, object]:
 
 def _adapter(path: Path, file: TensorFile) -> dict[str, object]:
     adapter = build_adapter(file.tensors, file.metadata)
+    check_family(adapter.spec)
     spec, preprocess = adapter.spec, read_preprocess(file.metadata)
     portability = check_portability(path, adapter, preprocess)
     others = other_nodes_reasons(spec, portability)

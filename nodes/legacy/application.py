@@ -1,0 +1,189 @@
+"""Apply an adapter as the nodes of IPAdapter_plus do: their widgets become the records native nodes use."""
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from comfy.model_base import SDXL, SDXLRefiner
+from comfy.model_patcher import ModelPatcher
+from torch import Tensor
+
+from ...ipadapter_core.errors import MismatchError
+from ...ipadapter_core.kv import AnyStrength, FrameStrength, SiteKV, SiteStrength
+from ...ipadapter_core.masks import BILINEAR, read_mask
+from ...ipadapter_core.presets import Role, block_roles
+from ...ipadapter_core.scaling import find_scaling
+from ...ipadapter_core.sites import UNetSites
+from ...ipadapter_core.tokens import ImageTokens
+from ...ipadapter_core.weight_types import (
+    parse_layer_weights,
+    resolve_layer_weights,
+    resolve_weight_type,
+)
+from ..application import Limits, acting_range, fitting_sites, patch_sites, site_kv
+from ..narrowing import narrowed
+from ..types import LoadedAdapter
+from .face_features import encode_faces
+from .features import combine_sides, image_tokens, negative_features, positive_features
+from .payload import Payload
+
+logger = logging.getLogger(__name__)
+
+Weight = float | Sequence[float]  # a list has one per frame
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class LegacyUse:
+    """The widgets of an apply node.
+
+    Attributes:
+        weight: no unit; 0 is neutral.
+        second: weight of the composition layers, or of all others for "composition precise"; None is the type's own.
+        start_at, end_at: 0..1 of the sampling.
+        attn_mask: (M, H, W); None is 1 everywhere.
+        layer_weights: "transformer: factor" pairs; empty is none.
+        per_frame: image i is for latent i; else all act together on every latent.
+        weight_faceidv2: how much the face's picture counts in FaceID-Plus v2; None is twice the weight.
+        weight_kolors: factor of the layer through which a Kolors model narrows the tokens of its FaceID; 1 is neutral.
+    """
+
+    weight: Weight = 1.0
+    weight_type: str = "linear"
+    second: Weight | None = None
+    start_at: float = 0.0
+    end_at: float = 1.0
+    embeds_scaling: str = "V only"
+    combine_embeds: str = "concat"
+    attn_mask: Tensor | None = None
+    layer_weights: str = ""
+    per_frame: bool = False
+    weight_faceidv2: float | None = None
+    weight_kolors: float = 1.0
+
+    @property
+    def method(self) -> str:
+        """How references are combined; those of frames stay apart."""
+        return "concat" if self.per_frame else self.combine_embeds
+
+    @property
+    def structure(self) -> float:
+        """Factor of the face's picture in FaceID-Plus v2."""
+        if self.weight_faceidv2 is not None:
+            return self.weight_faceidv2
+        weights = _as_list(self.weight)
+        return 2 * (weights[0] or 0.0)
+
+
+def apply_image(
+    model: ModelPatcher, payload: Payload, image: Tensor, use: LegacyUse, image_negative: Tensor | None = None
+) -> ModelPatcher:
+    """Encode references and patch a clone of the model. Errors as `apply_tokens` and `positive_features`."""
+    fitting_sites(model, payload.adapter)
+    return apply_tokens(model, payload.adapter, encode(payload, image, use, image_negative), use)
+
+
+def encode(payload: Payload, image: Tensor, use: LegacyUse, image_negative: Tensor | None = None) -> ImageTokens:
+    """Image tokens of references, or of the faces in them, combined as the widgets say."""
+    if payload.adapter.spec.face is not None:
+        return encode_faces(payload, image, use.method, use.structure, image_negative)[0]
+    positive = positive_features(payload, image)
+    if image_negative is None:
+        negative = negative_features(payload, positive)
+    else:
+        negative = positive_features(payload, image_negative)
+    return tokens_of(payload.adapter, positive, negative, use)
+
+
+def tokens_of(adapter: LoadedAdapter, positive: Tensor, negative: Tensor, use: LegacyUse) -> ImageTokens:
+    """Image tokens of features, combined as the widgets say."""
+    return image_tokens(adapter, *combine_sides(positive, negative, use.method))
+
+
+def apply_tokens(
+    model: ModelPatcher,
+    adapter: LoadedAdapter,
+    tokens: ImageTokens,
+    use: LegacyUse,
+    composition: ImageTokens | None = None,
+) -> ModelPatcher:
+    """Patch a clone of the model; the model itself if nothing would change.
+
+    Args:
+        composition: what the composition layers get in place of the tokens' cond side.
+
+    Raises:
+        MismatchError: adapter and model do not belong together.
+        BadInputError: a weight type, scaling, layer weight, range or mask that cannot be used.
+    """
+    unet = fitting_sites(model, adapter)
+    strengths = _strengths(unet, use)
+    mask = None if use.attn_mask is None else read_mask(use.attn_mask)
+    if use.start_at > use.end_at or not any(any(strength.factors) for strength in strengths.values()):
+        logger.info("IPAdapter has no effect: its weights are 0, or it ends before it starts.")
+        return model
+    tokens = narrowed(model, adapter.spec, tokens, use.weight_kolors)
+    limits = Limits(acting_range(model, use.start_at, use.end_at), mask, BILINEAR)
+    kv = site_kv(adapter, tokens, per_frame=use.per_frame)
+    if composition is not None:
+        composition = narrowed(model, adapter.spec, composition, use.weight_kolors)
+        other = site_kv(adapter, replace_cond(tokens, composition), per_frame=use.per_frame)
+        kv = _with_composition(kv, other, unet)
+    return patch_sites(model, unet, kv, strengths, limits, find_scaling(use.embeds_scaling))
+
+
+def replace_cond(tokens: ImageTokens, other: ImageTokens) -> ImageTokens:
+    """The cond side of `other` with the uncond side of `tokens`."""
+    return ImageTokens(other.cond, tokens.uncond, tokens.adapter_id)
+
+
+def check_sdxl(model: ModelPatcher) -> None:
+    """Raises MismatchError unless the model is SDXL or derived from it."""
+    if not isinstance(model.model, SDXL | SDXLRefiner):
+        raise MismatchError(
+            f"a model of class {type(model.model).__name__} in a style and composition node",
+            expected="an SDXL model",
+            action="load an SDXL checkpoint, or use IPAApply with layer_preset 'style and composition'",
+        )
+
+
+def _strengths(unet: UNetSites, use: LegacyUse) -> Mapping[int, AnyStrength]:
+    weights, seconds = _as_list(use.weight), _as_list(use.second)
+    frames = max(len(weights), len(seconds))
+    factors = parse_layer_weights(use.layer_weights)
+    resolved: list[dict[int, SiteStrength]] = []
+    for frame in range(frames):
+        weight, second = weights[min(frame, len(weights) - 1)], seconds[min(frame, len(seconds) - 1)]
+        assert weight is not None
+        if factors:
+            resolved.append(resolve_layer_weights(factors, use.weight_type, unet, weight))
+        else:
+            resolved.append(resolve_weight_type(use.weight_type, unet, weight, second))
+    if frames == 1:
+        return resolved[0]
+    return {
+        index: FrameStrength(tuple(frame[index].value for frame in resolved), strength.swap)
+        for index, strength in resolved[0].items()
+    }
+
+
+def _as_list(weight: Weight | Tensor | None) -> list[float | None]:
+    if weight is None or isinstance(weight, int | float):
+        return [weight]
+    values = weight.flatten().tolist() if isinstance(weight, Tensor) else weight
+    return [float(value) for value in values] or [0.0]
+
+
+def _with_composition(kv: SiteKV, other: SiteKV, unet: UNetSites) -> SiteKV:
+    roles = block_roles(unet)
+    of_composition = {
+        site.index
+        for site in unet.sites
+        if roles.get((site.block, site.block_id), (Role.OTHER,))[0] is Role.COMPOSITION
+    }
+    keys, values = (
+        tuple(
+            theirs if index in of_composition else ours for index, (ours, theirs) in enumerate(zip(*pair, strict=True))
+        )
+        for pair in ((kv.keys, other.keys), (kv.values, other.values))
+    )
+    return replace(kv, keys=keys, values=values)

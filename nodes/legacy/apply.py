@@ -1,0 +1,188 @@
+"""The general apply nodes: a reference, and widgets that say how it acts."""
+
+from typing import Any
+
+from comfy.model_patcher import ModelPatcher
+from comfy_api.latest import io
+from torch import Tensor
+
+from ...ipadapter_core.errors import BadInputError
+from . import schema
+from .application import LegacyUse, apply_image
+from .payload import IPAdapterParams, read_payload
+
+_NATIVE = "IPAApplyImage, or IPAEncodeImage and IPAApply"
+# What the simple node calls a weight type.
+SIMPLE_TYPES = {"standard": "linear", "prompt is more important": "ease out", "style transfer": "style transfer"}
+
+
+class IPAdapterSimple(io.ComfyNode):
+    """The node with few widgets; its id is `IPAdapter`."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return schema.legacy_schema(
+            "IPAdapter",
+            "IPAdapter",
+            "ipadapter",
+            "Steers a model with reference images.",
+            native="IPAApplyImage",
+            inputs=[
+                schema.model(),
+                schema.ipadapter(),
+                schema.image(),
+                schema.weight(high=3.0),
+                *schema.start_end(),
+                io.Combo.Input(
+                    "weight_type",
+                    options=list(SIMPLE_TYPES),
+                    default="standard",
+                    tooltip="Where the image acts: in all layers alike, less in the first ones, or in those of style.",
+                ),
+                schema.attn_mask(),
+            ],
+            outputs=[schema.model_output()],
+        )
+
+    @classmethod
+    def execute(
+        cls, model: ModelPatcher, ipadapter: object, image: Tensor, weight_type: str, **widgets: Any
+    ) -> io.NodeOutput:
+        payload = read_payload(ipadapter)
+        if not payload.is_pipeline:
+            raise BadInputError(
+                "an adapter without its image encoder (from IPAdapter Model Loader)",
+                expected="the output of IPAdapter Unified Loader",
+                action="connect that loader, or use IPAdapter Advanced and connect its clip_vision",
+            )
+        use = LegacyUse(weight_type=SIMPLE_TYPES[weight_type], **widgets)
+        return io.NodeOutput(apply_image(model, payload, image, use))
+
+
+class IPAdapterAdvanced(io.ComfyNode):
+    """The node with all usual widgets."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return schema.legacy_schema(
+            "IPAdapterAdvanced",
+            "IPAdapter Advanced",
+            "ipadapter",
+            "Steers a model with reference images.",
+            native=_NATIVE,
+            inputs=[
+                schema.model(),
+                schema.ipadapter(),
+                schema.image(),
+                schema.weight(),
+                schema.weight_type(),
+                schema.combine_embeds(),
+                *schema.start_end(),
+                schema.embeds_scaling(),
+                *schema.optional_inputs(),
+            ],
+            outputs=[schema.model_output()],
+        )
+
+    @classmethod
+    def execute(
+        cls,
+        model: ModelPatcher,
+        ipadapter: object,
+        image: Tensor,
+        image_negative: Tensor | None = None,
+        clip_vision: object | None = None,
+        **widgets: Any,
+    ) -> io.NodeOutput:
+        payload = read_payload(ipadapter, clip_vision)
+        return io.NodeOutput(apply_image(model, payload, image, LegacyUse(**widgets), image_negative))
+
+
+class IPAdapterBatch(io.ComfyNode):
+    """One reference per latent."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return schema.legacy_schema(
+            "IPAdapterBatch",
+            "IPAdapter Batch (Adv.)",
+            "ipadapter",
+            "Steers every latent of a batch with the reference of its number; the last one serves further latents.",
+            native="docs/migrating.md to find another way: IPAApply gives all latents the same references",
+            inputs=[
+                schema.model(),
+                schema.ipadapter(),
+                schema.image(tooltip="One reference image per latent."),
+                schema.weight(),
+                schema.weight_type(),
+                *schema.start_end(),
+                schema.embeds_scaling(),
+                schema.encode_batch_size(),
+                *schema.optional_inputs(),
+            ],
+            outputs=[schema.model_output()],
+        )
+
+    @classmethod
+    def execute(
+        cls,
+        model: ModelPatcher,
+        ipadapter: object,
+        image: Tensor,
+        encode_batch_size: int,
+        image_negative: Tensor | None = None,
+        clip_vision: object | None = None,
+        **widgets: Any,
+    ) -> io.NodeOutput:
+        payload = read_payload(ipadapter, clip_vision)
+        use = LegacyUse(**widgets, per_frame=True)
+        return io.NodeOutput(apply_image(model, payload, image, use, image_negative))
+
+
+class IPAdapterFromParams(io.ComfyNode):
+    """One adapter per region."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return schema.legacy_schema(
+            "IPAdapterFromParams",
+            "IPAdapter from Params",
+            "ipadapter/params",
+            "Steers a model with the references of several regions.",
+            native="one IPAApplyImage per region, with its mask",
+            inputs=[
+                schema.model(),
+                schema.ipadapter(),
+                schema.ParamsSocket.Input("ipadapter_params", tooltip="Regions from IPAdapter Regional Conditioning."),
+                schema.combine_embeds(),
+                schema.embeds_scaling(),
+                schema.image_negative(),
+                schema.clip_vision(),
+            ],
+            outputs=[schema.model_output()],
+        )
+
+    @classmethod
+    def execute(
+        cls,
+        model: ModelPatcher,
+        ipadapter: object,
+        ipadapter_params: IPAdapterParams,
+        combine_embeds: str,
+        embeds_scaling: str,
+        image_negative: Tensor | None = None,
+        clip_vision: object | None = None,
+    ) -> io.NodeOutput:
+        payload = read_payload(ipadapter, clip_vision)
+        images = ipadapter_params["image"]
+        own = ("weight", "weight_type", "start_at", "end_at", "attn_mask")
+        for number, image in enumerate(images):
+            if image is None:
+                continue
+            widgets = {name: ipadapter_params[name][number] for name in own}
+            use = LegacyUse(combine_embeds=combine_embeds, embeds_scaling=embeds_scaling, **widgets)
+            model = apply_image(model, payload, image, use, image_negative)
+        return io.NodeOutput(model)
+
+
+NODES: tuple[type[io.ComfyNode], ...] = (IPAdapterSimple, IPAdapterAdvanced, IPAdapterBatch, IPAdapterFromParams)

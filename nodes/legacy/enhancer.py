@@ -1,0 +1,117 @@
+"""The apply nodes that see more detail: a reference is encoded in tiles as well."""
+
+from typing import Any
+
+import torch
+from comfy.model_patcher import ModelPatcher
+from comfy_api.latest import io
+from torch import Tensor
+
+from ...ipadapter_core.enhance import blend, cut_tiles, join_tiles
+from ...ipadapter_core.preprocess import check_image
+from . import schema
+from .application import LegacyUse, apply_tokens, fitting_sites, tokens_of
+from .features import negative_features, positive_features
+from .payload import Payload, read_payload
+
+_MOST_TILES = 16  # per side
+
+
+def _schema(node_id: str, display_name: str, *, ratio: float, combines: bool) -> io.Schema:
+    return schema.legacy_schema(
+        node_id,
+        display_name,
+        "ipadapter/dev",
+        "Steers a model with references that are encoded whole and in tiles, so that more detail is seen.",
+        native="IPACombineTokens on crops of the reference, from IPAEncodeImage",
+        inputs=[
+            schema.model(),
+            schema.ipadapter(),
+            schema.image(),
+            schema.weight(),
+            schema.weight_type(),
+            *([schema.combine_embeds()] if combines else []),
+            *schema.start_end(),
+            schema.embeds_scaling(),
+            io.Int.Input(
+                "enhance_tiles",
+                default=2,
+                min=1,
+                max=_MOST_TILES,
+                tooltip="Tiles per side; 3 is 3 x 3 tiles. Neutral: 1, the whole picture only.",
+            ),
+            io.Float.Input(
+                "enhance_ratio",
+                default=ratio,
+                min=0.0,
+                max=1.0,
+                step=0.05,
+                tooltip="How much the whole picture counts beside its tiles, 0..1. Neutral: 1.",
+            ),
+            *([] if combines else [schema.encode_batch_size()]),
+            *schema.optional_inputs(),
+        ],
+        outputs=[schema.model_output()],
+    )
+
+
+def enhanced_features(payload: Payload, image: Tensor, per_side: int, ratio: float) -> Tensor:
+    """Features of references and of their tiles; two rows for a single reference, one for each of several."""
+    whole = positive_features(payload, image)
+    if per_side == 1:
+        return whole
+    pictures = check_image(image)
+    tiles = [join_tiles(positive_features(payload, cut_tiles(picture[None], per_side))) for picture in pictures]
+    return blend(whole, torch.cat(tiles), ratio)
+
+
+def _apply(
+    model: ModelPatcher,
+    ipadapter: object,
+    image: Tensor,
+    *,
+    enhance_tiles: int,
+    enhance_ratio: float,
+    image_negative: Tensor | None = None,
+    clip_vision: object | None = None,
+    **widgets: Any,
+) -> io.NodeOutput:
+    use = LegacyUse(**widgets)
+    payload = read_payload(ipadapter, clip_vision)
+    fitting_sites(model, payload.adapter)
+    positive = enhanced_features(payload, image, enhance_tiles, enhance_ratio)
+    if image_negative is None:
+        negative = negative_features(payload, positive)
+    else:
+        negative = positive_features(payload, image_negative)
+    tokens = tokens_of(payload.adapter, positive, negative, use)
+    return io.NodeOutput(apply_tokens(model, payload.adapter, tokens, use))
+
+
+class IPAdapterClipVisionEnhancer(io.ComfyNode):
+    """References with more detail, which act together."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return _schema("IPAdapterClipVisionEnhancer", "IPAdapter ClipVision Enhancer", ratio=1.0, combines=True)
+
+    @classmethod
+    def execute(cls, **inputs: Any) -> io.NodeOutput:
+        return _apply(**inputs)
+
+
+class IPAdapterClipVisionEnhancerBatch(io.ComfyNode):
+    """References with more detail, one per latent."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return _schema(
+            "IPAdapterClipVisionEnhancerBatch", "IPAdapter ClipVision Enhancer Batch", ratio=0.5, combines=False
+        )
+
+    @classmethod
+    def execute(cls, encode_batch_size: int, **inputs: Any) -> io.NodeOutput:
+        return _apply(**inputs, per_frame=True)
+
+
+NODES: tuple[type[io.ComfyNode], ...] = (IPAdapterClipVisionEnhancer, IPAdapterClipVisionEnhancerBatch)

@@ -1,0 +1,153 @@
+"""The FaceID nodes: the face model's loader, and the apply nodes that also give the face they found."""
+
+from typing import Any
+
+from comfy.model_patcher import ModelPatcher
+from comfy_api.latest import io
+from torch import Tensor
+
+from ..face_model import USUAL_PACKS, load_face_model, pack_fingerprint
+from . import schema
+from .application import LegacyUse, apply_image, apply_tokens, fitting_sites
+from .face_features import encode_faces
+from .payload import read_payload
+
+_CATEGORY = "ipadapter/faceid"
+_NATIVE = "IPAEncodeFace and IPAApply"
+
+
+class IPAdapterInsightFaceLoader(io.ComfyNode):
+    """Load a face pack."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return schema.legacy_schema(
+            "IPAdapterInsightFaceLoader",
+            "IPAdapter InsightFace Loader",
+            "ipadapter/loaders",
+            "Loads the networks that find and recognise faces.",
+            native="IPALoadFaceModel",
+            inputs=[
+                io.Combo.Input(
+                    "provider",
+                    options=["CPU", "CUDA", "ROCM"],
+                    default="CPU",
+                    tooltip="Where faces are recognised; CPU where the other is not there.",
+                ),
+                io.Combo.Input(
+                    "model_name",
+                    options=list(USUAL_PACKS),
+                    default=USUAL_PACKS[0],
+                    tooltip="A face pack in models/insightface/models; antelopev2 for Kolors FaceID.",
+                ),
+            ],
+            outputs=[schema.InsightFaceSocket.Output(display_name="INSIGHTFACE", tooltip="The face model.")],
+        )
+
+    @classmethod
+    def fingerprint_inputs(cls, provider: str, model_name: str) -> str:
+        return pack_fingerprint(model_name)
+
+    @classmethod
+    def execute(cls, provider: str, model_name: str) -> io.NodeOutput:
+        return io.NodeOutput(load_face_model(model_name, provider).analysis)
+
+
+def _apply_schema(node_id: str, display_name: str, description: str, *weights: io.Input) -> io.Schema:
+    return schema.legacy_schema(
+        node_id,
+        display_name,
+        _CATEGORY,
+        description,
+        native=_NATIVE,
+        inputs=[
+            schema.model(),
+            schema.ipadapter(),
+            schema.image(tooltip="Picture with a face; the first one found counts. A batch is several references."),
+            schema.weight(high=3.0),
+            schema.face_weight(),
+            *weights,
+            schema.weight_type(),
+            schema.combine_embeds(),
+            *schema.start_end(),
+            schema.embeds_scaling(),
+            *schema.optional_inputs(face=True),
+        ],
+        outputs=[
+            schema.model_output(),
+            io.Image.Output(display_name="face_image", tooltip="The faces as they were cut out."),
+        ],
+    )
+
+
+def _apply(
+    model: ModelPatcher, sources: dict[str, Any], image: Tensor, image_negative: Tensor | None, use: LegacyUse
+) -> io.NodeOutput:
+    payload = read_payload(**sources)
+    if payload.adapter.spec.face is None:  # as IPAdapter Advanced
+        return io.NodeOutput(apply_image(model, payload, image, use, image_negative), image)
+    fitting_sites(model, payload.adapter)
+    tokens, faces = encode_faces(payload, image, use.method, use.structure, image_negative)
+    return io.NodeOutput(apply_tokens(model, payload.adapter, tokens, use), faces)
+
+
+class IPAdapterFaceID(io.ComfyNode):
+    """Steer a model with a face."""
+
+    per_frame = False
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return _apply_schema("IPAdapterFaceID", "IPAdapter FaceID", "Steers a model with the identity of a face.")
+
+    @classmethod
+    def execute(
+        cls,
+        model: ModelPatcher,
+        ipadapter: object,
+        image: Tensor,
+        image_negative: Tensor | None = None,
+        clip_vision: object | None = None,
+        insightface: object | None = None,
+        **widgets: Any,
+    ) -> io.NodeOutput:
+        sources = {"value": ipadapter, "clip_vision": clip_vision, "insightface": insightface}
+        return _apply(model, sources, image, image_negative, LegacyUse(**widgets, per_frame=cls.per_frame))
+
+
+class IPAdapterFaceIDKolors(IPAdapterFaceID):
+    """Steer Kolors with a face."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return _apply_schema(
+            "IPAdapterFaceIDKolors",
+            "IPAdapter FaceID Kolors",
+            "Steers a Kolors model with the identity of a face.",
+            schema.weight(
+                "weight_kolors",
+                tooltip="Factor of the layer through which Kolors narrows the tokens; no unit. Neutral: 1.",
+            ),
+        )
+
+
+class IPAAdapterFaceIDBatch(IPAdapterFaceID):
+    """One face per latent; the double A is part of the id."""
+
+    per_frame = True
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return _apply_schema(
+            "IPAAdapterFaceIDBatch",
+            "IPAdapter FaceID Batch",
+            "Steers every latent of a batch with the face in the picture of its number.",
+        )
+
+
+NODES: tuple[type[io.ComfyNode], ...] = (
+    IPAdapterFaceID,
+    IPAdapterFaceIDKolors,
+    IPAAdapterFaceIDBatch,
+    IPAdapterInsightFaceLoader,
+)

@@ -1,0 +1,62 @@
+"""`IPAdapterMS`: any weight for any layer."""
+
+from typing import Any
+
+from comfy.model_patcher import ModelPatcher
+from comfy_api.latest import io
+from torch import Tensor
+
+from . import schema
+from .application import LegacyUse, apply_image
+from .payload import read_payload
+
+
+class IPAdapterMS(io.ComfyNode):
+    """The "mad scientist": factors by layer."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return schema.legacy_schema(
+            "IPAdapterMS",
+            "IPAdapter Mad Scientist",
+            "ipadapter/dev",
+            "Steers a model with references, with a factor for every group of layers.",
+            native="IPAApply with IPALayerWeights",
+            inputs=[
+                schema.model(),
+                schema.ipadapter(),
+                schema.image(),
+                schema.weight(),
+                schema.face_weight(),
+                schema.weight_type(),
+                schema.combine_embeds(),
+                *schema.start_end(),
+                schema.embeds_scaling(),
+                io.String.Input(
+                    "layer_weights",
+                    default="",
+                    multiline=True,
+                    tooltip="Factors by transformer in the order they run, such as '3: 0.5, 6: 1'; those not listed get "
+                    "nothing. Neutral: empty, weight_type decides.",
+                ),
+                *schema.optional_inputs(face=True),
+            ],
+            outputs=[schema.model_output()],
+        )
+
+    @classmethod
+    def execute(
+        cls,
+        model: ModelPatcher,
+        ipadapter: object,
+        image: Tensor,
+        image_negative: Tensor | None = None,
+        clip_vision: object | None = None,
+        insightface: object | None = None,
+        **widgets: Any,
+    ) -> io.NodeOutput:
+        payload = read_payload(ipadapter, clip_vision, insightface)
+        return io.NodeOutput(apply_image(model, payload, image, LegacyUse(**widgets), image_negative))
+
+
+NODES: tuple[type[io.ComfyNode], ...] = (IPAdapterMS,)

@@ -1,0 +1,1 @@
+"""Workflow files as people saved them with IPAdapter_plus: `python -m legacy.make_workflows` in tests/ writes them anew."""

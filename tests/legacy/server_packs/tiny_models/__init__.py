@@ -1,0 +1,183 @@
+"""A custom node pack of the test's server: ComfyUI's own model classes at tiny sizes, random.
+
+`TinyCheckpoint` stands for CheckpointLoaderSimple and `TinyCLIPVision` for CLIPVisionLoader, which build what they load
+at full size only.
+"""
+
+from dataclasses import dataclass
+from types import SimpleNamespace
+from typing import Any
+
+import comfy.clip_vision
+import comfy.model_patcher
+import comfy.sd
+import comfy.sd1_clip
+import comfy.sdxl_clip
+import comfy.supported_models
+import comfy.taesd.taesd
+import torch
+from comfy_api.latest import ComfyExtension, io
+
+_UNET = {
+    "image_size": 32,
+    "in_channels": 4,
+    "out_channels": 4,
+    "model_channels": 32,
+    "use_spatial_transformer": True,
+    "use_temporal_attention": False,
+    "legacy": False,
+}
+_SD15 = {
+    **_UNET,
+    "context_dim": 768,
+    "adm_in_channels": None,
+    "channel_mult": [1, 2, 4, 4],
+    "num_res_blocks": [2, 2, 2, 2],
+    "transformer_depth": [1, 1, 1, 1, 1, 1, 0, 0],
+    "transformer_depth_output": [1, 1, 1, 1, 1, 1, 1, 1, 1, 0, 0, 0],
+    "transformer_depth_middle": 1,
+    "num_heads": 8,
+    "num_head_channels": -1,
+    "use_linear_in_transformer": False,
+}
+_SDXL = {
+    **_UNET,
+    "context_dim": 2048,
+    "adm_in_channels": 2816,
+    "num_classes": "sequential",
+    "channel_mult": [1, 2, 4],
+    "num_res_blocks": [2, 2, 2],
+    "transformer_depth": [0, 0, 1, 1, 2, 2],
+    "transformer_depth_output": [0, 0, 0, 1, 1, 1, 2, 2, 2],
+    "transformer_depth_middle": 2,
+    "num_heads": -1,
+    "num_head_channels": 64,
+    "use_linear_in_transformer": True,
+}
+KOLORS_TOKEN_DIM = 64  # 4096 in Kolors
+_SMALL_TEXT = {"num_hidden_layers": 3, "intermediate_size": 64}
+
+
+@dataclass(frozen=True)
+class _Base:
+    """A kind of checkpoint: class of `comfy.supported_models`, its UNet, text model and tokenizer."""
+
+    config: str
+    unet: dict[str, Any]
+    text_model: type
+    tokenizer: type
+    is_kolors: bool = False
+
+
+_XL = (_SDXL, comfy.sdxl_clip.SDXLClipModel, comfy.sdxl_clip.SDXLTokenizer)
+CHECKPOINTS = {
+    "v1-5-pruned-emaonly-fp16.safetensors": _Base(
+        "SD15", _SD15, comfy.sd1_clip.SD1ClipModel, comfy.sd1_clip.SD1Tokenizer
+    ),
+    "sd_xl_base_1.0.safetensors": _Base("SDXL", *_XL),
+    "kolors_unet.safetensors": _Base("SDXL", *_XL, is_kolors=True),
+}
+_VISION = {
+    "model_type": "clip_vision_model",
+    "hidden_act": "gelu",
+    "intermediate_size": 64,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_channels": 3,
+    "image_size": 28,
+    "patch_size": 14,
+}
+ENCODERS = {
+    "CLIP-ViT-H-14-laion2B-s32B-b79K.safetensors": {"hidden_size": 1280, "projection_dim": 1024},
+    "CLIP-ViT-bigG-14-laion2B-39B-b160k.safetensors": {"hidden_size": 1664, "projection_dim": 1280},
+    "clip-vit-large-patch14-336.safetensors": {"hidden_size": 1024, "projection_dim": 768},
+}
+
+
+@torch.no_grad()
+def _randomise(module: torch.nn.Module, seed: int = 0) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    for name, parameter in module.named_parameters():
+        if parameter.ndim > 1:
+            fan_in = parameter[0].numel()
+            parameter.copy_(torch.randn(parameter.shape, generator=generator) / fan_in**0.5)
+        else:
+            parameter.fill_(float(name.endswith("weight")))
+
+
+def _model(base: _Base) -> comfy.model_patcher.ModelPatcher:
+    config = getattr(comfy.supported_models, base.config)(dict(base.unet))
+    config.set_inference_dtype(torch.float32, None)
+    model = config.get_model({}, "", device="cpu").eval()
+    _randomise(model.diffusion_model)
+    if base.is_kolors:  # as a Kolors loader of another pack leaves it
+        model.diffusion_model.encoder_hid_proj = torch.nn.Linear(KOLORS_TOKEN_DIM, base.unet["context_dim"])
+        _randomise(model.diffusion_model.encoder_hid_proj)
+    cpu = torch.device("cpu")
+    return comfy.model_patcher.ModelPatcher(model, load_device=cpu, offload_device=cpu)
+
+
+def _clip(base: _Base) -> comfy.sd.CLIP:
+    target = SimpleNamespace(params={}, clip=base.text_model, tokenizer=base.tokenizer)
+    options = {f"clip_{part}_model_config": dict(_SMALL_TEXT) for part in "lg"}
+    clip = comfy.sd.CLIP(target, model_options={**options, "dtype": torch.float32})
+    _randomise(clip.cond_stage_model)
+    return clip
+
+
+def _vae() -> comfy.sd.VAE:
+    autoencoder = comfy.taesd.taesd.TAESD(latent_channels=4)
+    for part in (autoencoder.taesd_encoder, autoencoder.taesd_decoder):
+        _randomise(part)
+    return comfy.sd.VAE(sd=autoencoder.state_dict())
+
+
+class TinyCheckpoint(io.ComfyNode):
+    """MODEL, CLIP and VAE of a kind of checkpoint."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="TinyCheckpoint",
+            category="test",
+            inputs=[io.Combo.Input("ckpt_name", options=list(CHECKPOINTS))],
+            outputs=[io.Model.Output(), io.Clip.Output(), io.Vae.Output()],
+        )
+
+    @classmethod
+    def execute(cls, ckpt_name: str) -> io.NodeOutput:
+        base = CHECKPOINTS[ckpt_name]
+        with torch.inference_mode(False):
+            return io.NodeOutput(_model(base), _clip(base), _vae())
+
+
+class TinyCLIPVision(io.ComfyNode):
+    """A CLIP_VISION of the widths a published encoder has."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="TinyCLIPVision",
+            category="test",
+            inputs=[io.Combo.Input("clip_name", options=list(ENCODERS))],
+            outputs=[io.ClipVision.Output()],
+        )
+
+    @classmethod
+    def execute(cls, clip_name: str) -> io.NodeOutput:
+        with torch.inference_mode(False):
+            clip_vision = comfy.clip_vision.ClipVisionModel({**_VISION, **ENCODERS[clip_name]})
+            _randomise(clip_vision.model)
+        return io.NodeOutput(clip_vision)
+
+
+class TinyModels(ComfyExtension):
+    """The pack."""
+
+    async def get_node_list(self) -> list[type[io.ComfyNode]]:
+        return [TinyCheckpoint, TinyCLIPVision]
+
+
+async def comfy_entrypoint() -> TinyModels:
+    """What ComfyUI calls after importing the pack."""
+    return TinyModels()

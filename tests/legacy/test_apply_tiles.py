@@ -1,0 +1,188 @@
+"""Tiled nodes and the clip-vision enhancer, against the geometry the facts page states."""
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.nn import functional
+
+from legacy import plain
+from legacy.apply_fixtures import adapter, assert_draws
+from legacy.running import clip_vision, outputs, random_image
+from support import comfy_host
+from support.encoders import IMAGE_SIZE, PATCH
+
+RANGE = {"start_at": 0.0, "end_at": 1.0}
+WIDGETS = {"weight": 0.6, "weight_type": "linear", "embeds_scaling": "V only"} | RANGE
+SIDE = 256  # of a tile
+GRID = IMAGE_SIZE // PATCH
+
+
+@pytest.fixture(scope="module")
+def vision(base_directory: Path) -> Any:
+    return clip_vision()
+
+
+@pytest.fixture
+def setting(base_directory: Path, model: Callable, vision: Any) -> Callable[..., dict[str, Any]]:
+    def make(kind: str = "base") -> dict[str, Any]:
+        loaded = adapter(base_directory, "sdxl", kind).payload
+        return {"model": model("sdxl"), "ipadapter": loaded, "clip_vision": vision}
+
+    return make
+
+
+@pytest.fixture
+def reference(base_directory: Path) -> Callable[..., plain.Plain]:
+    def make(positive: Tensor, negative: Tensor, kind: str = "base", **how: Any) -> plain.Plain:
+        made = adapter(base_directory, "sdxl", kind)
+        how = {"weights": plain.weights("linear", "sdxl", 0.6), "middle": plain.MIDDLE["sdxl"]} | how
+        with torch.inference_mode():
+            if kind == "base":
+                tokens = [plain.linear_projection(made.tensors, side) for side in (positive, negative)]
+            else:
+                tokens = [made.payload.loaded.network.project(side) for side in (positive, negative)]
+        return plain.Plain(made.tensors, *tokens, **how)
+
+    return make
+
+
+# (height, width) of the picture; of the part that is used; of what that is resized to; corners of the tiles
+GEOMETRY = [
+    ((300, 300), (300, 300), (512, 512), [(0, 0), (0, 256), (256, 0), (256, 256)]),
+    ((300, 390), (300, 300), (512, 512), [(0, 0), (0, 256), (256, 0), (256, 256)]),
+    ((600, 300), (600, 300), (512, 256), [(0, 0), (256, 0)]),
+    ((200, 300), (200, 300), (256, 384), [(0, 0), (0, 128)]),
+    ((100, 250), (100, 250), (256, 640), [(0, 0), (0, 192), (0, 384)]),
+    ((900, 100), (400, 100), (1024, 256), [(0, 0), (256, 0), (512, 0), (768, 0)]),
+    ((60, 500), (60, 240), (256, 1024), [(0, 0), (0, 256), (0, 512), (0, 768)]),
+]
+
+
+def cut(image: Tensor, used: tuple[int, int], size: tuple[int, int], corners: list[tuple[int, int]]) -> list[Tensor]:
+    """Tiles of (1, H, W, 3), with PIL."""
+    pixels = Image.fromarray((255 * image[0]).round().byte().numpy())
+    left, top = (pixels.width - used[1]) // 2, (pixels.height - used[0]) // 2
+    pixels = pixels.crop((left, top, left + used[1], top + used[0]))
+    pixels = pixels.resize((size[1], size[0]), Image.Resampling.LANCZOS)
+    boxes = [pixels.crop((x, y, x + SIDE, y + SIDE)) for y, x in corners]
+    return [torch.from_numpy(np.array(box))[None] / 255 for box in boxes]
+
+
+@pytest.mark.parametrize(("picture", "used", "size", "corners"), GEOMETRY, ids=str)
+def test_tiles_and_masks(setting: Callable, picture: tuple, used: tuple, size: tuple, corners: list) -> None:
+    image = (255 * random_image(1, *picture)).round() / 255
+    inputs = setting() | WIDGETS | {"image": image, "combine_embeds": "concat", "sharpening": 0.0}
+    _, tiles, masks = outputs("IPAdapterTiled", **inputs)
+    wanted = torch.cat(cut(image, used, size, corners))
+    assert tiles.shape == wanted.shape
+    assert (tiles - wanted).abs().max() < 2 / 255
+    assert masks.shape == (len(corners), *size)
+    for mask, (top, left) in zip(masks, corners, strict=True):
+        square = torch.zeros(size)
+        square[top : top + SIDE, left : left + SIDE] = 1
+        assert torch.equal(mask, square)
+
+
+@pytest.mark.parametrize("batch", ["", "Batch"])
+def test_every_tile_acts_on_its_part(setting: Callable, reference: Callable, vision: Any, batch: str) -> None:
+    images = random_image(2, 200, 300)
+    inputs = setting() | WIDGETS | {"image": images, "sharpening": 0.0, "attn_mask": torch.ones(1, 50, 75) / 2}
+    inputs |= {"encode_batch_size": 0} if batch else {"combine_embeds": "average"}
+    given, tiles, masks = outputs(f"IPAdapterTiled{batch}", **inputs)
+    assert tiles.shape == (4, SIDE, SIDE, 3)
+    adapters = []
+    for number in range(2):
+        features = vision.encode_image(tiles[2 * number : 2 * number + 2]).image_embeds
+        positive = features if batch else features.mean(dim=0, keepdim=True)
+        mask = torch.zeros(1, 256, 384)
+        mask[..., 128 * number : 128 * number + SIDE] = 0.5
+        torch.testing.assert_close(masks[number : number + 1], mask, rtol=0, atol=1e-5)
+        adapters.append(reference(positive, torch.zeros_like(positive), masks=mask, per_frame=bool(batch)))
+    assert_draws(given, inputs["model"], "sdxl", adapters, latents=2)
+
+
+def test_tiles_are_sharpened(setting: Callable) -> None:
+    inputs = setting() | WIDGETS | {"image": random_image(1, 300, 300), "combine_embeds": "concat"}
+    plain_tiles, sharp = (outputs("IPAdapterTiled", **inputs, sharpening=amount)[1] for amount in (0.0, 0.5))
+    wanted = comfy_host.pack("ipadapter_core.sharpen").sharpen(plain_tiles.movedim(-1, 1), 0.5).movedim(1, -1)
+    torch.testing.assert_close(sharp, wanted)
+    assert not torch.allclose(sharp, plain_tiles)
+
+
+def shrink(grids: list[Tensor], per_side: int, side: int) -> Tensor:
+    """Features (side·side, E) of tiles laid out as one picture and averaged to one tile's size."""
+    width = grids[0].shape[-1]
+    squares = [grid.reshape(side, side, width) for grid in grids]
+    rows = [torch.cat(squares[per_side * row : per_side * (row + 1)], dim=1) for row in range(per_side)]
+    large = torch.cat(rows).movedim(-1, 0)[None]
+    return functional.adaptive_avg_pool2d(large, (side, side))[0].movedim(0, -1).reshape(side * side, width)
+
+
+def tiles_of(image: Tensor, per_side: int) -> list[Tensor]:
+    height, width = image.shape[1] // per_side, image.shape[2] // per_side
+    return [
+        image[:, row * height : (row + 1) * height, column * width : (column + 1) * width]
+        for row in range(per_side)
+        for column in range(per_side)
+    ]
+
+
+def enhanced(vision: Any, image: Tensor, per_side: int) -> Tensor:
+    """Penultimate hidden states (1, S, E) put together from those of the tiles."""
+    hidden = [vision.encode_image(tile).penultimate_hidden_states[0] for tile in tiles_of(image, per_side)]
+    cls = sum(state[0] for state in hidden) / len(hidden)
+    return torch.cat((cls[None], shrink([state[1:] for state in hidden], per_side, GRID)))[None]
+
+
+@pytest.mark.parametrize("per_side", [2, 3])
+@pytest.mark.parametrize("count", [1, 2])
+def test_the_enhancer(setting: Callable, reference: Callable, vision: Any, per_side: int, count: int) -> None:
+    images = random_image(count, 61, 64)
+    inputs = setting("plus") | WIDGETS | {"image": images, "enhance_tiles": per_side, "enhance_ratio": 0.3}
+    given = outputs("IPAdapterClipVisionEnhancer", **inputs, combine_embeds="concat")[0]
+    with torch.inference_mode():
+        whole = vision.encode_image(images).penultimate_hidden_states
+        tiles = torch.cat([enhanced(vision, images[n : n + 1], per_side) for n in range(count)])
+        positive = torch.cat((whole * 0.3, tiles)) if count == 1 else whole * 0.3 + tiles * 0.7
+        negative = vision.encode_image(torch.zeros(1, 28, 28, 3)).penultimate_hidden_states
+    assert_draws(given, inputs["model"], "sdxl", [reference(positive, negative, "plus")])
+
+
+def test_the_enhancer_per_latent(setting: Callable, reference: Callable, vision: Any) -> None:
+    images = random_image(2, 64, 64)
+    inputs = setting("plus") | WIDGETS | {"image": images, "enhance_tiles": 2, "enhance_ratio": 0.5}
+    given = outputs("IPAdapterClipVisionEnhancerBatch", **inputs, encode_batch_size=1)[0]
+    with torch.inference_mode():
+        whole = vision.encode_image(images).penultimate_hidden_states
+        positive = (whole + torch.cat([enhanced(vision, images[n : n + 1], 2) for n in range(2)])) / 2
+        negative = vision.encode_image(torch.zeros(1, 28, 28, 3)).penultimate_hidden_states
+    assert_draws(given, inputs["model"], "sdxl", [reference(positive, negative, "plus", per_frame=True)], latents=3)
+
+
+def test_one_tile_is_the_picture(setting: Callable, reference: Callable, vision: Any) -> None:
+    image = random_image(1, 64, 64)
+    inputs = setting() | WIDGETS | {"image": image, "enhance_tiles": 1, "enhance_ratio": 0.3}
+    given = outputs("IPAdapterClipVisionEnhancer", **inputs, combine_embeds="concat")[0]
+    features = vision.encode_image(image).image_embeds
+    assert_draws(given, inputs["model"], "sdxl", [reference(features, torch.zeros_like(features))])
+
+
+def test_pooled_embeds_are_treated_as_a_square_picture() -> None:
+    join = comfy_host.pack("ipadapter_core.enhance").join_tiles
+    embeds = torch.randn(4, 1024, generator=torch.Generator().manual_seed(0))
+    wanted = shrink([embed[:, None] for embed in embeds], 2, 32)[:, 0]
+    torch.testing.assert_close(join(embeds), wanted[None])
+
+
+def test_pooled_embeds_that_are_no_square_are_refused(setting: Callable) -> None:
+    assert math.isqrt(20) ** 2 != 20
+    inputs = setting() | WIDGETS | {"image": random_image(1, 64, 64), "enhance_tiles": 2, "enhance_ratio": 0.3}
+    with pytest.raises(ValueError, match="image features of 20 numbers or positions, which make up no square"):
+        outputs("IPAdapterClipVisionEnhancer", **inputs, combine_embeds="concat")

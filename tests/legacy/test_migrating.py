@@ -1,0 +1,43 @@
+"""docs/migrating.md names every old node, the native nodes there are, and the presets that old weight types become."""
+
+import re
+from pathlib import Path
+
+from ipadapter_core.presets import PRESETS
+from ipadapter_core.weight_types import WEIGHT_TYPES
+from legacy.facts import FACTS
+from legacy.facts import WEIGHT_TYPES as OLD_WEIGHT_TYPES
+from support import comfy_host
+
+TEXT = (comfy_host.ROOT / "docs" / "migrating.md").read_text(encoding="utf-8")
+
+
+def table(heading: str) -> list[tuple[str, str]]:
+    """The first two cells of each row below a heading."""
+    section = TEXT.split(f"\n## {heading}\n")[1].split("\n## ")[0]
+    rows = [line.strip("|").split("|") for line in section.splitlines() if line.startswith("| ")]
+    return [(row[0].strip(), row[1].strip()) for row in rows[1:]]
+
+
+def test_every_old_node_has_a_way() -> None:
+    named = ", ".join(old for old, _ in table("Which native node does it"))
+    short = [facts.display_name.removeprefix("IPAdapter ") for facts in FACTS.values()]
+    assert [name for name in short if "Batch" not in name and name not in named] == []
+    assert "every *Batch* node" in named
+
+
+def test_the_native_ways_exist(base_directory: Path) -> None:
+    import nodes
+
+    ids = set(re.findall(r"`(IPA[A-Z][a-z]\w+)`", TEXT))
+    assert len(ids) > 5
+    assert ids - set(nodes.NODE_CLASS_MAPPINGS) == set()
+
+
+def test_weight_types_become_their_presets() -> None:
+    rows = [(name.strip(), preset) for names, preset in table("Weight types") for name in names.split(",")]
+    stated = {name: name if preset == "the same names" else preset for name, preset in rows}
+    assert {name: stated[name] for name in OLD_WEIGHT_TYPES} == {
+        name: WEIGHT_TYPES[name].preset for name in OLD_WEIGHT_TYPES
+    }
+    assert set(stated.values()) <= set(PRESETS)

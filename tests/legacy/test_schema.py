@@ -1,0 +1,145 @@
+"""The 37 ids of IPAdapter_plus as a workflow file finds them: names, order, types, ranges, defaults, combos, outputs."""
+
+import inspect
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from legacy.facts import FACTS, Input
+from support import comfy_host
+
+NATIVE = (
+    *("IPALoadAdapter", "IPAEncodeImage", "IPACombineTokens", "IPAApply", "IPAApplyImage", "IPALayerWeights"),
+    *("IPALoadFaceModel", "IPAEncodeFace", "IPAApplyFaceLora"),
+)
+DOCS = comfy_host.ROOT / "nodes" / "web" / "docs"
+SOCKETS = {"IPADAPTER", "EMBEDS", "INSIGHTFACE", "IPADAPTER_PARAMS", "WEIGHTS_STRATEGY"}
+"""Types of IPAdapter_plus' own; the native nodes have others, so that nobody plugs one into the other."""
+
+each_node = pytest.mark.parametrize("node_id", FACTS)
+
+
+def announced(node_id: str) -> dict[str, Any]:
+    """What /object_info says of a node."""
+    return comfy_host.node(node_id).GET_NODE_INFO_V1()
+
+
+def schema(node_id: str) -> Any:
+    return comfy_host.node(node_id).define_schema()
+
+
+def read_input(name: str, entry: tuple[Any, ...], expected: Input) -> Input:
+    """An announced input in the form of the facts; what the facts leave open is taken over from them."""
+    kind, detail = entry[0], entry[1] if len(entry) > 1 else {}
+    old_combo = isinstance(kind, list)
+    options = kind if old_combo else detail.get("options")
+    is_combo = old_combo or kind == "COMBO"
+    return Input(
+        name,
+        "COMBO" if is_combo else kind,
+        detail.get("default", options[0] if is_combo and options else None) if expected.default is not None else None,
+        detail.get("min"),
+        detail.get("max"),
+        detail.get("step") if expected.step is not None else None,
+        tuple(options) if expected.options is not None else None,
+        bool(detail.get("multiline")),
+        expected.optional,
+    )
+
+
+def test_there_are_as_many_as_there_were():
+    assert len(FACTS) == 37
+
+
+@each_node
+def test_inputs_are_those_of_the_facts_page(base_directory: Path, node_id: str) -> None:
+    info, facts = announced(node_id), FACTS[node_id]
+    for group in ("required", "optional"):
+        wanted = [item for item in facts.inputs if item.optional == (group == "optional")]
+        given = info["input"].get(group, {})
+        assert list(given) == [item.name for item in wanted]
+        assert [read_input(item.name, given[item.name], item) for item in wanted] == wanted
+
+
+@each_node
+def test_widgets_stand_in_the_order_they_are_saved_in(base_directory: Path, node_id: str) -> None:
+    """A file holds values by position: required widgets, then optional ones."""
+    flags = [item.optional for item in FACTS[node_id].inputs]
+    assert flags == sorted(flags)
+    assert [item.id for item in schema(node_id).inputs] == [item.name for item in FACTS[node_id].inputs]
+
+
+@each_node
+def test_no_widget_comes_with_a_second_value(base_directory: Path, node_id: str) -> None:
+    """A control after generation would shift every value saved behind it."""
+    info = announced(node_id)["input"]
+    details = [entry[1] for group in info.values() for entry in group.values() if len(entry) > 1]
+    assert [detail for detail in details if detail.get("control_after_generate") or detail.get("forceInput")] == []
+
+
+@each_node
+def test_outputs_are_those_of_the_facts_page(base_directory: Path, node_id: str) -> None:
+    info, facts = announced(node_id), FACTS[node_id]
+    assert list(zip(info["output"], info["output_name"], strict=True)) == list(facts.outputs)
+    assert not any(info["output_is_list"])
+    assert info["output_node"] == facts.is_output
+
+
+@each_node
+def test_names_are_those_of_the_facts_page(base_directory: Path, node_id: str) -> None:
+    info, facts = announced(node_id), FACTS[node_id]
+    assert (info["name"], info["display_name"], info["category"]) == (node_id, facts.display_name, facts.category)
+
+
+@each_node
+def test_it_is_deprecated_and_names_the_native_way(base_directory: Path, node_id: str) -> None:
+    info = announced(node_id)
+    assert info["deprecated"]
+    registered = [name for name in NATIVE if name in info["description"]]
+    assert registered or "docs/migrating.md" in info["description"]
+
+
+@each_node
+def test_search_finds_the_native_nodes_first(base_directory: Path, node_id: str) -> None:
+    """Who types an old name meets the native node, which has that name among its aliases."""
+    assert not announced(node_id).get("search_aliases")
+
+
+@each_node
+def test_execute_takes_what_the_schema_offers(base_directory: Path, node_id: str) -> None:
+    function = comfy_host.node(node_id).execute
+    parameters = inspect.signature(function).parameters.values()
+    optional = [item.name for item in FACTS[node_id].inputs if item.optional]
+    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
+        return
+    assert [parameter.name for parameter in parameters] == [item.name for item in FACTS[node_id].inputs]
+    assert [parameter.name for parameter in parameters if parameter.default is None] == optional
+
+
+@each_node
+def test_every_input_and_output_has_a_tooltip(base_directory: Path, node_id: str) -> None:
+    node = schema(node_id)
+    assert [item.id for item in (*node.inputs, *node.outputs) if not item.tooltip] == []
+    numbers = [item for item in node.inputs if item.get_io_type() in ("FLOAT", "INT")]
+    assert [item.id for item in numbers if "neutral" not in item.tooltip.lower()] == []
+
+
+@each_node
+def test_help_page_describes_every_input(base_directory: Path, node_id: str) -> None:
+    page = (DOCS / f"{node_id}.md").read_text(encoding="utf-8")
+    assert page.startswith(f"# {FACTS[node_id].display_name}\n")
+    for heading in ("## What it did", "## Inputs", "## Native way", "## What differs"):
+        assert heading in page
+    rows = [line for line in page.splitlines() if line.startswith("| `")]
+    described = {name: line for line in rows for name in line.split("|")[1].replace("`", "").replace(",", " ").split()}
+    for item in FACTS[node_id].inputs:
+        assert item.name in described, item.name
+        cells = [cell.strip() for cell in described[item.name].strip("|").split("|")]
+        assert len(cells) == 2
+        assert len(cells[1]) > 10, item.name
+
+
+def test_their_sockets_are_not_those_of_the_native_nodes(base_directory: Path) -> None:
+    native = {item.get_io_type() for name in NATIVE for item in (*schema(name).inputs, *schema(name).outputs)}
+    assert native & SOCKETS == set()

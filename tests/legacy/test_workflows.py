@@ -1,0 +1,85 @@
+"""Every legacy workflow in a real server: its saved values land in the right inputs, it runs, and draws a picture."""
+
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import safetensors.torch
+from comfy_cli.workflow_to_api import convert_ui_to_api
+from PIL import Image
+
+from demo.client import Client, Prompt
+from legacy.make_workflows.__main__ import FOLDER
+from legacy.workflow_server import SIDE, STAND_INS, STEPS
+
+pytest_plugins = ["legacy.workflow_server"]
+
+SAVED = sorted(path for path in FOLDER.glob("*.json") if not path.name.endswith(".api.json"))
+LEAST_DIFFERENCE = 1e-3  # of the largest number of a latent, in every picture of a batch
+
+each_workflow = pytest.mark.parametrize("path", SAVED, ids=lambda path: path.stem)
+
+
+def read(path: Path) -> dict[str, Any]:
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def runnable(prompt: Prompt) -> Prompt:
+    """With tiny models in place of loaders that know full sizes only, a small picture, and few steps."""
+    for node in prompt.values():
+        node["class_type"] = STAND_INS.get(node["class_type"], node["class_type"])
+        if node["class_type"] == "EmptyLatentImage":
+            node["inputs"] |= {"width": SIDE, "height": SIDE}
+        if node["class_type"] == "KSampler":
+            node["inputs"]["steps"] = STEPS
+    return prompt
+
+
+@each_workflow
+def test_values_saved_by_position_land_where_they_belong(path: Path, client: Client):
+    info = client.get("/object_info")
+    converted = convert_ui_to_api(read(path), info)
+    expected = read(path.with_suffix(".api.json"))
+    assert {key: node["inputs"] for key, node in converted.items()} == {
+        key: node["inputs"] for key, node in expected.items()
+    }
+    assert [node["type"] for node in read(path)["nodes"] if node["type"] not in info] == []
+
+
+def with_latents(prompt: Prompt) -> Prompt:
+    """With the latent saved, and that of a second sampler whose model no adapter has touched."""
+    (sampler,) = (key for key, node in prompt.items() if node["class_type"] == "KSampler")
+    (checkpoint,) = (key for key, node in prompt.items() if node["class_type"] == "TinyCheckpoint")
+    untouched = {**prompt[sampler]["inputs"], "model": [checkpoint, 0]}
+    saves = {
+        name: {"class_type": "SaveLatent", "inputs": {"samples": [source, 0], "filename_prefix": f"latents/{name}"}}
+        for name, source in (("acting", sampler), ("plain", "untouched"))
+    }
+    return {**prompt, "untouched": {"class_type": "KSampler", "inputs": untouched}, **saves}
+
+
+@pytest.mark.slow
+@each_workflow
+def test_it_runs_and_draws(path: Path, client: Client):
+    """The reference acts as well; in latents, of which a random decoder shows little."""
+    prompt = with_latents(runnable(convert_ui_to_api(read(path), client.get("/object_info"))))
+    run = client.run(prompt)
+    assert run.end == "execution_success", run.error
+    (save,) = (key for key, node in prompt.items() if node["class_type"] == "SaveImage")
+    pictures = client.files(run, save)
+    batch = next(node["inputs"]["batch_size"] for node in prompt.values() if node["class_type"] == "EmptyLatentImage")
+    assert len(pictures) == batch
+    for content in pictures:
+        with Image.open(io.BytesIO(content)) as picture:
+            pixels = np.asarray(picture)
+        assert pixels.shape == (SIDE, SIDE, 3)
+        assert pixels.std() > 1
+    acting, plain = (
+        safetensors.torch.load(client.files(run, name)[0])["latent_tensor"] for name in ("acting", "plain")
+    )
+    assert acting.isfinite().all()
+    difference = (acting - plain).abs().flatten(1).amax(1)
+    assert (difference > LEAST_DIFFERENCE * plain.abs().max()).all()
