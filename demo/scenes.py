@@ -112,7 +112,7 @@ SCENES = (
         "demo_regions",
         "A reference for each half",
         "Two masks: the first reference acts on the left, the second on the right. The prompt is “two halves”.",
-        ("cat_flat.png", "city_flat.png"),
+        ("crown_flat.png", "city_flat.png"),
         (Result("noise", prompt="two halves", count=4),),
         in_halves=True,
     ),

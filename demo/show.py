@@ -17,7 +17,7 @@ from demo.client import Client, Prompt
 from demo.judge import Judge
 from demo.references import PHOTO
 from demo.rows import Row, Shown
-from demo.scenes import SCENES, STRENGTH, Scene
+from demo.scenes import ENLARGED, SCENES, STRENGTH, Scene
 from demo.server import ROOT
 from demo.session import DemoError, progress
 
@@ -94,7 +94,8 @@ def own_models(client: Client, inputs: Path, photo: Image.Image, checkpoint: str
 def _judged(
     judge: Judge, scene: Scene, references: Sequence[Image.Image], pictures: Sequence[Image.Image]
 ) -> tuple[list[tuple[float, ...]], list[Check]]:
-    """Similarities to show, and what they prove."""
+    """Similarities to show, and what they prove. What was enlarged for the eye is judged at its own size."""
+    pictures = [picture.reduce(ENLARGED) for picture in pictures]
     if scene.in_halves:
         left, right = rows.halves(judge, references, pictures)
         own = [(of_left[0], of_right[1]) for of_left, of_right in zip(left, right, strict=True)]
