@@ -46,7 +46,7 @@ JUDGE = (
 )
 TEXTS = {
     "world": (
-        "What a small model draws when it is shown a picture: framed the references, beside them the results.",
+        "What a model of a few CPU hours draws when it is shown a picture: its colours and frame, hardly its shapes.",
         f"{JUDGE} Neither image encoder nor adapter has seen the references; the base model has.",
     ),
     "photo": (

@@ -70,7 +70,7 @@ STRENGTHS = (0.0, 0.25, 0.5, 0.75, 1.0)
 STRENGTH = Scene(
     "demo_strength",
     "Strength",
-    "The same noise each time, no text. At 0 the model draws what it likes; the reference takes over as strength rises.",
+    "The same noise each time, no text. At 0 the model draws what it likes; frame and colours take over as strength rises.",
     ("city_flat.png",),
     tuple(Result(f"strength {strength:g}", strength=strength) for strength in STRENGTHS),
 )
@@ -78,7 +78,7 @@ SCENES = (
     Scene(
         "demo_variation",
         "Variations of a picture",
-        "One reference, no text, five kinds of noise: the picture again, each time a little different.",
+        "One reference, no text, five kinds of noise: its colours come back, in five shapes.",
         ("fox_flat.png",),
         (Result("noise", count=5),),
     ),

@@ -16,7 +16,9 @@ def recorded() -> dict[str, str]:
 
 
 def shipped() -> list[Path]:
-    return sorted(path for path in (ROOT / "demo" / "assets").rglob("*") if path.is_file() and path.name != "curve.json")
+    return sorted(
+        path for path in (ROOT / "demo" / "assets").rglob("*") if path.is_file() and path.name != "curve.json"
+    )
 
 
 def test_every_shipped_file_has_its_digest_and_licence() -> None:
