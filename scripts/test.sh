@@ -73,6 +73,10 @@ if [[ $older == yes ]]; then
     done
 fi
 
+browser=${CHROMIUM:-/usr/bin/chromium}
+if [[ ! -x $browser ]]; then
+    report+=("the tests that open ComfyUI's page did NOT run: there is no $browser (apt-get install chromium, or set CHROMIUM)")
+fi
 ((${#report[@]} == 0)) || printf 'test.sh: %s\n' "${report[@]}" >&2
 ((ran)) || { say "error: no test ran"; exit 5; }
 exit "$failed"

@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from legacy.facts import FACTS, Input
+from legacy.fact_records import Input
+from legacy.facts import FACTS
 from support import comfy_host
 
 NATIVE = (

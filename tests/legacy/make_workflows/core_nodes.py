@@ -1,6 +1,6 @@
 """ComfyUI's own nodes that shared workflows put around IPAdapter_plus', in the order they are saved in."""
 
-from legacy.facts import Facts, Input, combo, decimal, socket, text, whole
+from legacy.fact_records import Facts, Input, combo, decimal, socket, text, whole
 
 FILE = "COMBO"
 MOST = 16384  # pixels

@@ -4,7 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from legacy.facts import FACTS, Facts, Input
+from legacy.fact_records import Facts, Input
+from legacy.facts import FACTS
 
 from .core_nodes import CORE, EXTRA_VALUES
 
