@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from demo.world import pictures as emoji
-from demo.world.base import SHARES, captions_of
+from demo.world.base import LAYOUT_SHARES, SHARES, captions_of
 from demo.world.pack import FLOAT8, pack, unpack
 from demo.world.packages import Package, PackageError
 from demo.world.packages import unpack as unpack_package
@@ -79,8 +79,9 @@ def test_without_text_the_reference_is_the_target_and_a_style_word_parts_them() 
 
 
 def test_every_kind_of_caption_has_a_share() -> None:
-    assert set(captions_of(_pictures()[0])) == set(SHARES)
+    assert set(captions_of(_pictures()[0])) == set(SHARES) | set(LAYOUT_SHARES)
     assert sum(SHARES.values()) == pytest.approx(1)
+    assert sum(LAYOUT_SHARES.values()) == pytest.approx(1)
 
 
 def test_packed_weights_come_back_within_float8() -> None:

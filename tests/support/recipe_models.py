@@ -1,5 +1,6 @@
 """Tiny stand-ins for the models and data sets that the shipped recipes name: same classes, same formats."""
 
+import json
 import tarfile
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -27,6 +28,7 @@ from .training import write_pictures
 BASES = {
     "stable-diffusion-v1-5/stable-diffusion-v1-5": "sd15",
     "stabilityai/stable-diffusion-xl-base-1.0": "sdxl",
+    "out/world/models/diffusers/demo_world": "sd15",
 }
 ENCODERS = {
     "laion/CLIP-ViT-H-14-laion2B-s32B-b79K": "clip",
@@ -36,6 +38,7 @@ ENCODERS = {
     "facebook/dinov2-large": "dinov2",
     "facebook/dinov2-giant": "dinov2_giant",
     "google/siglip-so400m-patch14-384": "siglip",
+    "out/world/models/clip_vision/demo_encoder": "clip",
 }
 SIZE = 64
 _CLIP_SIZES = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
@@ -90,13 +93,15 @@ class TinyWorld:
 
     def _paths(self, asked: Config) -> dict[str, object]:
         base = self._made(f"base/{BASES[asked.base.model]}", _write_base)
-        data = asked.data.format
+        data = "list" if asked.data.reference == "column" else asked.data.format
         paths: dict[str, object] = {
             "base.model": base,
             "encoder.model": self._encoder(asked.encoder.model),
             "data.path": self._made(f"data/{data}", _WRITERS[data]) / _INSIDE.get(data, ""),
             "train.output": self.root / asked.train.output,
         }
+        if asked.cache.path is not None:
+            paths["cache.path"] = self.root / "cache"
         if asked.base.vae is not None:
             paths["base.vae"] = base / "vae"
         if asked.data.reference_folder is not None:
@@ -162,6 +167,16 @@ def _write_dataset(folder: Path) -> None:
     table.save_to_disk(folder / _INSIDE["hf"])
 
 
+def _write_list(folder: Path) -> None:
+    """Every picture with the next one as its reference."""
+    images = sorted(write_pictures(folder / "pictures", _PICTURES).glob("*.png"))
+    rows = (
+        {"image_file": str(image), "reference": str(images[number - 1]), "text": image.with_suffix(".txt").read_text()}
+        for number, image in enumerate(images)
+    )
+    (folder / _INSIDE["list"]).write_text("".join(f"{json.dumps(row)}\n" for row in rows), encoding="utf-8")
+
+
 def _write_shards(folder: Path) -> None:
     pictures = write_pictures(folder / "pictures", _PICTURES)
     with tarfile.open(folder / _INSIDE["webdataset"], "w") as shard:
@@ -174,10 +189,11 @@ def _changed(config: Config, section: str, **values: Any) -> Config:
 
 
 _ENCODER_WRITERS: dict[str, Callable[[Path], object]] = {"dinov2_giant": _write_giant, "judge": _write_judge}
-_INSIDE = {"hf": "dataset", "webdataset": "0.tar"}
+_INSIDE = {"hf": "dataset", "list": "pairs.jsonl", "webdataset": "0.tar"}
 _WRITERS: dict[str, Callable[[Path], object]] = {
     "auto": write_pictures,
     "folder": write_pictures,
     "hf": _write_dataset,
+    "list": _write_list,
     "webdataset": _write_shards,
 }

@@ -26,7 +26,7 @@ REPLACED = {
     "data": {"path", "reference_folder", "resolution", "bucket_step", "workers", "shuffle_buffer"},
     "objective": set(),
     "optimizer": set(),
-    "cache": set(),
+    "cache": {"path"},
     "train": {"output", "steps"},
     "checkpoint": set(),
     "validation": {"images", "samples", "sampler_steps", "clip_model"},
