@@ -3,13 +3,18 @@
 from pathlib import Path
 
 import pytest
+import torch
 from accelerate.commands.config.config_args import load_config_from_file
 from accelerate.commands.launch import launch_command_parser
 
 from support.recipe_models import TinyWorld
+from trainer.cache.fill import fill
 from trainer.config import Config
 from trainer.config_file import read_config
+from trainer.data.sources import open_sources
 from trainer.loop import train
+from trainer.models.image_encoder import load_image_encoder
+from trainer.models.loading import load_base
 from trainer.planning import make_plan
 from trainer.state import find_checkpoints
 from trainer.watch.curves import read_records
@@ -52,6 +57,10 @@ def test_recipe_plans_and_takes_two_steps(world: TinyWorld, recipe: Path) -> Non
     plan = make_plan(config).to_json()
     assert str(plan["trained"]["adapter"]).endswith(asked.adapter.kind)
     assert plan["data"]["steps"] == 2
+    if config.cache.path is not None:
+        cpu = torch.device("cpu")
+        encoder = load_image_encoder(config.encoder, config.adapter.kind, cpu)
+        fill(config, load_base(config.base, cpu, only=frozenset({"vae", "text"})), encoder, open_sources(config))
     outcome = train(config)
     assert (outcome.step, outcome.is_finished) == (2, True)
     assert len(find_checkpoints(config.run)) == 1
