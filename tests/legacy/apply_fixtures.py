@@ -50,6 +50,13 @@ def embeds(count: int, *, seed: int, positions: int = 0, width: int = EMBED_DIM)
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
 
+def formula(folder: Path, layout: str, positive: Tensor, negative: Tensor, **how: Any) -> plain.Plain:
+    """`adapter` and embeds for the plain formula."""
+    tensors = adapter(folder, layout).tensors
+    sides = (plain.linear_projection(tensors, side) for side in (positive, negative))
+    return plain.Plain(tensors, *sides, middle=plain.MIDDLE[layout], **how)
+
+
 def forward(model: Any, order: tuple[int, ...] = (1, 0), latents: int = 1, **options: Any) -> Tensor:
     """One forward with the model's patches, `latents` per conditioning group."""
     generator = torch.Generator().manual_seed(11)

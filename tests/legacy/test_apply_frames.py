@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from legacy import plain
-from legacy.apply_fixtures import LAYOUTS, adapter, assert_draws, embeds, forward
+from legacy.apply_fixtures import LAYOUTS, adapter, assert_draws, embeds, formula, forward
 from legacy.facts import FACTS
 from legacy.running import clip_vision, outputs, random_image
 from support import tiny_unet
@@ -37,17 +37,10 @@ def setting(base_directory: Path, model: Callable, layout: str) -> dict[str, Any
 @pytest.fixture
 def reference(base_directory: Path, layout: str) -> Callable[..., plain.Plain]:
     def make(positive: torch.Tensor | None = None, negative: torch.Tensor | None = None, **how: Any) -> plain.Plain:
-        tensors = adapter(base_directory, layout).tensors
         positive = embeds(3, seed=1) if positive is None else positive
         negative = embeds(3, seed=2) if negative is None else negative
         how = {"weights": plain.weights("linear", layout, 0.8), "per_frame": True} | how
-        return plain.Plain(
-            tensors,
-            plain.linear_projection(tensors, positive),
-            plain.linear_projection(tensors, negative),
-            middle=plain.MIDDLE[layout],
-            **how,
-        )
+        return formula(base_directory, layout, positive, negative, **how)
 
     return make
 

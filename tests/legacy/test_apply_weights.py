@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from legacy import plain
-from legacy.apply_fixtures import LAYOUTS, SIGMA, adapter, assert_draws, embeds, error, forward
+from legacy.apply_fixtures import LAYOUTS, SIGMA, adapter, assert_draws, embeds, error, formula, forward
 from legacy.facts import FACTS
 from legacy.running import clip_vision, outputs, random_image
 
@@ -38,17 +38,10 @@ def reference(base_directory: Path, layout: str) -> Callable[..., plain.Plain]:
     """The same adapter and embeds for the plain formula."""
 
     def make(positive: torch.Tensor | None = None, negative: torch.Tensor | None = None, **how: Any) -> plain.Plain:
-        tensors = adapter(base_directory, layout).tensors
         positive = embeds(1, seed=1) if positive is None else positive
         negative = embeds(1, seed=2) if negative is None else negative
         how.setdefault("weights", plain.weights("linear", layout, 1.0))
-        return plain.Plain(
-            tensors,
-            plain.linear_projection(tensors, positive),
-            plain.linear_projection(tensors, negative),
-            middle=plain.MIDDLE[layout],
-            **how,
-        )
+        return formula(base_directory, layout, positive, negative, **how)
 
     return make
 
