@@ -64,10 +64,11 @@ def train_base(pictures: list[Picture], latents: Tensor, text: dict[str, Tensor]
     captions = [captions_of(picture) for picture in pictures]
     coarse = _loss(latents, captions, SHARES, text)
     train("base model", model, coarse, RECIPE, folder)
-    for number, caption in enumerate(captions):
-        if number % NAMED_SHARE:
-            caption["full"] = caption["style_category"]
-    fine = _loss(latents, captions, LAYOUT_SHARES, text)
+    rarely_named = [
+        {**caption, "full": caption["style_category"]} if number % NAMED_SHARE else caption
+        for number, caption in enumerate(captions)
+    ]
+    fine = _loss(latents, rarely_named, LAYOUT_SHARES, text)
     return train("base model, layouts", model, fine, LAYOUT_RECIPE, folder / "layouts").eval().requires_grad_(False)
 
 
