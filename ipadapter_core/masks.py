@@ -55,9 +55,9 @@ def check_mask(mask: Tensor) -> Tensor:
 def mask_to_tokens(mask: Tensor, height: int, width: int, resampling: str = AREA) -> Tensor:
     """A mask over the cells of a feature map: (M, H, W) to (M, h·w, 1), values stay in their range.
 
-    Area averaging, the usual `resampling`, keeps a half-frame mask a half-frame at every size; diffusers resamples bicubically instead
-    (`IPAdapterMaskProcessor.downsample`), which overshoots and shifts edges. `bilinear`
-    reads the four pixels around each cell's centre, as IPAdapter_plus does.
+    Area averaging, the usual `resampling`, keeps a half-frame mask a half-frame at every size; diffusers resamples
+    bicubically instead (`IPAdapterMaskProcessor.downsample`), which overshoots and shifts edges. `bilinear` reads the
+    four pixels around each cell's centre, as IPAdapter_plus does.
     """
     # float64: a cell adds up to tens of thousands of pixels, one after the other
     cells = functional.interpolate(mask[:, None].double(), size=(height, width), mode=resampling)

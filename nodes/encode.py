@@ -142,14 +142,10 @@ def encode_image(
         negative, negative_key = image_features(adapter, encoder, negative_image, crop, None)
     else:
         negative, negative_key = no_image_features(adapter, encoder, features)
-
-    def project() -> ImageTokens:
-        device = adapter.load_to_device()
-        cond, uncond = (adapter.network.project(side.to(device)).cpu() for side in (features, negative))
-        return ImageTokens(cond, uncond, adapter.adapter_id)
-
     key = ("tokens", adapter.adapter_id, key, negative_key)
-    return CACHE.get_or_make(key, ImageTokens, project, lambda tokens: tokens.num_bytes)
+    return CACHE.get_or_make(
+        key, ImageTokens, lambda: adapter.project(features, negative), lambda tokens: tokens.num_bytes
+    )
 
 
 def image_features(

@@ -7,9 +7,11 @@ import comfy.model_patcher
 import comfy.ops
 import torch
 from comfy_api.latest import io
+from torch import Tensor
 
 from ..ipadapter_core.adapter import IPAdapter
 from ..ipadapter_core.spec import AdapterSpec
+from ..ipadapter_core.tokens import ImageTokens
 from .encoder import VisionEncoder
 
 IPAAdapter = io.Custom("IPA_ADAPTER")  # LoadedAdapter
@@ -54,3 +56,9 @@ class LoadedAdapter:
         """Bring the network to the compute device and return that device."""
         comfy.model_management.load_models_gpu([self.patcher])
         return self.patcher.load_device
+
+    def project(self, cond: Tensor, uncond: Tensor) -> ImageTokens:
+        """Image tokens, on the CPU, of the features (R, E) or (R, S, E) of both sides."""
+        device = self.load_to_device()
+        sides = (self.network.project(side.to(device)).cpu() for side in (cond, uncond))
+        return ImageTokens(*sides, self.adapter_id)

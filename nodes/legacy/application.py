@@ -3,9 +3,11 @@
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 from comfy.model_base import SDXL, SDXLRefiner
 from comfy.model_patcher import ModelPatcher
+from comfy_api.latest import io
 from torch import Tensor
 
 from ...ipadapter_core.errors import MismatchError
@@ -25,7 +27,7 @@ from ..narrowing import narrowed
 from ..types import LoadedAdapter
 from .face_features import encode_faces
 from .features import combine_sides, image_tokens, negative_features, positive_features
-from .payload import Payload
+from .payload import Payload, read_payload
 
 logger = logging.getLogger(__name__)
 
@@ -74,6 +76,24 @@ class LegacyUse:
         return 2 * (weights[0] or 0.0)
 
 
+def apply_reference(
+    model: ModelPatcher,
+    ipadapter: object,
+    image: Tensor,
+    image_negative: Tensor | None = None,
+    clip_vision: object | None = None,
+    insightface: object | None = None,
+    **widgets: Any,
+) -> io.NodeOutput:
+    """What most apply nodes do with their inputs. Errors as `read_payload` and `apply_image`.
+
+    Args:
+        widgets: of `LegacyUse`.
+    """
+    payload = read_payload(ipadapter, clip_vision, insightface)
+    return io.NodeOutput(apply_image(model, payload, image, LegacyUse(**widgets), image_negative))
+
+
 def apply_image(
     model: ModelPatcher, payload: Payload, image: Tensor, use: LegacyUse, image_negative: Tensor | None = None
 ) -> ModelPatcher:
@@ -87,10 +107,7 @@ def encode(payload: Payload, image: Tensor, use: LegacyUse, image_negative: Tens
     if payload.adapter.spec.face is not None:
         return encode_faces(payload, image, use.method, use.structure, image_negative)[0]
     positive = positive_features(payload, image)
-    if image_negative is None:
-        negative = negative_features(payload, positive)
-    else:
-        negative = positive_features(payload, image_negative)
+    negative = negative_features(payload, positive, image_negative)
     return tokens_of(payload.adapter, positive, negative, use)
 
 

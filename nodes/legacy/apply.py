@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ...ipadapter_core.errors import BadInputError
 from . import schema
-from .application import LegacyUse, apply_image
+from .application import LegacyUse, apply_image, apply_reference
 from .payload import IPAdapterParams, read_payload
 
 _NATIVE = "IPAApplyImage, or IPAEncodeImage and IPAApply"
@@ -85,17 +85,8 @@ class IPAdapterAdvanced(io.ComfyNode):
         )
 
     @classmethod
-    def execute(
-        cls,
-        model: ModelPatcher,
-        ipadapter: object,
-        image: Tensor,
-        image_negative: Tensor | None = None,
-        clip_vision: object | None = None,
-        **widgets: Any,
-    ) -> io.NodeOutput:
-        payload = read_payload(ipadapter, clip_vision)
-        return io.NodeOutput(apply_image(model, payload, image, LegacyUse(**widgets), image_negative))
+    def execute(cls, **inputs: Any) -> io.NodeOutput:
+        return apply_reference(**inputs)
 
 
 class IPAdapterBatch(io.ComfyNode):
@@ -124,19 +115,8 @@ class IPAdapterBatch(io.ComfyNode):
         )
 
     @classmethod
-    def execute(
-        cls,
-        model: ModelPatcher,
-        ipadapter: object,
-        image: Tensor,
-        encode_batch_size: int,
-        image_negative: Tensor | None = None,
-        clip_vision: object | None = None,
-        **widgets: Any,
-    ) -> io.NodeOutput:
-        payload = read_payload(ipadapter, clip_vision)
-        use = LegacyUse(**widgets, per_frame=True)
-        return io.NodeOutput(apply_image(model, payload, image, use, image_negative))
+    def execute(cls, encode_batch_size: int, **inputs: Any) -> io.NodeOutput:
+        return apply_reference(**inputs, per_frame=True)
 
 
 class IPAdapterFromParams(io.ComfyNode):

@@ -44,10 +44,11 @@ def _apply(
     model: ModelPatcher,
     ipadapter: object,
     pos_embed: Tensor,
-    use: LegacyUse,
-    neg_embed: Tensor | None,
-    clip_vision: object | None,
+    neg_embed: Tensor | None = None,
+    clip_vision: object | None = None,
+    **widgets: Any,
 ) -> io.NodeOutput:
+    use = LegacyUse(**widgets)
     payload = read_payload(ipadapter, clip_vision)
     fitting_sites(model, payload.adapter)
     if neg_embed is None:
@@ -72,16 +73,8 @@ class IPAdapterEmbeds(io.ComfyNode):
         )
 
     @classmethod
-    def execute(
-        cls,
-        model: ModelPatcher,
-        ipadapter: object,
-        pos_embed: Tensor,
-        neg_embed: Tensor | None = None,
-        clip_vision: object | None = None,
-        **widgets: Any,
-    ) -> io.NodeOutput:
-        return _apply(model, ipadapter, pos_embed, LegacyUse(**widgets), neg_embed, clip_vision)
+    def execute(cls, **inputs: Any) -> io.NodeOutput:
+        return _apply(**inputs)
 
 
 class IPAdapterEmbedsBatch(io.ComfyNode):
@@ -97,16 +90,8 @@ class IPAdapterEmbedsBatch(io.ComfyNode):
         )
 
     @classmethod
-    def execute(
-        cls,
-        model: ModelPatcher,
-        ipadapter: object,
-        pos_embed: Tensor,
-        neg_embed: Tensor | None = None,
-        clip_vision: object | None = None,
-        **widgets: Any,
-    ) -> io.NodeOutput:
-        return _apply(model, ipadapter, pos_embed, LegacyUse(**widgets, per_frame=True), neg_embed, clip_vision)
+    def execute(cls, **inputs: Any) -> io.NodeOutput:
+        return _apply(**inputs, per_frame=True)
 
 
 NODES: tuple[type[io.ComfyNode], ...] = (IPAdapterEmbeds, IPAdapterEmbedsBatch)

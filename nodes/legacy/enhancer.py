@@ -80,10 +80,7 @@ def _apply(
     payload = read_payload(ipadapter, clip_vision)
     fitting_sites(model, payload.adapter)
     positive = enhanced_features(payload, image, enhance_tiles, enhance_ratio)
-    if image_negative is None:
-        negative = negative_features(payload, positive)
-    else:
-        negative = positive_features(payload, image_negative)
+    negative = negative_features(payload, positive, image_negative)
     tokens = tokens_of(payload.adapter, positive, negative, use)
     return io.NodeOutput(apply_tokens(model, payload.adapter, tokens, use))
 

@@ -47,10 +47,7 @@ def encode_faces(
     if not adapter.spec.reads_pictures:
         return face_tokens(adapter, identities), faces.pictures
     positive = positive_features(payload, faces.pictures)
-    if image_negative is None:
-        negative = negative_features(payload, positive)
-    else:
-        negative = positive_features(payload, image_negative)
+    negative = negative_features(payload, positive, image_negative)
     features = combine_sides(positive, negative, method)
     return face_tokens(adapter, identities, features, _structure(payload, face, structure)), faces.pictures
 

@@ -46,8 +46,10 @@ def positive_features(payload: Payload, image: Tensor, mask: Tensor | None = Non
     return torch.cat(rows)
 
 
-def negative_features(payload: Payload, positive: Tensor) -> Tensor:
-    """Features of "no image": zeros for adapters that read pooled embeds, a black picture for the others."""
+def negative_features(payload: Payload, positive: Tensor, image_negative: Tensor | None = None) -> Tensor:
+    """Features of a negative image; without one zeros for adapters that read pooled embeds, else a black picture."""
+    if image_negative is not None:
+        return positive_features(payload, image_negative)
     if payload.adapter.spec.feature is Feature.IMAGE_EMBEDS:
         return torch.zeros_like(positive)
     encoder = payload.encoder()
@@ -81,14 +83,8 @@ def image_tokens(adapter: LoadedAdapter, positive: Tensor, negative: Tensor) -> 
                 if wanted
                 else "use IPAdapter FaceID, which finds the face in a picture",
             )
-
-    def project() -> ImageTokens:
-        device = adapter.load_to_device()
-        cond, uncond = (adapter.network.project(side.to(device)).cpu() for side in sides)
-        return ImageTokens(cond, uncond, adapter.adapter_id)
-
     key = ("tokens of embeds", adapter.adapter_id, *(digest(side) for side in sides))
-    return CACHE.get_or_make(key, ImageTokens, project, lambda tokens: tokens.num_bytes)
+    return CACHE.get_or_make(key, ImageTokens, lambda: adapter.project(*sides), lambda tokens: tokens.num_bytes)
 
 
 def _encode(adapter: LoadedAdapter, encoder: VisionEncoder, picture: Tensor, mask: Tensor | None) -> Tensor:

@@ -2,13 +2,10 @@
 
 from typing import Any
 
-from comfy.model_patcher import ModelPatcher
 from comfy_api.latest import io
-from torch import Tensor
 
 from . import schema
-from .application import LegacyUse, apply_image
-from .payload import read_payload
+from .application import apply_reference
 
 
 class IPAdapterMS(io.ComfyNode):
@@ -45,18 +42,8 @@ class IPAdapterMS(io.ComfyNode):
         )
 
     @classmethod
-    def execute(
-        cls,
-        model: ModelPatcher,
-        ipadapter: object,
-        image: Tensor,
-        image_negative: Tensor | None = None,
-        clip_vision: object | None = None,
-        insightface: object | None = None,
-        **widgets: Any,
-    ) -> io.NodeOutput:
-        payload = read_payload(ipadapter, clip_vision, insightface)
-        return io.NodeOutput(apply_image(model, payload, image, LegacyUse(**widgets), image_negative))
+    def execute(cls, **inputs: Any) -> io.NodeOutput:
+        return apply_reference(**inputs)
 
 
 NODES: tuple[type[io.ComfyNode], ...] = (IPAdapterMS,)

@@ -7,7 +7,7 @@ from comfy_api.latest import io
 from torch import Tensor
 
 from . import schema
-from .application import LegacyUse, apply_image, apply_tokens, check_sdxl, encode, fitting_sites
+from .application import LegacyUse, apply_reference, apply_tokens, check_sdxl, encode, fitting_sites
 from .payload import read_payload
 
 _NATIVE = "IPAApply twice, with layer_preset 'style' and 'composition'"
@@ -141,18 +141,6 @@ def _precise_composition_schema(node_id: str, display_name: str) -> io.Schema:
     return _precise_schema(node_id, display_name, description, native, boost)
 
 
-def _apply_precise(
-    model: ModelPatcher,
-    ipadapter: object,
-    image: Tensor,
-    image_negative: Tensor | None = None,
-    clip_vision: object | None = None,
-    **widgets: Any,
-) -> io.NodeOutput:
-    payload = read_payload(ipadapter, clip_vision)
-    return io.NodeOutput(apply_image(model, payload, image, LegacyUse(**widgets), image_negative))
-
-
 class IPAdapterPreciseStyleTransfer(io.ComfyNode):
     """Style without composition."""
 
@@ -162,7 +150,7 @@ class IPAdapterPreciseStyleTransfer(io.ComfyNode):
 
     @classmethod
     def execute(cls, style_boost: float, **inputs: Any) -> io.NodeOutput:
-        return _apply_precise(**inputs, weight_type="style transfer precise", second=style_boost)
+        return apply_reference(**inputs, weight_type="style transfer precise", second=style_boost)
 
 
 class IPAdapterPreciseStyleTransferBatch(io.ComfyNode):
@@ -174,7 +162,7 @@ class IPAdapterPreciseStyleTransferBatch(io.ComfyNode):
 
     @classmethod
     def execute(cls, style_boost: float, **inputs: Any) -> io.NodeOutput:
-        return _apply_precise(**inputs, weight_type="style transfer precise", second=style_boost, per_frame=True)
+        return apply_reference(**inputs, weight_type="style transfer precise", second=style_boost, per_frame=True)
 
 
 class IPAdapterPreciseComposition(io.ComfyNode):
@@ -186,7 +174,7 @@ class IPAdapterPreciseComposition(io.ComfyNode):
 
     @classmethod
     def execute(cls, composition_boost: float, **inputs: Any) -> io.NodeOutput:
-        return _apply_precise(**inputs, weight_type="composition precise", second=composition_boost)
+        return apply_reference(**inputs, weight_type="composition precise", second=composition_boost)
 
 
 class IPAdapterPreciseCompositionBatch(io.ComfyNode):
@@ -198,7 +186,7 @@ class IPAdapterPreciseCompositionBatch(io.ComfyNode):
 
     @classmethod
     def execute(cls, composition_boost: float, **inputs: Any) -> io.NodeOutput:
-        return _apply_precise(**inputs, weight_type="composition precise", second=composition_boost, per_frame=True)
+        return apply_reference(**inputs, weight_type="composition precise", second=composition_boost, per_frame=True)
 
 
 NODES: tuple[type[io.ComfyNode], ...] = (
