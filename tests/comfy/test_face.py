@@ -2,9 +2,10 @@
 
 import json
 import logging
+import shutil
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -41,9 +42,11 @@ def without_insightface(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(scope="module")
-def encoder_folder(base_directory: Path) -> str:
-    encoders.write_folder("clip", base_directory / "models" / "clip_vision" / "face_clip")
-    return "face_clip/"
+def encoder_folder(base_directory: Path) -> Iterator[str]:
+    folder = base_directory / "models" / "clip_vision" / "face_clip"
+    encoders.write_folder("clip", folder)
+    yield f"{folder.name}/"
+    shutil.rmtree(folder)  # else `auto` finds it in other files' tests
 
 
 @pytest.fixture(scope="module")
