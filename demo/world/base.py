@@ -17,7 +17,6 @@ from .pictures import Picture
 from .training import LossAt, Recipe, train
 
 RECIPE = Recipe(steps=1200, learning_rate=6e-4, weight_decay=0.01, average=0.995)
-LAYOUT_RECIPE = Recipe(steps=450, learning_rate=4e-4, weight_decay=0.01, warmup=50, average=0.99, seed=1)
 BATCH = 32
 UNET = {"sample_size": 8, **tiny_base.UNET}
 SCHEDULE = {  # SD1.5's
@@ -33,9 +32,6 @@ HALVES_SHARE = 0.15
 SHARES = {"full": 0.3, "colors": 0.45, "style_category": 0.06, "category": 0.06, "style": 0.05, "empty": 0.08}
 """What a caption says, and how often. The colours of a grid stand for the long descriptions that large models are taught
 with: they make cross-attention carry where things are, which is what an adapter uses it for."""
-LAYOUT_SHARES = {"layout": 0.68, "full": 0.12, "style_category": 0.06, "category": 0.05, "style": 0.04, "empty": 0.05}
-"""The same in the second part, whose grid has a cell for each of the latent's."""
-NAMED_SHARE = 3  # in the second part every third picture's full caption is enough to keep the names in mind
 LARGEST_WEIGHT = 60.0  # reached at timestep 925 or so
 
 
@@ -44,7 +40,6 @@ def captions_of(picture: Picture) -> dict[str, str]:
     return {
         "full": picture.caption,
         "colors": f"{picture.style} emoji, {picture.colors}",
-        "layout": f"{picture.style} emoji, {picture.layout}",
         "style_category": f"{picture.style} emoji, {picture.category}",
         "category": picture.category,
         "style": f"{picture.style} emoji",
@@ -53,7 +48,7 @@ def captions_of(picture: Picture) -> dict[str, str]:
 
 
 def train_base(pictures: list[Picture], latents: Tensor, text: dict[str, Tensor], folder: Path) -> UNet2DConditionModel:
-    """Train in two parts, coarse descriptions first.
+    """Train the first part, on captions.
 
     Args:
         latents: (N, 4, 8, 8), of the pictures.
@@ -62,25 +57,31 @@ def train_base(pictures: list[Picture], latents: Tensor, text: dict[str, Tensor]
     torch.manual_seed(0)
     model = UNet2DConditionModel(**UNET).to(memory_format=torch.channels_last)
     captions = [captions_of(picture) for picture in pictures]
-    coarse = _loss(latents, captions, SHARES, text)
-    train("base model", model, coarse, RECIPE, folder)
-    rarely_named = [
-        {**caption, "full": caption["style_category"]} if number % NAMED_SHARE else caption
-        for number, caption in enumerate(captions)
-    ]
-    fine = _loss(latents, rarely_named, LAYOUT_SHARES, text)
-    return train("base model, layouts", model, fine, LAYOUT_RECIPE, folder / "layouts").eval().requires_grad_(False)
+    return train("base model", model, _loss(latents, captions, text), RECIPE, folder)
 
 
-def _loss(
-    latents: Tensor, captions: Sequence[Mapping[str, str]], shares: Mapping[str, float], text: Mapping[str, Tensor]
-) -> LossAt:
-    """With the weights that predicting v would give (arXiv 2202.00512).
+def weighted_error(
+    model: nn.Module, schedule: DDPMScheduler, x: Tensor, t: Tensor, context: Tensor, generator: torch.Generator
+) -> Tensor:
+    """Error of the predicted noise, with the weights that predicting v would give (arXiv 2202.00512).
 
     Plain weights hardly count the steps in much noise, where captions, and later references, decide what is drawn.
+
+    Args:
+        x: latents (B, 4, 8, 8).
+        t: (B,).
+        context: (B, 77, 768).
     """
+    noise = torch.randn(x.shape, generator=generator)
+    noised = schedule.add_noise(x, noise, t)
+    predicted = model(noised.contiguous(memory_format=torch.channels_last), t, context).sample
+    snr = compute_snr(schedule, t)[:, None, None, None]
+    return ((predicted - noise).square() * (1 + 1 / snr).clamp(max=LARGEST_WEIGHT)).mean()
+
+
+def _loss(latents: Tensor, captions: Sequence[Mapping[str, str]], text: Mapping[str, Tensor]) -> LossAt:
     schedule = DDPMScheduler(**SCHEDULE)
-    kinds, odds = list(shares), torch.tensor(list(shares.values()))
+    kinds, odds = list(SHARES), torch.tensor(list(SHARES.values()))
 
     def loss_at(model: nn.Module, generator: torch.Generator) -> Tensor:
         left, right = torch.randint(len(captions), (2, BATCH), generator=generator)
@@ -92,10 +93,6 @@ def _loss(
         said = [HALVES if half else captions[i][kinds[k]] for i, half, k in zip(left, halved, kind, strict=True)]
         context = torch.stack([text[caption] for caption in said]).float()
         t = torch.randint(schedule.config.num_train_timesteps, (BATCH,), generator=generator)
-        noise = torch.randn(x.shape, generator=generator)
-        noised = schedule.add_noise(x, noise, t)
-        predicted = model(noised.contiguous(memory_format=torch.channels_last), t, context).sample
-        snr = compute_snr(schedule, t)[:, None, None, None]
-        return ((predicted - noise).square() * (1 + 1 / snr).clamp(max=LARGEST_WEIGHT)).mean()
+        return weighted_error(model, schedule, x, t, context, generator)
 
     return loss_at

@@ -38,6 +38,7 @@ from . import pictures as emoji
 from .autoencoder import latents_of, train_autoencoder
 from .base import HALVES, captions_of, train_base
 from .encoder import train_encoder
+from .image_prompts import train_image_prompts
 from .pack import pack
 from .packages import PackageError
 from .pairs import write_pairs
@@ -96,7 +97,11 @@ class World:
     @cached_property
     def base(self) -> UNet2DConditionModel:
         latents = latents_of(self.autoencoder, self.pixels)
-        return train_base(self.pictures, latents, self.text, self.work / "base")
+        taught = (self.pictures, latents, self.text)
+        model = train_image_prompts(
+            train_base(*taught, self.work / "base"), *taught, self.work / "base" / "image_prompts"
+        )
+        return model.eval().requires_grad_(False)
 
     @cached_property
     def encoder(self) -> CLIPVisionModelWithProjection:

@@ -22,6 +22,7 @@ SIZE = 64  # pixels
 HELD_OUT_SHARE = 0.1
 STYLES = ("flat", "3d")
 LIST = "pictures.jsonl"
+GRID = 4  # cells of a described picture, along each side
 
 CATEGORIES = {  # as the packages name them, and as captions do
     "Smileys & Emotion": "smiley",
@@ -77,7 +78,7 @@ class Picture:
         category: a value of `CATEGORIES`.
         file: below the folder.
         is_held_out: neither the image encoder nor the adapters see it; the base model may.
-        colors, layout: names of the mean colours of a grid of 4 x 4 and of 8 x 8 cells, row by row.
+        colors: names of the mean colours of a grid of 4 x 4 cells, row by row.
     """
 
     code: str
@@ -88,7 +89,6 @@ class Picture:
     file: str
     is_held_out: bool
     colors: str = ""
-    layout: str = ""
 
     @property
     def caption(self) -> str:
@@ -111,7 +111,7 @@ def write_pictures(folder: Path, cache: Path) -> list[Picture]:
             path.parent.mkdir(parents=True, exist_ok=True)
             drawn = on_white(Image.open(source))
             drawn.save(path)
-            described = replace(picture, colors=colors_of(drawn, 4), layout=colors_of(drawn, 8))
+            described = replace(picture, colors=colors_of(drawn, GRID))
             lines.append(json.dumps(asdict(described)) + "\n")
         write_aside(folder / LIST, lambda path: path.write_text("".join(lines), encoding="utf-8"))
     return read_list(folder)

@@ -16,13 +16,14 @@ from safetensors.torch import load_file
 from torch import nn
 
 from demo.world import pictures as emoji
-from demo.world.base import LAYOUT_SHARES, SHARES, captions_of
+from demo.world.base import SHARES, captions_of
 from demo.world.pack import FLOAT8, pack, unpack
 from demo.world.packages import Package, PackageError
 from demo.world.packages import unpack as unpack_package
 from demo.world.pairs import pairs
-from demo.world.pictures import Picture, base_of, is_held_out, plain
+from demo.world.pictures import base_of, is_held_out, plain
 from demo.world.training import STATE, Recipe, train
+from support.letters import letters
 
 CODES = [f"{number:x}" for number in range(0x1F300, 0x1F700)]
 
@@ -65,13 +66,13 @@ def test_colors_of_a_grid_are_named_row_by_row() -> None:
 
 
 def test_adapters_are_not_taught_what_is_held_out() -> None:
-    taught = list(pairs(_pictures()))
+    taught = list(pairs(letters()))
     files = {file for target, reference, _ in taught for file in (target, reference)}
-    assert files == {picture.file for picture in _pictures() if not picture.is_held_out}
+    assert files == {picture.file for picture in letters() if not picture.is_held_out}
 
 
 def test_without_text_the_reference_is_the_target_and_a_style_word_parts_them() -> None:
-    taught = list(pairs(_pictures()))
+    taught = list(pairs(letters()))
     assert all(target == reference for target, reference, caption in taught if not caption)
     crossed = {(target, reference, caption) for target, reference, caption in taught if caption == "3d emoji"}
     assert ("3d/a.png", "flat/a.png", "3d emoji") in crossed
@@ -79,9 +80,8 @@ def test_without_text_the_reference_is_the_target_and_a_style_word_parts_them() 
 
 
 def test_every_kind_of_caption_has_a_share() -> None:
-    assert set(captions_of(_pictures()[0])) == set(SHARES) | set(LAYOUT_SHARES)
+    assert set(captions_of(letters()[0])) == set(SHARES)
     assert sum(SHARES.values()) == pytest.approx(1)
-    assert sum(LAYOUT_SHARES.values()) == pytest.approx(1)
 
 
 def test_packed_weights_come_back_within_float8() -> None:
@@ -129,15 +129,6 @@ def test_a_package_that_is_not_the_pinned_one_is_refused(tmp_path: Path, monkeyp
     with pytest.raises(PackageError, match=r"SHA-512.*not other as pinned"):
         unpack_package(other, tmp_path)
     assert not list(tmp_path.glob("*2*"))
-
-
-def _pictures() -> list[Picture]:
-    """a in both styles, b in one, c held out."""
-    kinds = itertools.chain(itertools.product("a", emoji.STYLES), [("b", "flat")], itertools.product("c", emoji.STYLES))
-    return [
-        Picture(code, code, style, f"letter {code}", "symbol", f"{style}/{code}.png", code == "c")
-        for code, style in kinds
-    ]
 
 
 def _train(recipe: Recipe, folder: Path, stop_at: int | None = None) -> torch.Tensor:
