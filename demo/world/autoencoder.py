@@ -20,7 +20,8 @@ class Stage:
 
     Attributes:
         batch: pieces.
-        noise: deviation of what is added to latents, whose own is 1: the diffusion model's errors look like that.
+        noise: deviation of what is added to latents, whose own is 1: the diffusion model's errors look like that. In the
+            decoder's own part the largest; each picture has its own.
     """
 
     recipe: Recipe
@@ -33,14 +34,36 @@ STAGES = {
     "fine": Stage(Recipe(steps=1300, learning_rate=1.5e-3, average=0.99, seed=1), batch=16, noise=0.03),
 }
 
+DECODER = Stage(Recipe(steps=800, learning_rate=6e-4, warmup=50, average=0.98, seed=2), batch=8, noise=0.3)
+
 
 def train_autoencoder(pixels: Tensor, folder: Path) -> AutoencoderTiny:
-    """Train on pixels (N, 3, 64, 64), uint8."""
+    """Train on pixels (N, 3, 64, 64), uint8: both halves on pieces, then the decoder alone on whole pictures."""
     torch.manual_seed(0)
     model = AutoencoderTiny()
     for name, stage in STAGES.items():
         train(f"autoencoder, {name}", model, partial(_loss, pixels, stage), stage.recipe, folder / name)
+    train_decoder(model, pixels, latents_of(model, pixels), folder / "decoder")
     return model.eval().requires_grad_(False)
+
+
+def train_decoder(model: AutoencoderTiny, pixels: Tensor, latents: Tensor, folder: Path) -> None:
+    """Teach the decoder to make clean pictures of latents with more or less noise; latents stay what they are.
+
+    Args:
+        latents: (N, 4, 8, 8), of the pixels.
+    """
+
+    def loss_at(decoder: nn.Module, generator: torch.Generator) -> Tensor:
+        numbers = torch.randint(len(pixels), (DECODER.batch,), generator=generator)
+        some = latents[numbers]
+        noise = DECODER.noise * torch.rand(len(some), 1, 1, 1, generator=generator)
+        noised = some + noise * torch.randn(some.shape, generator=generator)
+        error = decoder(noised.contiguous(memory_format=torch.channels_last)) - to_model(pixels[numbers])
+        return error.abs().mean() + error.square().mean()
+
+    decoder = model.decoder.to(memory_format=torch.channels_last)
+    train("autoencoder, decoder", decoder, loss_at, DECODER.recipe, folder)
 
 
 @torch.no_grad()

@@ -33,8 +33,10 @@ from demo.assemble import (
 )
 from demo.models import DIFFUSERS, ENCODER
 from ipadapter_core.files import write_aside, write_safetensors
+from trainer.config_file import read_config
 
 from . import pictures as emoji
+from .adapter_start import start_adapter
 from .autoencoder import latents_of, train_autoencoder
 from .base import HALVES, captions_of, train_base
 from .encoder import train_encoder
@@ -95,9 +97,12 @@ class World:
         return dict(zip(captions, torch.cat(states), strict=True))
 
     @cached_property
+    def latents(self) -> Tensor:
+        return latents_of(self.autoencoder, self.pixels)
+
+    @cached_property
     def base(self) -> UNet2DConditionModel:
-        latents = latents_of(self.autoencoder, self.pixels)
-        taught = (self.pictures, latents, self.text)
+        taught = (self.pictures, self.latents, self.text)
         model = train_image_prompts(
             train_base(*taught, self.work / "base"), *taught, self.work / "base" / "image_prompts"
         )
@@ -133,15 +138,28 @@ class World:
                 "cache.path": self.work / "cache",
                 "train.output": run,
             }
-            settings = [text for key, place in places.items() for text in ("--set", f'{key}="{place.resolve()}"')]
+            if read_config(recipe).adapter.pretrained is not None:
+                places["adapter.pretrained"] = self._start(recipe, places)
+            settings = [text for setting in _settings(places) for text in ("--set", setting)]
             if not (run / EXPORTED).exists():
                 for command in ("cache", "train"):
                     subprocess.run([sys.executable, "-m", "trainer", command, recipe, *settings], cwd=ROOT, check=True)
             made.append(Path(shutil.copyfile(run / EXPORTED, ASSETS / Path(name).name)))
         return made
 
+    def _start(self, recipe: Path, places: Mapping[str, Path]) -> Path:
+        """What an adapter starts from."""
+        path = self.work / f"{recipe.stem}_start.safetensors"
+        start_adapter(recipe, _settings(places), self.pictures, self.pixels, self.latents, path)
+        return path
+
 
 PARTS = ("pictures", "autoencoder", "text", "base", "encoder", "models", "adapters")
+
+
+def _settings(places: Mapping[str, Path]) -> list[str]:
+    """As `ipadapter --set` takes them."""
+    return [f'{key}="{place.resolve()}"' for key, place in places.items()]
 
 
 def _write(path: Path, tensors: Mapping[str, Tensor]) -> None:
