@@ -1,11 +1,15 @@
-"""What the demo's adapters start from: an image projection that turns an encoder's features into the words that the base
+"""What the demo's plus adapter starts from: a resampler that turns an encoder's features into the words that the base
 model was taught to follow (`image_prompts`), and the text's own `to_k` and `to_v`.
 
-Without it a projection spends most of a short training on finding out where in the features a place is. `ipadapter
+Without it a resampler spends most of a short training on finding out where in the features a place is. `ipadapter
 train` takes the file as `adapter.pretrained`. Held-out emoji are not seen.
 """
 
+# B pictures, S = 1 + P * P feature positions of P x P patches, W = places * places words of places x places squares
+
+import math
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -23,7 +27,11 @@ from .pictures import Picture
 from .training import Recipe, train
 
 RECIPE = Recipe(steps=1500, learning_rate=2e-3, weight_decay=0.01, warmup=100, average=0.99)
+ROUNDS = 3  # each from the learning rate's top: it learns fastest while that falls
 BATCH = 64
+MIXED_SHARE, OTHERS_SHARE = 0.75, 0.5
+"""Of pictures, and of the squares in them that come from another picture: a resampler that has to read each square where
+it is does not learn pictures by heart."""
 
 
 def start_adapter(
@@ -49,11 +57,29 @@ def start_adapter(
     words = words_of(latents[taught])
 
     def loss_at(projection: nn.Module, generator: torch.Generator) -> Tensor:
-        chosen = torch.randint(len(taught), (BATCH,), generator=generator)
-        return functional.mse_loss(projection(features[chosen]), words[chosen])
+        one, other = torch.randint(len(taught), (2, BATCH), generator=generator)
+        square = torch.rand(BATCH, words_of.places, words_of.places, generator=generator) < OTHERS_SHARE
+        square &= torch.rand(BATCH, 1, 1, generator=generator) < MIXED_SHARE
+        seen = torch.where(_of_positions(square, features.shape[1])[..., None], features[other], features[one])
+        wanted = torch.where(square.flatten(1)[..., None], words[other], words[one])
+        return functional.mse_loss(projection(seen), wanted)
 
-    train(f"{recipe.stem}, start", adapter.image_proj, loss_at, RECIPE, path.with_suffix(""))
+    for number in range(ROUNDS):
+        round_recipe = replace(RECIPE, seed=number)
+        train(
+            f"{recipe.stem}, start {number}",
+            adapter.image_proj,
+            loss_at,
+            round_recipe,
+            path.with_suffix("") / str(number),
+        )
     save_adapter(adapter, path)
+
+
+def _of_positions(square: Tensor, positions: int) -> Tensor:
+    """Squares (B, places, places) to feature positions (B, S); the class token goes with no square."""
+    patches = functional.interpolate(square[:, None].float(), size=math.isqrt(positions - 1)).flatten(1).bool()
+    return functional.pad(patches, (1, 0))
 
 
 def _features(encoder: ImageEncoder, pixels: Tensor) -> Tensor:
