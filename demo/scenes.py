@@ -70,16 +70,16 @@ STRENGTHS = (0.0, 0.25, 0.5, 0.75, 1.0)
 STRENGTH = Scene(
     "demo_strength",
     "Strength",
-    "The same noise each time, no text. At 0 the model draws what it likes; frame and colours take over as strength rises.",
-    ("city_flat.png",),
+    "The same noise each time, no text. At 0 the model draws what it likes; shape and colours take over as strength rises.",
+    ("crown_3d.png",),
     tuple(Result(f"strength {strength:g}", strength=strength) for strength in STRENGTHS),
 )
 SCENES = (
     Scene(
         "demo_variation",
         "Variations of a picture",
-        "One reference, no text, five kinds of noise: its colours come back, in five shapes.",
-        ("fox_flat.png",),
+        "One reference, no text, five kinds of noise: shape and colours come back, details are the noise's.",
+        ("cat_3d.png",),
         (Result("noise", count=5),),
     ),
     Scene(

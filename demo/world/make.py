@@ -1,4 +1,4 @@
-"""Make the demo's models from nothing, in about 4.6 CPU hours. Cut off at any moment, it goes on where it was.
+"""Make the demo's models from nothing, in about 4.3 CPU hours. Cut off at any moment, it goes on where it was.
 
 Examples:
   demo/make.sh                 everything, into demo/assets
