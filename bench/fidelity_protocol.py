@@ -15,12 +15,12 @@ from tqdm import tqdm
 
 from demo import scenes
 from demo.world.base import HALVES
+from demo.world.pictures import OTHER_STYLE
 from support.meaning import half_mask, halves, leakage, ranks
 from support.studio import NOISES, Studio, to_tensor
 
 STRENGTHS = scenes.STRENGTHS
 OTHER_CATEGORY = "food"
-OTHER_STYLE = {"flat": "3d", "3d": "flat"}
 SIDES = ("left", "right")
 
 

@@ -5,6 +5,7 @@ It may see the held-out emoji: a base model knows the world, and the adapters ha
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers import DDPMScheduler, UNet2DConditionModel
@@ -61,7 +62,13 @@ def train_base(pictures: list[Picture], latents: Tensor, text: dict[str, Tensor]
 
 
 def weighted_error(
-    model: nn.Module, schedule: DDPMScheduler, x: Tensor, t: Tensor, context: Tensor, generator: torch.Generator
+    model: nn.Module,
+    schedule: DDPMScheduler,
+    x: Tensor,
+    t: Tensor,
+    context: Tensor,
+    generator: torch.Generator,
+    **beside: Any,
 ) -> Tensor:
     """Error of the predicted noise, with the weights that predicting v would give (arXiv 2202.00512).
 
@@ -71,10 +78,11 @@ def weighted_error(
         x: latents (B, 4, 8, 8).
         t: (B,).
         context: (B, 77, 768).
+        beside: what else the model takes.
     """
     noise = torch.randn(x.shape, generator=generator)
     noised = schedule.add_noise(x, noise, t)
-    predicted = model(noised.contiguous(memory_format=torch.channels_last), t, context).sample
+    predicted = model(noised.contiguous(memory_format=torch.channels_last), t, context, **beside).sample
     snr = compute_snr(schedule, t)[:, None, None, None]
     return ((predicted - noise).square() * (1 + 1 / snr).clamp(max=LARGEST_WEIGHT)).mean()
 

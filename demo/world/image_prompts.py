@@ -10,15 +10,17 @@ Held-out emoji are never shown in such words.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers import DDPMScheduler, UNet2DConditionModel
-from diffusers.models.attention_processor import Attention
 from torch import Tensor, nn
-from torch.nn import functional
+
+from trainer.models.processor import install
+from trainer.models.sites import discover_sites
 
 from .base import BATCH, HALVES, SCHEDULE, UNET, captions_of, weighted_error
-from .pictures import Picture
+from .pictures import OTHER_STYLE, Picture
 from .training import LossAt, Recipe, train
 
 RECIPE = Recipe(steps=1000, learning_rate=5e-4, weight_decay=0.01, warmup=50, average=0.99, seed=1)
@@ -60,30 +62,6 @@ LESSONS = (
 )
 
 
-class PromptedAttention:
-    """Cross-attention with a second context: text's output plus `gate` times that of `words`.
-
-    Attributes:
-        words: (B, W, 768).
-        gate: (B, 64, 1), 0 where a latent cell must not see them.
-    """
-
-    def __init__(self) -> None:
-        self.words, self.gate = torch.zeros(()), torch.zeros(())
-
-    def __call__(
-        self, attn: Attention, hidden_states: Tensor, encoder_hidden_states: Tensor, attention_mask: None = None
-    ) -> Tensor:
-        query = _heads(attn, attn.to_q(hidden_states))
-        text, image = (
-            functional.scaled_dot_product_attention(query, _heads(attn, attn.to_k(c)), _heads(attn, attn.to_v(c)))
-            for c in (encoder_hidden_states, self.words)
-        )
-        joined = text.transpose(1, 2).flatten(2) + self.gate * image.transpose(1, 2).flatten(2)
-        out: Tensor = attn.to_out[0](joined)
-        return out
-
-
 class WordsOf:
     """Latents (B, 4, 8, 8) to words (B, W, 768): a fixed random direction for each number, one for each place."""
 
@@ -110,16 +88,17 @@ def train_image_prompts(
         text: caption to (77, 768).
     """
     processors = model.attn_processors
-    prompted = PromptedAttention()
-    model.set_attn_processor({name: prompted if "attn2" in name else own for name, own in processors.items()})
+    install(model)
+    _, attentions = discover_sites(model)
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(TRAINED in name)
-    train("base model, image prompts", model, _loss(pictures, latents, text, prompted), RECIPE, folder)
+    train("base model, image prompts", model, _loss(pictures, latents, text, attentions), RECIPE, folder)
     model.set_attn_processor(processors)
     return model
 
 
-def _loss(pictures: list[Picture], latents: Tensor, text: Mapping[str, Tensor], prompted: PromptedAttention) -> LossAt:
+def _loss(pictures: list[Picture], latents: Tensor, text: Mapping[str, Tensor], attentions: Sequence[Any]) -> LossAt:
+    """`attentions` are the model's cross-attention layers, whose `to_k` and `to_v` take the words as they take text."""
     schedule = DDPMScheduler(**SCHEDULE)
     captions = [captions_of(picture) for picture in pictures]
     taught = torch.tensor([number for number, picture in enumerate(pictures) if not picture.is_held_out])
@@ -139,8 +118,8 @@ def _loss(pictures: list[Picture], latents: Tensor, text: Mapping[str, Tensor], 
         own_half = (columns >= UNET["sample_size"] // 2) == right[:, None]
         keeps = (own_half | ~halved[:, None]).unflatten(1, (UNET["sample_size"], -1))[:, None]
         x = torch.where(keeps, latents[target], latents[beside])
-        prompted.words = words_of[int(torch.multinomial(sides, 1, generator=generator))](latents[reference])
-        prompted.gate = (keeps.flatten(1) & shown[:, None]).float()[..., None]
+        words = words_of[int(torch.multinomial(sides, 1, generator=generator))](latents[reference])
+        mask = (keeps.flatten(1) & shown[:, None]).float()[..., None]
         said = [
             HALVES if lesson.caption == HALVES else captions[number][lesson.caption]
             for lesson, number in zip(drawn, target.tolist(), strict=True)
@@ -148,7 +127,8 @@ def _loss(pictures: list[Picture], latents: Tensor, text: Mapping[str, Tensor], 
         context = torch.stack([text[caption] for caption in said]).float()
         t = torch.randint(schedule.config.num_train_timesteps, (BATCH,), generator=generator)
         t[::2] = torch.randint(LATE, schedule.config.num_train_timesteps, t[::2].shape, generator=generator)
-        return weighted_error(model, schedule, x, t, context, generator)
+        prompt = {"image_kv": [(attn.to_k(words), attn.to_v(words)) for attn in attentions], "image_mask": mask}
+        return weighted_error(model, schedule, x, t, context, generator, cross_attention_kwargs=prompt)
 
     return loss_at
 
@@ -156,12 +136,6 @@ def _loss(pictures: list[Picture], latents: Tensor, text: Mapping[str, Tensor], 
 def _in_other_style(pictures: Sequence[Picture]) -> Tensor:
     """(N,): number of the same emoji's picture in the other style, or its own where there is none."""
     numbers = {(picture.code, picture.style): number for number, picture in enumerate(pictures)}
-    swapped = {"flat": "3d", "3d": "flat"}
     return torch.tensor(
-        [numbers.get((picture.code, swapped[picture.style]), number) for number, picture in enumerate(pictures)]
+        [numbers.get((picture.code, OTHER_STYLE[picture.style]), number) for number, picture in enumerate(pictures)]
     )
-
-
-def _heads(attn: Attention, values: Tensor) -> Tensor:
-    """(B, L, heads * D) to (B, heads, L, D)."""
-    return values.unflatten(-1, (attn.heads, -1)).transpose(1, 2)

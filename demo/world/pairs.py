@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from .base import captions_of
-from .pictures import STYLES, Picture
+from .pictures import OTHER_STYLE, Picture
 
 
 def write_pairs(pictures: list[Picture], folder: str, path: Path) -> None:
@@ -31,7 +31,6 @@ def pairs(pictures: list[Picture]) -> Iterator[tuple[str, str, str]]:
     for picture in pictures:
         if not picture.is_held_out:
             captions = captions_of(picture)
-            (other,) = (style for style in STYLES if style != picture.style)
             yield picture.file, picture.file, captions["empty"]
             yield picture.file, picture.file, captions["style_category"]
-            yield picture.file, files.get((picture.code, other), picture.file), captions["style"]
+            yield picture.file, files.get((picture.code, OTHER_STYLE[picture.style]), picture.file), captions["style"]

@@ -21,6 +21,7 @@ from .packages import FLUENT, NOTO, unpack
 SIZE = 64  # pixels
 HELD_OUT_SHARE = 0.1
 STYLES = ("flat", "3d")
+OTHER_STYLE = {"flat": "3d", "3d": "flat"}
 LIST = "pictures.jsonl"
 GRID = 4  # cells of a described picture, along each side
 

@@ -2,6 +2,8 @@
 
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -11,9 +13,10 @@ from torch import Tensor, nn
 
 from demo.world import image_prompts
 from demo.world.base import HALVES, UNET, captions_of
-from demo.world.image_prompts import CELLS, LESSONS, PromptedAttention, WordsOf, train_image_prompts
+from demo.world.image_prompts import CELLS, LESSONS, WordsOf, train_image_prompts
 from demo.world.pictures import Picture
 from support.letters import letters
+from trainer.models.processor import DecoupledAttention
 
 
 def test_lessons_share_everything_and_use_captions_that_exist() -> None:
@@ -46,11 +49,10 @@ def test_the_second_context_is_added_where_the_gate_is_open() -> None:
     attention = Attention(query_dim=64, cross_attention_dim=768, heads=4, dim_head=16).eval()
     hidden, text, words = torch.randn(2, 64, 64), torch.randn(2, 77, 768), torch.randn(2, 16, 768)
     plain = attention(hidden, text)
-    prompted = PromptedAttention()
-    prompted.words, prompted.gate = words, torch.zeros(2, 64, 1)
-    prompted.gate[:, ::2] = 1
-    attention.set_processor(prompted)
-    out = attention(hidden, text)
+    gate = torch.zeros(2, 64, 1)
+    gate[:, ::2] = 1
+    attention.set_processor(DecoupledAttention(0))
+    out = attention(hidden, text, image_kv=[(attention.to_k(words), attention.to_v(words))], image_mask=gate)
     assert torch.allclose(out[:, 1::2], plain[:, 1::2], atol=1e-6)
     without_bias = attention.to_out[0].bias
     attention.set_processor(type(Attention(64).processor)())
@@ -59,17 +61,20 @@ def test_the_second_context_is_added_where_the_gate_is_open() -> None:
 
 
 def test_words_never_show_what_is_held_out_and_a_style_word_shows_the_other_style() -> None:
-    pictures, prompted, model = letters(), PromptedAttention(), _Blank()
+    pictures, model = letters(), _Blank()
     latents = torch.arange(len(pictures)).float()[:, None, None, None].expand(-1, 4, 8, 8)
-    loss_at = image_prompts._loss(pictures, latents, _text(pictures), prompted)
+    loss_at = image_prompts._loss(
+        pictures, latents, _text(pictures), [SimpleNamespace(to_k=nn.Identity(), to_v=nn.Identity())]
+    )
     empty = WordsOf(2)(torch.zeros(1, 4, 8, 8))
     scale = WordsOf(2)(torch.ones(1, 4, 8, 8)) - empty
     seen = set()
     for step in range(30):
         loss_at(model, torch.Generator().manual_seed(step))
-        if prompted.words.shape[1] == empty.shape[1]:
-            numbers = ((prompted.words - empty) / scale).mean(dim=(1, 2)).round().int()
-            seen |= set(numbers[prompted.gate.flatten(1).any(1)].tolist())
+        ((words, _),) = model.prompt["image_kv"]
+        if words.shape[1] == empty.shape[1]:
+            numbers = ((words - empty) / scale).mean(dim=(1, 2)).round().int()
+            seen |= set(numbers[model.prompt["image_mask"].flatten(1).any(1)].tolist())
     assert seen == {number for number, picture in enumerate(pictures) if not picture.is_held_out}
     assert image_prompts._in_other_style(pictures).tolist() == [1, 0, 2, 4, 3]  # b has one style only
 
@@ -93,7 +98,8 @@ def test_only_attention_is_trained_and_nothing_is_left_behind(tmp_path: Path, mo
 class _Blank(nn.Module):
     """Stands for a UNet where only what it is given matters."""
 
-    def forward(self, noised: Tensor, t: Tensor, context: Tensor) -> "_Blank":
+    def forward(self, noised: Tensor, t: Tensor, context: Tensor, cross_attention_kwargs: dict[str, Any]) -> "_Blank":
+        self.prompt = cross_attention_kwargs
         self.sample = torch.zeros_like(noised)
         return self
 

@@ -25,6 +25,8 @@ class DecoupledAttention:
 
     Args:
         site: number of the site; None elsewhere, where `image_kv`, which the UNet hands to every layer, is not used.
+
+    `image_mask` (B, L, 1), 0..1, is for a UNet whose sites are all of one size; None is 1 everywhere.
     """
 
     def __init__(self, site: int | None) -> None:
@@ -38,6 +40,7 @@ class DecoupledAttention:
         attention_mask: Tensor | None = None,
         temb: Tensor | None = None,
         image_kv: SiteKVs | None = None,
+        image_mask: Tensor | None = None,
     ) -> Tensor:
         assert attention_mask is None, "the trainer passes no attention masks"
         context = hidden_states if encoder_hidden_states is None else encoder_hidden_states
@@ -47,7 +50,7 @@ class DecoupledAttention:
         kv = None if image_kv is None or self.site is None else image_kv[self.site]
         if kv is not None:
             k, v = (_heads(x.to(query.dtype), attn.heads) for x in kv)
-            out = add_image_attention(out, image_attention(query, k, v, _attention))
+            out = add_image_attention(out, image_attention(query, k, v, _attention), image_mask)
         linear, dropout = attn.to_out
         projected: Tensor = dropout(linear(out))
         return projected
