@@ -38,17 +38,16 @@ DECODER = Stage(Recipe(steps=800, learning_rate=6e-4, warmup=50, average=0.98, s
 
 
 def train_autoencoder(pixels: Tensor, folder: Path) -> AutoencoderTiny:
-    """Train on pixels (N, 3, 64, 64), uint8: both halves on pieces, then the decoder alone on whole pictures."""
+    """Train on pixels (N, 3, 64, 64), uint8; `train_decoder` comes after it."""
     torch.manual_seed(0)
     model = AutoencoderTiny()
     for name, stage in STAGES.items():
         train(f"autoencoder, {name}", model, partial(_loss, pixels, stage), stage.recipe, folder / name)
-    train_decoder(model, pixels, latents_of(model, pixels), folder / "decoder")
     return model.eval().requires_grad_(False)
 
 
-def train_decoder(model: AutoencoderTiny, pixels: Tensor, latents: Tensor, folder: Path) -> None:
-    """Teach the decoder to make clean pictures of latents with more or less noise; latents stay what they are.
+def train_decoder(model: AutoencoderTiny, pixels: Tensor, latents: Tensor, folder: Path) -> AutoencoderTiny:
+    """Teach the decoder, on whole pictures, to make clean ones of noisy latents; latents stay what they are.
 
     Args:
         latents: (N, 4, 8, 8), of the pixels.
@@ -62,8 +61,9 @@ def train_decoder(model: AutoencoderTiny, pixels: Tensor, latents: Tensor, folde
         error = decoder(noised.contiguous(memory_format=torch.channels_last)) - to_model(pixels[numbers])
         return error.abs().mean() + error.square().mean()
 
-    decoder = model.decoder.to(memory_format=torch.channels_last)
+    decoder = model.decoder.requires_grad_(True).to(memory_format=torch.channels_last)
     train("autoencoder, decoder", decoder, loss_at, DECODER.recipe, folder)
+    return model.eval().requires_grad_(False)
 
 
 @torch.no_grad()

@@ -37,7 +37,7 @@ from trainer.config_file import read_config
 
 from . import pictures as emoji
 from .adapter_start import start_adapter
-from .autoencoder import latents_of, train_autoencoder
+from .autoencoder import latents_of, train_autoencoder, train_decoder
 from .base import HALVES, captions_of, train_base
 from .encoder import train_encoder
 from .image_prompts import train_image_prompts
@@ -75,8 +75,17 @@ class World:
         return load_tokenizer(Path(os.environ["COMFYUI_PATH"]))
 
     @cached_property
-    def autoencoder(self) -> AutoencoderTiny:
+    def _coder(self) -> AutoencoderTiny:
+        """The autoencoder before its decoder's own part, which leaves the latents as they are."""
         return train_autoencoder(self.pixels, self.work / "autoencoder")
+
+    @cached_property
+    def latents(self) -> Tensor:
+        return latents_of(self._coder, self.pixels)
+
+    @cached_property
+    def autoencoder(self) -> AutoencoderTiny:
+        return train_decoder(self._coder, self.pixels, self.latents, self.work / "autoencoder" / "decoder")
 
     @cached_property
     def text(self) -> dict[str, Tensor]:
@@ -95,10 +104,6 @@ class World:
                 _write(path, {"states": torch.cat(encoded).half()})
             states.append(load_file(path)["states"])
         return dict(zip(captions, torch.cat(states), strict=True))
-
-    @cached_property
-    def latents(self) -> Tensor:
-        return latents_of(self.autoencoder, self.pixels)
 
     @cached_property
     def base(self) -> UNet2DConditionModel:
@@ -138,10 +143,10 @@ class World:
                 "cache.path": self.work / "cache",
                 "train.output": run,
             }
-            if read_config(recipe).adapter.pretrained is not None:
-                places["adapter.pretrained"] = self._start(recipe, places)
-            settings = [text for setting in _settings(places) for text in ("--set", setting)]
             if not (run / EXPORTED).exists():
+                if read_config(recipe).adapter.pretrained is not None:
+                    places["adapter.pretrained"] = self._start(recipe, places)
+                settings = [text for setting in _settings(places) for text in ("--set", setting)]
                 for command in ("cache", "train"):
                     subprocess.run([sys.executable, "-m", "trainer", command, recipe, *settings], cwd=ROOT, check=True)
             made.append(Path(shutil.copyfile(run / EXPORTED, ASSETS / Path(name).name)))
