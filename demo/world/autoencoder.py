@@ -11,8 +11,6 @@ from torch.nn import functional
 
 from .training import Recipe, train
 
-CROP = 32  # pieces of 32 x 32 pixels: a quarter of the work, and nothing in here sees farther
-
 
 @dataclass(frozen=True)
 class Stage:
@@ -20,49 +18,32 @@ class Stage:
 
     Attributes:
         batch: pieces.
-        noise: deviation of what is added to latents, whose own is 1: the diffusion model's errors look like that. In the
-            decoder's own part the largest; each picture has its own.
+        side: of a piece, in pixels: 32 are a quarter of the work, whole pictures of 64 teach what is far apart.
+        noise: least and largest deviation of what is added to the latents of a piece, whose own is 1: the diffusion
+            model's errors look like that.
     """
 
     recipe: Recipe
     batch: int
-    noise: float
+    side: int
+    noise: tuple[float, float]
 
 
 STAGES = {
-    "rough": Stage(Recipe(steps=900, learning_rate=1e-3, average=0.99), batch=32, noise=0.1),
-    "fine": Stage(Recipe(steps=1300, learning_rate=1.5e-3, average=0.99, seed=1), batch=16, noise=0.03),
+    "rough": Stage(Recipe(steps=900, learning_rate=1e-3, average=0.99), batch=32, side=32, noise=(0.1, 0.1)),
+    "fine": Stage(
+        Recipe(steps=1300, learning_rate=1.5e-3, average=0.99, seed=1), batch=16, side=32, noise=(0.03, 0.03)
+    ),
+    "whole": Stage(Recipe(steps=1500, learning_rate=8e-4, average=0.98, seed=2), batch=8, side=64, noise=(0.0, 0.2)),
 }
-
-DECODER = Stage(Recipe(steps=800, learning_rate=6e-4, warmup=50, average=0.98, seed=2), batch=8, noise=0.3)
 
 
 def train_autoencoder(pixels: Tensor, folder: Path) -> AutoencoderTiny:
-    """Train on pixels (N, 3, 64, 64), uint8; `train_decoder` comes after it."""
+    """Train on pixels (N, 3, 64, 64), uint8."""
     torch.manual_seed(0)
-    model = AutoencoderTiny()
+    model = AutoencoderTiny().to(memory_format=torch.channels_last)
     for name, stage in STAGES.items():
         train(f"autoencoder, {name}", model, partial(_loss, pixels, stage), stage.recipe, folder / name)
-    return model.eval().requires_grad_(False)
-
-
-def train_decoder(model: AutoencoderTiny, pixels: Tensor, latents: Tensor, folder: Path) -> AutoencoderTiny:
-    """Teach the decoder, on whole pictures, to make clean ones of noisy latents; latents stay what they are.
-
-    Args:
-        latents: (N, 4, 8, 8), of the pixels.
-    """
-
-    def loss_at(decoder: nn.Module, generator: torch.Generator) -> Tensor:
-        numbers = torch.randint(len(pixels), (DECODER.batch,), generator=generator)
-        some = latents[numbers]
-        noise = DECODER.noise * torch.rand(len(some), 1, 1, 1, generator=generator)
-        noised = some + noise * torch.randn(some.shape, generator=generator)
-        error = decoder(noised.contiguous(memory_format=torch.channels_last)) - to_model(pixels[numbers])
-        return error.abs().mean() + error.square().mean()
-
-    decoder = model.decoder.requires_grad_(True).to(memory_format=torch.channels_last)
-    train("autoencoder, decoder", decoder, loss_at, DECODER.recipe, folder)
     return model.eval().requires_grad_(False)
 
 
@@ -78,19 +59,20 @@ def to_model(pixels: Tensor) -> Tensor:
 
 
 def _loss(pixels: Tensor, stage: Stage, model: nn.Module, generator: torch.Generator) -> Tensor:
-    batch = to_model(_pieces(pixels, stage.batch, generator))
+    batch = to_model(_pieces(pixels, stage, generator)).contiguous(memory_format=torch.channels_last)
     latents = model.encoder(batch)
-    noise = stage.noise * torch.randn(latents.shape, generator=generator)
-    error = model.decoder(latents + noise) - batch
+    least, largest = stage.noise
+    noise = least + (largest - least) * torch.rand(len(batch), 1, 1, 1, generator=generator)
+    error = model.decoder(latents + noise * torch.randn(latents.shape, generator=generator)) - batch
     return error.abs().mean() + error.square().mean() + 0.01 * _distance_to_normal(latents)
 
 
-def _pieces(pixels: Tensor, count: int, generator: torch.Generator) -> Tensor:
-    numbers = torch.randint(len(pixels), (count,), generator=generator)
-    corners = torch.randint(pixels.shape[-1] - CROP + 1, (count, 2), generator=generator)
+def _pieces(pixels: Tensor, stage: Stage, generator: torch.Generator) -> Tensor:
+    numbers = torch.randint(len(pixels), (stage.batch,), generator=generator)
+    corners = torch.randint(pixels.shape[-1] - stage.side + 1, (stage.batch, 2), generator=generator)
     return torch.stack(
         [
-            pixels[number, :, top : top + CROP, left : left + CROP]
+            pixels[number, :, top : top + stage.side, left : left + stage.side]
             for number, (top, left) in zip(numbers, corners.tolist(), strict=True)
         ]
     )

@@ -37,7 +37,7 @@ from trainer.config_file import read_config
 
 from . import pictures as emoji
 from .adapter_start import start_adapter
-from .autoencoder import latents_of, train_autoencoder, train_decoder
+from .autoencoder import latents_of, train_autoencoder
 from .base import HALVES, captions_of, train_base
 from .encoder import train_encoder
 from .image_prompts import train_image_prompts
@@ -75,17 +75,12 @@ class World:
         return load_tokenizer(Path(os.environ["COMFYUI_PATH"]))
 
     @cached_property
-    def _coder(self) -> AutoencoderTiny:
-        """The autoencoder before its decoder's own part, which leaves the latents as they are."""
+    def autoencoder(self) -> AutoencoderTiny:
         return train_autoencoder(self.pixels, self.work / "autoencoder")
 
     @cached_property
     def latents(self) -> Tensor:
-        return latents_of(self._coder, self.pixels)
-
-    @cached_property
-    def autoencoder(self) -> AutoencoderTiny:
-        return train_decoder(self._coder, self.pixels, self.latents, self.work / "autoencoder" / "decoder")
+        return latents_of(self.autoencoder, self.pixels)
 
     @cached_property
     def text(self) -> dict[str, Tensor]:
