@@ -44,7 +44,7 @@ from harness import main
 from demo import scenes
 from demo.judge import Judge
 from demo.models import BASE_ADAPTER, ENCODER, PLUS_ADAPTER, cache_folder, demo_models
-from demo.world.base import HALVES
+from demo.world.lessons import HALVES
 from demo.world.pictures import write_pictures
 from support.meaning import psnr
 from support.studio import NOISES, Studio, model_folders
@@ -197,7 +197,7 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--references", type=int, default=Counts().retrieval, help="for retrieval (default: 200)")
     parser.add_argument("--quick", action="store_true", help="a few references each, to see that it works")
-    parser.add_argument("--pictures", type=Path, help="folder with pictures.jsonl (default: made in the cache)")
+    parser.add_argument("--pictures", type=Path, help="folder with emoji.jsonl (default: made in the cache)")
     parser.add_argument("--official", type=Path, help="adapter of the official loop (default: trained once, long)")
     parser.add_argument("--no-official", action="store_true", help="leave the official loop out")
     parser.add_argument(

@@ -14,7 +14,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from demo import scenes
-from demo.world.base import HALVES
+from demo.world.lessons import HALVES
 from demo.world.pictures import OTHER_STYLE
 from support.meaning import half_mask, halves, leakage, ranks
 from support.studio import NOISES, Studio, to_tensor

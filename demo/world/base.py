@@ -1,9 +1,10 @@
-"""The base model: a UNet of SD1.5's layout with few blocks, trained on captions and pictures.
+"""The base model: a UNet of SD1.5's layout with few blocks, trained on captions and on perfect image prompts.
 
-It may see the held-out emoji: a base model knows the world, and the adapters have to carry what they have not seen.
+It may see the held-out emoji, by caption: a base model knows the world, and the adapters have to carry what they have
+not seen. No image prompt shows one.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +14,16 @@ from diffusers.training_utils import compute_snr
 from torch import Tensor, nn
 
 from demo import tiny_base
+from trainer.models.processor import install
+from trainer.models.sites import discover_sites
 
+from .glances import Outputs, glance_error
+from .image_prompts import own_words
+from .lessons import Lessons
 from .pictures import Picture
-from .training import LossAt, Recipe, train
+from .training import Recipe, train
 
-RECIPE = Recipe(steps=1200, learning_rate=6e-4, weight_decay=0.01, average=0.995)
+RECIPE = Recipe(steps=1200, learning_rate=7e-4, weight_decay=0.01, average=0.99)
 BATCH = 32
 UNET = {"sample_size": 8, **tiny_base.UNET}
 SCHEDULE = {  # SD1.5's
@@ -28,28 +34,15 @@ SCHEDULE = {  # SD1.5's
     "steps_offset": 1,
     "clip_sample": False,
 }
-HALVES = "two halves"  # caption of a picture whose halves have nothing to do with each other
-HALVES_SHARE = 0.15
-SHARES = {"full": 0.3, "colors": 0.45, "style_category": 0.06, "category": 0.06, "style": 0.05, "empty": 0.08}
-"""What a caption says, and how often. The colours of a grid stand for the long descriptions that large models are taught
-with: they make cross-attention carry where things are, which is what an adapter uses it for."""
 LARGEST_WEIGHT = 60.0  # reached at timestep 925 or so
+GLANCE_WEIGHT = 0.2
+GUIDED_HEADS = 6  # of 8, in every cross-attention
 
 
-def captions_of(picture: Picture) -> dict[str, str]:
-    """By the keys of SHARES."""
-    return {
-        "full": picture.caption,
-        "colors": f"{picture.style} emoji, {picture.colors}",
-        "style_category": f"{picture.style} emoji, {picture.category}",
-        "category": picture.category,
-        "style": f"{picture.style} emoji",
-        "empty": "",
-    }
-
-
-def train_base(pictures: list[Picture], latents: Tensor, text: dict[str, Tensor], folder: Path) -> UNet2DConditionModel:
-    """Train the first part, on captions.
+def train_base(
+    pictures: list[Picture], latents: Tensor, text: Mapping[str, Tensor], folder: Path
+) -> UNet2DConditionModel:
+    """Train from nothing.
 
     Args:
         latents: (N, 4, 8, 8), of the pictures.
@@ -57,8 +50,30 @@ def train_base(pictures: list[Picture], latents: Tensor, text: dict[str, Tensor]
     """
     torch.manual_seed(0)
     model = UNet2DConditionModel(**UNET).to(memory_format=torch.channels_last)
-    captions = [captions_of(picture) for picture in pictures]
-    return train("base model", model, _loss(latents, captions, text), RECIPE, folder)
+    plain = model.attn_processors
+    install(model)
+    _, attentions = discover_sites(model)
+    lessons, schedule = Lessons(pictures, latents, text), DDPMScheduler(**SCHEDULE)
+    queries = Outputs([attention.to_q for attention in attentions])
+
+    def loss_at(model: nn.Module, generator: torch.Generator) -> Tensor:
+        batch = lessons.draw(BATCH, schedule.config.num_train_timesteps, generator)
+        image_kv = [(attention.to_k(batch.words), attention.to_v(batch.words)) for attention in attentions]
+        prompt = {"image_kv": image_kv, "image_mask": batch.shown.flatten(1)[..., None].float()}
+        error = weighted_error(
+            model, schedule, batch.x, batch.t, batch.context, generator, cross_attention_kwargs=prompt
+        )
+        own, shown = own_words(batch.words.shape[1]), batch.shown.flatten(1)
+        glances = sum(
+            (glance_error(query, key, own, attention.heads, GUIDED_HEADS) * shown).sum()
+            for query, (key, _), attention in zip(queries(), image_kv, attentions, strict=True)
+        )
+        return error + GLANCE_WEIGHT * glances / len(attentions) / shown.sum().clamp(min=1)
+
+    train("base model", model, loss_at, RECIPE, folder)
+    queries.close()
+    model.set_attn_processor(plain)
+    return model.eval().requires_grad_(False)
 
 
 def weighted_error(
@@ -85,22 +100,3 @@ def weighted_error(
     predicted = model(noised.contiguous(memory_format=torch.channels_last), t, context, **beside).sample
     snr = compute_snr(schedule, t)[:, None, None, None]
     return ((predicted - noise).square() * (1 + 1 / snr).clamp(max=LARGEST_WEIGHT)).mean()
-
-
-def _loss(latents: Tensor, captions: Sequence[Mapping[str, str]], text: Mapping[str, Tensor]) -> LossAt:
-    schedule = DDPMScheduler(**SCHEDULE)
-    kinds, odds = list(SHARES), torch.tensor(list(SHARES.values()))
-
-    def loss_at(model: nn.Module, generator: torch.Generator) -> Tensor:
-        left, right = torch.randint(len(captions), (2, BATCH), generator=generator)
-        halved = torch.rand(BATCH, generator=generator) < HALVES_SHARE
-        kind = torch.multinomial(odds, BATCH, replacement=True, generator=generator)
-        x = latents[left].clone()
-        middle = x.shape[-1] // 2
-        x[halved, ..., middle:] = latents[right[halved], ..., middle:]
-        said = [HALVES if half else captions[i][kinds[k]] for i, half, k in zip(left, halved, kind, strict=True)]
-        context = torch.stack([text[caption] for caption in said]).float()
-        t = torch.randint(schedule.config.num_train_timesteps, (BATCH,), generator=generator)
-        return weighted_error(model, schedule, x, t, context, generator)
-
-    return loss_at

@@ -1,4 +1,4 @@
-"""Make the demo's models from nothing, in about 4.3 CPU hours. Cut off at any moment, it goes on where it was.
+"""Make the demo's models from nothing, within 4 CPU hours. Cut off at any moment, it goes on where it was.
 
 Examples:
   demo/make.sh                 everything, into demo/assets
@@ -38,9 +38,9 @@ from trainer.config_file import read_config
 from . import pictures as emoji
 from .adapter_start import start_adapter
 from .autoencoder import latents_of, train_autoencoder
-from .base import HALVES, captions_of, train_base
+from .base import train_base
 from .encoder import train_encoder
-from .image_prompts import train_image_prompts
+from .lessons import HALVES, captions_of
 from .pack import pack
 from .packages import PackageError
 from .pairs import write_pairs
@@ -102,11 +102,7 @@ class World:
 
     @cached_property
     def base(self) -> UNet2DConditionModel:
-        taught = (self.pictures, self.latents, self.text)
-        model = train_image_prompts(
-            train_base(*taught, self.work / "base"), *taught, self.work / "base" / "image_prompts"
-        )
-        return model.eval().requires_grad_(False)
+        return train_base(self.pictures, self.latents, self.text, self.work / "base")
 
     @cached_property
     def encoder(self) -> CLIPVisionModelWithProjection:

@@ -7,7 +7,7 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
-from .base import captions_of
+from .lessons import captions_of
 from .pictures import OTHER_STYLE, Picture
 
 

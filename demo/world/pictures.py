@@ -1,12 +1,12 @@
 """Every emoji in two styles, 64 x 64 pixels on white, with captions and a held-out set that never changes.
 
-`write_pictures(folder)` makes FOLDER/flat/*.png, FOLDER/3d/*.png and FOLDER/pictures.jsonl from the two packages.
+`write_pictures(folder)` makes FOLDER/flat/*.png, FOLDER/3d/*.png and FOLDER/emoji.jsonl from the two packages.
 """
 
 import hashlib
 import json
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
@@ -22,8 +22,7 @@ SIZE = 64  # pixels
 HELD_OUT_SHARE = 0.1
 STYLES = ("flat", "3d")
 OTHER_STYLE = {"flat": "3d", "3d": "flat"}
-LIST = "pictures.jsonl"
-GRID = 4  # cells of a described picture, along each side
+LIST = "emoji.jsonl"
 
 CATEGORIES = {  # as the packages name them, and as captions do
     "Smileys & Emotion": "smiley",
@@ -36,31 +35,6 @@ CATEGORIES = {  # as the packages name them, and as captions do
     "Objects": "object",
     "Symbols": "symbol",
     "Flags": "flag",
-}
-COLORS = {  # words of one token each
-    "white": (255, 255, 255),
-    "silver": (200, 200, 205),
-    "gray": (130, 135, 140),
-    "black": (45, 45, 50),
-    "red": (215, 50, 50),
-    "salmon": (235, 150, 140),
-    "pink": (240, 195, 210),
-    "rose": (235, 90, 140),
-    "orange": (250, 140, 40),
-    "peach": (250, 215, 185),
-    "gold": (250, 195, 50),
-    "yellow": (250, 225, 120),
-    "cream": (250, 240, 210),
-    "brown": (125, 80, 60),
-    "tan": (195, 150, 120),
-    "green": (70, 150, 70),
-    "mint": (180, 215, 180),
-    "teal": (60, 130, 140),
-    "sky": (180, 215, 240),
-    "blue": (70, 140, 215),
-    "navy": (50, 75, 130),
-    "purple": (140, 80, 170),
-    "lavender": (205, 185, 225),
 }
 _VARIATION_SELECTOR, _JOINER = "fe0f", "200d"
 _SKINS = {"1f3fb", "1f3fc", "1f3fd", "1f3fe", "1f3ff"}
@@ -79,7 +53,6 @@ class Picture:
         category: a value of `CATEGORIES`.
         file: below the folder.
         is_held_out: neither the image encoder nor the adapters see it; the base model may.
-        colors: names of the mean colours of a grid of 4 x 4 cells, row by row.
     """
 
     code: str
@@ -89,7 +62,6 @@ class Picture:
     category: str
     file: str
     is_held_out: bool
-    colors: str = ""
 
     @property
     def caption(self) -> str:
@@ -110,10 +82,8 @@ def write_pictures(folder: Path, cache: Path) -> list[Picture]:
         for picture, source in tqdm(list(_sources(cache)), desc="pictures"):
             path = folder / picture.file
             path.parent.mkdir(parents=True, exist_ok=True)
-            drawn = on_white(Image.open(source))
-            drawn.save(path)
-            described = replace(picture, colors=colors_of(drawn, GRID))
-            lines.append(json.dumps(asdict(described)) + "\n")
+            on_white(Image.open(source)).save(path)
+            lines.append(json.dumps(asdict(picture)) + "\n")
         write_aside(folder / LIST, lambda path: path.write_text("".join(lines), encoding="utf-8"))
     return read_list(folder)
 
@@ -133,15 +103,6 @@ def on_white(picture: Image.Image) -> Image.Image:
     if picture.size != (SIZE, SIZE):
         picture = picture.resize((SIZE, SIZE), Image.Resampling.LANCZOS)
     return Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture).convert("RGB")
-
-
-def colors_of(picture: Image.Image, side: int) -> str:
-    """Names of the mean colours of a grid of side x side cells, row by row."""
-    small = picture.convert("RGB").resize((side, side), Image.Resampling.BOX)
-    cells = np.asarray(small, dtype=np.int32).reshape(-1, 1, 3)
-    nearest = np.square(cells - np.array(list(COLORS.values()))).sum(-1).argmin(1)
-    names = list(COLORS)
-    return " ".join(names[number] for number in nearest)
 
 
 def plain(code: str) -> str:

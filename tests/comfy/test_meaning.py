@@ -17,7 +17,7 @@ from demo import scenes
 from demo.judge import Judge
 from demo.models import demo_models
 from demo.references import FILES, path_of
-from demo.world.base import HALVES
+from demo.world.lessons import HALVES
 from support.meaning import half_mask, halves, leakage, ranks
 from support.studio import NOISES, Studio, model_folders, to_tensor
 

@@ -2,8 +2,6 @@
 
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
 import pytest
 import torch
@@ -11,9 +9,11 @@ from diffusers import UNet2DConditionModel
 from diffusers.models.attention_processor import Attention
 from torch import Tensor, nn
 
-from demo.world import image_prompts
-from demo.world.base import HALVES, UNET, captions_of
-from demo.world.image_prompts import CELLS, LESSONS, WordsOf, train_image_prompts
+from demo.world import base, lessons
+from demo.world.base import UNET, train_base
+from demo.world.glances import Outputs, glance_error
+from demo.world.image_prompts import CELLS, SPARE, WordsOf, own_words
+from demo.world.lessons import HALVES, LESSONS, Lesson, Lessons, captions_of
 from demo.world.pictures import Picture
 from support.letters import letters
 from trainer.models.processor import DecoupledAttention
@@ -21,7 +21,7 @@ from trainer.models.processor import DecoupledAttention
 
 def test_lessons_share_everything_and_use_captions_that_exist() -> None:
     assert sum(lesson.share for lesson in LESSONS) == pytest.approx(1)
-    assert {lesson.caption for lesson in LESSONS} <= {HALVES, *captions_of(letters()[0])}
+    assert {lesson.caption for lesson in LESSONS} == {HALVES, *captions_of(letters()[0])}
 
 
 @pytest.mark.parametrize("side", list(CELLS))
@@ -32,6 +32,7 @@ def test_a_word_tells_of_its_own_cells_and_nothing_else(side: int) -> None:
     changed[..., :side, -side:] += 1  # the last place of the first row
     words, others = WordsOf(side)(latents), WordsOf(side)(changed)
     assert words.shape == (1, (8 // side) ** 2, 768)
+    assert not words[..., -SPARE:].any()
     assert (words != others).any(dim=2).nonzero()[:, 1].tolist() == [8 // side - 1]
 
 
@@ -60,48 +61,94 @@ def test_the_second_context_is_added_where_the_gate_is_open() -> None:
     assert torch.allclose(out[:, ::2], plain[:, ::2] + alone[:, ::2] - without_bias, atol=1e-5)
 
 
-def test_words_never_show_what_is_held_out_and_a_style_word_shows_the_other_style() -> None:
-    pictures, model = letters(), _Blank()
-    latents = torch.arange(len(pictures)).float()[:, None, None, None].expand(-1, 4, 8, 8)
-    loss_at = image_prompts._loss(
-        pictures, latents, _text(pictures), [SimpleNamespace(to_k=nn.Identity(), to_v=nn.Identity())]
-    )
-    empty = WordsOf(2)(torch.zeros(1, 4, 8, 8))
-    scale = WordsOf(2)(torch.ones(1, 4, 8, 8)) - empty
+def test_words_never_show_what_is_held_out() -> None:
+    taught, pictures = _lessons(), letters()
     seen = set()
     for step in range(30):
-        loss_at(model, torch.Generator().manual_seed(step))
-        ((words, _),) = model.prompt["image_kv"]
-        if words.shape[1] == empty.shape[1]:
-            numbers = ((words - empty) / scale).mean(dim=(1, 2)).round().int()
-            seen |= set(numbers[model.prompt["image_mask"].flatten(1).any(1)].tolist())
+        batch = taught.draw(4, 1000, torch.Generator().manual_seed(step))
+        if batch.words.shape[1] == 16:
+            seen |= set(_numbers(batch.words)[batch.shown.flatten(1).any(1)].tolist())
     assert seen == {number for number, picture in enumerate(pictures) if not picture.is_held_out}
-    assert image_prompts._in_other_style(pictures).tolist() == [1, 0, 2, 4, 3]  # b has one style only
 
 
-def test_only_attention_is_trained_and_nothing_is_left_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(image_prompts, "RECIPE", replace(image_prompts.RECIPE, steps=2, warmup=1))
-    monkeypatch.setattr(image_prompts, "BATCH", 2)
-    torch.manual_seed(0)
-    model = UNet2DConditionModel(**UNET)
-    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    processors = model.attn_processors
+def test_a_style_word_shows_the_other_style(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lessons, "LESSONS", (Lesson("style", 1.0, other_style=True),))
+    batch = _lessons().draw(32, 1000, torch.Generator().manual_seed(2))
+    assert batch.words.shape[1] == 16
+    drawn = batch.x[:, 0, 0, 0].int().tolist()
+    assert _numbers(batch.words).tolist() == [{0: 1, 1: 0, 2: 2}[number] for number in drawn]  # b has one style only
+
+
+def test_of_two_halves_one_is_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lessons, "LESSONS", (Lesson(HALVES, 1.0),))
+    batch = _lessons().draw(32, 1000, torch.Generator().manual_seed(2))
+    assert batch.shown.sum(dim=(1, 2)).unique().tolist() == [32]
+    left = batch.shown[:, 0, 0]
+    assert left.any()
+    assert not left.all()
+    shown = torch.where(left, batch.x[:, 0, 0, 0], batch.x[:, 0, 0, -1])
+    assert torch.equal(_numbers(batch.words), shown.int())
+    assert (batch.x[:, 0, 0, 0] != batch.x[:, 0, 0, -1]).any()
+
+
+@pytest.mark.parametrize("side", list(CELLS))
+def test_a_cell_s_own_word_is_the_one_that_tells_of_it(side: int) -> None:
+    words_of = WordsOf(side)
+    own = own_words(words_of.places**2)
+    for cell in (0, 13, 34, 63):
+        latents = torch.zeros(1, 4, 8, 8)
+        latents[..., cell // 8, cell % 8] = 1
+        assert (words_of(latents) - words_of.place)[0].any(dim=1).nonzero().tolist() == [[int(own[cell])]]
+
+
+def test_a_glance_at_the_own_key_is_right() -> None:
+    keys = torch.eye(4)[None].repeat(2, 1, 3)  # the same in three heads
+    queries = 30 * keys[:, [3, 1]]
+    queries[..., 8:] *= -1  # the third head looks elsewhere
+    error = glance_error(queries, keys, torch.tensor([3, 0]), heads=3, guided=2)
+    assert error.shape == (2, 2)
+    assert error[:, 0].max() < 1e-3
+    assert error[:, 1].min() > 10
+    assert glance_error(queries, keys, torch.tensor([3, 0]), heads=3, guided=3)[:, 0].min() > 4
+
+
+def test_outputs_are_heard_until_the_end() -> None:
+    modules = [nn.Linear(2, 2), nn.Identity()]
+    outputs = Outputs(modules)
+    given = torch.ones(1, 2)
+    expected = [module(given) for module in modules]
+    assert all(map(torch.equal, outputs(), expected))
+    outputs.close()
+    assert not any(module._forward_hooks for module in modules)
+
+
+def test_the_base_model_is_left_as_diffusers_loads_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(base, "RECIPE", replace(base.RECIPE, steps=2, warmup=1))
+    monkeypatch.setattr(base, "BATCH", 2)
     pictures = letters()
-    train_image_prompts(model, pictures, torch.randn(len(pictures), 4, 8, 8), _text(pictures), tmp_path)
-    changed = {name for name, tensor in model.state_dict().items() if not torch.equal(tensor, before[name])}
-    assert set(before) == set(model.state_dict())
-    assert changed
-    assert all("attentions" in name for name in changed)
-    assert model.attn_processors == processors
+    model = train_base(pictures, torch.randn(len(pictures), 4, 8, 8), _text(pictures), tmp_path)
+    torch.manual_seed(0)
+    fresh = UNet2DConditionModel(**UNET)
+    assert {type(processor) for processor in model.attn_processors.values()} == {
+        type(processor) for processor in fresh.attn_processors.values()
+    }
+    assert set(model.state_dict()) == set(fresh.state_dict())
+    assert not any(module._forward_hooks for module in model.modules())
+    unchanged = [name for name, value in fresh.state_dict().items() if torch.equal(value, model.state_dict()[name])]
+    assert not unchanged
 
 
-class _Blank(nn.Module):
-    """Stands for a UNet where only what it is given matters."""
+def _lessons() -> Lessons:
+    """Of pictures whose latents are their number everywhere."""
+    pictures = letters()
+    latents = torch.arange(len(pictures)).float()[:, None, None, None].expand(-1, 4, 8, 8)
+    return Lessons(pictures, latents, _text(pictures))
 
-    def forward(self, noised: Tensor, t: Tensor, context: Tensor, cross_attention_kwargs: dict[str, Any]) -> "_Blank":
-        self.prompt = cross_attention_kwargs
-        self.sample = torch.zeros_like(noised)
-        return self
+
+def _numbers(words: Tensor) -> Tensor:
+    """(B,): which of those pictures the words show."""
+    words_of = WordsOf(2)
+    return ((words - words_of.place) @ torch.linalg.pinv(words_of.directions)).mean(dim=(1, 2)).round().int()
 
 
 def _text(pictures: list[Picture]) -> dict[str, Tensor]:

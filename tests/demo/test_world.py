@@ -16,7 +16,6 @@ from safetensors.torch import load_file
 from torch import nn
 
 from demo.world import pictures as emoji
-from demo.world.base import SHARES, captions_of
 from demo.world.pack import FLOAT8, pack, unpack
 from demo.world.packages import Package, PackageError
 from demo.world.packages import unpack as unpack_package
@@ -59,12 +58,6 @@ def test_a_picture_with_alpha_is_laid_on_white() -> None:
     assert drawn.getpixel((10, 10)) == (255, 255, 255)
 
 
-def test_colors_of_a_grid_are_named_row_by_row() -> None:
-    picture = Image.new("RGB", (64, 64), "white")
-    picture.paste((215, 50, 50), (16, 0, 32, 16))
-    assert emoji.colors_of(picture, 4).split() == ["white", "red", *["white"] * 14]
-
-
 def test_adapters_are_not_taught_what_is_held_out() -> None:
     taught = list(pairs(letters()))
     files = {file for target, reference, _ in taught for file in (target, reference)}
@@ -77,11 +70,6 @@ def test_without_text_the_reference_is_the_target_and_a_style_word_parts_them() 
     crossed = {(target, reference, caption) for target, reference, caption in taught if caption == "3d emoji"}
     assert ("3d/a.png", "flat/a.png", "3d emoji") in crossed
     assert Counter(caption for _, _, caption in taught)[""] == 3
-
-
-def test_every_kind_of_caption_has_a_share() -> None:
-    assert set(captions_of(letters()[0])) == set(SHARES)
-    assert sum(SHARES.values()) == pytest.approx(1)
 
 
 def test_packed_weights_come_back_within_float8() -> None:
