@@ -22,6 +22,7 @@ from trainer.models.image_encoder import ImageEncoder, load_image_encoder
 from trainer.models.loading import load_base
 from trainer.models.network import new_adapter
 
+from .glances import Outputs, glance_error
 from .image_prompts import CELLS, WordsOf
 from .pictures import Picture
 from .training import Recipe, train
@@ -29,6 +30,7 @@ from .training import Recipe, train
 RECIPE = Recipe(steps=1500, learning_rate=2e-3, weight_decay=0.01, warmup=100, average=0.99)
 ROUNDS = 3  # each from the learning rate's top: it learns fastest while that falls
 BATCH = 64
+GLANCE_WEIGHT = 0.3
 MIXED_SHARE, OTHERS_SHARE = 0.75, 0.5
 """Of pictures, and of the squares in them that come from another picture: a resampler that has to read each square where
 it is does not learn pictures by heart."""
@@ -56,13 +58,23 @@ def start_adapter(
     (words_of,) = (words for words in map(WordsOf, CELLS) if words.places**2 == adapter.spec.num_tokens)
     words = words_of(latents[taught])
 
+    resampler = adapter.image_proj
+    reads = [attention for attention, _ in resampler.layers]
+    queries, key_values = Outputs([read.to_q for read in reads]), Outputs([read.to_kv for read in reads])
+    patches = [_patch_of(words_of, layer, math.isqrt(features.shape[1] - 1)) for layer in range(len(reads))]
+
     def loss_at(projection: nn.Module, generator: torch.Generator) -> Tensor:
         one, other = torch.randint(len(taught), (2, BATCH), generator=generator)
         square = torch.rand(BATCH, words_of.places, words_of.places, generator=generator) < OTHERS_SHARE
         square &= torch.rand(BATCH, 1, 1, generator=generator) < MIXED_SHARE
         seen = torch.where(_of_positions(square, features.shape[1])[..., None], features[other], features[one])
         wanted = torch.where(square.flatten(1)[..., None], words[other], words[one])
-        return functional.mse_loss(projection(seen), wanted)
+        error = functional.mse_loss(projection(seen), wanted)
+        glances = sum(
+            glance_error(query, key_value.chunk(2, dim=-1)[0], patch, read.num_heads, read.num_heads).mean()
+            for query, key_value, patch, read in zip(queries(), key_values(), patches, reads, strict=True)
+        )
+        return error + GLANCE_WEIGHT * glances / len(reads)
 
     for number in range(ROUNDS):
         round_recipe = replace(RECIPE, seed=number)
@@ -73,7 +85,17 @@ def start_adapter(
             round_recipe,
             path.with_suffix("") / str(number),
         )
+    queries.close()
+    key_values.close()
     save_adapter(adapter, path)
+
+
+def _patch_of(words_of: WordsOf, layer: int, side: int) -> Tensor:
+    """(W,): the feature position that a layer reads for each word: one patch of the word's square, each in its turn."""
+    word = torch.arange(words_of.places**2)
+    down, across = divmod(layer % words_of.side**2, words_of.side)
+    row, column = word // words_of.places * words_of.side + down, word % words_of.places * words_of.side + across
+    return 1 + row * side + column
 
 
 def _of_positions(square: Tensor, positions: int) -> Tensor:
