@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from diffusers import DDPMScheduler, UNet2DConditionModel
+from diffusers.models.attention import BasicTransformerBlock
 from diffusers.training_utils import compute_snr
 from torch import Tensor, nn
 
@@ -18,16 +19,17 @@ from trainer.models.processor import install
 from trainer.models.sites import discover_sites
 
 from .glances import Outputs, glance_error
-from .image_prompts import own_words
-from .lessons import Lessons
+from .image_prompts import CHANNELS, own_words
+from .lessons import Batch, Lessons
 from .pictures import Picture
 from .training import Recipe, train
 
 RECIPE = Recipe(steps=1200, learning_rate=7e-4, weight_decay=0.01, average=0.99)
 BATCH = 32
 UNET = {"sample_size": 8, **tiny_base.UNET}
+TIMESTEPS = 1000
 SCHEDULE = {  # SD1.5's
-    "num_train_timesteps": 1000,
+    "num_train_timesteps": TIMESTEPS,
     "beta_schedule": "scaled_linear",
     "beta_start": 0.00085,
     "beta_end": 0.012,
@@ -35,7 +37,7 @@ SCHEDULE = {  # SD1.5's
     "clip_sample": False,
 }
 LARGEST_WEIGHT = 60.0  # reached at timestep 925 or so
-GLANCE_WEIGHT = 0.2
+GLANCE_WEIGHT, READ_WEIGHT = 0.2, 0.4
 GUIDED_HEADS = 6  # of 8, in every cross-attention
 
 
@@ -49,31 +51,56 @@ def train_base(
         text: caption to (77, 768): every caption of every picture and HALVES.
     """
     torch.manual_seed(0)
-    model = UNet2DConditionModel(**UNET).to(memory_format=torch.channels_last)
-    plain = model.attn_processors
-    install(model)
-    _, attentions = discover_sites(model)
-    lessons, schedule = Lessons(pictures, latents, text), DDPMScheduler(**SCHEDULE)
-    queries = Outputs([attention.to_q for attention in attentions])
+    taught = Taught(UNet2DConditionModel(**UNET).to(memory_format=torch.channels_last))
+    plain = taught.unet.attn_processors
+    install(taught.unet)
+    lessons = Lessons(pictures, latents, text)
 
     def loss_at(model: nn.Module, generator: torch.Generator) -> Tensor:
-        batch = lessons.draw(BATCH, schedule.config.num_train_timesteps, generator)
-        image_kv = [(attention.to_k(batch.words), attention.to_v(batch.words)) for attention in attentions]
-        prompt = {"image_kv": image_kv, "image_mask": batch.shown.flatten(1)[..., None].float()}
-        error = weighted_error(
-            model, schedule, batch.x, batch.t, batch.context, generator, cross_attention_kwargs=prompt
-        )
-        own, shown = own_words(batch.words.shape[1]), batch.shown.flatten(1)
-        glances = sum(
-            (glance_error(query, key, own, attention.heads, GUIDED_HEADS) * shown).sum()
-            for query, (key, _), attention in zip(queries(), image_kv, attentions, strict=True)
-        )
-        return error + GLANCE_WEIGHT * glances / len(attentions) / shown.sum().clamp(min=1)
+        return model(lessons.draw(BATCH, TIMESTEPS, generator), generator)
 
-    train("base model", model, loss_at, RECIPE, folder)
-    queries.close()
-    model.set_attn_processor(plain)
-    return model.eval().requires_grad_(False)
+    train("base model", taught, loss_at, RECIPE, folder)
+    taught.close()
+    taught.unet.set_attn_processor(plain)
+    return taught.unet.eval().requires_grad_(False)
+
+
+class Taught(nn.Module):
+    """The UNet with what only training needs: two hints on how to follow image prompts.
+
+    Where to look: each cell's own word (`glance_error`). What to read there: from the output of each transformer block
+    a linear layer has to tell what the word says about this cell, of the several cells in a word.
+    """
+
+    def __init__(self, unet: UNet2DConditionModel) -> None:
+        super().__init__()
+        self.unet, self.schedule = unet, DDPMScheduler(**SCHEDULE)
+        _, self._attentions = discover_sites(unet)
+        blocks = [module for module in unet.modules() if isinstance(module, BasicTransformerBlock)]
+        self.read = nn.ModuleList(nn.Linear(unet.config.block_out_channels[0], CHANNELS) for _ in blocks)
+        self._queries = Outputs([attention.to_q for attention in self._attentions])
+        self._hidden = Outputs(blocks)
+
+    def forward(self, batch: Batch, generator: torch.Generator) -> Tensor:
+        """Loss."""
+        shown = batch.shown.flatten(1)
+        image_kv = [(attention.to_k(batch.words), attention.to_v(batch.words)) for attention in self._attentions]
+        prompt = {"image_kv": image_kv, "image_mask": shown[..., None].float()}
+        error = weighted_error(
+            self.unet, self.schedule, batch.x, batch.t, batch.context, generator, cross_attention_kwargs=prompt
+        )
+        own = own_words(batch.words.shape[1])
+        said = batch.reference.flatten(2).transpose(1, 2)
+        hints = torch.zeros_like(shown, dtype=error.dtype)
+        for query, (key, _), attention in zip(self._queries(), image_kv, self._attentions, strict=True):
+            hints = hints + GLANCE_WEIGHT * glance_error(query, key, own, attention.heads, GUIDED_HEADS)
+        for hidden, read in zip(self._hidden(), self.read, strict=True):
+            hints = hints + READ_WEIGHT * (read(hidden) - said).square().mean(dim=2)
+        return error + (hints * shown).sum() / shown.sum().clamp(min=1) / len(self.read)
+
+    def close(self) -> None:
+        self._queries.close()
+        self._hidden.close()
 
 
 def weighted_error(

@@ -63,6 +63,7 @@ class Batch:
     x: latents to be drawn (B, 4, 8, 8).
     t: timesteps (B,).
     context: captions (B, 77, 768).
+    reference: latents that the image prompts tell of (B, 4, 8, 8).
     words: image prompts (B, W, 768).
     shown: (B, 8, 8), where the image prompt holds.
     """
@@ -70,6 +71,7 @@ class Batch:
     x: Tensor
     t: Tensor
     context: Tensor
+    reference: Tensor
     words: Tensor
     shown: Tensor
 
@@ -102,7 +104,7 @@ class Lessons:
         target = torch.where(has_prompt, self.taught[below(len(self.taught))], below(len(self.captions)))
         beside = below(len(self.captions))
         others = torch.tensor([lesson.other_style for lesson in drawn])
-        reference = torch.where(others, self.other_style[target], target)
+        reference = self.latents[torch.where(others, self.other_style[target], target)]
         width = self.latents.shape[-1]
         right_half = torch.arange(width) >= width // 2
         keeps = (right_half == (below(2) == 1)[:, None]) | ~halved[:, None]  # (B, columns)
@@ -117,7 +119,8 @@ class Lessons:
             x=torch.where(keeps[:, None], self.latents[target], self.latents[beside]),
             t=torch.where(late, below(timesteps, timesteps // 2), below(timesteps)),
             context=torch.stack([self.text[caption] for caption in said]).float(),
-            words=words_of(self.latents[reference]),
+            reference=reference,
+            words=words_of(reference),
             shown=keeps & has_prompt[:, None, None],
         )
 

@@ -10,7 +10,7 @@ from diffusers.models.attention_processor import Attention
 from torch import Tensor, nn
 
 from demo.world import base, lessons
-from demo.world.base import UNET, train_base
+from demo.world.base import UNET, Taught, train_base
 from demo.world.glances import Outputs, glance_error
 from demo.world.image_prompts import CELLS, SPARE, WordsOf, own_words
 from demo.world.lessons import HALVES, LESSONS, Lesson, Lessons, captions_of
@@ -120,6 +120,27 @@ def test_outputs_are_heard_until_the_end() -> None:
     assert all(map(torch.equal, outputs(), expected))
     outputs.close()
     assert not any(module._forward_hooks for module in modules)
+
+
+def test_hints_count_where_a_prompt_holds_and_are_read_at_the_right_cell() -> None:
+    torch.manual_seed(0)
+    taught = Taught(UNet2DConditionModel(**UNET))
+    for read in taught.read:
+        nn.init.zeros_(read.weight)
+        nn.init.zeros_(read.bias)
+    batch = _lessons().draw(2, 1000, torch.Generator().manual_seed(0))
+    reference = torch.zeros(2, 4, 8, 8)
+    reference[..., 7, 7] = 1000
+    losses = {}
+    for name, cell in {"none": None, "of that cell": (7, 7), "of another": (7, 0)}.items():
+        shown = torch.zeros(2, 8, 8, dtype=torch.bool)
+        if cell:
+            shown[:, cell[0], cell[1]] = True
+        given = replace(batch, reference=reference, shown=shown)
+        losses[name] = taught(given, torch.Generator().manual_seed(1)).item()
+    assert losses["of that cell"] > 1000 * losses["of another"]
+    assert losses["none"] < losses["of another"]
+    taught.close()
 
 
 def test_the_base_model_is_left_as_diffusers_loads_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
