@@ -46,7 +46,7 @@ JUDGE = (
 )
 TEXTS = {
     "world": (
-        "What a model of a few CPU hours draws when it is shown a picture: its shape and colours, not its details.",
+        "What a model of a few CPU hours draws when it is shown a picture: its shape, colours and larger details.",
         f"{JUDGE} Neither image encoder nor adapter has seen the references; the base model has.",
     ),
     "photo": (

@@ -78,7 +78,7 @@ SCENES = (
     Scene(
         "demo_variation",
         "Variations of a picture",
-        "One reference, no text, five kinds of noise: shape and colours come back, details are the noise's.",
+        "One reference, no text, five kinds of noise: what the reference settles comes back each time.",
         ("cat_3d.png",),
         (Result("noise", count=5),),
     ),

@@ -18,7 +18,7 @@ from ipadapter_core.vision_folder import CLIP_STATISTICS
 from .pictures import STYLES, Picture
 from .training import Recipe, train
 
-RECIPE = Recipe(steps=260, learning_rate=1e-3, weight_decay=0.05, warmup=30, average=0.98)
+RECIPE = Recipe(steps=500, learning_rate=1e-3, weight_decay=0.05, warmup=30, average=0.98)
 BATCH = 96  # emoji; each in two styles
 CONFIG = {
     "hidden_size": 192,
