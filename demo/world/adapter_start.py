@@ -58,8 +58,7 @@ def start_adapter(
     (words_of,) = (words for words in map(WordsOf, CELLS) if words.places**2 == adapter.spec.num_tokens)
     words = words_of(latents[taught])
 
-    resampler = adapter.image_proj
-    reads = [attention for attention, _ in resampler.layers]
+    reads = [attention for attention, _ in adapter.image_proj.layers]
     queries, key_values = Outputs([read.to_q for read in reads]), Outputs([read.to_kv for read in reads])
     patches = [_patch_of(words_of, layer, math.isqrt(features.shape[1] - 1)) for layer in range(len(reads))]
 

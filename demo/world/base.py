@@ -6,7 +6,6 @@ not seen. No image prompt shows one.
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 from diffusers import DDPMScheduler, UNet2DConditionModel
@@ -19,14 +18,14 @@ from trainer.models.processor import install
 from trainer.models.sites import discover_sites
 
 from .glances import Outputs, glance_error
-from .image_prompts import CHANNELS, own_words
+from .image_prompts import CHANNELS, SIZE, own_words
 from .lessons import Batch, Lessons
 from .pictures import Picture
 from .training import Recipe, train
 
 RECIPE = Recipe(steps=1600, learning_rate=7e-4, weight_decay=0.01, average=0.99)
 BATCH = 32
-UNET = {"sample_size": 8, **tiny_base.UNET}
+UNET = {"sample_size": SIZE, **tiny_base.UNET}
 TIMESTEPS = 1000
 SCHEDULE = {  # SD1.5's
     "num_train_timesteps": TIMESTEPS,
@@ -48,7 +47,7 @@ def train_base(
 
     Args:
         latents: (N, 4, 8, 8), of the pictures.
-        text: caption to (77, 768): every caption of every picture and HALVES.
+        text: caption to (77, 768): every caption of every picture.
     """
     torch.manual_seed(0)
     taught = Taught(UNet2DConditionModel(**UNET).to(memory_format=torch.channels_last))
@@ -86,9 +85,10 @@ class Taught(nn.Module):
         shown = batch.shown.flatten(1)
         image_kv = [(attention.to_k(batch.words), attention.to_v(batch.words)) for attention in self._attentions]
         prompt = {"image_kv": image_kv, "image_mask": shown[..., None].float()}
-        error = weighted_error(
-            self.unet, self.schedule, batch.x, batch.t, batch.context, generator, cross_attention_kwargs=prompt
-        )
+        noise = torch.randn(batch.x.shape, generator=generator)
+        noised = self.schedule.add_noise(batch.x, noise, batch.t).contiguous(memory_format=torch.channels_last)
+        predicted = self.unet(noised, batch.t, batch.context, cross_attention_kwargs=prompt).sample
+        error = ((predicted - noise).square() * self._weights(batch.t)).mean()
         own = own_words(batch.words.shape[1])
         said = batch.reference.flatten(2).transpose(1, 2)
         hints = torch.zeros_like(shown, dtype=error.dtype)
@@ -98,32 +98,14 @@ class Taught(nn.Module):
             hints = hints + READ_WEIGHT * (read(hidden) - said).square().mean(dim=2)
         return error + (hints * shown).sum() / shown.sum().clamp(min=1) / len(self.read)
 
+    def _weights(self, t: Tensor) -> Tensor:
+        """(B, 1, 1, 1), for errors of the predicted noise: what predicting v would give (arXiv 2202.00512).
+
+        Plain weights hardly count the steps in much noise, where captions, and later references, decide what is drawn.
+        """
+        snr = compute_snr(self.schedule, t)[:, None, None, None]
+        return (1 + 1 / snr).clamp(max=LARGEST_WEIGHT)
+
     def close(self) -> None:
         self._queries.close()
         self._hidden.close()
-
-
-def weighted_error(
-    model: nn.Module,
-    schedule: DDPMScheduler,
-    x: Tensor,
-    t: Tensor,
-    context: Tensor,
-    generator: torch.Generator,
-    **beside: Any,
-) -> Tensor:
-    """Error of the predicted noise, with the weights that predicting v would give (arXiv 2202.00512).
-
-    Plain weights hardly count the steps in much noise, where captions, and later references, decide what is drawn.
-
-    Args:
-        x: latents (B, 4, 8, 8).
-        t: (B,).
-        context: (B, 77, 768).
-        beside: what else the model takes.
-    """
-    noise = torch.randn(x.shape, generator=generator)
-    noised = schedule.add_noise(x, noise, t)
-    predicted = model(noised.contiguous(memory_format=torch.channels_last), t, context, **beside).sample
-    snr = compute_snr(schedule, t)[:, None, None, None]
-    return ((predicted - noise).square() * (1 + 1 / snr).clamp(max=LARGEST_WEIGHT)).mean()

@@ -12,9 +12,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from demo.tiny_base import CROSS_ATTENTION_DIM
+
 CELLS = {2: 0.85, 4: 0.15}
 """Side of the square of latent cells in a word, and how often: 16 words for plus adapters, 4 for base adapters."""
-CHANNELS, SIZE, WIDTH = 4, 8, 768  # of latents, and of a word
+CHANNELS, SIZE = 4, 8  # of latents
+WIDTH = CROSS_ATTENTION_DIM  # of a word
 SPARE = 64  # numbers of a word that stay 0, for adapters that give all words one length: the difference goes there
 WORDS_SEED = 20260402
 

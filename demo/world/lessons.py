@@ -20,7 +20,7 @@ class Lesson:
     """What a caption says, how often, and what is shown beside it.
 
     Attributes:
-        caption: key of `captions_of`, or HALVES, whose picture is two unrelated halves with one of them shown.
+        caption: key of `captions_of`; with HALVES the picture is two unrelated halves with one of them shown.
         shown: by image prompt; else by caption alone.
         other_style: the prompt shows the emoji in its other style, and the caption names the style to be drawn.
     """
@@ -54,6 +54,7 @@ def captions_of(picture: Picture) -> dict[str, str]:
         "category": picture.category,
         "style": f"{picture.style} emoji",
         "empty": "",
+        HALVES: HALVES,
     }
 
 
@@ -81,7 +82,7 @@ class Lessons:
 
     Args:
         latents: (N, 4, 8, 8), of the pictures.
-        text: caption to (77, 768): every caption of every picture and HALVES.
+        text: caption to (77, 768): every caption of every picture.
     """
 
     def __init__(self, pictures: Sequence[Picture], latents: Tensor, text: Mapping[str, Tensor]) -> None:
@@ -95,8 +96,8 @@ class Lessons:
     def draw(self, size: int, timesteps: int, generator: torch.Generator) -> Batch:
         """A batch of `size` samples, at timesteps below `timesteps`."""
 
-        def below(count: int, least: int = 0, shape: tuple[int, ...] = (size,)) -> Tensor:
-            return torch.randint(least, count, shape, generator=generator)
+        def below(count: int, least: int = 0) -> Tensor:
+            return torch.randint(least, count, (size,), generator=generator)
 
         drawn = [LESSONS[number] for number in torch.multinomial(self._lessons, size, True, generator=generator)]
         has_prompt = torch.tensor([lesson.shown for lesson in drawn])
@@ -110,10 +111,7 @@ class Lessons:
         keeps = (right_half == (below(2) == 1)[:, None]) | ~halved[:, None]  # (B, columns)
         keeps = keeps[:, None].expand(-1, width, -1)
         words_of = self._words_of[int(torch.multinomial(self._sides, 1, generator=generator))]
-        said = [
-            HALVES if lesson.caption == HALVES else self.captions[number][lesson.caption]
-            for lesson, number in zip(drawn, target.tolist(), strict=True)
-        ]
+        said = [self.captions[number][lesson.caption] for lesson, number in zip(drawn, target.tolist(), strict=True)]
         late = torch.rand(size, generator=generator) < LATE
         return Batch(
             x=torch.where(keeps[:, None], self.latents[target], self.latents[beside]),

@@ -40,7 +40,7 @@ from .adapter_start import start_adapter
 from .autoencoder import latents_of, train_autoencoder
 from .base import train_base
 from .encoder import train_encoder
-from .lessons import HALVES, captions_of
+from .lessons import captions_of
 from .pack import pack
 from .packages import PackageError
 from .pairs import write_pairs
@@ -85,7 +85,7 @@ class World:
     @cached_property
     def text(self) -> dict[str, Tensor]:
         """Caption to (77, 768), float16."""
-        captions = sorted({HALVES} | {text for picture in self.pictures for text in captions_of(picture).values()})
+        captions = sorted({text for picture in self.pictures for text in captions_of(picture).values()})
         folder = self.work / "text"
         folder.mkdir(parents=True, exist_ok=True)
         model = None
