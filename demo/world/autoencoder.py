@@ -31,10 +31,7 @@ class Stage:
 
 STAGES = {
     "rough": Stage(Recipe(steps=900, learning_rate=1e-3, average=0.99), batch=32, side=32, noise=(0.1, 0.1)),
-    "fine": Stage(
-        Recipe(steps=1300, learning_rate=1.5e-3, average=0.99, seed=1), batch=16, side=32, noise=(0.03, 0.03)
-    ),
-    "whole": Stage(Recipe(steps=2500, learning_rate=8e-4, average=0.98, seed=2), batch=8, side=64, noise=(0.0, 0.2)),
+    "whole": Stage(Recipe(steps=2000, learning_rate=8e-4, average=0.98, seed=1), batch=8, side=64, noise=(0.0, 0.2)),
 }
 
 

@@ -39,7 +39,7 @@ def glance_error(query: Tensor, key: Tensor, own: Tensor, heads: int, guided: in
     Args:
         query: (B, L, C), as projected.
         key: (B, K, C), as projected.
-        own: (L,), number of each query's key.
+        own: (L,) or (guided, L), number of each query's key, for all heads or each head's own.
         guided: of the heads; the others look where they like.
     """
     q, k = (x.unflatten(-1, (heads, -1))[..., :guided, :] for x in (query, key))

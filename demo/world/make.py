@@ -13,7 +13,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 
 import torch
@@ -146,7 +146,8 @@ class World:
     def _start(self, recipe: Path, places: Mapping[str, Path]) -> Path:
         """What an adapter starts from."""
         path = self.work / f"{recipe.stem}_start.safetensors"
-        start_adapter(recipe, _settings(places), self.pictures, self.pixels, self.latents, path)
+        encode = partial(latents_of, self.autoencoder)
+        start_adapter(recipe, _settings(places), self.pictures, self.pixels, encode, path)
         return path
 
 
