@@ -10,7 +10,6 @@ train` takes the file as `adapter.pretrained`. Held-out emoji are not seen.
 import itertools
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -31,7 +30,6 @@ from .pictures import Picture
 from .training import Recipe, train
 
 RECIPE = Recipe(steps=1000, learning_rate=2e-3, weight_decay=0.01, warmup=100, average=0.99)
-ROUNDS = 2  # each from the learning rate's top: it learns fastest while that falls
 BATCH = 48
 GLANCE_WEIGHT = 0.3
 AIM = 3.0  # square root of the scores that attention starts with where it should look
@@ -84,10 +82,7 @@ def start_adapter(
         )
         return error + GLANCE_WEIGHT * glances / len(reads)
 
-    for number in range(ROUNDS):
-        round_recipe = replace(RECIPE, seed=number)
-        folder = path.with_suffix("") / str(number)
-        train(f"{recipe.stem}, start {number}", adapter.image_proj, loss_at, round_recipe, folder)
+    train(f"{recipe.stem}, start", adapter.image_proj, loss_at, RECIPE, path.with_suffix(""))
     queries.close()
     key_values.close()
     save_adapter(adapter, path)

@@ -32,6 +32,7 @@ class Stage:
 STAGES = {
     "rough": Stage(Recipe(steps=900, learning_rate=1e-3, average=0.99), batch=32, side=32, noise=(0.1, 0.1)),
     "whole": Stage(Recipe(steps=2000, learning_rate=8e-4, average=0.98, seed=1), batch=8, side=64, noise=(0.0, 0.2)),
+    "polish": Stage(Recipe(steps=1800, learning_rate=8e-4, average=0.99, seed=2), batch=4, side=64, noise=(0.0, 0.2)),
 }
 
 

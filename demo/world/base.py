@@ -23,7 +23,7 @@ from .lessons import Batch, Lessons
 from .pictures import Picture
 from .training import Recipe, train
 
-RECIPE = Recipe(steps=1200, learning_rate=7e-4, weight_decay=0.01, average=0.99)
+RECIPE = Recipe(steps=1000, learning_rate=7e-4, weight_decay=0.01, average=0.99)
 BATCH = 32
 UNET = {"sample_size": SIZE, **tiny_base.UNET}
 TIMESTEPS = 1000
