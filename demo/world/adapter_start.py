@@ -70,7 +70,7 @@ def start_adapter(
 
     reads = [attention for attention, _ in adapter.image_proj.layers]
     queries, key_values = Outputs([read.to_q for read in reads]), Outputs([read.to_kv for read in reads])
-    patches = patches_of(words_of, len(reads), reads[0].num_heads)
+    patches = patches_of(words_of, adapter.image_proj.spec.depth, adapter.image_proj.spec.num_heads)
     aim(adapter.image_proj, features[:AIMED_BY], patches)
 
     def loss_at(projection: nn.Module, generator: torch.Generator) -> Tensor:
@@ -89,7 +89,7 @@ def start_adapter(
 
 
 def _mixture(pixels: Tensor, seed: int) -> Tensor:
-    """As many pictures (N, 3, H, H), each quarter from a picture of its own."""
+    """As many pictures (N, 3, 64, 64), each quarter from a picture of its own."""
     random = torch.Generator().manual_seed(seed)
     half = pixels.shape[-1] // 2
     mixed = pixels.clone()
@@ -110,15 +110,15 @@ def aim(resampler: Resampler, features: Tensor, patches: list[Tensor]) -> None:
     """
     resampler.latents.normal_()  # outweigh what the layers add to them, so that all layers know which word is which
     seen = resampler.proj_in(features)
-    width = len(resampler.layers[0][0].to_q.weight) // resampler.layers[0][0].num_heads
-    of_patches = functional.pad(place_codes(), (0, width - 2 * PATCHES, 1, 0))  # the class token has none
-    codes = AIM * width**0.25 * of_patches
+    head_dim = resampler.spec.head_dim
+    of_patches = functional.pad(place_codes(), (0, head_dim - 2 * PATCHES, 1, 0))  # the class token has none
+    codes = AIM * head_dim**0.25 * of_patches
     for (read, _), of_heads in zip(resampler.layers, patches, strict=True):
         latents = read.norm2(resampler.latents[0])
         inputs = torch.cat((read.norm1(seen).flatten(0, 1), latents * len(seen) ** 0.5))
         wanted = functional.pad(codes.repeat(len(seen), 1), (0, 0, 0, len(latents)))
         keys = torch.linalg.lstsq(inputs, wanted).solution.T
-        queries = torch.cat([torch.linalg.pinv(latents) @ codes[of_head] for of_head in of_heads], dim=1).T
+        queries = (torch.linalg.pinv(latents) @ codes[of_heads]).transpose(1, 2).flatten(0, 1)
         read.to_q.weight.copy_(queries)
         read.to_kv.weight[: len(queries)] = keys.repeat(len(of_heads), 1)
 
@@ -126,8 +126,8 @@ def aim(resampler: Resampler, features: Tensor, patches: list[Tensor]) -> None:
 def patches_of(words_of: WordsOf, layers: int, heads: int) -> list[Tensor]:
     """For each layer (H, W): the feature position that a head reads for a word.
 
-    Most heads of a layer read one patch of the word's square, the others one each of those around it, on which the
-    latents depend too.
+    In each layer some heads read one of the patches around the word's square each, since latents depend on those too;
+    the others read one patch of the square.
     """
     square = list(itertools.product(range(words_of.side), repeat=2))
     around = [place for place in itertools.product(range(-1, words_of.side + 1), repeat=2) if place not in square]
