@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # demo/make.sh [PART] [--work FOLDER]   makes the demo's models from nothing and puts them into demo/assets: base model, image
-#                                       encoder, adapters. Within 4 CPU hours; cut off, it goes on where it was.
+#                                       encoder, adapters. Within 4 hours on 2 CPU cores; cut off, it goes on where it was.
 # demo/make.sh --help                   lists the parts
 set -euo pipefail
 

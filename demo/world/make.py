@@ -1,4 +1,4 @@
-"""Make the demo's models from nothing, within 4 CPU hours. Cut off at any moment, it goes on where it was.
+"""Make the demo's models from nothing, within 4 hours on 2 CPU cores. Cut off at any moment, it goes on where it was.
 
 Examples:
   demo/make.sh                 everything, into demo/assets

@@ -1,0 +1,42 @@
+"""The parts of the autoencoder's training, one or two steps each."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from demo.world import autoencoder
+from demo.world.training import RESULT
+
+
+@pytest.fixture
+def pixels() -> torch.Tensor:
+    return torch.randint(256, (5, 3, 64, 64), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+
+
+@pytest.fixture(autouse=True)
+def short(monkeypatch: pytest.MonkeyPatch) -> None:
+    def shortened(stage: autoencoder.Stage, steps: int) -> autoencoder.Stage:
+        return replace(stage, recipe=replace(stage.recipe, steps=steps, warmup=1), batch=2)
+
+    for name, stage in autoencoder.STAGES.items():
+        monkeypatch.setitem(autoencoder.STAGES, name, shortened(stage, 1))
+    monkeypatch.setattr(autoencoder, "DECODER", shortened(autoencoder.DECODER, 2))
+
+
+def test_the_decoder_is_taught_last_and_alone(pixels: torch.Tensor, tmp_path: Path) -> None:
+    made = autoencoder.train_autoencoder(pixels, tmp_path).state_dict()
+    before = load_file(tmp_path / "polish" / RESULT)
+    same = {name for name, value in made.items() if torch.equal(value, before[name])}
+    assert same >= {name for name in made if name.startswith("encoder.")}  # the latents' model stays what it was
+    assert not any(name in same for name in made if name.startswith("decoder.") and name.endswith(".weight"))
+
+
+def test_a_finished_autoencoder_is_read(pixels: torch.Tensor, tmp_path: Path) -> None:
+    made = autoencoder.train_autoencoder(pixels, tmp_path)
+    again = autoencoder.train_autoencoder(pixels, tmp_path)
+    assert all(torch.equal(value, again.state_dict()[name]) for name, value in made.state_dict().items())
+    assert not again.training
+    assert not any(parameter.requires_grad for parameter in again.parameters())
