@@ -16,7 +16,7 @@ ENLARGED = 4  # times, for the eye
 
 SEED = 20261
 STEPS = 16
-CFG = 2.0
+CFG = 1.5
 SAMPLER, SCHEDULER = "euler", "normal"
 
 
