@@ -25,10 +25,10 @@ pytestmark = pytest.mark.slow
 
 # What must be reached: less than the shipped models do. bench/fidelity.py measures it on 200 references.
 LIMITS = {
-    "retrieval": 0.4,  # of pictures whose reference is the nearest of FILES; a guess has 1 in 12
+    "retrieval": 0.6,  # of pictures whose reference is the nearest of FILES; a guess has 1 in 12
     "base": 0.12,  # the same without adapter, at most
-    "strength": 0.02,  # by how much strengths 0.5 and 1 are nearer to the reference than 0
-    "leakage": 0.45,  # change outside a mask over change inside it, at most; 1 would be no mask
+    "strength": 0.05,  # by how much strengths 0.5 and 1 are nearer to the reference than 0
+    "leakage": 0.3,  # change outside a mask over change inside it, at most; 1 would be no mask
     "own half": 0.9,  # of halves that are nearer to their own reference's half than to the other's
     "style": 0.8,  # of pictures at half strength with a word for the other style that have it
     "text": 0.01,  # by how much a word for something else brings a picture nearer to that, at half strength
