@@ -39,13 +39,22 @@ DECODER = Stage(Recipe(steps=4000, learning_rate=8e-4, average=0.99, seed=3), ba
 
 
 def train_autoencoder(pixels: Tensor, folder: Path) -> AutoencoderTiny:
-    """Train on pixels (N, 3, 64, 64), uint8."""
+    """Train on pixels (N, 3, 64, 64), uint8; `train_decoder` does the rest."""
     torch.manual_seed(0)
     model = AutoencoderTiny().to(memory_format=torch.channels_last)
     for name, stage in STAGES.items():
         train(f"autoencoder, {name}", model, partial(_loss, pixels, stage), stage.recipe, folder / name)
-    latents = latents_of(model.eval(), pixels)
-    train("decoder", model.decoder, partial(_decoder_loss, pixels, latents), DECODER.recipe, folder / "decoder")
+    return model.eval().requires_grad_(False)
+
+
+def train_decoder(model: AutoencoderTiny, pixels: Tensor, latents: Tensor, folder: Path) -> AutoencoderTiny:
+    """Train the decoder further, in place.
+
+    Args:
+        latents: (N, 4, 8, 8), `latents_of` the pixels.
+    """
+    loss_at = partial(_decoder_loss, pixels, latents)
+    train("decoder", model.decoder.requires_grad_(), loss_at, DECODER.recipe, folder)
     return model.eval().requires_grad_(False)
 
 

@@ -37,7 +37,7 @@ from trainer.config_file import read_config
 
 from . import pictures as emoji
 from .adapter_start import start_adapter
-from .autoencoder import latents_of, train_autoencoder
+from .autoencoder import latents_of, train_autoencoder, train_decoder
 from .base import train_base
 from .encoder import train_encoder
 from .lessons import captions_of
@@ -75,12 +75,17 @@ class World:
         return load_tokenizer(Path(os.environ["COMFYUI_PATH"]))
 
     @cached_property
-    def autoencoder(self) -> AutoencoderTiny:
+    def _encoding(self) -> AutoencoderTiny:
+        """The autoencoder, of which only the decoder still changes."""
         return train_autoencoder(self.pixels, self.work / "autoencoder")
 
     @cached_property
     def latents(self) -> Tensor:
-        return latents_of(self.autoencoder, self.pixels)
+        return latents_of(self._encoding, self.pixels)
+
+    @cached_property
+    def autoencoder(self) -> AutoencoderTiny:
+        return train_decoder(self._encoding, self.pixels, self.latents, self.work / "autoencoder" / "decoder")
 
     @cached_property
     def text(self) -> dict[str, Tensor]:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from diffusers import AutoencoderTiny
 from safetensors.torch import load_file
 
 from demo.world import autoencoder
@@ -26,8 +27,13 @@ def short(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(autoencoder, "DECODER", shortened(autoencoder.DECODER, 2))
 
 
+def train(pixels: torch.Tensor, folder: Path) -> AutoencoderTiny:
+    model = autoencoder.train_autoencoder(pixels, folder)
+    return autoencoder.train_decoder(model, pixels, autoencoder.latents_of(model, pixels), folder / "decoder")
+
+
 def test_the_decoder_is_taught_last_and_alone(pixels: torch.Tensor, tmp_path: Path) -> None:
-    made = autoencoder.train_autoencoder(pixels, tmp_path).state_dict()
+    made = train(pixels, tmp_path).state_dict()
     before = load_file(tmp_path / "polish" / RESULT)
     same = {name for name, value in made.items() if torch.equal(value, before[name])}
     assert same >= {name for name in made if name.startswith("encoder.")}  # the latents' model stays what it was
@@ -35,8 +41,8 @@ def test_the_decoder_is_taught_last_and_alone(pixels: torch.Tensor, tmp_path: Pa
 
 
 def test_a_finished_autoencoder_is_read(pixels: torch.Tensor, tmp_path: Path) -> None:
-    made = autoencoder.train_autoencoder(pixels, tmp_path)
-    again = autoencoder.train_autoencoder(pixels, tmp_path)
+    made = train(pixels, tmp_path)
+    again = train(pixels, tmp_path)
     assert all(torch.equal(value, again.state_dict()[name]) for name, value in made.state_dict().items())
     assert not again.training
     assert not any(parameter.requires_grad for parameter in again.parameters())
