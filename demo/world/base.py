@@ -17,14 +17,16 @@ from demo import tiny_base
 from trainer.models.processor import install
 from trainer.models.sites import discover_sites
 
+from .apart import Pairs, difference, draw_pairs
 from .glances import Outputs, glance_error
-from .image_prompts import CHANNELS, SIZE, own_words
-from .lessons import Batch, Lessons
+from .image_prompts import CELLS, CHANNELS, SIZE, WordsOf, own_words
+from .lessons import HALVES, Batch, Lessons
 from .pictures import Picture
 from .training import Recipe, train
 
 RECIPE = Recipe(steps=1000, learning_rate=7e-4, weight_decay=0.01, average=0.99)
-BATCH = 32
+APART = Recipe(steps=150, learning_rate=3e-4, weight_decay=0.01, average=0.98, warmup=10, seed=1)
+BATCH, PAIRS = 32, 8
 UNET = {"sample_size": SIZE, **tiny_base.UNET}
 TIMESTEPS = 1000
 SCHEDULE = {  # SD1.5's
@@ -37,6 +39,8 @@ SCHEDULE = {  # SD1.5's
 }
 LARGEST_WEIGHT = 60.0  # reached at timestep 925 or so
 GLANCE_WEIGHT, READ_WEIGHT = 0.2, 0.4
+APART_WEIGHT = 10.0
+SIDE = max(CELLS, key=CELLS.__getitem__)  # of a word in pairs: a plus adapter's
 GUIDED_HEADS = 6  # of 8, in every cross-attention
 
 
@@ -51,16 +55,19 @@ def train_base(
     """
     torch.manual_seed(0)
     taught = Taught(UNet2DConditionModel(**UNET).to(memory_format=torch.channels_last))
-    plain = taught.unet.attn_processors
-    install(taught.unet)
     lessons = Lessons(pictures, latents, text)
+    halves, words_of, told = text[HALVES].float(), WordsOf(SIDE), latents[lessons.taught]
 
     def loss_at(model: nn.Module, generator: torch.Generator) -> Tensor:
         return model(lessons.draw(BATCH, TIMESTEPS, generator), generator)
 
+    def apart_at(model: nn.Module, generator: torch.Generator) -> Tensor:
+        pairs = draw_pairs(told, PAIRS, TIMESTEPS, words_of, generator)
+        return loss_at(model, generator) + APART_WEIGHT * taught.difference(pairs, halves)
+
     train("base model", taught, loss_at, RECIPE, folder)
+    train("base model, halves apart", taught, apart_at, APART, folder / "apart")
     taught.close()
-    taught.unet.set_attn_processor(plain)
     return taught.unet.eval().requires_grad_(False)
 
 
@@ -74,6 +81,8 @@ class Taught(nn.Module):
     def __init__(self, unet: UNet2DConditionModel) -> None:
         super().__init__()
         self.unet, self.schedule = unet, DDPMScheduler(**SCHEDULE)
+        self._plain = unet.attn_processors
+        install(unet)
         _, self._attentions = discover_sites(unet)
         blocks = [module for module in unet.modules() if isinstance(module, BasicTransformerBlock)]
         self.read = nn.ModuleList(nn.Linear(unet.config.block_out_channels[0], CHANNELS) for _ in blocks)
@@ -83,11 +92,9 @@ class Taught(nn.Module):
     def forward(self, batch: Batch, generator: torch.Generator) -> Tensor:
         """Loss."""
         shown = batch.shown.flatten(1)
-        image_kv = [(attention.to_k(batch.words), attention.to_v(batch.words)) for attention in self._attentions]
-        prompt = {"image_kv": image_kv, "image_mask": shown[..., None].float()}
         noise = torch.randn(batch.x.shape, generator=generator)
-        noised = self.schedule.add_noise(batch.x, noise, batch.t).contiguous(memory_format=torch.channels_last)
-        predicted = self.unet(noised, batch.t, batch.context, cross_attention_kwargs=prompt).sample
+        image_kv = self._image_kv(batch.words)
+        predicted = self._predict(batch.x, noise, batch.t, batch.context, image_kv, shown)
         error = ((predicted - noise).square() * self._weights(batch.t)).mean()
         own = own_words(batch.words.shape[1])
         said = batch.reference.flatten(2).transpose(1, 2)
@@ -98,6 +105,25 @@ class Taught(nn.Module):
             hints = hints + READ_WEIGHT * (read(hidden) - said).square().mean(dim=2)
         return error + (hints * shown).sum() / shown.sum().clamp(min=1) / len(self.read)
 
+    def difference(self, pairs: Pairs, halves: Tensor) -> Tensor:
+        """Loss of pairs (`apart`), under the caption HALVES (77, 768)."""
+        context = halves.expand(len(pairs.x), -1, -1)
+        image_kv = self._image_kv(pairs.words)
+        predicted = self._predict(pairs.x, pairs.noise, pairs.t, context, image_kv, pairs.shown.flatten(1))
+        return difference(predicted, pairs, self._weights(pairs.t))
+
+    def _image_kv(self, words: Tensor) -> list[tuple[Tensor, Tensor]]:
+        """Of an image prompt, for each attention."""
+        return [(attention.to_k(words), attention.to_v(words)) for attention in self._attentions]
+
+    def _predict(
+        self, x: Tensor, noise: Tensor, t: Tensor, context: Tensor, image_kv: list[tuple[Tensor, Tensor]], shown: Tensor
+    ) -> Tensor:
+        """The noise in x; `shown` (B, L) says where the image prompt holds."""
+        noised = self.schedule.add_noise(x, noise, t).contiguous(memory_format=torch.channels_last)
+        prompt = {"image_kv": image_kv, "image_mask": shown[..., None].float()}
+        return self.unet(noised, t, context, cross_attention_kwargs=prompt).sample
+
     def _weights(self, t: Tensor) -> Tensor:
         """(B, 1, 1, 1), for errors of the predicted noise: what predicting v would give (arXiv 2202.00512).
 
@@ -107,5 +133,7 @@ class Taught(nn.Module):
         return (1 + 1 / snr).clamp(max=LARGEST_WEIGHT)
 
     def close(self) -> None:
+        """Leave the UNet as diffusers makes it."""
+        self.unet.set_attn_processor(self._plain)
         self._queries.close()
         self._hidden.close()

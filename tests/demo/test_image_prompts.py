@@ -10,6 +10,7 @@ from diffusers.models.attention_processor import Attention
 from torch import Tensor, nn
 
 from demo.world import base, lessons
+from demo.world.apart import draw_pairs
 from demo.world.base import UNET, Taught, train_base
 from demo.world.glances import Outputs, glance_error
 from demo.world.image_prompts import CELLS, SPARE, WordsOf, own_words
@@ -144,10 +145,15 @@ def test_hints_count_where_a_prompt_holds_and_are_read_at_the_right_cell() -> No
 
 
 def test_the_base_model_is_left_as_diffusers_loads_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(base, "RECIPE", replace(base.RECIPE, steps=2, warmup=1))
+    for recipe in ("RECIPE", "APART"):
+        monkeypatch.setattr(base, recipe, replace(getattr(base, recipe), steps=2, warmup=1))
     monkeypatch.setattr(base, "BATCH", 2)
+    monkeypatch.setattr(base, "PAIRS", 1)
+    paired: list[Tensor] = []
+    monkeypatch.setattr(base, "draw_pairs", lambda latents, *rest: paired.append(latents) or draw_pairs(latents, *rest))
     pictures = letters()
-    model = train_base(pictures, torch.randn(len(pictures), 4, 8, 8), _text(pictures), tmp_path)
+    latents = torch.randn(len(pictures), 4, 8, 8)
+    model = train_base(pictures, latents, _text(pictures), tmp_path)
     torch.manual_seed(0)
     fresh = UNet2DConditionModel(**UNET)
     assert {type(processor) for processor in model.attn_processors.values()} == {
@@ -157,6 +163,8 @@ def test_the_base_model_is_left_as_diffusers_loads_it(tmp_path: Path, monkeypatc
     assert not any(module._forward_hooks for module in model.modules())
     unchanged = [name for name, value in fresh.state_dict().items() if torch.equal(value, model.state_dict()[name])]
     assert not unchanged
+    assert [(tmp_path / part / "losses.jsonl").read_text().count("\n") for part in (".", "apart")] == [2, 2]
+    assert torch.equal(paired[0], latents[[not picture.is_held_out for picture in pictures]])
 
 
 def _lessons() -> Lessons:
