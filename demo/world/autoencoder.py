@@ -35,7 +35,10 @@ STAGES = {
     "polish": Stage(Recipe(steps=1800, learning_rate=8e-4, average=0.99, seed=2), batch=4, side=64, noise=(0.0, 0.2)),
 }
 # The decoder alone, on latents that no longer change: half the work of a step, and what an adapter draws is farther off.
-DECODER = Stage(Recipe(steps=4000, learning_rate=8e-4, average=0.99, seed=3), batch=4, side=64, noise=(0.0, 0.3))
+DECODER_STAGES = {
+    "decoder": Stage(Recipe(steps=4000, learning_rate=8e-4, average=0.99, seed=3), batch=4, side=64, noise=(0.0, 0.3)),
+    "fine": Stage(Recipe(steps=2400, learning_rate=5e-4, average=0.995, seed=4), batch=4, side=64, noise=(0.0, 0.3)),
+}
 
 
 def train_autoencoder(pixels: Tensor, folder: Path) -> AutoencoderTiny:
@@ -53,8 +56,10 @@ def train_decoder(model: AutoencoderTiny, pixels: Tensor, latents: Tensor, folde
     Args:
         latents: (N, 4, 8, 8), `latents_of` the pixels.
     """
-    loss_at = partial(_decoder_loss, pixels, latents)
-    train("decoder", model.decoder.requires_grad_(), loss_at, DECODER.recipe, folder)
+    model.decoder.requires_grad_()
+    for name, stage in DECODER_STAGES.items():
+        loss_at = partial(_decoder_loss, pixels, latents, stage)
+        train(f"autoencoder, {name}", model.decoder, loss_at, stage.recipe, folder / name)
     return model.eval().requires_grad_(False)
 
 
@@ -76,9 +81,11 @@ def _loss(pixels: Tensor, stage: Stage, model: nn.Module, generator: torch.Gener
     return _distance(drawn, batch) + 0.01 * _distance_to_normal(latents)
 
 
-def _decoder_loss(pixels: Tensor, latents: Tensor, decoder: nn.Module, generator: torch.Generator) -> Tensor:
-    numbers = torch.randint(len(pixels), (DECODER.batch,), generator=generator)
-    drawn = decoder(_noisy(latents[numbers], DECODER, generator))
+def _decoder_loss(
+    pixels: Tensor, latents: Tensor, stage: Stage, decoder: nn.Module, generator: torch.Generator
+) -> Tensor:
+    numbers = torch.randint(len(pixels), (stage.batch,), generator=generator)
+    drawn = decoder(_noisy(latents[numbers], stage, generator))
     return _distance(drawn, to_model(pixels[numbers]))
 
 

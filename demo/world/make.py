@@ -85,7 +85,7 @@ class World:
 
     @cached_property
     def autoencoder(self) -> AutoencoderTiny:
-        return train_decoder(self._encoding, self.pixels, self.latents, self.work / "autoencoder" / "decoder")
+        return train_decoder(self._encoding, self.pixels, self.latents, self.work / "autoencoder")
 
     @cached_property
     def text(self) -> dict[str, Tensor]:
