@@ -28,7 +28,7 @@ LIMITS = {
     "retrieval": 0.6,  # of pictures whose reference is the nearest of FILES; a guess has 1 in 12
     "base": 0.12,  # the same without adapter, at most
     "strength": 0.05,  # by how much strengths 0.5 and 1 are nearer to the reference than 0
-    "leakage": 0.3,  # change outside a mask over change inside it, at most; 1 would be no mask
+    "leakage": 0.1,  # change outside a mask over change inside it, at most; 1 would be no mask
     "own half": 0.9,  # of halves that are nearer to their own reference's half than to the other's
     "style": 0.8,  # of pictures at half strength with a word for the other style that have it
     "text": 0.01,  # by how much a word for something else brings a picture nearer to that, at half strength
