@@ -19,7 +19,7 @@ from trainer.models.sites import discover_sites
 
 from .apart import Pairs, difference, draw_pairs
 from .glances import Outputs, glance_error
-from .image_prompts import CELLS, CHANNELS, SIZE, WordsOf, own_words
+from .image_prompts import CHANNELS, SIZE, WordsOf, own_words
 from .lessons import HALVES, Batch, Lessons
 from .pictures import Picture
 from .training import Recipe, train
@@ -40,7 +40,7 @@ SCHEDULE = {  # SD1.5's
 LARGEST_WEIGHT = 60.0  # reached at timestep 925 or so
 GLANCE_WEIGHT, READ_WEIGHT = 0.2, 0.4
 APART_WEIGHT = 10.0
-SIDE = max(CELLS, key=CELLS.__getitem__)  # of a word in pairs: a plus adapter's
+SIDE = 2  # of a word in pairs, in latent cells: a plus adapter's
 GUIDED_HEADS = 6  # of 8, in every cross-attention
 
 
