@@ -29,7 +29,7 @@ from .image_prompts import CELLS, WordsOf
 from .pictures import Picture
 from .training import Recipe, train
 
-RECIPE = Recipe(steps=1000, learning_rate=2e-3, weight_decay=0.01, warmup=100, average=0.99)
+RECIPE = Recipe(steps=2500, learning_rate=2e-3, weight_decay=0.01, warmup=100, average=0.99)
 BATCH = 48
 GLANCE_WEIGHT = 0.3
 AIM = 3.0  # square root of the scores that attention starts with where it should look
