@@ -84,14 +84,18 @@ def main() -> int:
 
 
 def read_picture(path: Path) -> Image.Image:
-    """Upright, RGB.
+    """Upright, RGB; what is transparent becomes white, as the world's emoji have it.
 
     Raises:
         DemoError: there is no picture that can be read.
     """
     try:
         with Image.open(path) as picture:
-            return ImageOps.exif_transpose(picture).convert("RGB")
+            upright = ImageOps.exif_transpose(picture)
+            if upright.has_transparency_data:
+                upright = upright.convert("RGBA")
+                upright = Image.alpha_composite(Image.new("RGBA", upright.size, "white"), upright)
+            return upright.convert("RGB")
     except FileNotFoundError as error:
         raise DemoError(f"there is no file {path}") from error
     except (UnidentifiedImageError, Image.DecompressionBombError, OSError, SyntaxError) as error:

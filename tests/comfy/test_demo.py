@@ -96,6 +96,15 @@ def test_a_photograph_is_turned_upright(tmp_path: Path):
     assert read_picture(tmp_path / "photo.jpg").size == (20, 40)
 
 
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "P"])
+def test_what_is_transparent_becomes_white(tmp_path: Path, mode: str):
+    clear = Image.new("RGBA", (8, 8), (0, 0, 0, 0))
+    clear.putpixel((0, 0), (0, 0, 0, 255))
+    clear.convert(mode).save(tmp_path / "emoji.png")
+    picture = read_picture(tmp_path / "emoji.png")
+    assert [picture.getpixel(place) for place in ((0, 0), (7, 7))] == [(0, 0, 0), (255, 255, 255)]
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
