@@ -36,6 +36,7 @@ from demo.server import ComfyServer, ServerError
 from demo.session import DemoError, progress
 from demo.sheet import write_sheet
 from demo.show import Outcome
+from demo.world.pictures import without_alpha
 
 OWN_DEFAULT = Path(skimage.__file__).parent / "data" / "chelsea.png"  # reference for the user's models: a cat
 SILENCE = 600  # seconds a large model may take to load
@@ -84,18 +85,14 @@ def main() -> int:
 
 
 def read_picture(path: Path) -> Image.Image:
-    """Upright, RGB; what is transparent becomes white, as the world's emoji have it.
+    """Upright, RGB, without transparency.
 
     Raises:
         DemoError: there is no picture that can be read.
     """
     try:
         with Image.open(path) as picture:
-            upright = ImageOps.exif_transpose(picture)
-            if upright.has_transparency_data:
-                upright = upright.convert("RGBA")
-                upright = Image.alpha_composite(Image.new("RGBA", upright.size, "white"), upright)
-            return upright.convert("RGB")
+            return without_alpha(ImageOps.exif_transpose(picture))
     except FileNotFoundError as error:
         raise DemoError(f"there is no file {path}") from error
     except (UnidentifiedImageError, Image.DecompressionBombError, OSError, SyntaxError) as error:

@@ -102,6 +102,14 @@ def on_white(picture: Image.Image) -> Image.Image:
     picture = picture.convert("RGBA")
     if picture.size != (SIZE, SIZE):
         picture = picture.resize((SIZE, SIZE), Image.Resampling.LANCZOS)
+    return without_alpha(picture)
+
+
+def without_alpha(picture: Image.Image) -> Image.Image:
+    """RGB; what is transparent becomes white, as the world's emoji have it."""
+    if not picture.has_transparency_data:
+        return picture.convert("RGB")
+    picture = picture.convert("RGBA")
     return Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture).convert("RGB")
 
 
