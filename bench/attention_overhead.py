@@ -80,7 +80,7 @@ def measure(folder: Path) -> dict[str, Any]:
 
 
 def case(model: Any, adapter: Any, sites: int, adapters: int = 1, batch: int = 1, **widgets: Any) -> dict[str, Any]:
-    layer_weights = comfy_host.pack("ipadapter_core.layer_weights")
+    layer_weights = comfy_host.pack("ipadapter_core.strength.layer_weights")
     only_first = layer_weights.LayerWeights(factors=layer_weights.parse_site_factors(f"1-{sites - 1}: 0"))
     all_layers = first_layer = model
     for _ in range(adapters):

@@ -25,7 +25,7 @@ from torch import Tensor
 from demo.models import DIFFUSERS, ENCODER
 from demo.world.pairs import pairs
 from demo.world.pictures import SIZE, read_list
-from ipadapter_core.files import write_aside
+from ipadapter_core.file.container import write_aside
 from trainer.config import Config
 from trainer.config_file import read_config
 

@@ -46,7 +46,7 @@ def write_adapter(folder: Path, shapes: published.Shapes, metadata: dict[str, st
 def random_tokens(adapter: Any, count: int, width: int, references: int = 1) -> Any:
     """`ImageTokens` of an adapter, `count` tokens of `width` numbers for each reference."""
     cond, uncond = torch.randn(2, references, count, width)
-    return comfy_host.pack("ipadapter_core.tokens").ImageTokens(cond, uncond, adapter.adapter_id)
+    return comfy_host.pack("ipadapter_core.branch.tokens").ImageTokens(cond, uncond, adapter.adapter_id)
 
 
 def apply(model: Any, adapter: Any, tokens: Any, **changes: Any) -> Any:
@@ -57,5 +57,5 @@ def apply(model: Any, adapter: Any, tokens: Any, **changes: Any) -> Any:
 def installed_patches(model: Any) -> Iterator[tuple[tuple[Any, ...], Any]]:
     """Our patches on a model, each with its address in the UNet."""
     slots = model.model_options["transformer_options"].get("patches_replace", {}).get("attn2", {})
-    patch_class = comfy_host.pack("nodes.patch").IPAttentionPatch
+    patch_class = comfy_host.pack("nodes.patching.unet").IPAttentionPatch
     return ((address, patch) for address, patch in slots.items() if isinstance(patch, patch_class))

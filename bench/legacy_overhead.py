@@ -39,8 +39,8 @@ def measure(folder: Path) -> dict[str, Any]:
 
 def cases() -> dict[str, tuple[str, int, dict[str, Any]]]:
     """Node, latents and widgets of every case."""
-    weight_types = comfy_host.pack("ipadapter_core.weight_types").OFFERED_WEIGHT_TYPES
-    scalings = comfy_host.pack("ipadapter_core.scaling").SCALINGS
+    weight_types = comfy_host.pack("ipadapter_core.legacy.weight_types").OFFERED_WEIGHT_TYPES
+    scalings = comfy_host.pack("ipadapter_core.strength.scaling").SCALINGS
     one, each = "IPAdapterEmbeds", "IPAdapterEmbedsBatch"
     weights = [0.5 + number / 10 for number in range(FRAMES)]
     return {

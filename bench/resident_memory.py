@@ -39,7 +39,7 @@ def measure(_folder: Path) -> dict[str, Any]:
 
 
 def measure_family(model: Any, shapes: published.Shapes) -> dict[str, Any]:
-    build, types = comfy_host.pack("ipadapter_core.adapter").build_adapter, comfy_host.pack("nodes.types")
+    build, types = comfy_host.pack("ipadapter_core.network.adapter").build_adapter, comfy_host.pack("nodes.sockets")
     tensors = {name: torch.full((1,), 0.5, dtype=torch.float16).expand(shape) for name, shape in shapes.items()}
     adapter = types.LoadedAdapter("bench", "bench", build(tensors, {}, types.WEIGHT_OPERATIONS), None)
     tokens = adapter.spec.num_tokens or FULL_FACE_POSITIONS

@@ -26,10 +26,10 @@ from diffusers import DDPMScheduler  # noqa: E402
 from full_models import ENCODER_SIZE, META, open_pipeline, vision_h  # noqa: E402
 from torch.utils.flop_counter import FlopCounterMode  # noqa: E402
 
-from ipadapter_core.encoders import EncoderSpec  # noqa: E402
-from ipadapter_core.preprocess import PixelFormat  # noqa: E402
-from ipadapter_core.spec import Feature  # noqa: E402
-from ipadapter_core.vision_folder import VisionFolder  # noqa: E402
+from ipadapter_core.encoder.folder import VisionFolder  # noqa: E402
+from ipadapter_core.encoder.known import EncoderSpec  # noqa: E402
+from ipadapter_core.encoder.pixels import PixelFormat  # noqa: E402
+from ipadapter_core.file.spec import Feature  # noqa: E402
 from trainer.cache.estimate import estimate_bytes  # noqa: E402
 from trainer.config import Config, ObjectiveConfig  # noqa: E402
 from trainer.config_file import parse_config  # noqa: E402

@@ -21,7 +21,7 @@ from demo.tiny_base import COMFY_UNET, import_comfyui
 from demo.world.base import SCHEDULE, UNET
 from demo.world.pack import unpack
 from demo.world.text import build_text_encoder, load_tokenizer
-from ipadapter_core.files import write_safetensors
+from ipadapter_core.file.container import write_safetensors
 
 ASSETS = Path(__file__).with_name("assets")
 UNET_FILE, AUTOENCODER_FILE, ENCODER_FOLDER = "unet.safetensors", "autoencoder.safetensors", "image_encoder"

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from demo.references import FILES, path_of
 from demo.server import MODEL_FOLDERS
-from ipadapter_core.files import write_aside
+from ipadapter_core.file.container import write_aside
 
 
 class InstallError(Exception):

@@ -20,8 +20,8 @@ from transformers import CLIPVisionModelWithProjection
 
 from demo.models import CHECKPOINT, DIFFUSERS, ENCODER, PLUS_ADAPTER
 from demo.tiny_base import import_comfyui
-from ipadapter_core.preprocess import PixelFormat, check_image, encoder_pixels
-from ipadapter_core.vision_folder import CLIP_STATISTICS
+from ipadapter_core.encoder.folder import CLIP_STATISTICS
+from ipadapter_core.encoder.pixels import PixelFormat, check_image, encoder_pixels
 
 PENULTIMATE = -2
 

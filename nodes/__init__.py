@@ -3,14 +3,14 @@
 from comfy_api.latest import ComfyExtension, io
 from typing_extensions import override
 
-from .apply import IPAApply, IPAApplyImage
-from .combine import IPACombineTokens
-from .encode import IPAEncodeImage
-from .face import IPAEncodeFace, IPALoadFaceModel
-from .face_lora import IPAApplyFaceLora
-from .layer_weights import IPALayerWeights
+from .definitions.apply import IPAApply, IPAApplyImage
+from .definitions.apply_face_lora import IPAApplyFaceLora
+from .definitions.combine_tokens import IPACombineTokens
+from .definitions.face import IPAEncodeFace, IPALoadFaceModel
+from .definitions.layer_weights import IPALayerWeights
+from .definitions.load_adapter import IPALoadAdapter
+from .encoding.pictures import IPAEncodeImage
 from .legacy.coexistence import nodes_to_register
-from .load import IPALoadAdapter
 from .paths import register_folders
 
 NODES: tuple[type[io.ComfyNode], ...] = (

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import folder_paths
 
-from ..ipadapter_core.files import ADAPTER_SUFFIXES
+from ..ipadapter_core.file.container import ADAPTER_SUFFIXES
 
 ADAPTERS = "ipadapter"
 ENCODERS = "clip_vision"

@@ -17,7 +17,7 @@ from diffusers.training_utils import EMAModel
 from torch import Tensor
 
 from ipadapter_core.errors import IPAdapterError
-from ipadapter_core.files import read_tensors, sync, write_safetensors
+from ipadapter_core.file.container import read_tensors, sync, write_safetensors
 
 from .config import Config
 from .config_file import ConfigError, read_config, write_config

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ipadapter_core.adapter import save_adapter
-from ipadapter_core.resampler import Resampler
+from ipadapter_core.network.adapter import save_adapter
+from ipadapter_core.network.resampler import Resampler
 from trainer.config_file import read_config
 from trainer.models.image_encoder import ImageEncoder, load_image_encoder
 from trainer.models.loading import load_base

@@ -13,7 +13,7 @@ from torch.nn import functional
 from torchvision.transforms import v2
 from transformers import CLIPTokenizer, CLIPVisionConfig, CLIPVisionModelWithProjection
 
-from ipadapter_core.vision_folder import CLIP_STATISTICS
+from ipadapter_core.encoder.folder import CLIP_STATISTICS
 
 from .pictures import STYLES, Picture
 from .training import Recipe, train

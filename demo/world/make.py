@@ -32,7 +32,7 @@ from demo.assemble import (
     assemble_base,
 )
 from demo.models import DIFFUSERS, ENCODER
-from ipadapter_core.files import write_aside, write_safetensors
+from ipadapter_core.file.container import write_aside, write_safetensors
 from trainer.config_file import read_config
 
 from . import pictures as emoji

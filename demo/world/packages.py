@@ -10,7 +10,7 @@ from pathlib import Path
 import requests
 from tqdm import tqdm
 
-from ipadapter_core.files import publish
+from ipadapter_core.file.container import publish
 
 CHUNK = 1 << 20  # bytes
 

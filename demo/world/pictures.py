@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from tqdm import tqdm
 
-from ipadapter_core.files import write_aside
+from ipadapter_core.file.container import write_aside
 
 from .packages import FLUENT, NOTO, unpack
 

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from ipadapter_core.files import write_aside, write_safetensors
+from ipadapter_core.file.container import write_aside, write_safetensors
 
 SAVE_EVERY = 100  # steps
 RESULT, LOSSES, STATE = "result.safetensors", "losses.jsonl", "state.pt"

@@ -10,21 +10,21 @@ from comfy.model_patcher import ModelPatcher
 from comfy_api.latest import io
 from torch import Tensor
 
+from ...ipadapter_core.backbone.sites import UNetSites
+from ...ipadapter_core.branch.kv import AnyStrength, FrameStrength, SiteKV, SiteStrength
+from ...ipadapter_core.branch.masks import BILINEAR, read_mask
+from ...ipadapter_core.branch.tokens import ImageTokens
 from ...ipadapter_core.errors import MismatchError
-from ...ipadapter_core.kv import AnyStrength, FrameStrength, SiteKV, SiteStrength
-from ...ipadapter_core.masks import BILINEAR, read_mask
-from ...ipadapter_core.presets import Role, block_roles
-from ...ipadapter_core.scaling import find_scaling
-from ...ipadapter_core.sites import UNetSites
-from ...ipadapter_core.tokens import ImageTokens
-from ...ipadapter_core.weight_types import (
+from ...ipadapter_core.legacy.weight_types import (
     parse_layer_weights,
     resolve_layer_weights,
     resolve_weight_type,
 )
-from ..application import Limits, acting_range, fitting_sites, patch_sites, site_kv
-from ..narrowing import narrowed
-from ..types import LoadedAdapter
+from ...ipadapter_core.strength.presets import Role, block_roles
+from ...ipadapter_core.strength.scaling import find_scaling
+from ..patching.application import Limits, acting_range, fitting_sites, patch_sites, site_kv
+from ..patching.narrowing import narrowed
+from ..sockets import LoadedAdapter
 from .face_features import encode_faces
 from .features import combine_sides, image_tokens, negative_features, positive_features
 from .payload import Payload, read_payload

@@ -7,7 +7,7 @@ import folder_paths
 from comfy_api.latest import io
 from torch import Tensor
 
-from ...ipadapter_core.embeds import (
+from ...ipadapter_core.legacy.embeds import (
     EMBEDS_COMBINATIONS,
     check_embeds,
     combine_embeds,

@@ -7,8 +7,8 @@ from comfy.model_patcher import ModelPatcher
 from comfy_api.latest import io
 from torch import Tensor
 
-from ...ipadapter_core.enhance import blend, cut_tiles, join_tiles
-from ...ipadapter_core.preprocess import check_image
+from ...ipadapter_core.encoder.pixels import check_image
+from ...ipadapter_core.legacy.enhance import blend, cut_tiles, join_tiles
 from . import schema
 from .application import LegacyUse, apply_tokens, fitting_sites, tokens_of
 from .features import negative_features, positive_features

@@ -6,7 +6,7 @@ from comfy.model_patcher import ModelPatcher
 from comfy_api.latest import io
 from torch import Tensor
 
-from ..face_model import USUAL_PACKS, load_face_model, pack_fingerprint
+from ..encoding.face_model import USUAL_PACKS, load_face_model, pack_fingerprint
 from . import schema
 from .application import LegacyUse, apply_image, apply_tokens, fitting_sites
 from .face_features import encode_faces

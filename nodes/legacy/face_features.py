@@ -2,11 +2,11 @@
 
 from torch import Tensor
 
+from ...ipadapter_core.branch.tokens import ImageTokens
 from ...ipadapter_core.errors import BadInputError, MismatchError
-from ...ipadapter_core.spec import FaceSpec, Projection
-from ...ipadapter_core.tokens import ImageTokens
-from ..face_encode import face_tokens, find_faces
-from ..face_model import LICENCE, FaceModel
+from ...ipadapter_core.file.spec import FaceSpec, Projection
+from ..encoding.face_model import LICENCE, FaceModel
+from ..encoding.faces import face_tokens, find_faces
 from .features import combine_sides, negative_features, positive_features
 from .payload import PLUS_V2, Payload
 

@@ -5,17 +5,17 @@ from comfy.clip_vision import clip_preprocess
 from torch import Tensor
 from torch.nn import functional
 
-from ...ipadapter_core.embeds import combine_embeds
+from ...ipadapter_core.branch.masks import check_mask
+from ...ipadapter_core.branch.tokens import ImageTokens
+from ...ipadapter_core.encoder.pixels import check_image
 from ...ipadapter_core.errors import MismatchError
-from ...ipadapter_core.masks import check_mask
-from ...ipadapter_core.preprocess import check_image
-from ...ipadapter_core.spec import Feature
-from ...ipadapter_core.tokens import ImageTokens
+from ...ipadapter_core.file.spec import Feature
+from ...ipadapter_core.legacy.embeds import combine_embeds
 from ..cache import CACHE
-from ..encode import digest
-from ..encoder import VisionEncoder
+from ..encoding.encoder import VisionEncoder
+from ..encoding.pictures import digest
 from ..progress import steps
-from ..types import LoadedAdapter
+from ..sockets import LoadedAdapter
 from .payload import Payload
 
 _CONCAT = "concat"

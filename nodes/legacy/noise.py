@@ -8,8 +8,8 @@ from torch import Tensor
 from torchvision.transforms import ElasticTransform
 from torchvision.transforms import functional as pictures
 
+from ...ipadapter_core.encoder.pixels import check_image
 from ...ipadapter_core.errors import BadInputError
-from ...ipadapter_core.preprocess import check_image
 from .schema import legacy_schema
 
 SIDE = 224  # pixels, of what comes out

@@ -14,11 +14,11 @@ from uuid import uuid4
 
 from torch import Tensor
 
-from ...ipadapter_core.adapter import build_adapter
-from ...ipadapter_core.encoders import check_encoder, encoder_need
+from ...ipadapter_core.encoder.known import check_encoder, encoder_need
 from ...ipadapter_core.errors import BadInputError, MismatchError
-from ..encoder import VisionEncoder, from_clip_vision
-from ..types import WEIGHT_OPERATIONS, LoadedAdapter
+from ...ipadapter_core.network.adapter import build_adapter
+from ..encoding.encoder import VisionEncoder, from_clip_vision
+from ..sockets import WEIGHT_OPERATIONS, LoadedAdapter
 
 PARTS = ("image_proj", "ip_adapter")
 PLUS_V2, UNNORM = "faceidplusv2", "portraitunnorm"  # marker keys; true where the file's name has "plusv2" or "unnorm"

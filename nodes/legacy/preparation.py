@@ -8,9 +8,9 @@ from comfy_api.latest import io
 from PIL import Image
 from torch import Tensor
 
+from ...ipadapter_core.encoder.pixels import check_image
 from ...ipadapter_core.errors import BadInputError
-from ...ipadapter_core.preprocess import check_image
-from ...ipadapter_core.sharpen import sharpen
+from ...ipadapter_core.legacy.sharpen import sharpen
 from .schema import legacy_schema
 
 SIDE = 224  # pixels

@@ -4,8 +4,8 @@ from typing import Any
 
 from comfy_api.latest import io
 
-from ...ipadapter_core.scaling import SCALINGS
-from ...ipadapter_core.weight_types import OFFERED_WEIGHT_TYPES
+from ...ipadapter_core.legacy.weight_types import OFFERED_WEIGHT_TYPES
+from ...ipadapter_core.strength.scaling import SCALINGS
 
 IPAdapterSocket = io.Custom("IPADAPTER")  # see payload.py
 EmbedsSocket = io.Custom("EMBEDS")  # Tensor (R, E) or (R, S, E): image features before the projection

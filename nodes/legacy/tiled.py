@@ -9,10 +9,10 @@ from comfy_api.latest import io
 from torch import Tensor
 from torch.nn import functional
 
-from ...ipadapter_core.masks import read_mask
-from ...ipadapter_core.preprocess import check_image
-from ...ipadapter_core.sharpen import sharpen
-from ...ipadapter_core.tiles import TILE, Tiling, tile_picture
+from ...ipadapter_core.branch.masks import read_mask
+from ...ipadapter_core.encoder.pixels import check_image
+from ...ipadapter_core.legacy.sharpen import sharpen
+from ...ipadapter_core.legacy.tiles import TILE, Tiling, tile_picture
 from . import schema
 from .application import LegacyUse, apply_image
 from .payload import read_payload

@@ -10,13 +10,13 @@ from comfy.model_base import SDXL, SDXLRefiner
 from comfy.model_patcher import ModelPatcher
 from comfy_api.latest import io
 
-from ...ipadapter_core.adapter import read_spec
-from ...ipadapter_core.catalog import Wanted, choose_adapter
+from ...ipadapter_core.backbone.sites import check_sites, describe_model, discover_sites
 from ...ipadapter_core.errors import IPAdapterError, MismatchError
-from ...ipadapter_core.sites import check_sites, describe_model, discover_sites
-from ...ipadapter_core.spec import AdapterSpec, Projection
+from ...ipadapter_core.file.spec import AdapterSpec, Projection
+from ...ipadapter_core.legacy.catalog import Wanted, choose_adapter
+from ...ipadapter_core.network.adapter import read_spec
 from .. import paths
-from ..load import open_adapter
+from ..definitions.load_adapter import open_adapter
 from .payload import make_pipeline
 from .schema import IPAdapterSocket, ipadapter, legacy_schema
 

@@ -10,14 +10,14 @@ import folder_paths
 from comfy.model_patcher import ModelPatcher
 from comfy_api.latest import io
 
-from ...ipadapter_core.catalog import Wanted
 from ...ipadapter_core.errors import MismatchError
-from ...ipadapter_core.spec import Projection
+from ...ipadapter_core.file.spec import Projection
+from ...ipadapter_core.legacy.catalog import Wanted
 from .. import paths
-from ..face_lora import apply_face_lora
-from ..face_model import PROVIDERS, USUAL_PACKS, load_face_model, pack_fingerprint
-from ..load import open_adapter
-from ..types import LoadedAdapter
+from ..definitions.apply_face_lora import apply_face_lora
+from ..definitions.load_adapter import open_adapter
+from ..encoding.face_model import PROVIDERS, USUAL_PACKS, load_face_model, pack_fingerprint
+from ..sockets import LoadedAdapter
 from .payload import make_pipeline
 from .schema import IPAdapterSocket, ipadapter, legacy_schema
 from .unified import SD15_NAME, SDXL_NAME, base_of, find_adapter, loader_fingerprint

@@ -6,7 +6,7 @@ import torch
 from comfy_api.latest import io
 from torch import Tensor
 
-from ...ipadapter_core.weight_schedule import METHODS, TIMINGS, Strategy, prompt_schedule, schedule_weights
+from ...ipadapter_core.legacy.weight_schedule import METHODS, TIMINGS, Strategy, prompt_schedule, schedule_weights
 from .schema import StrategySocket, legacy_schema
 
 _NO_NATIVE = "it too: there is no native weight schedule yet (docs/migrating.md)"

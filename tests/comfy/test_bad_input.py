@@ -196,5 +196,5 @@ def test_damaged_weights_are_found_before_anything_is_patched(kind: str, base_di
 def use_weights(adapter: Any) -> None:
     """What the nodes do with a network: make tokens, then keys and values."""
     cond, uncond = (adapter.network.project(fill(1, adapter.spec.image_dim)) for fill in (torch.ones, torch.zeros))
-    tokens = comfy_host.pack("ipadapter_core.tokens").ImageTokens(cond, uncond, adapter.adapter_id)
-    comfy_host.pack("ipadapter_core.kv").project_tokens(adapter.network, tokens, torch.device("cpu"))
+    tokens = comfy_host.pack("ipadapter_core.branch.tokens").ImageTokens(cond, uncond, adapter.adapter_id)
+    comfy_host.pack("ipadapter_core.branch.kv").project_tokens(adapter.network, tokens, torch.device("cpu"))

@@ -163,7 +163,9 @@ def test_plus_reads_the_cut_out_face_too(face_model: Any, load: Callable, caplog
         auto, crop = encode(adapter, face_model)
     assert "taken for v1" in caplog.text
     size = adapter.encoder.pixel_format.size
-    pixels = comfy_host.pack("ipadapter_core.preprocess").encoder_pixels(crop, adapter.encoder.pixel_format, "center")
+    pixels = comfy_host.pack("ipadapter_core.encoder.pixels").encoder_pixels(
+        crop, adapter.encoder.pixel_format, "center"
+    )
     features = adapter.encoder.encode(pixels, adapter.spec)
     nothing = adapter.encoder.encode(torch.zeros(1, 3, size, size), adapter.spec)
     identity, nobody = face.normed_embedding[None], torch.zeros(1, face_files.EMBEDDING)
@@ -223,7 +225,7 @@ def onnx_detector() -> bytes:
 
 
 def picky(largest: int, *, wants_frame: bool) -> Any:
-    return comfy_host.pack("nodes.face_model").FaceModel("picky", Picky(largest, wants_frame=wants_frame))
+    return comfy_host.pack("nodes.encoding.face_model").FaceModel("picky", Picky(largest, wants_frame=wants_frame))
 
 
 def test_a_face_that_fills_its_picture_is_found_in_a_frame(load: Callable) -> None:

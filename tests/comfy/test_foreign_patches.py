@@ -136,7 +136,7 @@ def test_a_foreign_patch_with_networks_and_devices_keeps_them(setting: tuple, ap
     assert adapter.loaded.patcher in patched.model_patches_models()
     patched.model_patches_to(torch.float16)
     slot = patched.model_options["transformer_options"]["patches_replace"]["attn2"][key]
-    assert isinstance(slot, comfy_host.pack("nodes.patch").IPAttentionPatch)
+    assert isinstance(slot, comfy_host.pack("nodes.patching.unet").IPAttentionPatch)
     assert slot.base.moved == torch.float16
     if hasattr(patched, "model_patches_call_function"):  # ComfyUI calls it on any patch from 0.18 on
         patched.cleanup()

@@ -122,7 +122,7 @@ def _text_of(context: Tensor) -> int:
 
 def _watch(monkeypatch: pytest.MonkeyPatch, note: Callable[..., None]) -> None:
     """Have `note` called with what each patch decides, and with the text the model was given."""
-    patch = comfy_host.pack("nodes.patch")
+    patch = comfy_host.pack("nodes.patching.unet")
     original, text = patch.conditions, {}
     forward = tiny_text_hook(text)
     monkeypatch.setattr("comfy.ldm.modules.diffusionmodules.openaimodel.UNetModel._forward", forward)
@@ -148,7 +148,7 @@ def tiny_text_hook(text: dict) -> Callable[..., Any]:
 
 
 def test_without_a_guider_one_is_uncond_and_every_other_number_cond() -> None:
-    conditions = comfy_host.pack("nodes.sides").conditions
+    conditions = comfy_host.pack("nodes.patching.sides").conditions
     assert conditions({"cond_or_uncond": [0, 1, 2]}) == (0, 1, 0)
     assert conditions({"cond_or_uncond": [2]}) == (0,)
     assert conditions({"cond_or_uncond": [1, 0, 7]}) == (1, 0, 0)
@@ -157,7 +157,7 @@ def test_without_a_guider_one_is_uncond_and_every_other_number_cond() -> None:
 
 def test_a_text_on_both_sides_follows_its_number() -> None:
     """ComfyUI copies a conditioning with an area to the other side."""
-    sides = comfy_host.pack("nodes.sides")
+    sides = comfy_host.pack("nodes.patching.sides")
     known = sides.sides_of({"positive": [{"uuid": "a"}, {"uuid": "b"}], "negative": [{"uuid": "c"}, {"uuid": "a"}]})
     options = {"cond_or_uncond": [0, 1, 1, 0], "uuids": ["a", "a", "b", "?"], sides.SIDES: known}
     assert sides.conditions(options) == (0, 1, 0, 0)

@@ -107,7 +107,7 @@ def test_every_site_is_called_once_per_forward(
     setting: tuple, apply: Callable, sample: Callable, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model, adapter, tokens = setting
-    patch_class = comfy_host.pack("nodes.patch").IPAttentionPatch
+    patch_class = comfy_host.pack("nodes.patching.unet").IPAttentionPatch
     calls: Counter[tuple] = Counter()
     original = patch_class.__call__
 

@@ -77,8 +77,11 @@ def in_diffusers(unet: UNet2DConditionModel, layout: str, prompts: Sequence[Prom
 def in_comfyui(
     model: Any, unet: UNet2DConditionModel, layout: str, prompts: Sequence[Prompt], batch: int = 1
 ) -> Tensor:
-    application, layer_weights = comfy_host.pack("nodes.application"), comfy_host.pack("ipadapter_core.layer_weights")
-    image_tokens = comfy_host.pack("ipadapter_core.tokens").ImageTokens
+    application, layer_weights = (
+        comfy_host.pack("nodes.patching.application"),
+        comfy_host.pack("ipadapter_core.strength.layer_weights"),
+    )
+    image_tokens = comfy_host.pack("ipadapter_core.branch.tokens").ImageTokens
     for prompt in prompts:
         adapter = prompt.adapter.loaded
         tokens = image_tokens(

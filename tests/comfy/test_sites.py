@@ -68,14 +68,14 @@ def sites_of(name: str) -> Any:
     config = getattr(comfy.supported_models, name)({**common, **FULL_SIZE[name]})
     with torch.device("meta"):
         model = config.get_model({}, "", device="meta")
-    return comfy_host.pack("ipadapter_core.sites").discover_sites(model.diffusion_model)
+    return comfy_host.pack("ipadapter_core.backbone.sites").discover_sites(model.diffusion_model)
 
 
 @pytest.mark.parametrize("name", FULL_SIZE)
 def test_number_of_sites(base_directory: object, name: str) -> None:
     unet = sites_of(name)
     assert len(unet.sites) == NUM_SITES[name]
-    known = comfy_host.pack("ipadapter_core.sites").KNOWN_MODELS
+    known = comfy_host.pack("ipadapter_core.backbone.sites").KNOWN_MODELS
     assert (unet.sites[0].context_dim, len(unet.sites)) in known
 
 
@@ -117,7 +117,7 @@ def test_order_is_that_of_diffusers(base_directory: object, name: str, config: d
 
 @pytest.mark.parametrize("layout", ["sd15", "sdxl"])
 def test_tiny_models(unet: Callable, model: Callable, layout: str) -> None:
-    found = comfy_host.pack("ipadapter_core.sites").discover_sites(model(layout).model.diffusion_model)
+    found = comfy_host.pack("ipadapter_core.backbone.sites").discover_sites(model(layout).model.diffusion_model)
     assert tuple(site.dim for site in found.sites) == tiny_unet.site_dims(unet(layout))
 
 
@@ -127,6 +127,6 @@ def test_tiny_models(unet: Callable, model: Callable, layout: str) -> None:
 def test_instantstyle_blocks(
     base_directory: object, name: str, style: tuple[str, int], composition: tuple[str, int]
 ) -> None:
-    presets = comfy_host.pack("ipadapter_core.presets")
+    presets = comfy_host.pack("ipadapter_core.strength.presets")
     roles = presets.block_roles(sites_of(name))
     assert roles == {style: (presets.Role.STYLE, 1.0), composition: (presets.Role.COMPOSITION, 1.0)}

@@ -16,9 +16,9 @@ from demo.world.adapter_start import aim, patches_of, start_adapter
 from demo.world.encoder import PATCHES, place_codes
 from demo.world.glances import Outputs, glance_error
 from demo.world.image_prompts import WordsOf
-from ipadapter_core.adapter import load_adapter
-from ipadapter_core.resampler import Resampler
-from ipadapter_core.spec import ResamplerSpec
+from ipadapter_core.file.spec import ResamplerSpec
+from ipadapter_core.network.adapter import load_adapter
+from ipadapter_core.network.resampler import Resampler
 from support.letters import letters
 
 RECIPE = Path(__file__).parents[2] / "trainer" / "configs" / "demo_plus.toml"

@@ -111,7 +111,7 @@ def test_every_tile_acts_on_its_part(setting: Callable, reference: Callable, vis
 def test_tiles_are_sharpened(setting: Callable) -> None:
     inputs = setting() | WIDGETS | {"image": random_image(1, 300, 300), "combine_embeds": "concat"}
     plain_tiles, sharp = (outputs("IPAdapterTiled", **inputs, sharpening=amount)[1] for amount in (0.0, 0.5))
-    wanted = comfy_host.pack("ipadapter_core.sharpen").sharpen(plain_tiles.movedim(-1, 1), 0.5).movedim(1, -1)
+    wanted = comfy_host.pack("ipadapter_core.legacy.sharpen").sharpen(plain_tiles.movedim(-1, 1), 0.5).movedim(1, -1)
     torch.testing.assert_close(sharp, wanted)
     assert not torch.allclose(sharp, plain_tiles)
 
@@ -175,7 +175,7 @@ def test_one_tile_is_the_picture(setting: Callable, reference: Callable, vision:
 
 
 def test_pooled_embeds_are_treated_as_a_square_picture() -> None:
-    join = comfy_host.pack("ipadapter_core.enhance").join_tiles
+    join = comfy_host.pack("ipadapter_core.legacy.enhance").join_tiles
     embeds = torch.randn(4, 1024, generator=torch.Generator().manual_seed(0))
     wanted = shrink([embed[:, None] for embed in embeds], 2, 32)[:, 0]
     torch.testing.assert_close(join(embeds), wanted[None])

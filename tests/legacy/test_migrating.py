@@ -3,8 +3,8 @@
 import re
 from pathlib import Path
 
-from ipadapter_core.presets import PRESETS
-from ipadapter_core.weight_types import WEIGHT_TYPES
+from ipadapter_core.legacy.weight_types import WEIGHT_TYPES
+from ipadapter_core.strength.presets import PRESETS
 from legacy.facts import FACTS
 from legacy.facts import WEIGHT_TYPES as OLD_WEIGHT_TYPES
 from support import comfy_host

@@ -9,13 +9,13 @@ from diffusers.models.attention_processor import Attention
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
-from ipadapter_core.adapter import IPAdapter
-from ipadapter_core.attention import add_image_attention, image_attention
-from ipadapter_core.kv import SiteStrength, pack_sites, project_tokens
-from ipadapter_core.masks import check_mask
-from ipadapter_core.plan import PatchPlan, ResidentPlan
-from ipadapter_core.sites import AttentionSite
-from ipadapter_core.tokens import ImageTokens
+from ipadapter_core.backbone.sites import AttentionSite
+from ipadapter_core.branch.attention import add_image_attention, image_attention
+from ipadapter_core.branch.kv import SiteStrength, pack_sites, project_tokens
+from ipadapter_core.branch.masks import check_mask
+from ipadapter_core.branch.plan import PatchPlan, ResidentPlan
+from ipadapter_core.branch.tokens import ImageTokens
+from ipadapter_core.network.adapter import IPAdapter
 
 CPU = torch.device("cpu")
 COND_LAST = (1, 0)  # cond_or_uncond of the order diffusers' pipelines use
@@ -51,7 +51,7 @@ def resident_plan(
 
 @dataclass(eq=False)
 class CoreProcessor:
-    """An attention processor for diffusers that does what `nodes.patch.IPAttentionPatch` does in ComfyUI."""
+    """An attention processor for diffusers that does what `nodes.patching.unet.IPAttentionPatch` does in ComfyUI."""
 
     plans: Sequence[ResidentPlan]
     site: AttentionSite

@@ -8,9 +8,9 @@ from diffusers.image_processor import IPAdapterMaskProcessor
 from diffusers.models.attention_processor import Attention, IPAdapterAttnProcessor2_0
 from torch import Tensor
 
-from ipadapter_core.adapter import IPAdapter, build_adapter
-from ipadapter_core.masks import mask_to_tokens
-from ipadapter_core.tokens import ImageTokens
+from ipadapter_core.branch.masks import mask_to_tokens
+from ipadapter_core.branch.tokens import ImageTokens
+from ipadapter_core.network.adapter import IPAdapter, build_adapter
 from parity.oracle import COND_LAST, CoreProcessor, batched, resident_plan, site_of
 from support.published import random_tensors, tiny_adapter
 

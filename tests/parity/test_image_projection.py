@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from ipadapter_core.adapter import build_adapter
+from ipadapter_core.network.adapter import build_adapter
 from support.published import Shapes, nested, random_tensors, tiny_adapter
 from support.tiny_unet import diffusers_unet
 

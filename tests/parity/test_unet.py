@@ -14,9 +14,9 @@ from diffusers import DDIMScheduler, StableDiffusionPipeline, StableDiffusionXLP
 from diffusers.image_processor import IPAdapterMaskProcessor
 from torch import Tensor
 
-from ipadapter_core.adapter import build_adapter, load_adapter, save_adapter
-from ipadapter_core.masks import mask_to_tokens
-from ipadapter_core.tokens import ImageTokens
+from ipadapter_core.branch.masks import mask_to_tokens
+from ipadapter_core.branch.tokens import ImageTokens
+from ipadapter_core.network.adapter import build_adapter, load_adapter, save_adapter
 from parity.oracle import CoreProcessor, batched, cross_attentions, resident_plan, site_of
 from support import tiny_unet
 from support.published import random_tensors, tiny_adapter

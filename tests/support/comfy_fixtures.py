@@ -80,7 +80,7 @@ def make_tokens() -> Callable[..., Any]:
         generator = torch.Generator().manual_seed(seed)
         count = num_tokens or spec.num_tokens or 5
         sides = [torch.randn(references, count, spec.cross_attention_dim, generator=generator) for _ in range(2)]
-        return comfy_host.pack("ipadapter_core.tokens").ImageTokens(*sides, adapter.loaded.adapter_id)
+        return comfy_host.pack("ipadapter_core.branch.tokens").ImageTokens(*sides, adapter.loaded.adapter_id)
 
     return make
 

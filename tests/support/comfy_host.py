@@ -32,8 +32,8 @@ def node(node_id: str) -> type:
 
 
 def pack(name: str) -> ModuleType:
-    """A module of the pack under the name ComfyUI gave it, such as `pack("ipadapter_core.kv")`."""
-    prefix = node("IPAApply").__module__.removesuffix(".nodes.apply")
+    """A module of the pack under the name ComfyUI gave it, such as `pack("ipadapter_core.branch.kv")`."""
+    prefix = node("IPAApply").__module__.removesuffix(".nodes.definitions.apply")
     return importlib.import_module(f"{prefix}.{name}")
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from ipadapter_core.preprocess import PixelFormat
+from ipadapter_core.encoder.pixels import PixelFormat
 from trainer.config import Config
 from trainer.data.sample import Geometry
 from trainer.models.image_encoder import ReferenceFormat

@@ -13,7 +13,7 @@ import transformers
 from datasets import Dataset, Image
 from diffusers import UNet2DConditionModel
 
-from ipadapter_core.files import write_safetensors
+from ipadapter_core.file.container import write_safetensors
 from trainer.config import Config
 from trainer.config_file import read_config
 from trainer.models.image_encoder import load_image_encoder

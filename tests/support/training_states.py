@@ -15,7 +15,7 @@ from accelerate import Accelerator
 from diffusers.models.attention_processor import IPAdapterAttnProcessor2_0
 from torch import Tensor, nn
 
-from ipadapter_core.adapter import IPAdapter, build_adapter, save_adapter
+from ipadapter_core.network.adapter import IPAdapter, build_adapter, save_adapter
 from support.published import random_tensors, tiny_adapter
 from support.tiny_unet import CONTEXT_DIM, diffusers_unet, site_dims
 from trainer.config import Config

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from ipadapter_core.files import read_tensors
+from ipadapter_core.file.container import read_tensors
 from support.training import SIZE, make_config, write_pictures
 from trainer.batch import Batch
 from trainer.run import Run, open_run

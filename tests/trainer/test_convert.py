@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from ipadapter_core.adapter import load_adapter
 from ipadapter_core.errors import UnknownCheckpointError, UnreadableFileError
-from ipadapter_core.files import read_tensors
-from ipadapter_core.spec import EncoderHint, Negative
+from ipadapter_core.file.container import read_tensors
+from ipadapter_core.file.spec import EncoderHint, Negative
+from ipadapter_core.network.adapter import load_adapter
 from support import bad_files
 from support.published import (
     OTHER_FILES,

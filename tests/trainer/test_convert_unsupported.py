@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from ipadapter_core.files import read_tensors
-from ipadapter_core.signatures import UNSUPPORTED
+from ipadapter_core.file.container import read_tensors
+from ipadapter_core.file.signatures import UNSUPPORTED
 from support.published import linear, lora, nested, norm, random_tensors, sites, write_bin, write_safetensors
 from trainer.convert.conversion import Conversion, convert_file
 from trainer.convert.errors import ConvertError

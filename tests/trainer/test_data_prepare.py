@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ipadapter_core.preprocess import encoder_pixels
+from ipadapter_core.encoder.pixels import encoder_pixels
 from support.pictures import GEOMETRY, encoded, gradient
 from trainer.config import AugmentConfig, DataConfig
 from trainer.data.buckets import bucket_sizes, nearest_bucket

@@ -10,9 +10,9 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from ipadapter_core.adapter import IPAdapter, load_adapter, save_adapter
-from ipadapter_core.files import HASH_KEY, read_tensors, tensor_hash
-from ipadapter_core.spec import EncoderHint, Negative
+from ipadapter_core.file.container import HASH_KEY, read_tensors, tensor_hash
+from ipadapter_core.file.spec import EncoderHint, Negative
+from ipadapter_core.network.adapter import IPAdapter, load_adapter, save_adapter
 from support.published import PUBLISHED, tiny_adapter
 from support.training_states import IMAGE_DIM, run_config, tiny_ipadapter, write_checkpoint
 from trainer.files import export as export_module

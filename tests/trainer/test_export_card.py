@@ -11,10 +11,10 @@ import torch
 import transformers
 from PIL import Image
 
-from ipadapter_core.adapter import build_adapter, load_adapter
-from ipadapter_core.preprocess import encoder_pixels
-from ipadapter_core.spec import Negative
-from ipadapter_core.vision_folder import load_vision_folder
+from ipadapter_core.encoder.folder import load_vision_folder
+from ipadapter_core.encoder.pixels import encoder_pixels
+from ipadapter_core.file.spec import Negative
+from ipadapter_core.network.adapter import build_adapter, load_adapter
 from support.published import random_tensors, tiny_adapter
 from support.tiny_unet import diffusers_unet, site_dims
 from trainer.files.export import export_adapter

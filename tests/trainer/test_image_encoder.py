@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from ipadapter_core.errors import MismatchError
-from ipadapter_core.spec import Feature, Negative
+from ipadapter_core.file.spec import Feature, Negative
 from support.encoders import EMBED_DIM, FOLDERS, LAYERS, WIDTH, write_folder
 from trainer.config import EncoderConfig
 from trainer.models.image_encoder import ImageEncoder, load_image_encoder

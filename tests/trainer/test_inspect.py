@@ -10,8 +10,8 @@ import torch
 import typer
 from typer.testing import CliRunner
 
-from ipadapter_core.adapter import save_adapter
 from ipadapter_core.errors import BadInputError, UnreadableFileError
+from ipadapter_core.network.adapter import save_adapter
 from support import bad_files
 from support.published import OTHER_FILES, PUBLISHED, nested, random_tensors, tiny_adapter, write_bin, write_safetensors
 from support.training_states import run_config, tiny_ipadapter, write_accelerate_state, write_checkpoint

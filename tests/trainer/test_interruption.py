@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 import torch
 
-from ipadapter_core.adapter import load_adapter
+from ipadapter_core.network.adapter import load_adapter
 from support.training import make_config, train_with_one_thread, write_pictures
 from trainer.config import Config
 from trainer.config_file import write_config

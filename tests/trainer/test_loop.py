@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from ipadapter_core.files import read_tensors
+from ipadapter_core.file.container import read_tensors
 from support.training import make_config, write_pictures
 from trainer.config import Config
 from trainer.loop import DivergedError, train

@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from ipadapter_core.adapter import load_adapter, save_adapter
 from ipadapter_core.errors import MismatchError
-from ipadapter_core.spec import Negative, Projection
+from ipadapter_core.file.spec import Negative, Projection
+from ipadapter_core.network.adapter import load_adapter, save_adapter
 from support.tiny_unet import diffusers_unet, site_dims
 from trainer.config import AdapterConfig, EncoderConfig
 from trainer.models.image_encoder import ImageEncoder, load_image_encoder

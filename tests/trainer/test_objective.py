@@ -10,7 +10,7 @@ from diffusers import DDPMScheduler, StableDiffusionPipeline, StableDiffusionXLP
 from torch import Tensor
 from torch.nn import functional
 
-from ipadapter_core.spec import Negative
+from ipadapter_core.file.spec import Negative
 from trainer.batch import Batch
 from trainer.config import AdapterConfig, BaseModelConfig, EncoderConfig, ObjectiveConfig
 from trainer.draws import draw

@@ -13,9 +13,13 @@ ROOT = Path(__file__).parents[2]
 
 def test_every_folder_is_installed() -> None:
     setuptools = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
-    folders = {path.parent.relative_to(ROOT).as_posix() for path in (ROOT / "trainer").rglob("__init__.py")}
+    folders = {
+        path.parent.relative_to(ROOT).as_posix()
+        for package in ("trainer", "ipadapter_core")
+        for path in (ROOT / package).rglob("__init__.py")
+    }
     listed = {name.replace("ipadapter_trainer", "trainer").replace(".", "/") for name in setuptools["packages"]}
-    assert folders == listed - {"ipadapter_core"}
+    assert folders == listed
     data = {
         path
         for package, patterns in setuptools["package-data"].items()

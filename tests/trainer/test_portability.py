@@ -8,15 +8,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from ipadapter_core.adapter import IPAdapter, load_adapter
-from ipadapter_core.files import read_tensors, write_safetensors
-from ipadapter_core.spec import (
+from ipadapter_core.file.container import read_tensors, write_safetensors
+from ipadapter_core.file.spec import (
     AdapterSpec,
     Feature,
     Negative,
     Projection,
     ResamplerSpec,
 )
+from ipadapter_core.network.adapter import IPAdapter, load_adapter
 from support.published import nested, random_tensors
 from support.tiny_unet import CONTEXT_DIM, diffusers_unet, site_dims
 from trainer.files.facts import Preprocess

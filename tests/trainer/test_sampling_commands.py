@@ -11,9 +11,9 @@ import typer
 from PIL import Image
 from typer.testing import CliRunner
 
-from ipadapter_core.adapter import save_adapter
 from ipadapter_core.errors import BadInputError, IPAdapterError, MismatchError
-from ipadapter_core.spec import EncoderHint, Negative
+from ipadapter_core.file.spec import EncoderHint, Negative
+from ipadapter_core.network.adapter import save_adapter
 from support.encoders import IMAGE_SIZE, write_folder
 from support.tiny_base import write_base
 from support.training import make_config, write_pictures

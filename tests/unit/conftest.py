@@ -3,7 +3,7 @@
 import pytest
 from hypothesis import settings
 
-from ipadapter_core.sites import UNetSites
+from ipadapter_core.backbone.sites import UNetSites
 
 from .hand_made_sites import SD15, SDXL, make_sites
 

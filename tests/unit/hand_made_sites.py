@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from ipadapter_core.sites import AttentionSite, UNetSites
+from ipadapter_core.backbone.sites import AttentionSite, UNetSites
 
 # block, block id, layers of its transformer, channels; in execution order
 Layout = Sequence[tuple[str, int, int, int]]

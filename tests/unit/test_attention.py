@@ -9,10 +9,10 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
-from ipadapter_core.attention import add_image_attention, image_attention
-from ipadapter_core.kv import SiteKV, SiteStrength, pack_sites
-from ipadapter_core.plan import COND, PatchPlan, ResidentPlan
-from ipadapter_core.sites import AttentionSite
+from ipadapter_core.backbone.sites import AttentionSite
+from ipadapter_core.branch.attention import add_image_attention, image_attention
+from ipadapter_core.branch.kv import SiteKV, SiteStrength, pack_sites
+from ipadapter_core.branch.plan import COND, PatchPlan, ResidentPlan
 
 ORDERS = ([0, 1], [1, 0], [0], [1], [0, 0, 1], [1, 0, 0])
 EXACT = {"rtol": 0, "atol": 1e-12}

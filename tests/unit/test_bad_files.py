@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from ipadapter_core.adapter import build_adapter, load_adapter
+from ipadapter_core.branch.kv import project_tokens
+from ipadapter_core.branch.tokens import ImageTokens
 from ipadapter_core.errors import BadInputError, IPAdapterError, UnknownCheckpointError, UnreadableFileError
-from ipadapter_core.files import read_header, read_tensors
-from ipadapter_core.kv import project_tokens
-from ipadapter_core.tokens import ImageTokens
+from ipadapter_core.file.container import read_header, read_tensors
+from ipadapter_core.network.adapter import build_adapter, load_adapter
 from support.bad_files import BAD_FILES, CodeInPickle, code_marker, good_tensors, weight_with_infinity, weight_with_nan
 from support.published import nested, tiny_adapter, write_bin, write_safetensors
 

@@ -2,10 +2,10 @@
 
 import pytest
 
-from ipadapter_core.detect import canonical_name, detect
 from ipadapter_core.errors import UnknownCheckpointError, UnsupportedFamilyError
-from ipadapter_core.signatures import UNSUPPORTED
-from ipadapter_core.spec import AdapterSpec, EncoderHint, FaceSpec, Feature, Negative, Projection, ResamplerSpec
+from ipadapter_core.file.detect import canonical_name, detect
+from ipadapter_core.file.signatures import UNSUPPORTED
+from ipadapter_core.file.spec import AdapterSpec, EncoderHint, FaceSpec, Feature, Negative, Projection, ResamplerSpec
 from support.published import OTHER_FILES, PUBLISHED, SD15_SITES, SDXL_SITES, Shapes
 
 SD15 = {"base": "SD1.5", "cross_attention_dim": 768, "site_dims": SD15_SITES}

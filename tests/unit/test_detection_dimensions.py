@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ipadapter_core.adapter import build_adapter
-from ipadapter_core.detect import canonical_name, detect
 from ipadapter_core.errors import UnreadableFileError
-from ipadapter_core.spec import SPEC_KEY, EncoderHint, Feature, Negative, Projection
+from ipadapter_core.file.detect import canonical_name, detect
+from ipadapter_core.file.spec import SPEC_KEY, EncoderHint, Feature, Negative, Projection
+from ipadapter_core.network.adapter import build_adapter
 from support.published import PUBLISHED, TINY_RESAMPLER_DIM, Shapes, linear, meta_tensors, norm, tiny_adapter
 
 SITE_DIMS = (32, 64, 64)

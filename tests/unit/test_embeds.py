@@ -7,7 +7,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from ipadapter_core.embeds import (
+from ipadapter_core.errors import BadInputError, MismatchError, UnreadableFileError
+from ipadapter_core.file.container import write_safetensors
+from ipadapter_core.legacy.embeds import (
     EMBEDS_COMBINATIONS,
     check_embeds,
     combine_embeds,
@@ -16,8 +18,6 @@ from ipadapter_core.embeds import (
     read_embeds,
     save_embeds,
 )
-from ipadapter_core.errors import BadInputError, MismatchError, UnreadableFileError
-from ipadapter_core.files import write_safetensors
 
 A, B, C = [1.0, 3.0, 0.0], [2.0, -4.0, 0.0], [2.0, 1.0, 0.0]
 EXPECTED = {

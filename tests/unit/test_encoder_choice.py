@@ -2,9 +2,9 @@
 
 import pytest
 
-from ipadapter_core.encoders import EncoderSpec, check_encoder, choose_encoder, encoder_need, fits
+from ipadapter_core.encoder.known import EncoderSpec, check_encoder, choose_encoder, encoder_need, fits
 from ipadapter_core.errors import MismatchError
-from ipadapter_core.spec import AdapterSpec, EncoderHint, Feature, Negative, Projection
+from ipadapter_core.file.spec import AdapterSpec, EncoderHint, Feature, Negative, Projection
 
 H = EncoderSpec(kind="CLIP", width=1280, num_layers=32, embed_dim=1024, image_size=224)
 BIG_G = EncoderSpec(kind="CLIP", width=1664, num_layers=48, embed_dim=1280, image_size=224)

@@ -6,9 +6,15 @@ from pathlib import Path
 import pytest
 import torch
 
-from ipadapter_core.encoders import EncoderSpec, choose_encoder, read_encoder_file, read_encoder_folder, vision_config
+from ipadapter_core.encoder.known import (
+    EncoderSpec,
+    choose_encoder,
+    read_encoder_file,
+    read_encoder_folder,
+    vision_config,
+)
 from ipadapter_core.errors import UnreadableFileError
-from ipadapter_core.spec import AdapterSpec, Feature, Negative, Projection
+from ipadapter_core.file.spec import AdapterSpec, Feature, Negative, Projection
 from support.published import write_safetensors
 
 SIZES = {"hidden_size": 64, "num_hidden_layers": 3, "patch_size": 16, "image_size": 96}

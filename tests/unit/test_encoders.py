@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ipadapter_core.encoders import EncoderSpec, encoder_from_shapes, read_encoder_file
+from ipadapter_core.encoder.known import EncoderSpec, encoder_from_shapes, read_encoder_file
 from ipadapter_core.errors import UnreadableFileError
 from support.bad_files import empty_safetensors, html_page, long_header
 from support.published import OTHER_FILES, PUBLISHED, Shapes, write_safetensors

@@ -7,11 +7,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from ipadapter_core.adapter import IPAdapter, build_adapter, load_adapter, save_adapter
+from ipadapter_core.backbone.sites import AttentionSite, UNetSites
 from ipadapter_core.errors import MismatchError, UnreadableFileError
-from ipadapter_core.face_lora import lora_weights
-from ipadapter_core.sites import AttentionSite, UNetSites
-from ipadapter_core.spec import SPEC_KEY, Feature
+from ipadapter_core.face.lora_file import lora_weights
+from ipadapter_core.file.spec import SPEC_KEY, Feature
+from ipadapter_core.network.adapter import IPAdapter, build_adapter, load_adapter, save_adapter
 from support.published import PUBLISHED, meta_tensors, random_tensors, tiny_face_adapter
 
 SITE_DIMS = (32, 64)

@@ -12,7 +12,7 @@ from skimage.transform import SimilarityTransform
 from torch import Tensor
 
 from ipadapter_core.errors import BadInputError
-from ipadapter_core.face_align import align_face, face_template, similarity_transform
+from ipadapter_core.face.align import align_face, face_template, similarity_transform
 
 SIZES = (112, 224, 256, 336)
 

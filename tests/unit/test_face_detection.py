@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from ipadapter_core.errors import BadInputError
-from ipadapter_core.face_detection import Face, choose_faces, detector_input, read_detections
+from ipadapter_core.face.detection import Face, choose_faces, detector_input, read_detections
 
 SIZE = 64
 

@@ -9,10 +9,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from ipadapter_core.adapter import build_adapter, load_adapter, save_adapter
 from ipadapter_core.errors import UnreadableFileError
-from ipadapter_core.files import HASH_KEY, read_header, read_tensors, tensor_hash, write_safetensors
-from ipadapter_core.spec import SPEC_KEY, EncoderHint
+from ipadapter_core.file.container import HASH_KEY, read_header, read_tensors, tensor_hash, write_safetensors
+from ipadapter_core.file.spec import SPEC_KEY, EncoderHint
+from ipadapter_core.network.adapter import build_adapter, load_adapter, save_adapter
 from support.bad_files import good_tensors
 from support.published import (
     PUBLISHED,

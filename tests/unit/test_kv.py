@@ -9,11 +9,11 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
-from ipadapter_core.adapter import IPAdapter, build_adapter
+from ipadapter_core.backbone.sites import AttentionSite, UNetSites
+from ipadapter_core.branch.kv import COND_ROW, UNCOND_ROW, PackedKV, SiteKV, SiteStrength, pack_sites, project_tokens
+from ipadapter_core.branch.tokens import ImageTokens
 from ipadapter_core.errors import BadInputError
-from ipadapter_core.kv import COND_ROW, UNCOND_ROW, PackedKV, SiteKV, SiteStrength, pack_sites, project_tokens
-from ipadapter_core.sites import AttentionSite, UNetSites
-from ipadapter_core.tokens import ImageTokens
+from ipadapter_core.network.adapter import IPAdapter, build_adapter
 from support.bad_files import SITE_DIMS
 from support.published import random_tensors, tiny_adapter
 

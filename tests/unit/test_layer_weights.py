@@ -4,11 +4,11 @@ import re
 
 import pytest
 
+from ipadapter_core.backbone.sites import UNetSites
+from ipadapter_core.branch.kv import SiteStrength
 from ipadapter_core.errors import BadInputError
-from ipadapter_core.kv import SiteStrength
-from ipadapter_core.layer_weights import GROUPS, LayerWeights, SiteFactor, parse_site_factors
-from ipadapter_core.presets import resolve_preset
-from ipadapter_core.sites import UNetSites
+from ipadapter_core.strength.layer_weights import GROUPS, LayerWeights, SiteFactor, parse_site_factors
+from ipadapter_core.strength.presets import resolve_preset
 
 
 def apply(unet: UNetSites, text: str = "", **groups: float) -> dict[int, float]:

@@ -5,8 +5,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ipadapter_core.branch.masks import check_mask, mask_for_batch, mask_to_tokens
 from ipadapter_core.errors import BadInputError
-from ipadapter_core.masks import check_mask, mask_for_batch, mask_to_tokens
 
 sides = st.integers(1, 70)
 cells = st.integers(1, 20)

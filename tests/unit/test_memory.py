@@ -15,7 +15,7 @@ STATUS = Path("/proc/self/status")
 MEASURE = """
 import sys
 from pathlib import Path
-from ipadapter_core.adapter import load_adapter
+from ipadapter_core.network.adapter import load_adapter
 
 def kilobytes(name):
     lines = Path("/proc/self/status").read_text().splitlines()

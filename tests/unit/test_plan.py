@@ -4,12 +4,12 @@ import pytest
 import torch
 from torch import Tensor
 
+from ipadapter_core.backbone.sites import UNetSites
+from ipadapter_core.branch.kv import COND_ROW, UNCOND_ROW, PackedKV, SiteKV, SiteStrength, pack_sites
+from ipadapter_core.branch.masks import mask_to_tokens
+from ipadapter_core.branch.plan import PatchPlan, ResidentPlan
+from ipadapter_core.branch.schedule import SigmaRange
 from ipadapter_core.errors import MismatchError
-from ipadapter_core.kv import COND_ROW, UNCOND_ROW, PackedKV, SiteKV, SiteStrength, pack_sites
-from ipadapter_core.masks import mask_to_tokens
-from ipadapter_core.plan import PatchPlan, ResidentPlan
-from ipadapter_core.schedule import SigmaRange
-from ipadapter_core.sites import UNetSites
 
 Q = torch.zeros(2, 4, 8)
 

@@ -7,9 +7,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn.functional import interpolate
 
+from ipadapter_core.encoder.pixels import PixelFormat, check_image, encoder_pixels
 from ipadapter_core.errors import BadInputError
-from ipadapter_core.preprocess import PixelFormat, check_image, encoder_pixels
-from ipadapter_core.spec import CROPS
+from ipadapter_core.file.spec import CROPS
 
 CLIP = PixelFormat(224, (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
 SMALL = PixelFormat(16, (0.4, 0.5, 0.6), (0.1, 0.2, 0.3))

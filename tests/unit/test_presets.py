@@ -4,10 +4,10 @@ from collections.abc import Callable
 
 import pytest
 
+from ipadapter_core.backbone.sites import UNetSites
+from ipadapter_core.branch.kv import SiteStrength
 from ipadapter_core.errors import BadInputError
-from ipadapter_core.kv import SiteStrength
-from ipadapter_core.presets import ONE_STRENGTH_PRESETS, PRESETS, Role, block_roles, resolve_preset
-from ipadapter_core.sites import UNetSites
+from ipadapter_core.strength.presets import ONE_STRENGTH_PRESETS, PRESETS, Role, block_roles, resolve_preset
 
 from .hand_made_sites import make_sites
 

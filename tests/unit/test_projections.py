@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import gelu
 
-from ipadapter_core.adapter import IPAdapter, build_adapter
-from ipadapter_core.spec import SPEC_KEY
+from ipadapter_core.file.spec import SPEC_KEY
+from ipadapter_core.network.adapter import IPAdapter, build_adapter
 from support.published import TINY_RESAMPLER_DIM, linear, norm, random_tensors, tiny_adapter
 
 SITE_DIMS, IMAGE_DIM, WIDTH = (32, 64), 24, 16

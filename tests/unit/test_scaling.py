@@ -5,12 +5,12 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
+from ipadapter_core.backbone.sites import UNetSites
+from ipadapter_core.branch.kv import FrameStrength, SiteKV, SiteStrength, pack_sites, project_tokens
+from ipadapter_core.branch.plan import PatchPlan, ResidentPlan
+from ipadapter_core.branch.tokens import ImageTokens
 from ipadapter_core.errors import BadInputError
-from ipadapter_core.kv import FrameStrength, SiteKV, SiteStrength, pack_sites, project_tokens
-from ipadapter_core.plan import PatchPlan, ResidentPlan
-from ipadapter_core.scaling import SCALINGS, find_scaling
-from ipadapter_core.sites import UNetSites
-from ipadapter_core.tokens import ImageTokens
+from ipadapter_core.strength.scaling import SCALINGS, find_scaling
 
 TOKENS, REFERENCES = 3, 2
 EXACT = {"rtol": 0, "atol": 1e-10}
@@ -115,7 +115,7 @@ def test_all_frames_in_their_order_are_no_copy(tiny: UNetSites) -> None:
 
 
 def test_tokens_of_frames_stay_apart() -> None:
-    from ipadapter_core.adapter import build_adapter
+    from ipadapter_core.network.adapter import build_adapter
     from support.bad_files import SITE_DIMS
     from support.published import random_tensors, tiny_adapter
 

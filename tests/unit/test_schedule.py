@@ -7,8 +7,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ipadapter_core.branch.schedule import SigmaRange, sigma_range
 from ipadapter_core.errors import BadInputError
-from ipadapter_core.schedule import SigmaRange, sigma_range
 
 
 def falling(percent: float) -> float:

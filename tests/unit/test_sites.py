@@ -3,9 +3,9 @@
 import pytest
 from torch import nn
 
+from ipadapter_core.backbone.sites import UNetSites, check_sites, describe_model, discover_sites
 from ipadapter_core.errors import MismatchError
-from ipadapter_core.sites import UNetSites, check_sites, describe_model, discover_sites
-from ipadapter_core.spec import AdapterSpec, Feature, Negative, Projection
+from ipadapter_core.file.spec import AdapterSpec, Feature, Negative, Projection
 from support.published import SD15_SITES, SDXL_SITES
 
 from .hand_made_sites import make_sites

@@ -5,9 +5,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ipadapter_core.enhance import blend, cut_tiles, join_tiles
 from ipadapter_core.errors import BadInputError
-from ipadapter_core.tiles import TILE, tile_picture
+from ipadapter_core.legacy.enhance import blend, cut_tiles, join_tiles
+from ipadapter_core.legacy.tiles import TILE, tile_picture
 
 SIDES = st.integers(1, 4000)
 

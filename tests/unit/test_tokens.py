@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn.functional import normalize, scaled_dot_product_attention
 
+from ipadapter_core.branch.tokens import COMBINATIONS, ImageTokens, combine
 from ipadapter_core.errors import BadInputError, MismatchError
-from ipadapter_core.tokens import COMBINATIONS, ImageTokens, combine
 
 
 def randn(*shape: int, seed: int = 0) -> Tensor:

@@ -7,7 +7,14 @@ from typing import Any
 import pytest
 
 from ipadapter_core.errors import BadInputError
-from ipadapter_core.weight_schedule import METHODS, TIMINGS, Strategy, parse_weights, prompt_schedule, schedule_weights
+from ipadapter_core.legacy.weight_schedule import (
+    METHODS,
+    TIMINGS,
+    Strategy,
+    parse_weights,
+    prompt_schedule,
+    schedule_weights,
+)
 
 PLAIN = Strategy(
     weights="1.0, 0.0",

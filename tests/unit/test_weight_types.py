@@ -2,17 +2,17 @@
 
 import pytest
 
+from ipadapter_core.backbone.sites import UNetSites
+from ipadapter_core.branch.kv import SiteStrength
 from ipadapter_core.errors import BadInputError
-from ipadapter_core.kv import SiteStrength
-from ipadapter_core.presets import resolve_preset
-from ipadapter_core.sites import UNetSites
-from ipadapter_core.weight_types import (
+from ipadapter_core.legacy.weight_types import (
     OFFERED_WEIGHT_TYPES,
     WEIGHT_TYPES,
     parse_layer_weights,
     resolve_layer_weights,
     resolve_weight_type,
 )
+from ipadapter_core.strength.presets import resolve_preset
 
 
 def by_transformer(unet: UNetSites, strengths: dict[int, SiteStrength]) -> dict[int, float]:

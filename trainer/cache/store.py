@@ -19,7 +19,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from ipadapter_core.errors import IPAdapterError, UnreadableFileError
-from ipadapter_core.files import HASH_KEY, read_header, read_tensors, sync, tensor_hash, write_safetensors
+from ipadapter_core.file.container import HASH_KEY, read_header, read_tensors, sync, tensor_hash, write_safetensors
 
 from .index import KeyIndex
 

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from ipadapter_core.spec import Negative
+from ipadapter_core.file.spec import Negative
 
 from ..config import Precision
 from .options import AsJson

@@ -9,11 +9,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ipadapter_core.adapter import build_adapter
-from ipadapter_core.detect import canonical_name, detect
 from ipadapter_core.errors import UnreadableFileError, UnsupportedFamilyError
-from ipadapter_core.files import publish, read_tensors, write_safetensors
-from ipadapter_core.spec import AdapterSpec, EncoderHint, Feature, Negative
+from ipadapter_core.file.container import publish, read_tensors, write_safetensors
+from ipadapter_core.file.detect import canonical_name, detect
+from ipadapter_core.file.spec import AdapterSpec, EncoderHint, Feature, Negative
+from ipadapter_core.network.adapter import build_adapter
 
 from ..config import Precision
 from ..files.export import ExportReport, check_target, export_adapter

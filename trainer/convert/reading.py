@@ -4,7 +4,7 @@ from pathlib import Path
 
 import torch
 
-from ipadapter_core.files import TensorFile, read_tensors
+from ipadapter_core.file.container import TensorFile, read_tensors
 
 from .errors import ConvertError
 

@@ -6,12 +6,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ipadapter_core.adapter import build_adapter
-from ipadapter_core.encoders import encoder_need, fits, read_encoder_folder
+from ipadapter_core.backbone.sites import check_sites
+from ipadapter_core.encoder.known import encoder_need, fits, read_encoder_folder
 from ipadapter_core.errors import MismatchError
-from ipadapter_core.files import read_tensors
-from ipadapter_core.sites import check_sites
-from ipadapter_core.spec import AdapterSpec
+from ipadapter_core.file.container import read_tensors
+from ipadapter_core.file.spec import AdapterSpec
+from ipadapter_core.network.adapter import build_adapter
 
 from ..config import EncoderConfig, Precision
 from ..models.base import Base
@@ -47,7 +47,7 @@ def open_adapter(file: Path, base: Base, encoder: str | None, precision: Precisi
         precision: of the encoder.
 
     Raises:
-        UnreadableFileError, UnknownCheckpointError, UnsupportedFamilyError: as `ipadapter_core.adapter.build_adapter`.
+        UnreadableFileError, UnknownCheckpointError, UnsupportedFamilyError: as `ipadapter_core.network.adapter.build_adapter`.
         MismatchError: base, adapter and encoder do not belong together, or no encoder is named.
         ModelNotFoundError: no such encoder.
     """

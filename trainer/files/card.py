@@ -6,9 +6,9 @@ from pathlib import Path
 
 import jinja2
 
-from ipadapter_core.encoders import encoder_need
-from ipadapter_core.files import write_aside
-from ipadapter_core.spec import AdapterSpec, Projection
+from ipadapter_core.encoder.known import encoder_need
+from ipadapter_core.file.container import write_aside
+from ipadapter_core.file.spec import AdapterSpec, Projection
 
 from .facts import ExportFacts
 

@@ -7,9 +7,9 @@ from typing import Literal
 
 import transformers
 
-from ipadapter_core.adapter import load_adapter
-from ipadapter_core.encoders import read_encoder_folder, vision_config
-from ipadapter_core.vision_folder import read_pixel_format
+from ipadapter_core.encoder.folder import read_pixel_format
+from ipadapter_core.encoder.known import read_encoder_folder, vision_config
+from ipadapter_core.network.adapter import load_adapter
 
 from ..config import Config
 from ..config_file import read_config

@@ -14,10 +14,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ipadapter_core.adapter import IPAdapter, build_adapter, load_adapter
 from ipadapter_core.errors import IPAdapterError
-from ipadapter_core.files import SAFETENSORS_SUFFIXES, publish, tensor_hash, write_safetensors
-from ipadapter_core.spec import AdapterSpec
+from ipadapter_core.file.container import SAFETENSORS_SUFFIXES, publish, tensor_hash, write_safetensors
+from ipadapter_core.file.spec import AdapterSpec
+from ipadapter_core.network.adapter import IPAdapter, build_adapter, load_adapter
 
 from ..config import Precision
 from ..models.base import DTYPES

@@ -7,12 +7,12 @@ from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
 from importlib import metadata
 
-from ipadapter_core.encoders import EncoderSpec
+from ipadapter_core.backbone.sites import KNOWN_MODELS
+from ipadapter_core.encoder.known import EncoderSpec
+from ipadapter_core.encoder.pixels import PixelFormat
 from ipadapter_core.errors import UnreadableFileError
-from ipadapter_core.files import HASH_KEY
-from ipadapter_core.preprocess import PixelFormat
-from ipadapter_core.sites import KNOWN_MODELS
-from ipadapter_core.spec import AdapterSpec
+from ipadapter_core.file.container import HASH_KEY
+from ipadapter_core.file.spec import AdapterSpec
 
 from ..config import Config
 

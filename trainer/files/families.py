@@ -1,7 +1,7 @@
 """Which kinds of adapters the trainer works with: those that read pictures."""
 
 from ipadapter_core.errors import UnsupportedFamilyError
-from ipadapter_core.spec import AdapterSpec
+from ipadapter_core.file.spec import AdapterSpec
 
 
 def check_family(spec: AdapterSpec) -> None:

@@ -7,11 +7,11 @@ from pathlib import Path
 
 from torch import Tensor
 
-from ipadapter_core.adapter import build_adapter
-from ipadapter_core.detect import canonical_name
-from ipadapter_core.encoders import EncoderSpec, encoder_from_shapes, encoder_need, read_encoder_folder
+from ipadapter_core.encoder.known import EncoderSpec, encoder_from_shapes, encoder_need, read_encoder_folder
 from ipadapter_core.errors import BadInputError, UnknownCheckpointError, UnreadableFileError, UnsupportedFamilyError
-from ipadapter_core.files import TensorFile
+from ipadapter_core.file.container import TensorFile
+from ipadapter_core.file.detect import canonical_name
+from ipadapter_core.network.adapter import build_adapter
 
 from ..convert.errors import ConvertError
 from ..convert.names import Parts, take_apart, unwrapped

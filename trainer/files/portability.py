@@ -20,9 +20,9 @@ from diffusers.models.attention_processor import Attention, AttnProcessor2_0
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ipadapter_core.adapter import IPAdapter
-from ipadapter_core.attention import add_image_attention, image_attention
-from ipadapter_core.spec import PENULTIMATE, AdapterSpec, Feature, Negative, Projection
+from ipadapter_core.branch.attention import add_image_attention, image_attention
+from ipadapter_core.file.spec import PENULTIMATE, AdapterSpec, Feature, Negative, Projection
+from ipadapter_core.network.adapter import IPAdapter
 
 from .facts import Preprocess
 

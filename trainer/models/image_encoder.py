@@ -11,11 +11,11 @@ import transformers
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 from torch import Tensor
 
-from ipadapter_core.encoders import EncoderSpec
+from ipadapter_core.encoder.folder import VisionFolder, load_vision_folder
+from ipadapter_core.encoder.known import EncoderSpec
+from ipadapter_core.encoder.pixels import PixelFormat, encoder_pixels
 from ipadapter_core.errors import MismatchError
-from ipadapter_core.preprocess import PixelFormat, encoder_pixels
-from ipadapter_core.spec import Feature, Negative
-from ipadapter_core.vision_folder import VisionFolder, load_vision_folder
+from ipadapter_core.file.spec import Feature, Negative
 
 from ..config import EncoderConfig
 from ..quiet import quiet_libraries

@@ -17,7 +17,7 @@ from diffusers.loaders.single_file_utils import SingleFileComponentError
 from safetensors import SafetensorError
 
 from ipadapter_core.errors import IPAdapterError, MismatchError, UnreadableFileError
-from ipadapter_core.files import SAFETENSORS_SUFFIXES, read_header
+from ipadapter_core.file.container import SAFETENSORS_SUFFIXES, read_header
 
 from ..config import BaseModelConfig
 from ..quiet import quiet_libraries

@@ -9,12 +9,12 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from ipadapter_core.adapter import IPAdapter, load_adapter
-from ipadapter_core.detect import BASE_NAMES
+from ipadapter_core.backbone.sites import KNOWN_MODELS, check_sites
 from ipadapter_core.errors import MismatchError
-from ipadapter_core.presets import resolve_preset
-from ipadapter_core.sites import KNOWN_MODELS, check_sites
-from ipadapter_core.spec import AdapterSpec, EncoderHint, Negative, Projection, ResamplerSpec
+from ipadapter_core.file.detect import BASE_NAMES
+from ipadapter_core.file.spec import AdapterSpec, EncoderHint, Negative, Projection, ResamplerSpec
+from ipadapter_core.network.adapter import IPAdapter, load_adapter
+from ipadapter_core.strength.presets import resolve_preset
 
 from ..config import AdapterConfig
 from .image_encoder import ImageEncoder

@@ -12,7 +12,7 @@ from typing import Any, cast
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ipadapter_core.attention import add_image_attention, image_attention
+from ipadapter_core.branch.attention import add_image_attention, image_attention
 
 from .sites import discover_sites
 

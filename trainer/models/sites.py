@@ -5,8 +5,8 @@ from typing import Any
 
 from torch import nn
 
+from ipadapter_core.backbone.sites import AttentionSite, UNetSites
 from ipadapter_core.errors import MismatchError
-from ipadapter_core.sites import AttentionSite, UNetSites
 
 
 def discover_sites(unet: nn.Module) -> tuple[UNetSites, tuple[Any, ...]]:

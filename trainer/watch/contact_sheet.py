@@ -4,7 +4,7 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
-from ipadapter_core.files import write_aside
+from ipadapter_core.file.container import write_aside
 
 from .sampling import SampleGrid
 

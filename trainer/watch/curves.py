@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from ipadapter_core.files import write_aside
+from ipadapter_core.file.container import write_aside
 
 Record = dict[str, Any]
 Kind = Literal["train", "validation", "samples", "eval", "note"]

@@ -9,7 +9,7 @@ import torch
 from accelerate import Accelerator
 from tqdm import tqdm
 
-from ipadapter_core.files import write_aside, write_safetensors
+from ipadapter_core.file.container import write_aside, write_safetensors
 
 from ..config import Config
 from ..data.loader import held_out_batches

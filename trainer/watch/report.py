@@ -15,7 +15,7 @@ from typing import Any
 import jinja2
 from PIL import Image
 
-from ipadapter_core.files import write_aside
+from ipadapter_core.file.container import write_aside
 
 from ..config import Config
 from ..config_file import read_config

@@ -1,0 +1,1 @@
+"""Base models: where a model's attention sites are and what they are known to carry."""

@@ -1,0 +1,157 @@
+"""Image encoders from a folder in transformers layout: CLIP, SigLIP, SigLIP 2, DINOv2 and DINOv3 of any size.
+
+Nodes and trainer read features through this file, so that an adapter sees the same in use as in training. transformers
+itself is handed in by the caller: this package stands without it.
+"""
+
+# B pictures, S input size or feature positions, E feature width
+
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+
+from ..errors import UnreadableFileError
+from ..file.spec import Feature
+from .known import EncoderSpec, read_encoder_folder, vision_config
+from .pixels import PixelFormat
+
+_CLASSES = {
+    "clip_vision_model": "CLIPVisionModelWithProjection",
+    "siglip_vision_model": "SiglipVisionModel",
+    "siglip2_vision_model": "Siglip2VisionModel",
+    "dinov2": "Dinov2Model",
+    "dinov2_with_registers": "Dinov2WithRegistersModel",
+    "dinov3_vit": "DINOv3ViTModel",
+}
+_DINO_SIZE = 224  # pixels
+CLIP_STATISTICS = ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
+_HALF_STATISTICS = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+_IMAGENET_STATISTICS = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+_DEFAULT_STATISTICS = {
+    "clip": CLIP_STATISTICS,
+    "siglip": _HALF_STATISTICS,
+    "siglip2": _HALF_STATISTICS,
+    "dinov2": _IMAGENET_STATISTICS,
+    "dinov3": _IMAGENET_STATISTICS,
+}
+
+
+@dataclass(frozen=True, eq=False)
+class VisionFolder:
+    """A vision model of transformers with what an adapter needs to know about it.
+
+    Attributes:
+        pixel_format: what `features` expects.
+    """
+
+    model: Any
+    spec: EncoderSpec
+    pixel_format: PixelFormat
+
+    def features(self, pixels: Tensor, feature: Feature, layer: int) -> Tensor:
+        """Normalised pixels (B, 3, S, S) on the model's device to pooled embeds (B, E) or a hidden state (B, S, E)."""
+        pixels = pixels.to(self.model.dtype)
+        is_naflex = self.spec.kind == "SigLIP 2 NaFlex"
+        inputs = _naflex_inputs(pixels, self.model.config.patch_size) if is_naflex else {"pixel_values": pixels}
+        if feature is Feature.IMAGE_EMBEDS:
+            out = self.model(**inputs)
+            return cast(Tensor, out.image_embeds if self.spec.kind == "CLIP" else out.pooler_output)
+        return cast(Tensor, self.model(**inputs, output_hidden_states=True).hidden_states[layer])
+
+
+def load_vision_folder(folder: Path, transformers: ModuleType) -> VisionFolder:
+    """Load a vision model in transformers layout, from local files only, running no code from the folder.
+
+    Args:
+        folder: config.json, safetensors and perhaps preprocessor_config.json.
+        transformers: the library.
+
+    Raises:
+        UnreadableFileError: not such a folder, or weights that do not fit its config.
+    """
+    spec = read_encoder_folder(folder)
+    config = dict(vision_config(folder))
+    # looked up by name: an older transformers lacks the newer ones
+    model_class = getattr(transformers, _CLASSES[str(config["model_type"])], None)
+    if model_class is None:
+        raise _bad_weights(folder, f"transformers {transformers.__version__} does not know {config['model_type']}")
+    try:
+        model, report = model_class.from_pretrained(
+            folder,
+            config=model_class.config_class.from_dict(config),
+            local_files_only=True,
+            use_safetensors=True,
+            torch_dtype="auto",
+            output_loading_info=True,
+        )
+    except (OSError, RuntimeError, ValueError) as error:
+        raise _bad_weights(folder, str(error)) from error
+    if report["missing_keys"]:
+        raise _bad_weights(folder, f"missing {', '.join(sorted(report['missing_keys'])[:3])}")
+    return VisionFolder(model.eval().requires_grad_(False), spec, read_pixel_format(folder, model.config))
+
+
+def read_pixel_format(folder: Path, config: Any) -> PixelFormat:
+    """Input size by the model's config, mean and deviation by `preprocessor_config.json` or the model's kind.
+
+    Raises:
+        UnreadableFileError: a `preprocessor_config.json` that cannot be read.
+    """
+    preprocessor = _preprocessor(folder)
+    mean, std = _DEFAULT_STATISTICS[config.model_type.partition("_")[0]]
+    size = math.isqrt(config.num_patches) * config.patch_size if hasattr(config, "num_patches") else config.image_size
+    if config.model_type.startswith("dino"):  # positions are interpolated, so the processor decides
+        crop = preprocessor.get("crop_size") or preprocessor.get("size") or {}
+        size = crop.get("height", _DINO_SIZE) if isinstance(crop, dict) else crop
+    mean, std = preprocessor.get("image_mean", mean), preprocessor.get("image_std", std)
+    try:
+        return PixelFormat.of(size, mean, std)
+    except (TypeError, ValueError) as error:
+        raise _bad_preprocessor(folder, f"values that cannot be used ({error})") from error
+
+
+def _preprocessor(folder: Path) -> dict[str, Any]:
+    path = folder / "preprocessor_config.json"
+    if not path.is_file():
+        return {}
+    try:
+        preprocessor = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise _bad_preprocessor(folder, f"text that is not JSON ({error})") from error
+    if not isinstance(preprocessor, dict):
+        raise _bad_preprocessor(folder, f"a {type(preprocessor).__name__}")
+    return preprocessor
+
+
+def _naflex_inputs(pixels: Tensor, patch: int) -> dict[str, Tensor]:
+    """A square picture as the patch sequence of SigLIP 2 NaFlex."""
+    batch, channels, height, width = pixels.shape
+    rows, columns = height // patch, width // patch
+    patches = pixels.reshape(batch, channels, rows, patch, columns, patch).permute(0, 2, 4, 3, 5, 1)
+    return {
+        "pixel_values": patches.reshape(batch, rows * columns, patch * patch * channels),
+        "pixel_attention_mask": torch.ones(batch, rows * columns, dtype=torch.long, device=pixels.device),
+        "spatial_shapes": torch.tensor([[rows, columns]] * batch, device=pixels.device),
+    }
+
+
+def _bad_weights(folder: Path, why: str) -> UnreadableFileError:
+    return UnreadableFileError(
+        f"{folder.name}, whose weights transformers cannot load ({why})",
+        expected="config.json and the safetensors saved with it",
+        action="copy the folder again, or choose another encoder",
+    )
+
+
+def _bad_preprocessor(folder: Path, what: str) -> UnreadableFileError:
+    return UnreadableFileError(
+        f"{folder.name} with a preprocessor_config.json that holds {what}",
+        expected="a JSON object with image_mean, image_std and size",
+        action="copy the folder again, or remove that file: the model's usual values are used then",
+    )

@@ -1,0 +1,291 @@
+"""Image encoders as facts: recognised by safetensors header or `config.json`, and matched to what an adapter needs."""
+
+import json
+import math
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from ..errors import MismatchError, UnreadableFileError
+from ..file.container import read_header
+from ..file.signatures import Shapes
+from ..file.spec import AdapterSpec, Feature
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncoderSpec:
+    """An image encoder in numbers.
+
+    Attributes:
+        kind: "CLIP", "SigLIP", "SigLIP 2 NaFlex", "DINOv2" or "DINOv3".
+        width: channels of its hidden states.
+        num_layers: transformer layers.
+        embed_dim: width of its pooled `image_embeds`; None if it has none.
+        image_size: side of the square its patches cover in pixels, where learned positions fix it.
+    """
+
+    kind: str
+    width: int
+    num_layers: int
+    embed_dim: int | None
+    image_size: int | None = None
+
+    @property
+    def name(self) -> str:
+        return COMMON_NAMES.get((self.kind, self.width, self.num_layers, self.image_size)) or COMMON_NAMES.get(
+            (self.kind, self.width, self.num_layers, None),
+            f"{self.kind} of width {self.width}, {self.num_layers} layers",
+        )
+
+    def dim(self, feature: Feature) -> int | None:
+        """Width of what the encoder gives for a feature; None if it does not give it."""
+        if feature is Feature.IDENTITY:
+            return None
+        return self.embed_dim if feature is Feature.IMAGE_EMBEDS else self.width
+
+
+COMMON_NAMES: dict[tuple[str, int, int, int | None], str] = {
+    ("CLIP", 1280, 32, None): "CLIP ViT-H/14 (CLIP-ViT-H-14-laion2B-s32B-b79K)",
+    ("CLIP", 1664, 48, None): "CLIP ViT-bigG/14 (CLIP-ViT-bigG-14-laion2B-39B-b160k)",
+    ("CLIP", 1024, 24, None): "CLIP ViT-L/14 (openai/clip-vit-large-patch14)",
+    ("CLIP", 1024, 24, 336): "CLIP ViT-L/14-336 (openai/clip-vit-large-patch14-336)",
+    ("CLIP", 768, 12, None): "CLIP ViT-B",
+    ("SigLIP", 1152, 27, None): "SigLIP so400m (siglip-so400m-patch14-384)",
+    ("SigLIP", 768, 12, None): "SigLIP base",
+    ("DINOv2", 1024, 24, None): "DINOv2 large",
+    ("DINOv2", 1536, 40, None): "DINOv2 giant",
+    ("DINOv3", 1280, 32, None): "DINOv3 ViT-H",
+}
+# The encoder published adapters were trained with, by what they read and how wide it is.
+USUAL_ENCODERS: dict[tuple[Feature, int], str] = {
+    (Feature.IMAGE_EMBEDS, 1024): COMMON_NAMES["CLIP", 1280, 32, None] + ", width 1280, 32 layers",
+    (Feature.IMAGE_EMBEDS, 1280): COMMON_NAMES["CLIP", 1664, 48, None] + ", width 1664, 48 layers",
+    (Feature.IMAGE_EMBEDS, 768): COMMON_NAMES["CLIP", 1024, 24, None] + ", width 1024, 24 layers",
+    (Feature.HIDDEN_STATES, 1280): COMMON_NAMES["CLIP", 1280, 32, None] + ", width 1280, 32 layers",
+    (Feature.HIDDEN_STATES, 1664): COMMON_NAMES["CLIP", 1664, 48, None] + ", width 1664, 48 layers",
+    (Feature.HIDDEN_STATES, 1024): COMMON_NAMES["CLIP", 1024, 24, None] + ", width 1024, 24 layers",
+    (Feature.HIDDEN_STATES, 1152): COMMON_NAMES["SigLIP", 1152, 27, None] + ", width 1152, 27 layers",
+}
+_BY_SIZE: dict[tuple[int, int | None], str] = {
+    (width, size): name for (_, width, _, size), name in COMMON_NAMES.items() if size
+}
+# model_type of a transformers config.json, or of its vision_config
+MODEL_TYPES = {
+    "clip_vision_model": "CLIP",
+    "siglip_vision_model": "SigLIP",
+    "siglip2_vision_model": "SigLIP 2 NaFlex",
+    "dinov2": "DINOv2",
+    "dinov2_with_registers": "DINOv2",
+    "dinov3_vit": "DINOv3",
+}
+_LARGEST_PATCH = 32  # pixels
+_FLAT_PATCHES, _SQUARE_PATCHES = 2, 4  # rank of a patch embedding's weight
+# What transformers assumes for what a config leaves out; published SigLIP folders leave out nearly everything.
+_SMALL = {"hidden_size": 768, "num_hidden_layers": 12, "image_size": 224, "patch_size": 16}
+CONFIG_DEFAULTS: dict[str, dict[str, int]] = {
+    "clip_vision_model": {**_SMALL, "patch_size": 32, "projection_dim": 512},
+    "siglip_vision_model": _SMALL,
+    "siglip2_vision_model": _SMALL,
+    "dinov2": _SMALL,
+    "dinov2_with_registers": _SMALL,
+    "dinov3_vit": {**_SMALL, "hidden_size": 384},
+}
+_VISION_PARTS = {
+    "clip": "clip_vision_model",
+    "siglip": "siglip_vision_model",
+    "siglip2": "siglip2_vision_model",
+}
+
+
+def read_encoder_file(path: Path) -> EncoderSpec | None:
+    """What encoder a safetensors file holds, from its header; None if it holds none.
+
+    Raises:
+        UnreadableFileError: not safetensors.
+    """
+    shapes = {
+        name: tuple(int(size) for size in shape)
+        for name, entry in read_header(path).items()
+        if isinstance(shape := entry.get("shape"), list)
+    }
+    return encoder_from_shapes(shapes)
+
+
+def encoder_from_shapes(shapes: Shapes) -> EncoderSpec | None:
+    """What encoder these tensors are (transformers, open_clip and DINO names)."""
+    if "vision_model.embeddings.position_embedding.weight" in shapes:
+        positions, width = shapes["vision_model.embeddings.position_embedding.weight"]
+        patch = shapes.get("vision_model.embeddings.patch_embedding.weight", ())
+        is_clip = "vision_model.embeddings.class_embedding" in shapes
+        projection = shapes.get("visual_projection.weight")
+        return EncoderSpec(
+            kind="CLIP" if is_clip else "SigLIP 2 NaFlex" if len(patch) == _FLAT_PATCHES else "SigLIP",
+            width=width,
+            num_layers=_num_layers(shapes, r"vision_model\.encoder\.layers\.(\d+)\."),
+            # ComfyUI's single-file SigLIP has no pooling head
+            embed_dim=projection[0] if projection else None,
+            image_size=_image_size(positions - is_clip, patch),
+        )
+    if "visual.positional_embedding" in shapes and "visual.transformer.resblocks.0.attn.in_proj_weight" in shapes:
+        positions, width = shapes["visual.positional_embedding"]
+        return EncoderSpec(
+            kind="CLIP",
+            width=width,
+            num_layers=_num_layers(shapes, r"visual\.transformer\.resblocks\.(\d+)\."),
+            embed_dim=shapes["visual.proj"][1] if "visual.proj" in shapes else None,
+            image_size=_image_size(positions - 1, shapes.get("visual.conv1.weight", ())),
+        )
+    for kind, pattern, mark in (
+        ("DINOv2", r"encoder\.layer\.(\d+)\.", "encoder.layer.0.layer_scale1.lambda1"),
+        ("DINOv3", r"(?:model\.)?layer\.(\d+)\.", "layer.0.norm1.weight"),
+        ("DINOv3", r"(?:model\.)?layer\.(\d+)\.", "model.layer.0.norm1.weight"),
+    ):
+        if mark in shapes:
+            width = shapes[mark][0]
+            return EncoderSpec(kind=kind, width=width, num_layers=_num_layers(shapes, pattern), embed_dim=width)
+    return None
+
+
+def read_encoder_folder(folder: Path) -> EncoderSpec:
+    """What encoder a folder in transformers layout holds, from `config.json`.
+
+    Raises:
+        UnreadableFileError: no readable config, no vision model in it, or no safetensors beside it.
+    """
+    config = vision_config(folder)
+    kind = MODEL_TYPES[str(config["model_type"])]
+    if not any(folder.glob("*.safetensors")):
+        raise UnreadableFileError(
+            f"{folder.name} has a config.json but no safetensors file",
+            expected="config.json and model.safetensors",
+            action="put the weights beside the config (pickled weights are not loaded)",
+        )
+    width, patch = _integer(config, "hidden_size", folder), _integer(config, "patch_size", folder)
+    has_fixed_size = kind in ("CLIP", "SigLIP")
+    return EncoderSpec(
+        kind=kind,
+        width=width,
+        num_layers=_integer(config, "num_hidden_layers", folder),
+        embed_dim=_integer(config, "projection_dim", folder) if kind == "CLIP" else width,
+        image_size=_integer(config, "image_size", folder) // patch * patch if has_fixed_size else None,
+    )
+
+
+def vision_config(folder: Path) -> dict[str, object]:
+    """The vision part of a folder's `config.json`, with its `model_type` and what transformers assumes.
+
+    Errors as `read_encoder_folder`.
+    """
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise _bad_folder(folder, f"a config.json that cannot be read ({error})") from error
+    model_type = config.get("model_type") if isinstance(config, dict) else None
+    if model_type in _VISION_PARTS and isinstance(config.get("vision_config"), dict):
+        # a whole CLIP states its projection_dim at the top; the vision part may carry a wrong default
+        whole = {"projection_dim": config["projection_dim"]} if "projection_dim" in config else {}
+        vision_type = _VISION_PARTS[model_type]
+        return {**CONFIG_DEFAULTS[vision_type], **config["vision_config"], **whole, "model_type": vision_type}
+    if model_type not in MODEL_TYPES:
+        raise _bad_folder(folder, f"a config.json of model_type {model_type!r}")
+    return {**CONFIG_DEFAULTS[model_type], **config}
+
+
+def encoder_need(spec: AdapterSpec) -> str:
+    """The encoder an adapter needs, in words."""
+    if not spec.reads_pictures:
+        return "no image encoder: it reads a face (IPALoadFaceModel and IPAEncodeFace)"
+    what = "pooled image_embeds" if spec.feature is Feature.IMAGE_EMBEDS else f"hidden states (layer {spec.layer})"
+    named = (
+        spec.encoder.name
+        or _BY_SIZE.get((spec.image_dim, spec.encoder.image_size))
+        or USUAL_ENCODERS.get((spec.feature, spec.image_dim))
+    )
+    return f"{named or 'an image encoder'}: {spec.image_dim}-wide {what}"
+
+
+def fits(encoder: EncoderSpec, spec: AdapterSpec) -> bool:
+    """Whether the encoder gives features of the width the adapter reads."""
+    return encoder.dim(spec.feature) == spec.image_dim
+
+
+def check_encoder(encoder: EncoderSpec, spec: AdapterSpec) -> None:
+    """Raises MismatchError, naming both, unless the encoder fits the adapter."""
+    if not fits(encoder, spec):
+        given, feature = encoder.dim(spec.feature), spec.feature.value.replace("_", " ")
+        raise MismatchError(
+            f"{encoder.name}, which gives {given or 'no'}{'-wide' if given else ''} {feature}",
+            expected=f"for {spec.family}: {encoder_need(spec)}",
+            action="connect that encoder, or set image_encoder of IPALoadAdapter to 'auto'",
+        )
+
+
+def choose_encoder(spec: AdapterSpec, found: Mapping[str, EncoderSpec], folders: Iterable[str]) -> str:
+    """The one encoder among those found that fits an adapter.
+
+    Published adapters read CLIP unless their metadata says otherwise, so CLIP goes before other kinds. Copies of one
+    encoder are equal; the first name is taken.
+
+    Args:
+        found: encoders by name, in the order to prefer.
+        folders: where they were looked for; for the message.
+
+    Raises:
+        MismatchError: none fits, or several different ones do.
+    """
+    hint = spec.encoder
+    matching = [name for name in found if fits(found[name], spec)]
+    for is_better in (
+        lambda name: hint.name == name.rstrip("/"),
+        lambda name: _covers(found[name], hint.image_size),
+        lambda name: found[name].kind == "CLIP",
+    ):
+        matching = [name for name in matching if is_better(name)] or matching
+    if not matching:
+        have = "; ".join(f"{name} is {encoder.name}" for name, encoder in found.items()) or "no image encoder at all"
+        raise MismatchError(
+            f"{have}",
+            expected=f"for {spec.family}: {encoder_need(spec)}",
+            action=f"put that encoder (safetensors) into {' or '.join(folders)}",
+        )
+    # a file and a folder of one encoder may differ in embed_dim alone: ComfyUI's SigLIP has no pooling head
+    different = {replace(found[name], embed_dim=None) for name in matching}
+    if len(different) > 1:
+        raise MismatchError(
+            f"several image encoders fit {spec.family}: {', '.join(matching)}",
+            expected="one",
+            action="choose the one the adapter was trained with in image_encoder",
+        )
+    return matching[0]
+
+
+def _covers(encoder: EncoderSpec, image_size: int | None) -> bool:
+    """Whether an input of this size gives these positions; the last pixels may not fill a patch."""
+    if image_size is None or encoder.image_size is None:
+        return False
+    return 0 <= image_size - encoder.image_size < _LARGEST_PATCH
+
+
+def _image_size(num_patches: int, patch_shape: tuple[int, ...]) -> int | None:
+    side = math.isqrt(num_patches)
+    return side * patch_shape[-1] if side * side == num_patches and len(patch_shape) == _SQUARE_PATCHES else None
+
+
+def _num_layers(shapes: Shapes, pattern: str) -> int:
+    return 1 + max((int(match[1]) for name in shapes if (match := re.match(pattern, name))), default=-1)
+
+
+def _integer(config: Mapping[str, object], name: str, folder: Path) -> int:
+    value = config.get(name)
+    if not isinstance(value, int) or value < 1:
+        raise _bad_folder(folder, f"a config.json whose {name} is {value!r}")
+    return value
+
+
+def _bad_folder(folder: Path, what: str) -> UnreadableFileError:
+    return UnreadableFileError(
+        f"{folder.name} has {what}",
+        expected=f"a transformers vision model: {', '.join(MODEL_TYPES)}",
+        action="choose another encoder, or copy the folder again",
+    )

@@ -1,0 +1,112 @@
+"""A reference picture as the pixels an image encoder expects."""
+
+# B pictures, H W their size, S the encoder's input size
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from ..errors import BadInputError
+from ..file.spec import CROPS
+
+_LONGEST_STRIP = 4  # times its short side
+
+
+@dataclass(frozen=True)
+class PixelFormat:
+    """What an encoder was trained on: square input of `size` pixels, normalised per channel."""
+
+    size: int
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+
+    @classmethod
+    def of(cls, size: int, mean: Sequence[float], std: Sequence[float]) -> "PixelFormat":
+        """From the lists a config holds; raises ValueError or TypeError if they are not three numbers each."""
+        (r, g, b), (r_std, g_std, b_std) = (map(float, values) for values in (mean, std))
+        return cls(int(size), (r, g, b), (r_std, g_std, b_std))
+
+
+def check_image(image: Tensor) -> Tensor:
+    """An IMAGE as (B, H, W, 3) float32 in 0..1; grey is repeated, values slightly outside are clipped.
+
+    A fourth channel is dropped: what of a reference counts is the business of a mask.
+
+    Raises:
+        BadInputError: another rank, an empty side, or NaN and infinite values.
+    """
+    if image.ndim == 3:
+        image = image[None]
+    if image.ndim != 4 or 0 in image.shape or image.shape[-1] not in (1, 3, 4):
+        raise BadInputError(
+            f"an image of shape {list(image.shape)}",
+            expected="an IMAGE of shape [batch, height, width, 1, 3 or 4 channels]",
+            action="connect an IMAGE output, not a mask or a latent",
+        )
+    image = image.detach().float()
+    if not image.isfinite().all():
+        raise BadInputError(
+            "an image with NaN or infinite values",
+            expected="values from 0 to 1",
+            action="check the node that made it (a NaN often comes from a VAE running in float16)",
+        )
+    if image.shape[-1] == 1:
+        image = image.expand(-1, -1, -1, 3)
+    return image[..., :3].clamp(0, 1)
+
+
+def encoder_pixels(image: Tensor, pixel_format: PixelFormat, crop: str, mask: Tensor | None = None) -> Tensor:
+    """Resize, crop and normalise pictures.
+
+    Args:
+        image: (B, H, W, 3), 0..1.
+        crop: `center` cuts the longer side, `pad` fills the shorter one with the encoder's mean colour (zero after
+            normalising), `stretch` changes the aspect ratio.
+        mask: (1 or B, H', W'), 1 where the reference counts; elsewhere the encoder sees its mean colour.
+
+    Returns:
+        (B, 3, S, S), normalised.
+    """
+    if crop not in CROPS:
+        raise BadInputError(f"crop {crop!r}", expected=f"one of {', '.join(CROPS)}", action="choose one of them")
+    pixels = image.movedim(-1, 1)
+    pixels = _fit(pixels, pixel_format.size, crop, "bicubic").clamp(0, 1)
+    pixels = (255 * pixels).round() / 255  # encoders were trained on 8-bit pictures
+    mean, std = (
+        torch.tensor(values, dtype=pixels.dtype, device=pixels.device)[:, None, None]
+        for values in (pixel_format.mean, pixel_format.std)
+    )
+    pixels = (pixels - mean) / std
+    if mask is not None:
+        whole = functional.interpolate(mask[:, None], size=image.shape[1:3], mode="area").to(pixels)
+        pixels = pixels * _fit(whole, pixel_format.size, crop, "bilinear")
+    return _pad(pixels, pixel_format.size)
+
+
+def _fit(x: Tensor, size: int, crop: str, mode: str) -> Tensor:
+    """To (B, c, s, s'), at most `size` on a side; only `pad` leaves a side shorter."""
+    if crop == "center":  # all of a strip one pixel high would take gigabytes when resized; only its middle is seen
+        x = _middle(x, _LONGEST_STRIP * min(x.shape[-2:]))
+    height, width = x.shape[-2:]
+    if crop == "stretch":
+        target = (size, size)
+    else:
+        side = min(height, width) if crop == "center" else max(height, width)
+        target = (max(1, height * size // side), max(1, width * size // side))  # as transformers' CLIPImageProcessor
+    if target != (height, width):
+        x = functional.interpolate(x, size=target, mode=mode, antialias=True)
+    return _middle(x, size)
+
+
+def _middle(x: Tensor, size: int) -> Tensor:
+    top, left = max(0, x.shape[-2] - size) // 2, max(0, x.shape[-1] - size) // 2
+    return x[..., top : top + size, left : left + size]
+
+
+def _pad(pixels: Tensor, size: int) -> Tensor:
+    missing_height, missing_width = size - pixels.shape[-2], size - pixels.shape[-1]
+    top, left = missing_height // 2, missing_width // 2
+    return functional.pad(pixels, (left, missing_width - left, top, missing_height - top))

@@ -1,0 +1,1 @@
+"""Adapter files: read, recognised by their tensors, described by an `AdapterSpec`."""

@@ -1,0 +1,202 @@
+"""`AdapterSpec`: everything the rest of the project needs to know about an adapter file, read once at load."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from enum import Enum
+
+from ..errors import UnreadableFileError
+
+SPEC_KEY = "ipadapter.spec"
+DEFAULT_HEAD_DIM = 64
+PENULTIMATE = -2
+CROPS = ("center", "pad", "stretch")  # how a picture becomes the encoder's square; see `preprocess.encoder_pixels`
+
+
+class Projection(str, Enum):
+    """How image features become image tokens."""
+
+    LINEAR = "linear"
+    RESAMPLER = "resampler"
+    MLP = "mlp"
+    IDENTITY = "identity"
+    IDENTITY_AND_FACE = "identity_and_face"
+
+
+class Feature(str, Enum):
+    """What the projection reads: an output of the image encoder, or the embedding of a face."""
+
+    IMAGE_EMBEDS = "image_embeds"
+    HIDDEN_STATES = "hidden_states"
+    IDENTITY = "identity"
+
+
+class Negative(str, Enum):
+    """What stands for "no image" on the uncond side, as the adapter was trained."""
+
+    ZERO_FEATURES = "zero_features"
+    ZERO_PIXELS = "zero_pixels"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ResamplerSpec:
+    """Dimensions of a perceiver resampler (tencent-ailab/IP-Adapter, ip_adapter/resampler.py)."""
+
+    dim: int
+    depth: int
+    num_heads: int
+    head_dim: int
+    ff_dim: int
+    num_queries: int
+    max_positions: int | None = None
+    num_mean_pooled: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class FaceSpec:
+    """What a FaceID adapter reads of a face.
+
+    Attributes:
+        identity_dim: width of the recognition network's embedding (ArcFace: 512).
+        hidden_dim: hidden units of the MLP that reads it; None where a resampler does.
+        is_normed: the embedding is scaled to length 1; portrait-unnorm reads it as the network gives it.
+        crop_size: side in pixels of the aligned face picture.
+        token_dim: width of the tokens the projection makes. Kolors FaceID's are wider than what its K/V projections
+            read: the model itself narrows them (`encoder_hid_proj`).
+        has_shortcut: FaceID-Plus: v2 adds the identity's tokens to what the resampler makes, v1 does not. None where
+            neither tensors nor metadata tell.
+    """
+
+    identity_dim: int
+    crop_size: int
+    token_dim: int
+    hidden_dim: int | None = None
+    is_normed: bool = True
+    has_shortcut: bool | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncoderHint:
+    """What a file's metadata says about its image encoder and how pictures are cut for it; None: it says nothing."""
+
+    name: str | None = None
+    image_size: int | None = None
+    crop: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdapterSpec:
+    """An adapter file in numbers.
+
+    Attributes:
+        family: name shown to the user, such as "SDXL plus".
+        base: the base model in words, such as "SDXL".
+        image_dim: width E of what the projection reads (`feature`).
+        cross_attention_dim: width C of the base model's text tokens and of the image tokens.
+        num_tokens: image tokens N per reference; None where every feature position gives one (full-face).
+        site_dims: channels of each attention site, in checkpoint order (down, up, middle).
+        layer: index of the hidden state read when `feature` is HIDDEN_STATES, counted from the last (-1); -2 is usual.
+        face: what it reads of a face; None for adapters that read pictures.
+    """
+
+    family: str
+    base: str
+    projection: Projection
+    feature: Feature
+    image_dim: int
+    cross_attention_dim: int
+    num_tokens: int | None
+    site_dims: tuple[int, ...]
+    negative: Negative
+    resampler: ResamplerSpec | None = None
+    layer: int = PENULTIMATE
+    encoder: EncoderHint = EncoderHint()
+    face: FaceSpec | None = None
+
+    @property
+    def num_sites(self) -> int:
+        return len(self.site_dims)
+
+    @property
+    def token_dim(self) -> int:
+        """Width of the tokens that `image_proj` makes."""
+        return self.face.token_dim if self.face else self.cross_attention_dim
+
+    @property
+    def reads_pictures(self) -> bool:
+        """Whether it needs an image encoder; FaceID-Plus does, beside the face's embedding."""
+        return self.feature is not Feature.IDENTITY
+
+    def to_metadata(self) -> dict[str, str]:
+        """The spec as safetensors metadata; `with_metadata` reads it back."""
+        return {SPEC_KEY: json.dumps(asdict(self), sort_keys=True)}
+
+
+def stated_spec(metadata: Mapping[str, str]) -> dict[str, object]:
+    """The JSON object a file's metadata holds under `ipadapter.spec`; empty if there is none.
+
+    Raises:
+        UnreadableFileError: the entry is not a JSON object.
+    """
+    text = metadata.get(SPEC_KEY)
+    if text is None:
+        return {}
+    try:
+        stated = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise _bad_metadata(f"metadata {SPEC_KEY} is not JSON ({error})") from error
+    if not isinstance(stated, dict):
+        raise _bad_metadata(f"metadata {SPEC_KEY} is a {type(stated).__name__}")
+    return stated
+
+
+def with_metadata(spec: AdapterSpec, metadata: Mapping[str, str]) -> AdapterSpec:
+    """Complete a spec read from tensors by what only metadata can tell: layer, negative, feature, encoder, FaceID-Plus
+    version.
+
+    Dimensions come from the tensors alone; the head size, which no shape shows, is read at detection.
+
+    Raises:
+        UnreadableFileError: the metadata has a value outside its range.
+    """
+    stated = stated_spec(metadata)
+    if not stated:
+        return spec
+    layer, encoder = stated.get("layer", spec.layer), stated.get("encoder", {})
+    if not isinstance(layer, int) or layer >= 0:
+        raise _bad_metadata(
+            f"metadata {SPEC_KEY} has layer {layer!r}, not a negative number counted from the last layer"
+        )
+    if not isinstance(encoder, dict):
+        raise _bad_metadata(f"metadata {SPEC_KEY} has encoder {encoder!r}, not an object")
+    name, image_size = encoder.get("name"), encoder.get("image_size")
+    if not isinstance(name, str | None) or not isinstance(image_size, int | None):
+        raise _bad_metadata(f"metadata {SPEC_KEY} has encoder {encoder!r}, not a name and an image_size")
+    try:
+        feature = Feature(stated.get("feature", spec.feature))
+        negative = Negative(stated.get("negative", spec.negative))
+    except ValueError as error:
+        raise _bad_metadata(f"metadata {SPEC_KEY} has a value nobody knows ({error})") from error
+    crop = encoder.get("crop")
+    if crop is not None and crop not in CROPS:
+        raise _bad_metadata(f"metadata {SPEC_KEY} has crop {crop!r}, none of {', '.join(CROPS)}")
+    hint = EncoderHint(name=name, image_size=image_size, crop=crop)
+    face = _stated_face(spec.face, stated.get("face")) if spec.face else None
+    return replace(spec, feature=feature, negative=negative, layer=layer, encoder=hint, face=face)
+
+
+def _stated_face(face: FaceSpec, stated: object) -> FaceSpec:
+    has_shortcut = stated.get("has_shortcut") if isinstance(stated, dict) else stated
+    if not isinstance(has_shortcut, bool | None):
+        raise _bad_metadata(
+            f"metadata {SPEC_KEY} has face {stated!r}, not an object whose has_shortcut is true or false"
+        )
+    return face if has_shortcut is None else replace(face, has_shortcut=has_shortcut)
+
+
+def _bad_metadata(found: str) -> UnreadableFileError:
+    return UnreadableFileError(
+        found,
+        expected="a JSON object as docs/formats.md describes it",
+        action="export the adapter again, or remove the metadata entry",
+    )

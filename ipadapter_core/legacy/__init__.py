@@ -1,0 +1,1 @@
+"""What only the nodes of IPAdapter_plus need."""

@@ -1,0 +1,194 @@
+"""Weights that change over the frames of an animation, and which reference acts in which frame."""
+
+# F frames of one pass of the curve, N source images
+
+import math
+import random
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from typing import TypeVar
+
+from ..errors import BadInputError
+
+T = TypeVar("T")
+CUSTOM, RANDOM = "custom", "random"
+FULL_BATCH, SHIFT, ALTERNATE = "full batch", "shift batches", "alternate batches"
+METHODS = (FULL_BATCH, SHIFT, ALTERNATE)
+EASINGS: dict[str, Callable[[float], float]] = {  # 0..1 of the window to 0..1 of the way
+    "linear": lambda x: x,
+    "ease_in_out": lambda x: (1 - math.cos(math.pi * x)) / 2,
+    "ease_in": lambda x: math.sin(math.pi * x / 2),
+    "ease_out": lambda x: 1 - math.cos(math.pi * x / 2),
+}
+TIMINGS = (CUSTOM, *EASINGS, RANDOM)
+_FEWEST_FRAMES = 2
+
+
+@dataclass(frozen=True)
+class Strategy:
+    """How weights run, as it travels between nodes.
+
+    Attributes:
+        weights: numbers as text; the first and the last count unless `timing` is custom.
+        timing: one of `TIMINGS`.
+        frames: of one pass; in a custom one as many as there are weights.
+        start_frame, end_frame: where in a pass the change begins, and the first frame after it.
+        add_starting_frames, add_ending_frames: frames that repeat the first and the last weight and image.
+        method: one of `METHODS`.
+        frame_count: source images N.
+    """
+
+    weights: str
+    timing: str
+    frames: int
+    start_frame: int
+    end_frame: int
+    add_starting_frames: int
+    add_ending_frames: int
+    method: str
+    frame_count: int = 0
+
+    def to_dict(self) -> dict[str, object]:
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, stated: Mapping[str, object]) -> "Strategy":
+        """Raises BadInputError if an entry is missing."""
+        missing = [field.name for field in fields(cls)[:-1] if field.name not in stated]
+        if missing:
+            raise BadInputError(
+                f"a weights strategy without {', '.join(missing)}",
+                expected=f"a strategy with {', '.join(field.name for field in fields(cls))}",
+                action="connect the weights_strategy output of IPAdapter Weights",
+            )
+        values = {field.name: stated[field.name] for field in fields(cls) if field.name in stated}
+        weights = values["weights"]
+        if not isinstance(weights, str):  # another pack may hand the numbers themselves on
+            values["weights"] = ", ".join(map(str, weights)) if isinstance(weights, Sequence) else str(weights)
+        return cls(**values)  # type: ignore[arg-type]
+
+
+@dataclass(frozen=True)
+class WeightSchedule:
+    """What a strategy comes to.
+
+    Attributes:
+        strategy: with `frames` and `frame_count` as they are in effect.
+        weights: one per frame.
+        first, second: index of the source image of each frame; None where there is none.
+    """
+
+    strategy: Strategy
+    weights: list[float]
+    first: list[int] | None
+    second: list[int] | None
+
+
+def schedule_weights(strategy: Strategy, num_images: int) -> WeightSchedule:
+    """Weights and source images of every frame.
+
+    Args:
+        num_images: N; 0 schedules weights alone.
+
+    Raises:
+        BadInputError: weights that are no numbers, an unknown timing or method, or too few images to fade between.
+    """
+    curve = _curve(strategy)
+    frames = len(curve)
+    if strategy.method not in METHODS:
+        raise BadInputError(f"method {strategy.method!r}", expected=f"one of {', '.join(METHODS)}", action="choose one")
+    pairs = _pairs(strategy.method, num_images)
+    weights: list[float] = []
+    for number in range(max(1, len(pairs))):
+        is_inverted = strategy.method == ALTERNATE and number % 2 == 1
+        weights += [min(curve) + max(curve) - weight for weight in curve] if is_inverted else curve
+    first = [pair[0] for pair in pairs for _ in range(frames)]
+    second = [pair[1] for pair in pairs for _ in range(frames)] if strategy.method != FULL_BATCH else []
+    in_effect = Strategy(**{**asdict(strategy), "frames": frames, "frame_count": num_images})
+    before, after = strategy.add_starting_frames, strategy.add_ending_frames
+    return WeightSchedule(
+        in_effect,
+        _padded(weights, before, after),
+        _padded(first, before, after) if first else None,
+        _padded(second, before, after) if second else None,
+    )
+
+
+def prompt_schedule(strategy: Strategy, prompts: str) -> str:
+    """Lines `"frame": "prompt",` that FizzNodes reads: one per source image, at the frame where it begins.
+
+    Args:
+        prompts: one per line; the last one is repeated if there are fewer than images.
+    """
+    lines = [line for line in prompts.splitlines() if line.strip()]
+    if not lines or strategy.frame_count == 0:
+        return ""
+    first = strategy.add_starting_frames
+    entries = [(first + number * strategy.frames, number) for number in range(strategy.frame_count)]
+    if strategy.add_starting_frames:
+        entries.insert(0, (0, 0))
+    if strategy.add_ending_frames:
+        entries.append((first + strategy.frame_count * strategy.frames, strategy.frame_count - 1))
+    return "\n".join(f'"{frame}": "{lines[min(number, len(lines) - 1)]}",' for frame, number in entries)
+
+
+def parse_weights(text: str) -> list[float]:
+    """Numbers separated by commas or line ends.
+
+    Raises:
+        BadInputError: none, or something that is no number.
+    """
+    try:
+        weights = [float(word) for word in re.split(r"[,\n]", text) if word.strip()]
+    except ValueError:
+        weights = []
+    if not weights or not all(map(math.isfinite, weights)):
+        raise BadInputError(
+            f"weights {text!r}", expected="numbers separated by commas, such as '1.0, 0.0'", action="correct the list"
+        )
+    return weights
+
+
+def _curve(strategy: Strategy) -> list[float]:
+    weights = parse_weights(strategy.weights)
+    if strategy.timing == CUSTOM:
+        return weights
+    if strategy.timing not in TIMINGS:
+        raise BadInputError(f"timing {strategy.timing!r}", expected=f"one of {', '.join(TIMINGS)}", action="choose one")
+    start, end = weights[0], weights[-1]
+    frames = max(strategy.frames, _FEWEST_FRAMES)
+    window = range(strategy.start_frame, min(strategy.end_frame, frames))
+    # Drawn from the settings, so that a graph queued twice gives the same pictures.
+    draw = random.Random(repr((start, end, window)))
+    steps = len(window) - 1
+
+    def inside(step: int) -> float:
+        if step == steps:
+            return end
+        if strategy.timing == RANDOM:
+            return draw.uniform(start, end)
+        return start + (end - start) * EASINGS[strategy.timing](step / steps)
+
+    change = [inside(step) for step in range(len(window))]
+    before = min(strategy.start_frame, frames)
+    return [start] * before + change + [end] * (frames - before - len(change))
+
+
+def _pairs(method: str, num_images: int) -> list[tuple[int, int]]:
+    """The two source images of each pass of the curve; a full batch has but one, given twice."""
+    if method == FULL_BATCH or num_images == 0:
+        return [(number, number) for number in range(num_images)]
+    if num_images == 1:
+        raise BadInputError(
+            f"one image for '{method}'",
+            expected="a batch of two images or more to fade between",
+            action="connect a batch, or choose 'full batch'",
+        )
+    pairs = [(number, number + 1) for number in range(num_images - 1)]
+    # alternately, so that an image keeps its side while it fades in and out again
+    return pairs if method == SHIFT else [pair if pair[0] % 2 == 0 else pair[::-1] for pair in pairs]
+
+
+def _padded(values: list[T], before: int, after: int) -> list[T]:
+    return [values[0]] * before + values + [values[-1]] * after

@@ -1,0 +1,111 @@
+"""Weight types: the names shared workflows give to layer presets, and the numbers that belong to them."""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from ..backbone.sites import UNetSites
+from ..branch.kv import SiteStrength
+from ..errors import BadInputError
+from ..strength.presets import resolve_preset
+
+
+@dataclass(frozen=True)
+class WeightType:
+    """A layer preset under its old name.
+
+    Attributes:
+        preset: a key of `presets.PRESETS`.
+        second: strength of the preset's second part where none is given; None takes the first one.
+    """
+
+    preset: str
+    second: float | None = None
+
+
+WEIGHT_TYPES: dict[str, WeightType] = {
+    "linear": WeightType("all"),
+    "ease in": WeightType("ease in"),
+    "ease out": WeightType("ease out"),
+    "ease in-out": WeightType("ease in-out"),
+    "reverse in-out": WeightType("reverse in-out"),
+    "weak input": WeightType("weak input"),
+    "weak output": WeightType("weak output"),
+    "weak middle": WeightType("weak middle"),
+    "strong middle": WeightType("strong middle"),
+    "style transfer": WeightType("style"),
+    "composition": WeightType("composition"),
+    "strong style transfer": WeightType("strong style"),
+    # what shared pictures were made with: the composition layers stay at 1 whatever the weight
+    "style and composition": WeightType("style and composition", second=1.0),
+    "style transfer precise": WeightType("precise style"),
+    "composition precise": WeightType("precise composition"),
+    "strong style and composition": WeightType("strong style and composition", second=1.0),
+}
+_LAYER_WEIGHT = re.compile(r"(\d+)\s*:\s*([-+]?(?:\d+\.?\d*|\.\d+))")
+
+# No widget offers the last one: the style and composition nodes choose it.
+OFFERED_WEIGHT_TYPES = tuple(WEIGHT_TYPES)[:-1]
+
+
+def resolve_weight_type(
+    name: str, unet: UNetSites, weight: float, second: float | None = None
+) -> dict[int, SiteStrength]:
+    """Strength of every site, by site index, with nothing for the middle block.
+
+    IPAdapter_plus registers its patch of the middle block under an address nobody looks up, so the pictures made with
+    it have none there.
+
+    Args:
+        second: weight of the composition layers (of all others for "composition precise"); None is the type's own.
+
+    Raises:
+        BadInputError: an unknown weight type, or one that selects nothing on this model.
+    """
+    weight_type = WEIGHT_TYPES.get(name)
+    if weight_type is None:
+        raise BadInputError(f"weight type {name!r}", expected=f"one of {', '.join(WEIGHT_TYPES)}", action="choose one")
+    second = weight_type.second if second is None else second
+    return without_middle(resolve_preset(weight_type.preset, unet, weight, second), unet)
+
+
+def without_middle(strengths: dict[int, SiteStrength], unet: UNetSites) -> dict[int, SiteStrength]:
+    """The strengths of all sites outside the middle block."""
+    middle = {site.index for site in unet.sites if site.block == "middle"}
+    return {index: strength for index, strength in strengths.items() if index not in middle}
+
+
+def parse_layer_weights(text: str) -> dict[int, float]:
+    """Read `3: 0.5, 6: 1`: factors by transformer in execution order (input, middle, output); empty is allowed.
+
+    Raises:
+        BadInputError: an entry of another form.
+    """
+    factors: dict[int, float] = {}
+    for entry in filter(None, (part.strip() for part in re.split(r"[,\n;]", text))):
+        match = _LAYER_WEIGHT.fullmatch(entry)
+        if match is None:
+            raise BadInputError(
+                f"layer weight {entry!r}",
+                expected="'transformer: factor' pairs separated by commas, such as '3: 0.5, 6: 1'",
+                action="correct the entry",
+            )
+        factors[int(match[1])] = float(match[2])
+    return factors
+
+
+def resolve_layer_weights(
+    factors: Mapping[int, float], name: str, unet: UNetSites, weight: float
+) -> dict[int, SiteStrength]:
+    """Strength of every site when transformers are listed: those that are not get nothing, nor does the middle block.
+
+    Args:
+        factors: by transformer, multiply the weight; those of transformers the model does not have count for nothing.
+        name: a weight type, of which only the sides matter: "precise" types swap them at some sites.
+    """
+    of_type = resolve_weight_type(name, unet, 1.0)
+    return {
+        site.index: SiteStrength(weight * factors.get(site.transformer, 0.0), of_type[site.index].swap)
+        for site in unet.sites
+        if site.index in of_type
+    }

@@ -1,0 +1,1 @@
+"""The trained network of an adapter: image projections and the K/V projections of every site."""

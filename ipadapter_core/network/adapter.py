@@ -1,0 +1,141 @@
+"""`IPAdapter`: the network an adapter file holds, loaded strictly and saved as published."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import UnreadableFileError
+from ..face.lora_file import check_lora, split_lora
+from ..file.container import SAFETENSORS_SUFFIXES, read_header, read_tensors, write_safetensors
+from ..file.detect import canonical_name, detect
+from ..file.spec import AdapterSpec, Projection
+from .face_projection import IdentityAndFaceProjection
+from .operations import TORCH, Operations
+from .projection import build_projection
+
+
+class SiteProjection(nn.Module):
+    """`to_k_ip` and `to_v_ip` of one attention site (arXiv 2308.06721, equation 4)."""
+
+    def __init__(self, cross_attention_dim: int, site_dim: int, ops: Operations) -> None:
+        super().__init__()
+        self.to_k_ip = ops.Linear(cross_attention_dim, site_dim, bias=False)
+        self.to_v_ip = ops.Linear(cross_attention_dim, site_dim, bias=False)
+
+
+class IPAdapter(nn.Module):
+    """Image projection and the K/V projections of every attention site.
+
+    Invariant: `state_dict()` has exactly the published flat names (`image_proj.*`, `ip_adapter.{1,3,5…}.*`).
+
+    Attributes:
+        lora: the LoRA a FaceID file carries, under its flat names; no part of this network, but of the base model.
+    """
+
+    def __init__(self, spec: AdapterSpec, ops: Operations = TORCH) -> None:
+        super().__init__()
+        self.spec = spec
+        self.lora: Mapping[str, Tensor] = {}
+        self.image_proj = build_projection(spec, ops)
+        self.ip_adapter = nn.ModuleDict(
+            {
+                str(2 * site + 1): SiteProjection(spec.cross_attention_dim, site_dim, ops)
+                for site, site_dim in enumerate(spec.site_dims)
+            }
+        )
+
+    def site(self, index: int) -> SiteProjection:
+        """Projections of the attention site with this index in checkpoint order (down, up, middle)."""
+        return cast(SiteProjection, self.ip_adapter[str(2 * index + 1)])
+
+    def project(self, features: Tensor) -> Tensor:
+        """Image features (B, E) or (B, S, E) to image tokens (B, N, C)."""
+        return cast(Tensor, self.image_proj(features))
+
+    def project_faces(
+        self, identities: Tensor, features: Tensor | None = None, structure: float | None = None
+    ) -> Tensor:
+        """What a FaceID adapter (`spec.face`) makes of faces.
+
+        Args:
+            identities: (B, I), the recognition network's embeddings, of length 1 if `spec.face.is_normed`.
+            features: (B, S, E) of the aligned face pictures; for FaceID-Plus alone.
+            structure: FaceID-Plus v2's factor of what the picture adds to the identity, 1 as trained; None is v1.
+
+        Returns:
+            (B, N, W).
+        """
+        if self.spec.projection is Projection.RESAMPLER:
+            return self.project(identities[:, None])
+        if not isinstance(self.image_proj, IdentityAndFaceProjection):
+            return self.project(identities)
+        assert features is not None
+        return self.image_proj.read(identities, features, structure)
+
+
+def build_adapter(tensors: Mapping[str, Tensor], metadata: Mapping[str, str], ops: Operations = TORCH) -> IPAdapter:
+    """Recognise tensors and make the network of them, without copying a tensor.
+
+    Args:
+        tensors: under flat names, as `read_tensors` gives them.
+        metadata: safetensors metadata, may be empty.
+        ops: layer classes.
+
+    Raises:
+        UnsupportedFamilyError, UnknownCheckpointError, UnreadableFileError: as `detect`, or keys or shapes that the
+            recognised kind does not have.
+    """
+    state_dict = {canonical_name(name): tensor for name, tensor in tensors.items()}
+    spec = detect({name: tuple(tensor.shape) for name, tensor in state_dict.items()}, metadata)
+    state_dict, lora = split_lora(state_dict)
+    check_lora(lora, spec.num_sites)
+    with torch.device("meta"):
+        adapter = IPAdapter(spec, ops)
+    _check_strictly(adapter.state_dict(), state_dict, spec)
+    adapter.load_state_dict(state_dict, strict=True, assign=True)
+    adapter.lora = lora
+    return adapter.requires_grad_(False).eval()
+
+
+def load_adapter(path: Path, ops: Operations = TORCH) -> IPAdapter:
+    """Read an adapter file; safetensors stay memory-mapped. Errors as `read_tensors` and `build_adapter`."""
+    file = read_tensors(path)
+    return build_adapter(file.tensors, file.metadata, ops)
+
+
+def read_spec(path: Path) -> AdapterSpec:
+    """What adapter a file is, of safetensors from the header alone. Errors as `read_tensors` and `detect`."""
+    if path.suffix not in SAFETENSORS_SUFFIXES:
+        file = read_tensors(path)
+        return detect({canonical_name(name): tuple(x.shape) for name, x in file.tensors.items()}, file.metadata)
+    header = read_header(path)
+    metadata = {name: str(value) for name, value in header.pop("__metadata__", {}).items()}
+    shapes = {canonical_name(name): entry.get("shape") for name, entry in header.items()}
+    return detect({name: tuple(shape) for name, shape in shapes.items() if isinstance(shape, list)}, metadata)
+
+
+def save_adapter(adapter: IPAdapter, path: Path, metadata: Mapping[str, str] | None = None) -> None:
+    """Write published flat names and the spec as metadata, so that `load_adapter` gives the same spec and tensors."""
+    write_safetensors(
+        path, {**adapter.state_dict(), **adapter.lora}, {**(metadata or {}), **adapter.spec.to_metadata()}
+    )
+
+
+def _check_strictly(wanted: Mapping[str, Tensor], given: Mapping[str, Tensor], spec: AdapterSpec) -> None:
+    wrong = [f"{name} missing" for name in wanted if name not in given]
+    wrong += [f"{name} not part of it" for name in given if name not in wanted]
+    wrong += [
+        f"{name} is {list(given[name].shape)}, not {list(tensor.shape)}"
+        for name, tensor in wanted.items()
+        if name in given and given[name].shape != tensor.shape
+    ]
+    wrong += [f"{name} is of type {tensor.dtype}" for name, tensor in given.items() if not tensor.is_floating_point()]
+    if wrong:
+        raise UnreadableFileError(
+            f"this looks like {spec.family}, but {'; '.join(wrong[:5])}{' …' if len(wrong) > 5 else ''}",
+            expected=f"exactly the {len(wanted)} tensors of {spec.family}",
+            action="download or export the adapter again",
+        )

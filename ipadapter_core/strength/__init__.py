@@ -1,0 +1,1 @@
+"""How strongly each site takes the image: plain numbers, no tensors."""

@@ -1,0 +1,1 @@
+"""The public nodes, one a file: schema and execute, nothing else."""

@@ -1,0 +1,130 @@
+"""`IPAApply` and `IPAApplyImage`: check that everything fits, then patch a clone of the model."""
+
+from comfy.model_patcher import ModelPatcher
+from comfy_api.latest import io
+from torch import Tensor
+
+from ...ipadapter_core.branch.tokens import ImageTokens
+from ...ipadapter_core.strength.layer_weights import LayerWeights
+from ...ipadapter_core.strength.presets import ONE_STRENGTH_PRESETS
+from ..encoding.pictures import choose, encode_image
+from ..patching.application import Use, apply_adapter
+from ..sockets import CATEGORY, IPAAdapter, IPATokens, IPAWeights, LoadedAdapter
+
+
+def _inputs(reference: io.Input) -> list[io.Input]:
+    return [
+        io.Model.Input("model", tooltip="The model to steer: SD1.5, SD2.x, SDXL or derived from them."),
+        IPAAdapter.Input("adapter", tooltip="An adapter made for this kind of model."),
+        reference,
+        io.Float.Input(
+            "strength",
+            default=1.0,
+            min=-1.0,
+            max=5.0,
+            step=0.05,
+            tooltip="How strongly the image acts beside the text; no unit. 0 is neutral: the model is unchanged. "
+            "1 is as trained, 0.5 to 0.8 leaves more to the text.",
+        ),
+        io.Float.Input(
+            "start_percent",
+            default=0.0,
+            min=0.0,
+            max=1.0,
+            step=0.001,
+            tooltip="Where in the noise schedule the image begins to act, from 0 (start) to 1 (end). Neutral: 0.",
+        ),
+        io.Float.Input(
+            "end_percent",
+            default=1.0,
+            min=0.0,
+            max=1.0,
+            step=0.001,
+            tooltip="Where in the noise schedule the image stops acting, from 0 (start) to 1 (end). Neutral: 1.",
+        ),
+        io.Combo.Input(
+            "layer_preset",
+            options=list(ONE_STRENGTH_PRESETS),
+            default="all",
+            tooltip="Which attention layers take the image. Neutral: all. 'style' and 'composition' take only the "
+            "layers that carry them.",
+        ),
+        IPAWeights.Input(
+            "layer_weights",
+            optional=True,
+            tooltip="Factors from IPALayerWeights that multiply the preset's. Neutral: unconnected.",
+        ),
+        io.Mask.Input(
+            "mask",
+            optional=True,
+            tooltip="Where in the picture the image acts, 0..1, any size; a batch is one mask per latent. Neutral: 1 "
+            "everywhere, or unconnected.",
+        ),
+    ]
+
+
+class IPAApply(io.ComfyNode):
+    """Steer a model with image tokens."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="IPAApply",
+            display_name="Apply IP-Adapter",
+            category=CATEGORY,
+            description="Steers a model with image tokens. Several may follow each other; their effects add up.",
+            search_aliases=["ipadapter", "image prompt", "ip adapter apply", "IPAdapter Advanced", "IPAdapter Embeds"],
+            inputs=_inputs(IPATokens.Input("tokens", tooltip="Tokens from IPAEncodeImage, made with this adapter.")),
+            outputs=[io.Model.Output("model", tooltip="The patched model; the one that came in is unchanged.")],
+        )
+
+    @classmethod
+    def execute(
+        cls,
+        model: ModelPatcher,
+        adapter: LoadedAdapter,
+        tokens: ImageTokens,
+        strength: float,
+        start_percent: float,
+        end_percent: float,
+        layer_preset: str,
+        layer_weights: LayerWeights | None = None,
+        mask: Tensor | None = None,
+    ) -> io.NodeOutput:
+        use = Use(strength, start_percent, end_percent, layer_preset, layer_weights, mask)
+        return io.NodeOutput(apply_adapter(model, adapter, tokens, use))
+
+
+class IPAApplyImage(io.ComfyNode):
+    """Encode a reference and steer a model with it, in one node."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="IPAApplyImage",
+            display_name="Apply IP-Adapter from Image",
+            category=CATEGORY,
+            description="Encodes reference images and steers a model with them: IPAEncodeImage and IPAApply in one.",
+            search_aliases=["ipadapter", "image prompt", "ip adapter", "IPAdapter", "reference image"],
+            inputs=_inputs(
+                io.Image.Input("image", tooltip="Reference image; a batch is several references that act together.")
+            ),
+            outputs=[io.Model.Output("model", tooltip="The patched model; the one that came in is unchanged.")],
+        )
+
+    @classmethod
+    def execute(
+        cls,
+        model: ModelPatcher,
+        adapter: LoadedAdapter,
+        image: Tensor,
+        strength: float,
+        start_percent: float,
+        end_percent: float,
+        layer_preset: str,
+        layer_weights: LayerWeights | None = None,
+        mask: Tensor | None = None,
+    ) -> io.NodeOutput:
+        use = Use(strength, start_percent, end_percent, layer_preset, layer_weights, mask)
+        tokens = encode_image(adapter, choose(adapter), image)
+        return io.NodeOutput(apply_adapter(model, adapter, tokens, use))

@@ -1,0 +1,74 @@
+"""`IPAApplyFaceLora`: the LoRA that a FaceID file carries, as weight patches on a model."""
+
+import comfy.lora
+from comfy.model_patcher import ModelPatcher
+from comfy_api.latest import io
+
+from ...ipadapter_core.backbone.sites import check_sites, discover_sites
+from ...ipadapter_core.errors import MismatchError
+from ...ipadapter_core.face.lora_file import lora_weights
+from ..sockets import CATEGORY, IPAAdapter, LoadedAdapter
+
+
+class IPAApplyFaceLora(io.ComfyNode):
+    """Apply the LoRA in a FaceID file."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="IPAApplyFaceLora",
+            display_name="Apply FaceID LoRA",
+            category=CATEGORY,
+            description="Applies the LoRA that a FaceID file carries, so that no second file is needed. FaceID and "
+            "FaceID-Plus were trained with it.",
+            search_aliases=["faceid lora", "ip-adapter-faceid lora", "face lora"],
+            inputs=[
+                io.Model.Input("model", tooltip="The model to patch: the base the adapter was made for."),
+                IPAAdapter.Input("adapter", tooltip="A FaceID adapter whose file carries a LoRA (the .bin files do)."),
+                io.Float.Input(
+                    "strength",
+                    default=0.6,
+                    min=-1.0,
+                    max=2.0,
+                    step=0.01,
+                    tooltip="How strongly the LoRA acts; no unit. 0 is neutral: the model is unchanged. 1 is as "
+                    "trained; 0.5 to 0.7 is usual.",
+                ),
+            ],
+            outputs=[io.Model.Output("model", tooltip="The patched model; the one that came in is unchanged.")],
+        )
+
+    @classmethod
+    def execute(cls, model: ModelPatcher, adapter: LoadedAdapter, strength: float) -> io.NodeOutput:
+        return io.NodeOutput(apply_face_lora(model, adapter, strength))
+
+
+def apply_face_lora(model: ModelPatcher, adapter: LoadedAdapter, strength: float) -> ModelPatcher:
+    """A clone of the model with the adapter's own LoRA; the model itself at strength 0.
+
+    Raises:
+        MismatchError: the adapter has no LoRA, or was made for another base.
+    """
+    lora = adapter.network.lora
+    if not lora:
+        raise MismatchError(
+            f"{adapter.name}, a {adapter.spec.family} adapter without a LoRA in its file",
+            expected="a FaceID file that carries its LoRA, as the published .bin files do",
+            action="load the LoRA's own file with LoraLoaderModelOnly; portrait and Kolors have none and need none",
+        )
+    diffusion_model = model.get_model_object("diffusion_model")
+    unet = discover_sites(diffusion_model)
+    check_sites(adapter.spec, unet)
+    if strength == 0:
+        return model
+    changes = lora_weights(lora, diffusion_model, unet)
+    tensors = {
+        f"{name}.lora_{side}.weight": getattr(change, side) for name, change in changes.items() for side in _SIDES
+    }
+    patches = comfy.lora.load_lora(tensors, {name: f"diffusion_model.{name}" for name in changes})
+    clone = model.clone()
+    clone.add_patches(patches, strength)
+    return clone
+
+
+_SIDES = ("up", "down")

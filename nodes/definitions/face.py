@@ -1,0 +1,132 @@
+"""`IPALoadFaceModel` and `IPAEncodeFace`: a face's identity as image prompt."""
+
+import logging
+
+from comfy_api.latest import io
+from torch import Tensor
+
+from ...ipadapter_core.face.detection import FACE_CHOICES
+from ..encoding.face_model import PROVIDERS, USUAL_PACKS, FaceModel, load_face_model, pack_fingerprint, packs
+from ..encoding.faces import VERSIONS, face_features, face_spec, face_tokens, find_faces, structure_of
+from ..encoding.pictures import encoder_of
+from ..sockets import CATEGORY, IPAAdapter, IPAFaceModel, IPATokens, LoadedAdapter
+
+logger = logging.getLogger(__name__)
+
+
+class IPALoadFaceModel(io.ComfyNode):
+    """Load the networks that find and recognise faces."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="IPALoadFaceModel",
+            display_name="Load Face Model for IP-Adapter",
+            category=CATEGORY,
+            description="Loads a face pack for FaceID adapters: with InsightFace if it is installed, else with onnxruntime "
+            "alone.",
+            search_aliases=["insightface", "faceid", "buffalo_l", "antelopev2", "IPAdapter InsightFace Loader"],
+            inputs=[
+                io.Combo.Input(
+                    "face_pack",
+                    options=list(dict.fromkeys((*packs(), *USUAL_PACKS))),
+                    tooltip="A folder of ONNX files in models/insightface/models. buffalo_l is what the FaceID adapters "
+                    "were trained with, antelopev2 what Kolors FaceID was. Both are for non-commercial research only.",
+                ),
+                io.Combo.Input(
+                    "device",
+                    options=list(PROVIDERS),
+                    default="CPU",
+                    tooltip="Where faces are recognised. CPU (usual) takes about a second per picture; others need an "
+                    "onnxruntime built for them.",
+                ),
+            ],
+            outputs=[IPAFaceModel.Output("face_model", tooltip="The face model for IPAEncodeFace.")],
+        )
+
+    @classmethod
+    def fingerprint_inputs(cls, face_pack: str, device: str) -> str:
+        return pack_fingerprint(face_pack)
+
+    @classmethod
+    def execute(cls, face_pack: str, device: str) -> io.NodeOutput:
+        return io.NodeOutput(load_face_model(face_pack, device))
+
+
+class IPAEncodeFace(io.ComfyNode):
+    """Encode the identity of one or more faces."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="IPAEncodeFace",
+            display_name="Encode Face for IP-Adapter",
+            category=CATEGORY,
+            description="Turns faces into image tokens for a FaceID adapter. Every image of a batch is one reference.",
+            search_aliases=["faceid", "face id", "insightface", "portrait", "IPAdapter FaceID"],
+            inputs=[
+                IPAAdapter.Input("adapter", tooltip="A FaceID adapter: FaceID, FaceID-Plus, portrait, Kolors FaceID."),
+                IPAFaceModel.Input("face_model", tooltip="From IPALoadFaceModel."),
+                io.Image.Input(
+                    "image", tooltip="Picture with a face; a batch is several references that act together."
+                ),
+                io.Combo.Input(
+                    "face",
+                    options=list(FACE_CHOICES),
+                    default=FACE_CHOICES[0],
+                    tooltip="Which face of a picture counts: 'largest' (usual), 'first', the one the detector is surest "
+                    "of, or 'all', each as a reference.",
+                ),
+                io.Combo.Input(
+                    "version",
+                    options=list(VERSIONS),
+                    default="auto",
+                    tooltip="For FaceID-Plus of SD1.5 alone, whose v1 and v2 have the same tensors: say which the file is. "
+                    "'auto' asks the file and, if it does not tell, takes v1 and warns. Neutral: auto.",
+                ),
+                io.Float.Input(
+                    "structure",
+                    default=1.0,
+                    min=-1.0,
+                    max=5.0,
+                    step=0.05,
+                    tooltip="FaceID-Plus v2 and Kolors FaceID: how much the look of the face's picture adds to its identity; "
+                    "no unit. 1 is as trained and neutral, 0 leaves the identity alone.",
+                ),
+                io.Image.Input(
+                    "negative_image",
+                    optional=True,
+                    tooltip="FaceID-Plus: what the picture should move away from. Neutral: leave it unconnected.",
+                ),
+                io.ClipVision.Input(
+                    "clip_vision",
+                    optional=True,
+                    tooltip="FaceID-Plus: image encoder in place of the one IPALoadAdapter found. Neutral: unconnected.",
+                ),
+            ],
+            outputs=[
+                IPATokens.Output("tokens", tooltip="Image tokens for IPAApply or IPACombineTokens."),
+                io.Image.Output("face_image", tooltip="The faces as they were cut out, to see what was found."),
+            ],
+        )
+
+    @classmethod
+    def execute(
+        cls,
+        adapter: LoadedAdapter,
+        face_model: FaceModel,
+        image: Tensor,
+        face: str,
+        version: str,
+        structure: float,
+        negative_image: Tensor | None = None,
+        clip_vision: object | None = None,
+    ) -> io.NodeOutput:
+        spec = face_spec(adapter)
+        encoder = encoder_of(adapter, clip_vision) if adapter.spec.reads_pictures else None
+        if encoder is None and negative_image is not None:
+            logger.warning("negative_image does nothing: %s reads no picture.", adapter.spec.family)
+        faces = find_faces(face_model, image, spec, face, frames_close_ups=True)
+        features = None if encoder is None else face_features(adapter, encoder, faces, negative_image)
+        tokens = face_tokens(adapter, faces.identities, features, structure_of(adapter, version, structure))
+        return io.NodeOutput(tokens, faces.pictures)

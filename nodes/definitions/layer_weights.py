@@ -1,0 +1,53 @@
+"""`IPALayerWeights`: the user's own factors by group of layers and by single layer."""
+
+from comfy_api.latest import io
+
+from ...ipadapter_core.strength.layer_weights import GROUPS, LayerWeights, parse_site_factors
+from ..sockets import CATEGORY, IPAWeights
+
+_GROUP_TOOLTIPS = {
+    "input": "layers on the way down",
+    "middle": "layers of the middle block",
+    "output": "layers on the way up",
+    "style": "layers known to carry style",
+    "composition": "layers known to carry composition",
+}
+
+
+class IPALayerWeights(io.ComfyNode):
+    """Factors that multiply those of the layer preset."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="IPALayerWeights",
+            display_name="IP-Adapter Layer Weights",
+            category=CATEGORY,
+            description="Factors per group of attention layers and per single layer, on top of the layer preset.",
+            search_aliases=["layer weights", "block weights", "mad scientist", "IPAdapter Mad Scientist"],
+            inputs=[
+                *(
+                    io.Float.Input(
+                        group,
+                        default=1.0,
+                        min=-5.0,
+                        max=5.0,
+                        step=0.05,
+                        tooltip=f"Factor for the {_GROUP_TOOLTIPS[group]}; no unit. Neutral: 1; 0 switches them off.",
+                    )
+                    for group in GROUPS
+                ),
+                io.String.Input(
+                    "site_factors",
+                    default="",
+                    multiline=True,
+                    tooltip="Factors for single layers, one per line or separated by commas: '3: 0.5' (layers count "
+                    "from 0 in file order), '4-9: 0', 'output.1: 1.2'. Neutral: empty.",
+                ),
+            ],
+            outputs=[IPAWeights.Output("layer_weights", tooltip="For layer_weights of IPAApply.")],
+        )
+
+    @classmethod
+    def execute(cls, site_factors: str, **groups: float) -> io.NodeOutput:
+        return io.NodeOutput(LayerWeights(groups, parse_site_factors(site_factors)))

@@ -1,0 +1,121 @@
+"""`VisionEncoder`: an image encoder as the nodes use it, and the making of one from ComfyUI's CLIP_VISION."""
+
+import uuid
+import weakref
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import comfy.clip_vision
+import comfy.model_management
+import comfy.model_patcher
+import torch
+from torch import Tensor
+
+from ...ipadapter_core.encoder.known import EncoderSpec
+from ...ipadapter_core.encoder.pixels import PixelFormat
+from ...ipadapter_core.errors import BadInputError, UnreadableFileError
+from ...ipadapter_core.file.spec import AdapterSpec, Feature
+
+_KINDS = {"clip_vision_model": "CLIP", "siglip_vision_model": "SigLIP", "dinov2": "DINOv2", "dinov3": "DINOv3"}
+# (width, layers) that comfy.clip_vision.load builds; another size would be built wrongly or not at all
+_COMFY_SIZES = {
+    "CLIP": ((1664, 48), (1280, 32), (1024, 24)),
+    "SigLIP": ((1152, 27),),
+    "DINOv2": ((1536, 40), (1024, 24)),
+    "DINOv3": ((1280, 32),),
+}
+
+
+@dataclass(frozen=True, eq=False)
+class VisionEncoder:
+    """An image encoder under ComfyUI's memory management.
+
+    Attributes:
+        name: for messages.
+        identity: changes when the weights may have changed; part of cache keys.
+        pixel_format: what `encode` expects.
+        run: normalised pixels (B, 3, S, S) on `patcher.load_device` and a spec, to that spec's features.
+        clip_vision: ComfyUI's own object, where it is made of one.
+    """
+
+    name: str
+    identity: str
+    spec: EncoderSpec
+    pixel_format: PixelFormat
+    patcher: comfy.model_patcher.ModelPatcher
+    run: Callable[[Tensor, AdapterSpec], Tensor]
+    clip_vision: comfy.clip_vision.ClipVisionModel | None = None
+
+    def encode(self, pixels: Tensor, adapter: AdapterSpec) -> Tensor:
+        """Features the adapter reads, (B, E) or (B, S, E), float32 on the CPU."""
+        comfy.model_management.load_models_gpu([self.patcher])
+        return self.run(pixels.to(self.patcher.load_device), adapter).float().cpu()
+
+
+# Objects may be garbage collected and their id() used again, so identities are drawn instead.
+_identities: "weakref.WeakKeyDictionary[Any, str]" = weakref.WeakKeyDictionary()
+
+
+def comfyui_loads(spec: EncoderSpec) -> bool:
+    """Whether this ComfyUI's own loader knows an encoder of this kind and size as a single file."""
+    known = {_KINDS.get(model_type) for model_type in comfy.clip_vision.IMAGE_ENCODERS}
+    return spec.kind in known and (spec.width, spec.num_layers) in _COMFY_SIZES.get(spec.kind, ())
+
+
+def identity_of(model: torch.nn.Module) -> str:
+    """A name for this model object that no later object gets."""
+    return _identities.setdefault(model, uuid.uuid4().hex)
+
+
+def from_clip_vision(clip_vision: comfy.clip_vision.ClipVisionModel, name: str = "clip_vision") -> VisionEncoder:
+    """Wrap what ComfyUI's own loader gives.
+
+    Raises:
+        BadInputError: a NaFlex encoder, whose ComfyUI form takes no square picture.
+    """
+    config = clip_vision.config
+    kind = _KINDS.get(clip_vision.model_type)
+    if kind is None:
+        raise BadInputError(
+            f"a {clip_vision.model_type} as single file",
+            expected="CLIP, SigLIP, DINOv2 or DINOv3",
+            action="use the encoder's transformers folder (config.json and safetensors) in IPALoadAdapter",
+        )
+    width = config["hidden_size"]
+
+    def run(pixels: Tensor, adapter: AdapterSpec) -> Tensor:
+        out = clip_vision.model(pixel_values=pixels, intermediate_output=adapter.layer)
+        return out[2] if adapter.feature is Feature.IMAGE_EMBEDS else out[1]
+
+    return VisionEncoder(
+        name=name,
+        identity=identity_of(clip_vision.model),
+        spec=EncoderSpec(
+            kind=kind,
+            width=width,
+            num_layers=config["num_hidden_layers"],
+            embed_dim=config.get("projection_dim", width if kind.startswith("DINO") else None),
+        ),
+        pixel_format=PixelFormat.of(clip_vision.image_size, clip_vision.image_mean, clip_vision.image_std),
+        patcher=clip_vision.patcher,
+        run=run,
+        clip_vision=clip_vision,
+    )
+
+
+def load_encoder_file(path: Path) -> VisionEncoder:
+    """Load a single-file encoder with ComfyUI's own loader.
+
+    Raises:
+        UnreadableFileError: ComfyUI does not know it as an image encoder.
+    """
+    clip_vision = comfy.clip_vision.load(str(path))
+    if clip_vision is None:
+        raise UnreadableFileError(
+            f"{path.name}, which ComfyUI does not recognise as an image encoder",
+            expected="a CLIP vision, SigLIP or DINO file of a usual size",
+            action="use its transformers folder (config.json and safetensors), or choose another encoder",
+        )
+    return from_clip_vision(clip_vision, path.name)

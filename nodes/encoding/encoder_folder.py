@@ -1,0 +1,41 @@
+"""Image encoders from a folder in transformers layout, under ComfyUI's memory management."""
+
+from pathlib import Path
+
+import comfy.model_management
+import comfy.model_patcher
+import torch
+from torch import Tensor
+
+from ...ipadapter_core.encoder.folder import load_vision_folder
+from ...ipadapter_core.file.spec import AdapterSpec
+from .encoder import VisionEncoder, identity_of
+
+
+def load_encoder_folder(folder: Path) -> VisionEncoder:
+    """Load a vision model in transformers layout. Errors as `load_vision_folder`."""
+    import transformers  # slow to import, and needed for folders only
+
+    vision = load_vision_folder(folder, transformers)
+    device = comfy.model_management.text_encoder_device()
+    if not comfy.model_management.should_use_fp16(device):
+        vision.model.float()
+    # Plain transformers layers cannot cast weights on use, so ComfyUI moves the model as a whole.
+    # They also own a read-only `device`, which a ModelPatcher sets: hence the module around the model.
+    patcher = comfy.model_patcher.ModelPatcher(
+        torch.nn.ModuleDict({"vision": vision.model}),
+        load_device=device,
+        offload_device=comfy.model_management.text_encoder_offload_device(),
+    )
+
+    def run(pixels: Tensor, adapter: AdapterSpec) -> Tensor:
+        return vision.features(pixels, adapter.feature, adapter.layer)
+
+    return VisionEncoder(
+        name=f"{folder.name}/",
+        identity=identity_of(vision.model),
+        spec=vision.spec,
+        pixel_format=vision.pixel_format,
+        patcher=patcher,
+        run=run,
+    )

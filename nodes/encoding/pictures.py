@@ -1,0 +1,233 @@
+"""`IPAEncodeImage`: reference pictures to image tokens, encoded once per content."""
+
+import hashlib
+import logging
+
+import torch
+from comfy_api.latest import io
+from torch import Tensor
+
+from ...ipadapter_core.branch.masks import check_mask
+from ...ipadapter_core.branch.tokens import ImageTokens
+from ...ipadapter_core.encoder.known import check_encoder, encoder_need
+from ...ipadapter_core.encoder.pixels import check_image, encoder_pixels
+from ...ipadapter_core.errors import BadInputError, MismatchError
+from ...ipadapter_core.file.spec import CROPS, Negative
+from ..cache import CACHE
+from ..progress import steps
+from ..sockets import CATEGORY, IPAAdapter, IPATokens, LoadedAdapter
+from .encoder import VisionEncoder, from_clip_vision
+
+logger = logging.getLogger(__name__)
+
+SMALLEST_SIDE = 16  # pixels; below it a picture is hardly more than a colour
+RGBA = 4  # channels
+
+
+class IPAEncodeImage(io.ComfyNode):
+    """Encode one or more reference pictures."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="IPAEncodeImage",
+            display_name="Encode Image for IP-Adapter",
+            category=CATEGORY,
+            description="Turns reference images into image tokens. Every image of a batch is one reference.",
+            search_aliases=["ipadapter encoder", "image prompt", "reference image", "IPAdapter Encoder"],
+            inputs=[
+                IPAAdapter.Input("adapter", tooltip="The adapter the tokens are for."),
+                io.Image.Input("image", tooltip="Reference image; a batch is several references that act together."),
+                io.Combo.Input(
+                    "crop",
+                    options=list(CROPS),
+                    default=CROPS[0],
+                    tooltip="How a picture becomes the encoder's square: 'center' (usual) cuts the long sides, 'pad' "
+                    "fills the short ones with neutral colour, 'stretch' distorts.",
+                ),
+                io.Image.Input(
+                    "negative_image",
+                    optional=True,
+                    tooltip="What the picture should move away from. Neutral: leave it unconnected.",
+                ),
+                io.Mask.Input(
+                    "mask",
+                    optional=True,
+                    tooltip="What of the reference counts, 0..1; 1 everywhere is neutral, as is no mask.",
+                ),
+                io.ClipVision.Input(
+                    "clip_vision",
+                    optional=True,
+                    tooltip="Image encoder to use in place of the one IPALoadAdapter found. Neutral: unconnected.",
+                ),
+            ],
+            outputs=[IPATokens.Output("tokens", tooltip="Image tokens for IPAApply or IPACombineTokens.")],
+        )
+
+    @classmethod
+    def execute(
+        cls,
+        adapter: LoadedAdapter,
+        image: Tensor,
+        crop: str,
+        negative_image: Tensor | None = None,
+        mask: Tensor | None = None,
+        clip_vision: object | None = None,
+    ) -> io.NodeOutput:
+        encoder = choose(adapter, clip_vision)
+        trained = adapter.spec.encoder.crop
+        if trained is not None and trained != crop:
+            logger.warning("%s was trained with crop '%s', and gets '%s' here.", adapter.name, trained, crop)
+        return io.NodeOutput(encode_image(adapter, encoder, image, crop=crop, negative_image=negative_image, mask=mask))
+
+
+def choose(adapter: LoadedAdapter, clip_vision: object | None = None) -> VisionEncoder:
+    """The encoder to use with an adapter that reads pictures.
+
+    Raises:
+        MismatchError: it reads faces; or as `encoder_of`.
+    """
+    if adapter.spec.face is not None:
+        raise MismatchError(
+            f"{adapter.name}, a {adapter.spec.family} adapter, which reads faces",
+            expected="an adapter that reads pictures",
+            action="encode with IPAEncodeFace (and IPALoadFaceModel), then connect its tokens to IPAApply",
+        )
+    return encoder_of(adapter, clip_vision)
+
+
+def encoder_of(adapter: LoadedAdapter, clip_vision: object | None = None) -> VisionEncoder:
+    """The connected encoder, else the loader's.
+
+    Raises:
+        MismatchError: there is none, or it does not fit the adapter.
+    """
+    if clip_vision is not None:
+        encoder = from_clip_vision(clip_vision)
+    elif adapter.encoder is not None:
+        encoder = adapter.encoder
+    else:
+        raise MismatchError(
+            f"{adapter.name} without an image encoder (image_encoder is 'none' and no clip_vision is connected)",
+            expected=encoder_need(adapter.spec),
+            action="set image_encoder of IPALoadAdapter to 'auto', or connect a CLIP_VISION to the encode node",
+        )
+    check_encoder(encoder.spec, adapter.spec)
+    return encoder
+
+
+def encode_image(
+    adapter: LoadedAdapter,
+    encoder: VisionEncoder,
+    image: Tensor,
+    *,
+    crop: str | None = None,
+    negative_image: Tensor | None = None,
+    mask: Tensor | None = None,
+) -> ImageTokens:
+    """Encode references and project them; features and tokens come from the cache when nothing they depend on changed.
+
+    Args:
+        image: (R, H, W, channels), 0..1; R references.
+        crop: None is the one the adapter was trained with, as its file says, or the usual one.
+        negative_image: (R', H, W, channels) for the uncond side; without it the adapter's own convention.
+        mask: (1 or R, H, W), what of the reference counts.
+
+    Raises:
+        BadInputError: a picture or mask that cannot be used.
+    """
+    crop = crop or adapter.spec.encoder.crop or CROPS[0]
+    features, key = image_features(adapter, encoder, image, crop, mask)
+    if negative_image is not None:
+        negative, negative_key = image_features(adapter, encoder, negative_image, crop, None)
+    else:
+        negative, negative_key = no_image_features(adapter, encoder, features)
+    key = ("tokens", adapter.adapter_id, key, negative_key)
+    return CACHE.get_or_make(
+        key, ImageTokens, lambda: adapter.project(features, negative), lambda tokens: tokens.num_bytes
+    )
+
+
+def image_features(
+    adapter: LoadedAdapter, encoder: VisionEncoder, image: Tensor, crop: str, mask: Tensor | None
+) -> tuple[Tensor, tuple[object, ...]]:
+    """Features (R, E) or (R, S, E) of every picture, and the key of all of them. Arguments as `encode_image`."""
+    pictures = check_image(image)
+    _warn_about(image)
+    masks = None if mask is None else _one_mask_per_picture(check_mask(mask), len(pictures))
+    keys = [
+        _key(adapter, encoder, crop, digest(picture), None if masks is None else digest(masks[index]))
+        for index, picture in enumerate(pictures)
+    ]
+    rows: list[Tensor] = []
+    for index, key in steps(enumerate(keys), keys):
+        picture_mask = None if masks is None else masks[index : index + 1]
+
+        def encode(index: int = index, picture_mask: Tensor | None = picture_mask) -> Tensor:
+            pixels = encoder_pixels(pictures[index : index + 1].cpu(), encoder.pixel_format, crop, picture_mask)
+            return encoder.encode(pixels, adapter.spec)
+
+        rows.append(CACHE.get_or_make(key, Tensor, encode, lambda features: features.nbytes))
+    return torch.cat(rows), tuple(keys)
+
+
+def no_image_features(
+    adapter: LoadedAdapter, encoder: VisionEncoder, features: Tensor
+) -> tuple[Tensor, tuple[object, ...]]:
+    """Features of "no image" by the convention the adapter was trained with, and their key."""
+    convention = adapter.spec.negative
+    if convention is Negative.ZERO_FEATURES:
+        return torch.zeros_like(features[:1]), (convention,)
+    key = _key(adapter, encoder, convention, "", None)
+    size = encoder.pixel_format.size
+
+    def encode() -> Tensor:
+        return encoder.encode(torch.zeros(1, 3, size, size), adapter.spec)
+
+    return CACHE.get_or_make(key, Tensor, encode, lambda negative: negative.nbytes), key
+
+
+def _key(
+    adapter: LoadedAdapter, encoder: VisionEncoder, crop: str, picture: str, mask: str | None
+) -> tuple[object, ...]:
+    spec = adapter.spec
+    return ("features", encoder.identity, encoder.pixel_format, spec.feature, spec.layer, crop, picture, mask)
+
+
+def digest(tensor: Tensor) -> str:
+    """Hash of a tensor's shape and content."""
+    hashed = hashlib.blake2b(repr(tuple(tensor.shape)).encode(), digest_size=16)
+    hashed.update(tensor.cpu().contiguous().numpy().data)
+    return hashed.hexdigest()
+
+
+def _one_mask_per_picture(masks: Tensor, pictures: int) -> Tensor:
+    if len(masks) not in (1, pictures):
+        raise BadInputError(
+            f"{len(masks)} reference masks for {pictures} reference images",
+            expected="one mask, or one per image",
+            action="connect masks that belong to these images",
+        )
+    if not masks.flatten(1).any(dim=1).all():
+        raise BadInputError(
+            "a reference mask that is all zero, so that nothing of the image counts",
+            expected="1 where the reference counts",
+            action="remove it, or invert it: LoadImage's MASK is 1 where a picture is transparent, and all zero without "
+            "an alpha channel",
+        )
+    return masks.expand(pictures, -1, -1)
+
+
+def _warn_about(image: Tensor) -> None:
+    height, width, channels = image.shape[-3:]
+    if channels == RGBA:
+        logger.warning(
+            "The reference image has an alpha channel, which is not used. To leave its transparent part out, connect "
+            "LoadImage's MASK through InvertMask."
+        )
+    if min(height, width) < SMALLEST_SIDE:
+        logger.warning(
+            "The reference image is only %d x %d pixels: it says little more than a colour. Use a larger one.",
+            width,
+            height,
+        )

@@ -1,0 +1,1 @@
+"""Image tokens on a model: everything is checked before anything is patched."""

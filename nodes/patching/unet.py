@@ -1,0 +1,142 @@
+"""`IPAttentionPatch`: what stands in ComfyUI's `attn2` slot of one site, and how it is installed on a model."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Any
+
+import torch
+from comfy.ldm.modules.attention import optimized_attention
+from comfy.model_patcher import ModelPatcher
+from comfy.patcher_extension import CallbacksMP, WrappersMP
+from torch import Tensor
+
+from ...ipadapter_core.backbone.sites import AttentionSite, UNetSites
+from ...ipadapter_core.branch.attention import add_image_attention, image_attention
+from ...ipadapter_core.branch.plan import PatchPlan, ResidentPlan
+from ...ipadapter_core.branch.schedule import SigmaRange
+from .sides import conditions, frames, note_sides
+
+AttentionPatch = Callable[[Tensor, Tensor, Tensor, dict[str, Any]], Tensor]
+
+_KEY = "ipadapter_studio"
+
+
+@dataclass(frozen=True, eq=False)
+class Follower:
+    """A callback another pack added to our slot (the `add` protocol of IPAdapter_plus, InstantID and PuLID)."""
+
+    callback: Callable[..., Tensor]
+    arguments: dict[str, Any]
+
+    def is_active(self, extra_options: dict[str, Any]) -> bool:
+        if "sigma_start" not in self.arguments or "sigmas" not in extra_options:
+            return True
+        acts = SigmaRange(self.arguments["sigma_start"], self.arguments["sigma_end"]).gate(extra_options["sigmas"])
+        return bool(acts)  # a foreign callback cannot be gated on the device
+
+
+@dataclass(eq=False)
+class IPAttentionPatch:
+    """Text attention plus the image branch of every adapter stacked on this site.
+
+    Our own code never changes a patch: stacking makes a new one, and each clone of a model gets its own (`_fork`).
+    Only `add`, called by other packs on the clone they just made, changes this object.
+
+    Attributes:
+        branches: adapters, each with its place in that adapter's plan.
+        base: a foreign patch found in the slot; computes the text branch in our stead.
+    """
+
+    branches: tuple[tuple[ResidentPlan, int], ...]
+    base: AttentionPatch | None = None
+    followers: list[Follower] = field(default_factory=list)
+
+    def __call__(self, q: Tensor, k: Tensor, v: Tensor, extra_options: dict[str, Any]) -> Tensor:
+        heads = extra_options["n_heads"]
+        attend = partial(
+            optimized_attention,
+            heads=heads,
+            attn_precision=extra_options.get("attn_precision"),
+            transformer_options=extra_options,
+        )
+        out = attend(q, k, v) if self.base is None else self.base(q, k, v, extra_options)
+        groups = conditions(extra_options)
+        # The few image tokens lose more by a low-precision kernel than they gain.
+        attend = partial(attend, skip_reshape=True, low_precision_attention=False)
+        for plan, slot in self.branches:
+            latents = frames(extra_options, q.shape[0] // len(groups)) if plan.plan.is_per_frame else None
+            image = image_attention(q, *plan.kv(slot, groups, q, latents), attend)
+            gate = plan.gate(extra_options.get("sigmas"), image)
+            mask = plan.mask(extra_options.get("activations_shape", ()), image, len(groups), latents)
+            out = add_image_attention(out, image, mask, gate)
+        for follower in self.followers:
+            if follower.is_active(extra_options):
+                out = out + follower.callback(out, q, k, v, extra_options, **follower.arguments)
+        return out
+
+    def add(self, callback: Callable[..., Tensor], **kwargs: Any) -> None:
+        """Protocol of other packs: also call `callback(out, q, k, v, extra_options, **kwargs)` and add its result."""
+        self.followers.append(Follower(callback, kwargs))
+
+    def to(self, device_or_dtype: torch.device | torch.dtype) -> "IPAttentionPatch":
+        """ComfyUI calls this with a device, then with a dtype; ours follow q instead, a foreign base follows this."""
+        moved = self.base.to(device_or_dtype) if hasattr(self.base, "to") else self.base
+        return self if moved is self.base else replace(self, base=moved)
+
+    def models(self) -> list[ModelPatcher]:
+        """Networks needed while sampling: none of ours, those of a foreign base."""
+        return list(self.base.models()) if hasattr(self.base, "models") else []
+
+    def cleanup(self) -> None:
+        """ComfyUI calls this after sampling; what a foreign base keeps is its own business."""
+        if hasattr(self.base, "cleanup"):
+            self.base.cleanup()
+
+
+def install(model: ModelPatcher, unet: UNetSites, plan: PatchPlan) -> ModelPatcher:
+    """Patch a clone of the model; the model itself, and every clone made from it before, stay as they are."""
+    clone = model.clone()
+    resident = ResidentPlan(plan)
+    for slot, site in enumerate(plan.sites):
+        found = _installed(clone).get((site.block, site.block_id, site.depth_index)) or _installed(clone).get(
+            (site.block, site.block_id)
+        )
+        branch = (resident, slot)
+        if isinstance(found, IPAttentionPatch):
+            patch = replace(found, branches=(*found.branches, branch), followers=list(found.followers))
+        else:
+            patch = IPAttentionPatch((branch,), base=found)
+        _set(clone, unet, site, patch)
+    for call_type, callback in ((CallbacksMP.ON_CLONE, _fork), (CallbacksMP.ON_CLEANUP, _release)):
+        if not clone.get_callbacks(call_type, _KEY):
+            clone.add_callback_with_key(call_type, _KEY, callback)
+    if not clone.get_wrappers(WrappersMP.PREDICT_NOISE, _KEY):
+        clone.add_wrapper_with_key(WrappersMP.PREDICT_NOISE, _KEY, note_sides)
+    return clone
+
+
+def _set(model: ModelPatcher, unet: UNetSites, site: AttentionSite, patch: IPAttentionPatch) -> None:
+    # Other packs address SD1.5's sites without, and SDXL's with the layer's index; one slot must serve both.
+    has_own_key = unet.is_deep or (site.block, site.block_id, site.depth_index) in _installed(model)
+    model.set_model_attn2_replace(patch, site.block, site.block_id, site.depth_index if has_own_key else None)
+
+
+def _installed(model: ModelPatcher) -> dict[tuple[Any, ...], AttentionPatch]:
+    return model.model_options["transformer_options"].get("patches_replace", {}).get("attn2", {})
+
+
+def _fork(_model: ModelPatcher, clone: ModelPatcher) -> None:
+    """Give a clone its own patch objects, so that `add` on it does not reach the model it was cloned from."""
+    slots = _installed(clone)
+    for key, patch in slots.items():
+        if isinstance(patch, IPAttentionPatch):
+            slots[key] = replace(patch, followers=list(patch.followers))
+
+
+def _release(model: ModelPatcher) -> None:
+    """Free the device copies after sampling (a patch's own `cleanup` is called from ComfyUI 0.18 on)."""
+    for patch in _installed(model).values():
+        if isinstance(patch, IPAttentionPatch):
+            for plan, _ in patch.branches:
+                plan.release()
