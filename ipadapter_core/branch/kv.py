@@ -13,42 +13,14 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
-from ..backbone.sites import AttentionSite
+from ..backbone.sites import Site
 from ..errors import BadInputError
 from ..network.adapter import IPAdapter
 from ..strength.scaling import VALUE_ONLY, Scaling
+from ..strength.site import AnyStrength
 from .tokens import ImageTokens
 
 UNCOND_ROW, COND_ROW = 0, 1
-
-
-@dataclass(frozen=True)
-class SiteStrength:
-    """How one site uses the image.
-
-    Attributes:
-        value: multiplies the values; 1 is neutral, 0 leaves the site unpatched.
-        swap: give the image to the uncond side and nothing to the cond side ("precise" presets).
-    """
-
-    value: float
-    swap: bool = False
-
-    @property
-    def factors(self) -> tuple[float, ...]:
-        """One per frame; a single one serves all."""
-        return (self.value,)
-
-
-@dataclass(frozen=True)
-class FrameStrength:
-    """A `SiteStrength` whose value changes from frame to frame; the last of `factors` serves all further frames."""
-
-    factors: tuple[float, ...]
-    swap: bool = False
-
-
-AnyStrength = SiteStrength | FrameStrength
 
 
 @dataclass(frozen=True, eq=False)
@@ -124,10 +96,10 @@ def project_tokens(adapter: IPAdapter, tokens: ImageTokens, device: torch.device
 
 def pack_sites(
     kv: SiteKV,
-    sites: Sequence[AttentionSite],
+    sites: Sequence[Site],
     strengths: Mapping[int, AnyStrength],
     scaling: Scaling = VALUE_ONLY,
-) -> tuple[PackedKV, tuple[AttentionSite, ...]]:
+) -> tuple[PackedKV, tuple[Site, ...]]:
     """Fold strengths in and pack the sites whose strength is not 0.
 
     Args:
@@ -172,7 +144,7 @@ def _over_frames(x: Tensor, frames: int) -> Tensor:
     return x[torch.cat((side, have + side))]
 
 
-def _split_heads(x: Tensor, site: AttentionSite) -> Tensor:
+def _split_heads(x: Tensor, site: Site) -> Tensor:
     return rearrange(x, "row t (h d) -> row h t d", h=site.heads)
 
 

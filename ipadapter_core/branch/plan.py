@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from ..backbone.sites import AttentionSite
+from ..backbone.sites import Site
 from ..errors import MismatchError
 from .kv import COND_ROW, UNCOND_ROW, PackedKV
 from .masks import AREA, mask_for_batch, mask_to_tokens
@@ -29,7 +29,7 @@ class PatchPlan:
         resampling: how the mask is brought to a feature map; see `masks.mask_to_tokens`.
     """
 
-    sites: tuple[AttentionSite, ...]
+    sites: tuple[Site, ...]
     kv: PackedKV
     sigmas: SigmaRange | None = None
     mask: Tensor | None = None

@@ -10,6 +10,7 @@ from ..errors import UnreadableFileError
 SPEC_KEY = "ipadapter.spec"
 DEFAULT_HEAD_DIM = 64
 PENULTIMATE = -2
+USUAL_BACKBONE = "UNet"
 CROPS = ("center", "pad", "stretch")  # how a picture becomes the encoder's square; see `preprocess.encoder_pixels`
 
 
@@ -91,6 +92,7 @@ class AdapterSpec:
     Attributes:
         family: name shown to the user, such as "SDXL plus".
         base: the base model in words, such as "SDXL".
+        backbone: the kind of base model, a name of `backbone.backbones.BACKBONES`.
         image_dim: width E of what the projection reads (`feature`).
         cross_attention_dim: width C of the base model's text tokens and of the image tokens.
         num_tokens: image tokens N per reference; None where every feature position gives one (full-face).
@@ -110,6 +112,7 @@ class AdapterSpec:
     negative: Negative
     resampler: ResamplerSpec | None = None
     layer: int = PENULTIMATE
+    backbone: str = USUAL_BACKBONE
     encoder: EncoderHint = EncoderHint()
     face: FaceSpec | None = None
 
@@ -151,8 +154,8 @@ def stated_spec(metadata: Mapping[str, str]) -> dict[str, object]:
 
 
 def with_metadata(spec: AdapterSpec, metadata: Mapping[str, str]) -> AdapterSpec:
-    """Complete a spec read from tensors by what only metadata can tell: layer, negative, feature, encoder, FaceID-Plus
-    version.
+    """Complete a spec read from tensors by what only metadata can tell: layer, negative, feature, backbone, encoder,
+    FaceID-Plus version.
 
     Dimensions come from the tensors alone; the head size, which no shape shows, is read at detection.
 
@@ -167,6 +170,9 @@ def with_metadata(spec: AdapterSpec, metadata: Mapping[str, str]) -> AdapterSpec
         raise _bad_metadata(
             f"metadata {SPEC_KEY} has layer {layer!r}, not a negative number counted from the last layer"
         )
+    backbone = stated.get("backbone", spec.backbone)
+    if not isinstance(backbone, str):
+        raise _bad_metadata(f"metadata {SPEC_KEY} has backbone {backbone!r}, not a name")
     if not isinstance(encoder, dict):
         raise _bad_metadata(f"metadata {SPEC_KEY} has encoder {encoder!r}, not an object")
     name, image_size = encoder.get("name"), encoder.get("image_size")
@@ -182,7 +188,7 @@ def with_metadata(spec: AdapterSpec, metadata: Mapping[str, str]) -> AdapterSpec
         raise _bad_metadata(f"metadata {SPEC_KEY} has crop {crop!r}, none of {', '.join(CROPS)}")
     hint = EncoderHint(name=name, image_size=image_size, crop=crop)
     face = _stated_face(spec.face, stated.get("face")) if spec.face else None
-    return replace(spec, feature=feature, negative=negative, layer=layer, encoder=hint, face=face)
+    return replace(spec, feature=feature, negative=negative, layer=layer, backbone=backbone, encoder=hint, face=face)
 
 
 def _stated_face(face: FaceSpec, stated: object) -> FaceSpec:

@@ -4,10 +4,10 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from ..backbone.sites import UNetSites
-from ..branch.kv import SiteStrength
+from ..backbone.sites import Sites
 from ..errors import BadInputError
 from ..strength.presets import resolve_preset
+from ..strength.site import SiteStrength
 
 
 @dataclass(frozen=True)
@@ -48,9 +48,7 @@ _LAYER_WEIGHT = re.compile(r"(\d+)\s*:\s*([-+]?(?:\d+\.?\d*|\.\d+))")
 OFFERED_WEIGHT_TYPES = tuple(WEIGHT_TYPES)[:-1]
 
 
-def resolve_weight_type(
-    name: str, unet: UNetSites, weight: float, second: float | None = None
-) -> dict[int, SiteStrength]:
+def resolve_weight_type(name: str, sites: Sites, weight: float, second: float | None = None) -> dict[int, SiteStrength]:
     """Strength of every site, by site index, with nothing for the middle block.
 
     IPAdapter_plus registers its patch of the middle block under an address nobody looks up, so the pictures made with
@@ -66,12 +64,12 @@ def resolve_weight_type(
     if weight_type is None:
         raise BadInputError(f"weight type {name!r}", expected=f"one of {', '.join(WEIGHT_TYPES)}", action="choose one")
     second = weight_type.second if second is None else second
-    return without_middle(resolve_preset(weight_type.preset, unet, weight, second), unet)
+    return without_middle(resolve_preset(weight_type.preset, sites, weight, second), sites)
 
 
-def without_middle(strengths: dict[int, SiteStrength], unet: UNetSites) -> dict[int, SiteStrength]:
+def without_middle(strengths: dict[int, SiteStrength], sites: Sites) -> dict[int, SiteStrength]:
     """The strengths of all sites outside the middle block."""
-    middle = {site.index for site in unet.sites if site.block == "middle"}
+    middle = {site.index for site in sites.sites if site.group == "middle"}
     return {index: strength for index, strength in strengths.items() if index not in middle}
 
 
@@ -95,7 +93,7 @@ def parse_layer_weights(text: str) -> dict[int, float]:
 
 
 def resolve_layer_weights(
-    factors: Mapping[int, float], name: str, unet: UNetSites, weight: float
+    factors: Mapping[int, float], name: str, sites: Sites, weight: float
 ) -> dict[int, SiteStrength]:
     """Strength of every site when transformers are listed: those that are not get nothing, nor does the middle block.
 
@@ -103,9 +101,10 @@ def resolve_layer_weights(
         factors: by transformer, multiply the weight; those of transformers the model does not have count for nothing.
         name: a weight type, of which only the sides matter: "precise" types swap them at some sites.
     """
-    of_type = resolve_weight_type(name, unet, 1.0)
+    of_type = resolve_weight_type(name, sites, 1.0)
+    numbers = {depth: number for number, depth in enumerate(sorted({site.depth for site in sites.sites}))}
     return {
-        site.index: SiteStrength(weight * factors.get(site.transformer, 0.0), of_type[site.index].swap)
-        for site in unet.sites
+        site.index: SiteStrength(weight * factors.get(numbers[site.depth], 0.0), of_type[site.index].swap)
+        for site in sites.sites
         if site.index in of_type
     }

@@ -1,35 +1,43 @@
 """`IPAdapter`: the network an adapter file holds, loaded strictly and saved as published."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import cast
+from typing import Protocol, cast
 
 import torch
 from torch import Tensor, nn
 
+from ..backbone.backbones import find_backbone
 from ..errors import UnreadableFileError
 from ..face.lora_file import check_lora, split_lora
 from ..file.container import SAFETENSORS_SUFFIXES, read_header, read_tensors, write_safetensors
 from ..file.detect import canonical_name, detect
 from ..file.spec import AdapterSpec, Projection
+from ..operations import TORCH, Operations
 from .face_projection import IdentityAndFaceProjection
-from .operations import TORCH, Operations
 from .projection import build_projection
 
 
-class SiteProjection(nn.Module):
-    """`to_k_ip` and `to_v_ip` of one attention site (arXiv 2308.06721, equation 4)."""
+class SiteProjection(Protocol):
+    """The trained weights of one attention site, whatever the base model."""
 
-    def __init__(self, cross_attention_dim: int, site_dim: int, ops: Operations) -> None:
-        super().__init__()
-        self.to_k_ip = ops.Linear(cross_attention_dim, site_dim, bias=False)
-        self.to_v_ip = ops.Linear(cross_attention_dim, site_dim, bias=False)
+    to_k_ip: nn.Linear
+    to_v_ip: nn.Linear
+
+    def parameters(self) -> Iterator[nn.Parameter]: ...
+
+    def requires_grad_(self, requires_grad: bool = True) -> "SiteProjection": ...
+
+    def state_dict(self) -> dict[str, Tensor]: ...
+
+    def load_state_dict(self, state_dict: Mapping[str, Tensor]) -> object: ...
 
 
 class IPAdapter(nn.Module):
     """Image projection and the K/V projections of every attention site.
 
-    Invariant: `state_dict()` has exactly the published flat names (`image_proj.*`, `ip_adapter.{1,3,5…}.*`).
+    Invariant: `state_dict()` has exactly the published flat names (`image_proj.*`, and `ip_adapter.*` under the keys of
+    the backbone: 1, 3, 5 … for a UNet).
 
     Attributes:
         lora: the LoRA a FaceID file carries, under its flat names; no part of this network, but of the base model.
@@ -40,16 +48,17 @@ class IPAdapter(nn.Module):
         self.spec = spec
         self.lora: Mapping[str, Tensor] = {}
         self.image_proj = build_projection(spec, ops)
+        self._backbone = find_backbone(spec.backbone)
         self.ip_adapter = nn.ModuleDict(
             {
-                str(2 * site + 1): SiteProjection(spec.cross_attention_dim, site_dim, ops)
+                self._backbone.site_key(site): self._backbone.site_projection(spec.cross_attention_dim, site_dim, ops)
                 for site, site_dim in enumerate(spec.site_dims)
             }
         )
 
     def site(self, index: int) -> SiteProjection:
-        """Projections of the attention site with this index in checkpoint order (down, up, middle)."""
-        return cast(SiteProjection, self.ip_adapter[str(2 * index + 1)])
+        """Projections of the attention site with this index in checkpoint order."""
+        return cast(SiteProjection, self.ip_adapter[self._backbone.site_key(index)])
 
     def project(self, features: Tensor) -> Tensor:
         """Image features (B, E) or (B, S, E) to image tokens (B, N, C)."""

@@ -11,7 +11,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from ..file.spec import FaceSpec, ResamplerSpec
-from .operations import Operations
+from ..operations import Operations
 from .resampler import perceive, perceiver_layers
 
 

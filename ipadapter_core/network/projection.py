@@ -8,8 +8,8 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from ..file.spec import AdapterSpec, Projection
+from ..operations import Operations
 from .face_projection import IdentityAndFaceProjection, IdentityProjection
-from .operations import Operations
 from .resampler import Resampler
 
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ..file.spec import ResamplerSpec
-from .operations import Operations
+from ..operations import Operations
 
 
 class PerceiverAttention(nn.Module):

@@ -5,18 +5,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 
-from ..backbone.sites import AttentionSite, UNetSites
-from ..branch.kv import SiteStrength
+from ..backbone.sites import Block, Role, Roles, Site, Sites
 from ..errors import BadInputError
-from .presets import Role, block_roles
+from .site import SiteStrength
 
 GROUPS = ("input", "middle", "output", "style", "composition")
 
 _NUMBER = r"[-+]?(?:\d+\.?\d*|\.\d+)"
 _ENTRY = re.compile(rf"(?P<first>\d+)(?:-(?P<last>\d+))?\s*:\s*(?P<factor>{_NUMBER})")
-_BLOCK_ENTRY = re.compile(
-    rf"(?P<block>input|middle|output)\.(?P<id>\d+)(?:\.(?P<depth>\d+))?\s*:\s*(?P<factor>{_NUMBER})"
-)
+_BLOCK_ENTRY = re.compile(rf"(?P<block>[a-z_]+)\.(?P<id>\d+)(?:\.(?P<layer>\d+))?\s*:\s*(?P<factor>{_NUMBER})")
 
 
 @dataclass(frozen=True)
@@ -25,23 +22,23 @@ class SiteFactor:
 
     factor: float
     indices: range | None = None
-    block: tuple[str, int] | None = None
-    depth_index: int | None = None
+    block: Block | None = None
+    layer: int | None = None
 
     def __str__(self) -> str:
         if self.indices is not None:
             return f"{self.indices.start}-{self.indices.stop - 1}"
-        return ".".join(str(part) for part in (*(self.block or ()), self.depth_index) if part is not None)
+        return ".".join(str(part) for part in (*(self.block or ()), self.layer) if part is not None)
 
-    def is_known(self, unet: UNetSites) -> bool:
+    def is_known(self, sites: Sites) -> bool:
         if self.indices is not None:
-            return self.indices.stop <= len(unet.sites)
-        return any(self.applies_to(site) for site in unet.sites)
+            return self.indices.stop <= len(sites.sites)
+        return any(self.applies_to(site) for site in sites.sites)
 
-    def applies_to(self, site: AttentionSite) -> bool:
+    def applies_to(self, site: Site) -> bool:
         if self.indices is not None:
             return site.index in self.indices
-        return self.block == (site.block, site.block_id) and self.depth_index in (None, site.depth_index)
+        return self.block == site.block and self.layer in (None, site.address[2])
 
 
 @dataclass(frozen=True)
@@ -56,29 +53,36 @@ class LayerWeights:
     groups: Mapping[str, float] = field(default_factory=lambda: MappingProxyType({}))
     factors: tuple[SiteFactor, ...] = ()
 
-    def apply(self, strengths: Mapping[int, SiteStrength], unet: UNetSites) -> dict[int, SiteStrength]:
+    def apply(self, strengths: Mapping[int, SiteStrength], sites: Sites) -> dict[int, SiteStrength]:
         """Multiply resolved strengths.
 
         Raises:
             BadInputError: an entry that names no site of this model.
         """
         for factor in self.factors:
-            if not factor.is_known(unet):
+            if not factor.is_known(sites):
                 raise BadInputError(
                     f"layer weight for {factor}, which this model does not have",
-                    expected=f"layers 0 to {len(unet.sites) - 1}, or its blocks {_block_names(unet)}",
+                    expected=f"layers 0 to {len(sites.sites) - 1}, or its blocks {_block_names(sites)}",
                     action="remove the entry or correct its number",
                 )
-        roles = block_roles(unet)
+        known = {*sites.backbone.groups, Role.STYLE.value, Role.COMPOSITION.value}
+        if foreign := [name for name, factor in self.groups.items() if factor != 1 and name not in known]:
+            raise BadInputError(
+                f"layer weights for {', '.join(foreign)}, which this kind of model does not have",
+                expected=f"weights other than 1 only for {', '.join(sorted(known))}",
+                action="set the others to 1",
+            )
+        roles = sites.roles
         return {
             site.index: replace(strength, value=strength.value * self._factor(site, roles))
-            for site in unet.sites
+            for site in sites.sites
             if (strength := strengths.get(site.index)) is not None
         }
 
-    def _factor(self, site: AttentionSite, roles: Mapping[tuple[str, int], tuple[Role, float]]) -> float:
-        role = roles.get((site.block, site.block_id), (Role.OTHER, 1.0))[0]
-        factor = self.groups.get(site.block, 1.0) * self.groups.get(role.value, 1.0)
+    def _factor(self, site: Site, roles: Roles) -> float:
+        role = roles.get(site.block, (Role.OTHER, 1.0))[0]
+        factor = self.groups.get(site.group, 1.0) * self.groups.get(role.value, 1.0)
         for entry in self.factors:
             if entry.applies_to(site):
                 factor *= entry.factor
@@ -101,8 +105,8 @@ def _parse_entry(entry: str) -> SiteFactor:
         if first <= last:
             return SiteFactor(float(match["factor"]), indices=range(first, last + 1))
     if match := _BLOCK_ENTRY.fullmatch(entry):
-        depth = None if match["depth"] is None else int(match["depth"])
-        return SiteFactor(float(match["factor"]), block=(match["block"], int(match["id"])), depth_index=depth)
+        layer = None if match["layer"] is None else int(match["layer"])
+        return SiteFactor(float(match["factor"]), block=(match["block"], int(match["id"])), layer=layer)
     raise BadInputError(
         f"layer weight {entry!r}",
         expected="'layer: factor', 'first-last: factor' or 'block.number: factor', such as '3: 0.5' or 'output.1: 0'",
@@ -110,5 +114,5 @@ def _parse_entry(entry: str) -> SiteFactor:
     )
 
 
-def _block_names(unet: UNetSites) -> str:
-    return ", ".join(f"{block}.{block_id}" for block, block_id in sorted(unet.blocks))
+def _block_names(sites: Sites) -> str:
+    return ", ".join(f"{block}.{block_id}" for block, block_id in sorted(sites.blocks))

@@ -4,9 +4,10 @@ import comfy.lora
 from comfy.model_patcher import ModelPatcher
 from comfy_api.latest import io
 
-from ...ipadapter_core.backbone.sites import check_sites, discover_sites
+from ...ipadapter_core.backbone.backbones import discover_sites, original
+from ...ipadapter_core.backbone.unet_lora import lora_weights
 from ...ipadapter_core.errors import MismatchError
-from ...ipadapter_core.face.lora_file import lora_weights
+from ...ipadapter_core.network.fit import check_sites
 from ..sockets import CATEGORY, IPAAdapter, LoadedAdapter
 
 
@@ -56,12 +57,12 @@ def apply_face_lora(model: ModelPatcher, adapter: LoadedAdapter, strength: float
             expected="a FaceID file that carries its LoRA, as the published .bin files do",
             action="load the LoRA's own file with LoraLoaderModelOnly; portrait and Kolors have none and need none",
         )
-    diffusion_model = model.get_model_object("diffusion_model")
-    unet = discover_sites(diffusion_model)
-    check_sites(adapter.spec, unet)
+    diffusion_model = original(model.get_model_object("diffusion_model"))
+    sites = discover_sites(diffusion_model)
+    check_sites(adapter.spec, sites)
     if strength == 0:
         return model
-    changes = lora_weights(lora, diffusion_model, unet)
+    changes = lora_weights(lora, diffusion_model, sites)
     tensors = {
         f"{name}.lora_{side}.weight": getattr(change, side) for name, change in changes.items() for side in _SIDES
     }

@@ -10,8 +10,8 @@ from comfy.model_patcher import ModelPatcher
 from comfy_api.latest import io
 from torch import Tensor
 
-from ...ipadapter_core.backbone.sites import UNetSites
-from ...ipadapter_core.branch.kv import AnyStrength, FrameStrength, SiteKV, SiteStrength
+from ...ipadapter_core.backbone.sites import Role, Sites
+from ...ipadapter_core.branch.kv import SiteKV
 from ...ipadapter_core.branch.masks import BILINEAR, read_mask
 from ...ipadapter_core.branch.tokens import ImageTokens
 from ...ipadapter_core.errors import MismatchError
@@ -20,8 +20,8 @@ from ...ipadapter_core.legacy.weight_types import (
     resolve_layer_weights,
     resolve_weight_type,
 )
-from ...ipadapter_core.strength.presets import Role, block_roles
 from ...ipadapter_core.strength.scaling import find_scaling
+from ...ipadapter_core.strength.site import AnyStrength, FrameStrength, SiteStrength
 from ..patching.application import Limits, acting_range, fitting_sites, patch_sites, site_kv
 from ..patching.narrowing import narrowed
 from ..sockets import LoadedAdapter
@@ -132,8 +132,8 @@ def apply_tokens(
         MismatchError: adapter and model do not belong together.
         BadInputError: a weight type, scaling, layer weight, range or mask that cannot be used.
     """
-    unet = fitting_sites(model, adapter)
-    strengths = _strengths(unet, use)
+    sites = fitting_sites(model, adapter)
+    strengths = _strengths(sites, use)
     mask = None if use.attn_mask is None else read_mask(use.attn_mask)
     if use.start_at > use.end_at or not any(any(strength.factors) for strength in strengths.values()):
         logger.info("IPAdapter has no effect: its weights are 0, or it ends before it starts.")
@@ -144,8 +144,8 @@ def apply_tokens(
     if composition is not None:
         composition = narrowed(model, adapter.spec, composition, use.weight_kolors)
         other = site_kv(adapter, replace_cond(tokens, composition), per_frame=use.per_frame)
-        kv = _with_composition(kv, other, unet)
-    return patch_sites(model, unet, kv, strengths, limits, find_scaling(use.embeds_scaling))
+        kv = _with_composition(kv, other, sites)
+    return patch_sites(model, sites, kv, strengths, limits, find_scaling(use.embeds_scaling))
 
 
 def replace_cond(tokens: ImageTokens, other: ImageTokens) -> ImageTokens:
@@ -163,7 +163,7 @@ def check_sdxl(model: ModelPatcher) -> None:
         )
 
 
-def _strengths(unet: UNetSites, use: LegacyUse) -> Mapping[int, AnyStrength]:
+def _strengths(sites: Sites, use: LegacyUse) -> Mapping[int, AnyStrength]:
     weights, seconds = _as_list(use.weight), _as_list(use.second)
     frames = max(len(weights), len(seconds))
     factors = parse_layer_weights(use.layer_weights)
@@ -172,9 +172,9 @@ def _strengths(unet: UNetSites, use: LegacyUse) -> Mapping[int, AnyStrength]:
         weight, second = weights[min(frame, len(weights) - 1)], seconds[min(frame, len(seconds) - 1)]
         assert weight is not None
         if factors:
-            resolved.append(resolve_layer_weights(factors, use.weight_type, unet, weight))
+            resolved.append(resolve_layer_weights(factors, use.weight_type, sites, weight))
         else:
-            resolved.append(resolve_weight_type(use.weight_type, unet, weight, second))
+            resolved.append(resolve_weight_type(use.weight_type, sites, weight, second))
     if frames == 1:
         return resolved[0]
     return {
@@ -190,13 +190,9 @@ def _as_list(weight: Weight | Tensor | None) -> list[float | None]:
     return [float(value) for value in values] or [0.0]
 
 
-def _with_composition(kv: SiteKV, other: SiteKV, unet: UNetSites) -> SiteKV:
-    roles = block_roles(unet)
-    of_composition = {
-        site.index
-        for site in unet.sites
-        if roles.get((site.block, site.block_id), (Role.OTHER,))[0] is Role.COMPOSITION
-    }
+def _with_composition(kv: SiteKV, other: SiteKV, sites: Sites) -> SiteKV:
+    roles = sites.roles
+    of_composition = {site.index for site in sites.sites if roles.get(site.block, (Role.OTHER,))[0] is Role.COMPOSITION}
     keys, values = (
         tuple(
             theirs if index in of_composition else ours for index, (ours, theirs) in enumerate(zip(*pair, strict=True))

@@ -10,11 +10,13 @@ from comfy.model_base import SDXL, SDXLRefiner
 from comfy.model_patcher import ModelPatcher
 from comfy_api.latest import io
 
-from ...ipadapter_core.backbone.sites import check_sites, describe_model, discover_sites
+from ...ipadapter_core.backbone.backbones import discover_sites
+from ...ipadapter_core.backbone.sites import Sites
 from ...ipadapter_core.errors import IPAdapterError, MismatchError
 from ...ipadapter_core.file.spec import AdapterSpec, Projection
 from ...ipadapter_core.legacy.catalog import Wanted, choose_adapter
 from ...ipadapter_core.network.adapter import read_spec
+from ...ipadapter_core.network.fit import check_sites
 from .. import paths
 from ..definitions.load_adapter import open_adapter
 from .payload import make_pipeline
@@ -72,16 +74,16 @@ def find_adapter(model: ModelPatcher, preset: str, presets: dict[str, dict[str, 
     Raises:
         MismatchError: the preset is not for such a model, or there is no such file.
     """
-    unet = discover_sites(model.get_model_object("diffusion_model"))
+    sites = discover_sites(model.get_model_object("diffusion_model"))
     wanted = presets[preset].get(base_of(model))
     if wanted is None:
         raise MismatchError(
-            f"the preset {preset} with a model of the {describe_model(unet)} kind",
+            f"the preset {preset} with a model of the {sites.family} kind",
             expected=f"a model of the {' or '.join(presets[preset])} kind",
             action="choose another preset, or load such a model",
         )
     specs, found = found_adapters()
-    fitting = {name: spec for name, spec in specs.items() if _was_made_for(spec, unet)}
+    fitting = {name: spec for name, spec in specs.items() if _was_made_for(spec, sites)}
     known = [*_KNOWN, *(kind for bases in presets.values() for kind in bases.values())]
     folder = folder_paths.get_folder_paths(paths.ADAPTERS)[0]
     return choose_adapter(wanted, fitting, known, preset=f"'{preset}'", found=found, folder=folder)
@@ -114,9 +116,9 @@ def _spec_of(path: str, _size: int, _changed: int) -> AdapterSpec | str:
         return "no adapter that runs here"
 
 
-def _was_made_for(spec: AdapterSpec, unet: Any) -> bool:
+def _was_made_for(spec: AdapterSpec, sites: Sites) -> bool:
     try:
-        check_sites(spec, unet)
+        check_sites(spec, sites)
     except MismatchError:
         return False
     return True

@@ -8,16 +8,19 @@ import torch
 from comfy.model_patcher import ModelPatcher
 from torch import Tensor
 
-from ...ipadapter_core.backbone.sites import UNetSites, check_sites, discover_sites
-from ...ipadapter_core.branch.kv import AnyStrength, SiteKV, pack_sites, project_tokens
+from ...ipadapter_core.backbone.backbones import discover_sites
+from ...ipadapter_core.backbone.sites import Sites
+from ...ipadapter_core.branch.kv import SiteKV, pack_sites, project_tokens
 from ...ipadapter_core.branch.masks import AREA, check_mask
 from ...ipadapter_core.branch.plan import PatchPlan
 from ...ipadapter_core.branch.schedule import SigmaRange, sigma_range
 from ...ipadapter_core.branch.tokens import ImageTokens
 from ...ipadapter_core.errors import MismatchError
+from ...ipadapter_core.network.fit import check_sites
 from ...ipadapter_core.strength.layer_weights import LayerWeights
 from ...ipadapter_core.strength.presets import resolve_preset
 from ...ipadapter_core.strength.scaling import VALUE_ONLY, Scaling
+from ...ipadapter_core.strength.site import AnyStrength
 from ..cache import CACHE
 from ..sockets import LoadedAdapter
 from .narrowing import narrowed
@@ -53,7 +56,7 @@ def apply_adapter(model: ModelPatcher, adapter: LoadedAdapter, tokens: ImageToke
         MismatchError: adapter, tokens and model do not belong together.
         BadInputError: a range, preset, factor or mask that cannot be used.
     """
-    unet = fitting_sites(model, adapter)
+    sites = fitting_sites(model, adapter)
     if tokens.adapter_id != adapter.adapter_id:
         raise MismatchError(
             f"tokens that another adapter made, applied with {adapter.name}",
@@ -62,23 +65,23 @@ def apply_adapter(model: ModelPatcher, adapter: LoadedAdapter, tokens: ImageToke
         )
     sigmas = acting_range(model, use.start_percent, use.end_percent)
     mask = None if use.mask is None else check_mask(use.mask)
-    strengths = resolve_preset(use.layer_preset, unet, use.strength)
+    strengths = resolve_preset(use.layer_preset, sites, use.strength)
     if use.layer_weights is not None:
-        strengths = use.layer_weights.apply(strengths, unet)
+        strengths = use.layer_weights.apply(strengths, sites)
     nothing = _why_nothing(use, mask, all(strength.value == 0 for strength in strengths.values()))
     if nothing:
         logger.log(logging.INFO if use.strength == 0 else logging.WARNING, "IP-Adapter has no effect: %s.", nothing)
         return model
     return patch_sites(
-        model, unet, site_kv(adapter, narrowed(model, adapter.spec, tokens)), strengths, Limits(sigmas, mask)
+        model, sites, site_kv(adapter, narrowed(model, adapter.spec, tokens)), strengths, Limits(sigmas, mask)
     )
 
 
-def fitting_sites(model: ModelPatcher, adapter: LoadedAdapter) -> UNetSites:
+def fitting_sites(model: ModelPatcher, adapter: LoadedAdapter) -> Sites:
     """The attention layers of a model; raises MismatchError unless the adapter was made for them."""
-    unet = discover_sites(model.get_model_object("diffusion_model"))
-    check_sites(adapter.spec, unet)
-    return unet
+    sites = discover_sites(model.get_model_object("diffusion_model"))
+    check_sites(adapter.spec, sites)
+    return sites
 
 
 def acting_range(model: ModelPatcher, start_percent: float, end_percent: float) -> SigmaRange | None:
@@ -107,17 +110,17 @@ class Limits:
 
 def patch_sites(
     model: ModelPatcher,
-    unet: UNetSites,
+    sites: Sites,
     kv: SiteKV,
     strengths: Mapping[int, AnyStrength],
     limits: Limits,
     scaling: Scaling = VALUE_ONLY,
 ) -> ModelPatcher:
     """A clone of the model patched with keys and values at every site that has a strength."""
-    packed, sites = pack_sites(kv, unet.sites, strengths, scaling)
+    packed, active = pack_sites(kv, sites.sites, strengths, scaling)
     is_everywhere = limits.mask is None or bool(torch.all(limits.mask == 1))
     mask = None if is_everywhere else limits.mask
-    return install(model, unet, PatchPlan(sites, packed, limits.sigmas, mask, limits.resampling))
+    return install(model, sites, PatchPlan(active, packed, limits.sigmas, mask, limits.resampling))
 
 
 def _why_nothing(use: Use, mask: Tensor | None, is_off: bool) -> str | None:

@@ -11,7 +11,8 @@ from comfy.model_patcher import ModelPatcher
 from comfy.patcher_extension import CallbacksMP, WrappersMP
 from torch import Tensor
 
-from ...ipadapter_core.backbone.sites import AttentionSite, UNetSites
+from ...ipadapter_core.backbone.sites import Site, Sites
+from ...ipadapter_core.backbone.unet import is_deep
 from ...ipadapter_core.branch.attention import add_image_attention, image_attention
 from ...ipadapter_core.branch.plan import PatchPlan, ResidentPlan
 from ...ipadapter_core.branch.schedule import SigmaRange
@@ -94,20 +95,18 @@ class IPAttentionPatch:
             self.base.cleanup()
 
 
-def install(model: ModelPatcher, unet: UNetSites, plan: PatchPlan) -> ModelPatcher:
+def install(model: ModelPatcher, sites: Sites, plan: PatchPlan) -> ModelPatcher:
     """Patch a clone of the model; the model itself, and every clone made from it before, stay as they are."""
     clone = model.clone()
     resident = ResidentPlan(plan)
     for slot, site in enumerate(plan.sites):
-        found = _installed(clone).get((site.block, site.block_id, site.depth_index)) or _installed(clone).get(
-            (site.block, site.block_id)
-        )
+        found = _installed(clone).get(site.address) or _installed(clone).get(site.block)
         branch = (resident, slot)
         if isinstance(found, IPAttentionPatch):
             patch = replace(found, branches=(*found.branches, branch), followers=list(found.followers))
         else:
             patch = IPAttentionPatch((branch,), base=found)
-        _set(clone, unet, site, patch)
+        _set(clone, sites, site, patch)
     for call_type, callback in ((CallbacksMP.ON_CLONE, _fork), (CallbacksMP.ON_CLEANUP, _release)):
         if not clone.get_callbacks(call_type, _KEY):
             clone.add_callback_with_key(call_type, _KEY, callback)
@@ -116,10 +115,10 @@ def install(model: ModelPatcher, unet: UNetSites, plan: PatchPlan) -> ModelPatch
     return clone
 
 
-def _set(model: ModelPatcher, unet: UNetSites, site: AttentionSite, patch: IPAttentionPatch) -> None:
+def _set(model: ModelPatcher, sites: Sites, site: Site, patch: IPAttentionPatch) -> None:
     # Other packs address SD1.5's sites without, and SDXL's with the layer's index; one slot must serve both.
-    has_own_key = unet.is_deep or (site.block, site.block_id, site.depth_index) in _installed(model)
-    model.set_model_attn2_replace(patch, site.block, site.block_id, site.depth_index if has_own_key else None)
+    has_own_key = is_deep(sites.sites) or site.address in _installed(model)
+    model.set_model_attn2_replace(patch, *(site.address if has_own_key else site.block))
 
 
 def _installed(model: ModelPatcher) -> dict[tuple[Any, ...], AttentionPatch]:

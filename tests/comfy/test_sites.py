@@ -68,15 +68,14 @@ def sites_of(name: str) -> Any:
     config = getattr(comfy.supported_models, name)({**common, **FULL_SIZE[name]})
     with torch.device("meta"):
         model = config.get_model({}, "", device="meta")
-    return comfy_host.pack("ipadapter_core.backbone.sites").discover_sites(model.diffusion_model)
+    return comfy_host.pack("ipadapter_core.backbone.backbones").discover_sites(model.diffusion_model)
 
 
 @pytest.mark.parametrize("name", FULL_SIZE)
 def test_number_of_sites(base_directory: object, name: str) -> None:
     unet = sites_of(name)
     assert len(unet.sites) == NUM_SITES[name]
-    known = comfy_host.pack("ipadapter_core.backbone.sites").KNOWN_MODELS
-    assert (unet.sites[0].context_dim, len(unet.sites)) in known
+    assert (unet.sites[0].context_dim, len(unet.sites)) in unet.backbone.families
 
 
 @pytest.mark.parametrize(("name", "published"), [("SD15", SD15_SITES), ("SDXL", SDXL_SITES)])
@@ -99,12 +98,12 @@ def diffusers_addresses(config: dict[str, Any]) -> list[tuple[str, int, int, int
 
 
 def comfy_to_diffusers(site: Any, layers_per_block: int = 2) -> tuple[str, int, int, int]:
-    if site.block == "input":
-        index = site.block_id - 1
-        return "down", index // (layers_per_block + 1), index % (layers_per_block + 1), site.depth_index
-    if site.block == "output":
-        return "up", *divmod(site.block_id, layers_per_block + 1), site.depth_index
-    return "mid", 0, 0, site.depth_index
+    if site.group == "input":
+        index = site.address[1] - 1
+        return "down", index // (layers_per_block + 1), index % (layers_per_block + 1), site.address[2]
+    if site.group == "output":
+        return "up", *divmod(site.address[1], layers_per_block + 1), site.address[2]
+    return "mid", 0, 0, site.address[2]
 
 
 @pytest.mark.parametrize(("name", "config"), [("SD15", CONFIGS["sd15"]), ("SDXL", CONFIGS["sdxl"])])
@@ -117,7 +116,7 @@ def test_order_is_that_of_diffusers(base_directory: object, name: str, config: d
 
 @pytest.mark.parametrize("layout", ["sd15", "sdxl"])
 def test_tiny_models(unet: Callable, model: Callable, layout: str) -> None:
-    found = comfy_host.pack("ipadapter_core.backbone.sites").discover_sites(model(layout).model.diffusion_model)
+    found = comfy_host.pack("ipadapter_core.backbone.backbones").discover_sites(model(layout).model.diffusion_model)
     assert tuple(site.dim for site in found.sites) == tiny_unet.site_dims(unet(layout))
 
 
@@ -127,6 +126,5 @@ def test_tiny_models(unet: Callable, model: Callable, layout: str) -> None:
 def test_instantstyle_blocks(
     base_directory: object, name: str, style: tuple[str, int], composition: tuple[str, int]
 ) -> None:
-    presets = comfy_host.pack("ipadapter_core.strength.presets")
-    roles = presets.block_roles(sites_of(name))
-    assert roles == {style: (presets.Role.STYLE, 1.0), composition: (presets.Role.COMPOSITION, 1.0)}
+    role = comfy_host.pack("ipadapter_core.backbone.sites").Role
+    assert sites_of(name).roles == {style: (role.STYLE, 1.0), composition: (role.COMPOSITION, 1.0)}

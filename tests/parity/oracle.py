@@ -9,27 +9,26 @@ from diffusers.models.attention_processor import Attention
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
-from ipadapter_core.backbone.sites import AttentionSite
+from ipadapter_core.backbone.sites import Site
 from ipadapter_core.branch.attention import add_image_attention, image_attention
-from ipadapter_core.branch.kv import SiteStrength, pack_sites, project_tokens
+from ipadapter_core.branch.kv import pack_sites, project_tokens
 from ipadapter_core.branch.masks import check_mask
 from ipadapter_core.branch.plan import PatchPlan, ResidentPlan
 from ipadapter_core.branch.tokens import ImageTokens
 from ipadapter_core.network.adapter import IPAdapter
+from ipadapter_core.strength.site import SiteStrength
 
 CPU = torch.device("cpu")
 COND_LAST = (1, 0)  # cond_or_uncond of the order diffusers' pipelines use
 FeatureMap = Callable[[int], tuple[int, int]]  # number of queries to height and width
 
 
-def site_of(attention: Attention, index: int, name: str = "") -> AttentionSite:
+def site_of(attention: Attention, index: int, name: str = "") -> Site:
     """A cross-attention layer of diffusers as our site with that index; its address plays no part here."""
-    return AttentionSite(
+    return Site(
         index=index,
-        block=name.partition("_")[0],
-        block_id=0,
-        depth_index=0,
-        transformer=0,
+        address=(name.partition("_")[0], 0, 0),
+        depth=0.0,
         heads=attention.heads,
         head_dim=attention.inner_dim // attention.heads,
         context_dim=attention.cross_attention_dim,
@@ -39,7 +38,7 @@ def site_of(attention: Attention, index: int, name: str = "") -> AttentionSite:
 def resident_plan(
     adapter: IPAdapter,
     tokens: ImageTokens,
-    sites: Sequence[AttentionSite],
+    sites: Sequence[Site],
     strengths: Mapping[int, float],
     mask: Tensor | None = None,
 ) -> ResidentPlan:
@@ -54,7 +53,7 @@ class CoreProcessor:
     """An attention processor for diffusers that does what `nodes.patching.unet.IPAttentionPatch` does in ComfyUI."""
 
     plans: Sequence[ResidentPlan]
-    site: AttentionSite
+    site: Site
     conditions: Sequence[int] = COND_LAST
     feature_map: FeatureMap | None = None
 

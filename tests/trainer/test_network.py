@@ -32,7 +32,7 @@ def test_sites_are_in_checkpoint_order(layout: str) -> None:
     assert tuple(site.dim for site in sites.sites) == site_dims(unet)
     assert tuple(module.to_q.out_features for module in modules) == site_dims(unet)
     if layout == "sd15":
-        assert [(site.block, site.block_id) for site in sites.sites] == SD15_BLOCKS
+        assert [site.block for site in sites.sites] == SD15_BLOCKS
 
 
 @pytest.mark.parametrize("layout", ["sd15", "sdxl"])

@@ -10,8 +10,8 @@ import pytest
 import torch
 from PIL import Image
 
-from ipadapter_core.branch.kv import SiteStrength
 from ipadapter_core.errors import BadInputError
+from ipadapter_core.strength.site import SiteStrength
 from support.encoders import write_folder
 from support.tiny_base import write_base
 from trainer.config import AdapterConfig, BaseModelConfig, EncoderConfig

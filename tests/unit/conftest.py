@@ -3,7 +3,7 @@
 import pytest
 from hypothesis import settings
 
-from ipadapter_core.backbone.sites import UNetSites
+from ipadapter_core.backbone.sites import Sites
 
 from .hand_made_sites import SD15, SDXL, make_sites
 
@@ -12,16 +12,16 @@ settings.load_profile("unit")
 
 
 @pytest.fixture
-def sd15() -> UNetSites:
+def sd15() -> Sites:
     return make_sites(SD15, context_dim=768, head_dim=40)
 
 
 @pytest.fixture
-def sdxl() -> UNetSites:
+def sdxl() -> Sites:
     return make_sites(SDXL, context_dim=2048, head_dim=64)
 
 
 @pytest.fixture
-def tiny() -> UNetSites:
+def tiny() -> Sites:
     """Three sites of different width and head count, as `support.bad_files.SITE_DIMS` adapters need them."""
     return make_sites((("input", 1, 1, 32), ("middle", 0, 1, 64), ("output", 0, 1, 64)))

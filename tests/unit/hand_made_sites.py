@@ -2,7 +2,8 @@
 
 from collections.abc import Sequence
 
-from ipadapter_core.backbone.sites import AttentionSite, UNetSites
+from ipadapter_core.backbone.sites import Site, Sites
+from ipadapter_core.backbone.unet import UNET
 
 # block, block id, layers of its transformer, channels; in execution order
 Layout = Sequence[tuple[str, int, int, int]]
@@ -20,21 +21,24 @@ SDXL: Layout = (
 )
 
 
-def make_sites(layout: Layout, *, context_dim: int = 16, head_dim: int = 8) -> UNetSites:
+def transformer_of(site: Site, sites: Sites) -> int:
+    """Number of a site's transformer as the model runs."""
+    return round(site.depth * len(sites.blocks))
+
+
+def make_sites(layout: Layout, *, context_dim: int = 16, head_dim: int = 8) -> Sites:
     """Sites in checkpoint order (down, up, middle) of a UNet with these transformers."""
     numbered = sorted(enumerate(layout), key=lambda entry: ("input", "output", "middle").index(entry[1][0]))
-    sites: list[AttentionSite] = []
+    sites: list[Site] = []
     for transformer, (block, block_id, depth, dim) in numbered:
-        for depth_index in range(depth):
-            site = AttentionSite(
+        for layer in range(depth):
+            site = Site(
                 index=len(sites),
-                block=block,
-                block_id=block_id,
-                depth_index=depth_index,
-                transformer=transformer,
+                address=(block, block_id, layer),
+                depth=transformer / len(layout),
                 heads=dim // head_dim,
                 head_dim=head_dim,
                 context_dim=context_dim,
             )
             sites.append(site)
-    return UNetSites(tuple(sites), len(layout))
+    return Sites(UNET, tuple(sites))

@@ -9,10 +9,11 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
-from ipadapter_core.backbone.sites import AttentionSite
+from ipadapter_core.backbone.sites import Site
 from ipadapter_core.branch.attention import add_image_attention, image_attention
-from ipadapter_core.branch.kv import SiteKV, SiteStrength, pack_sites
+from ipadapter_core.branch.kv import SiteKV, pack_sites
 from ipadapter_core.branch.plan import COND, PatchPlan, ResidentPlan
+from ipadapter_core.strength.site import SiteStrength
 
 ORDERS = ([0, 1], [1, 0], [0], [1], [0, 0, 1], [1, 0, 0])
 EXACT = {"rtol": 0, "atol": 1e-12}
@@ -29,12 +30,10 @@ def random(seed: int, *shape: int, dtype: torch.dtype = torch.float64) -> Tensor
 def make_plan(sizes: Sequence[tuple[int, int]], tokens: int, strength: float = 1.0) -> tuple[ResidentPlan, SiteKV]:
     """A plan for sites of these (heads, head size), and the keys and values it was made of."""
     sites = [
-        AttentionSite(
+        Site(
             index=index,
-            block="input",
-            block_id=index,
-            depth_index=0,
-            transformer=index,
+            address=("input", index, 0),
+            depth=0.0,
             heads=heads,
             head_dim=head_dim,
             context_dim=16,

@@ -7,9 +7,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from ipadapter_core.backbone.sites import AttentionSite, UNetSites
+from ipadapter_core.backbone.sites import Site, Sites
+from ipadapter_core.backbone.unet import UNET
+from ipadapter_core.backbone.unet_lora import lora_weights
 from ipadapter_core.errors import MismatchError, UnreadableFileError
-from ipadapter_core.face.lora_file import lora_weights
 from ipadapter_core.file.spec import SPEC_KEY, Feature
 from ipadapter_core.network.adapter import IPAdapter, build_adapter, load_adapter, save_adapter
 from support.published import PUBLISHED, meta_tensors, random_tensors, tiny_face_adapter
@@ -130,7 +131,7 @@ class _Attention(torch.nn.Module):
         self.to_out = torch.nn.Sequential(torch.nn.Linear(dim, dim))
 
 
-def unet() -> tuple[torch.nn.Module, UNetSites]:
+def unet() -> tuple[torch.nn.Module, Sites]:
     """Two transformer blocks under CompVis' names; the middle one comes last in checkpoint order."""
     model, sites = torch.nn.Module(), []
     for index, (path, dim) in enumerate((("input_blocks.1.1", 32), ("middle_block.1", 64))):
@@ -141,9 +142,9 @@ def unet() -> tuple[torch.nn.Module, UNetSites]:
             place = place._modules[name]
         place.attn1, place.attn2 = _Attention(dim, dim), _Attention(dim, TEXT)
         block, block_id = path.split("_")[0], int(path.startswith("input"))
-        address = {"block": block, "block_id": block_id, "depth_index": 0, "transformer": index}
-        sites.append(AttentionSite(index=index, heads=2, head_dim=dim // 2, context_dim=TEXT, **address))
-    return model, UNetSites(tuple(sites), 2)
+        address = (block, block_id, 0)
+        sites.append(Site(index=index, address=address, depth=index / 2, heads=2, head_dim=dim // 2, context_dim=TEXT))
+    return model, Sites(UNET, tuple(sites))
 
 
 def test_lora_tensors_find_their_layers() -> None:

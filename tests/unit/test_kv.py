@@ -9,11 +9,12 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
-from ipadapter_core.backbone.sites import AttentionSite, UNetSites
-from ipadapter_core.branch.kv import COND_ROW, UNCOND_ROW, PackedKV, SiteKV, SiteStrength, pack_sites, project_tokens
+from ipadapter_core.backbone.sites import Site, Sites
+from ipadapter_core.branch.kv import COND_ROW, UNCOND_ROW, PackedKV, SiteKV, pack_sites, project_tokens
 from ipadapter_core.branch.tokens import ImageTokens
 from ipadapter_core.errors import BadInputError
 from ipadapter_core.network.adapter import IPAdapter, build_adapter
+from ipadapter_core.strength.site import SiteStrength
 from support.bad_files import SITE_DIMS
 from support.published import random_tensors, tiny_adapter
 
@@ -42,7 +43,7 @@ def attend(q: Tensor, packed: PackedKV, slot: int, row: int) -> Tensor:
     return scaled_dot_product_attention(q, k[row], v[row])
 
 
-def queries(site: AttentionSite) -> Tensor:
+def queries(site: Site) -> Tensor:
     generator = torch.Generator().manual_seed(7)
     return torch.randn(site.heads, 5, site.head_dim, dtype=torch.float64, generator=generator)
 
@@ -70,7 +71,7 @@ def test_damaged_site_weights_are_noticed(name: str) -> None:
         project_tokens(network, tokens(), CPU)
 
 
-def test_packed_sites_are_the_projected_ones_split_into_heads(tiny: UNetSites) -> None:
+def test_packed_sites_are_the_projected_ones_split_into_heads(tiny: Sites) -> None:
     kv = site_kv()
     packed, active = pack_sites(kv, tiny.sites, dict.fromkeys(range(3), ON))
     assert active == tiny.sites
@@ -84,12 +85,10 @@ def test_packed_sites_are_the_projected_ones_split_into_heads(tiny: UNetSites) -
 
 @given(value=st.floats(-5, 5), row=st.sampled_from((UNCOND_ROW, COND_ROW)), index=st.integers(0, 2))
 def test_a_folded_strength_equals_strength_times_attention(value: float, row: int, index: int) -> None:
-    site = AttentionSite(
+    site = Site(
         index=index,
-        block="input",
-        block_id=1,
-        depth_index=0,
-        transformer=0,
+        address=("input", 1, 0),
+        depth=0.0,
         heads=8,
         head_dim=SITE_DIMS[index] // 8,
         context_dim=16,
@@ -105,7 +104,7 @@ def test_a_folded_strength_equals_strength_times_attention(value: float, row: in
         )
 
 
-def test_a_swapped_site_gives_the_image_to_the_uncond_side_only(tiny: UNetSites) -> None:
+def test_a_swapped_site_gives_the_image_to_the_uncond_side_only(tiny: Sites) -> None:
     kv, q = site_kv(), queries(tiny.sites[1])
     plain, _ = pack_sites(kv, tiny.sites, {1: ON})
     swapped, _ = pack_sites(kv, tiny.sites, {1: SiteStrength(0.5, swap=True)})
@@ -123,7 +122,7 @@ def test_a_swapped_site_gives_the_image_to_the_uncond_side_only(tiny: UNetSites)
     ],
 )
 def test_a_site_of_strength_0_is_left_out(
-    tiny: UNetSites, strengths: dict[int, SiteStrength], indices: tuple[int, ...]
+    tiny: Sites, strengths: dict[int, SiteStrength], indices: tuple[int, ...]
 ) -> None:
     packed, active = pack_sites(site_kv(), tiny.sites, strengths)
     assert tuple(site.index for site in active) == indices
@@ -131,14 +130,14 @@ def test_a_site_of_strength_0_is_left_out(
     assert packed.data.shape == (2, sum(2 * tiny.sites[i].dim * 8 for i in indices))
 
 
-def test_views_share_the_packed_memory(tiny: UNetSites) -> None:
+def test_views_share_the_packed_memory(tiny: Sites) -> None:
     packed, _ = pack_sites(site_kv(), tiny.sites, dict.fromkeys(range(3), ON))
     storage = packed.data.untyped_storage().data_ptr()
     assert {x.untyped_storage().data_ptr() for pair in packed.views(packed.data) for x in pair} == {storage}
     assert sum(x.numel() for pair in packed.views(packed.data) for x in pair) == packed.data.numel()
 
 
-def test_packing_changes_no_key_and_no_value(tiny: UNetSites) -> None:
+def test_packing_changes_no_key_and_no_value(tiny: Sites) -> None:
     kv = site_kv()
     before = [tensor.clone() for tensor in (*kv.keys, *kv.values)]
     pack_sites(kv, tiny.sites, dict.fromkeys(range(3), SiteStrength(2.0, swap=True)))

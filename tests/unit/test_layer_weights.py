@@ -4,14 +4,14 @@ import re
 
 import pytest
 
-from ipadapter_core.backbone.sites import UNetSites
-from ipadapter_core.branch.kv import SiteStrength
+from ipadapter_core.backbone.sites import Sites
 from ipadapter_core.errors import BadInputError
 from ipadapter_core.strength.layer_weights import GROUPS, LayerWeights, SiteFactor, parse_site_factors
 from ipadapter_core.strength.presets import resolve_preset
+from ipadapter_core.strength.site import SiteStrength
 
 
-def apply(unet: UNetSites, text: str = "", **groups: float) -> dict[int, float]:
+def apply(unet: Sites, text: str = "", **groups: float) -> dict[int, float]:
     """Factors that differ from 1, by site index."""
     weights = LayerWeights(groups, parse_site_factors(text))
     resolved = weights.apply(resolve_preset("all", unet, 1.0), unet)
@@ -28,7 +28,7 @@ def apply(unet: UNetSites, text: str = "", **groups: float) -> dict[int, float]:
         ("4-9:0", (SiteFactor(0.0, indices=range(4, 10)),)),
         ("7-7: -1.5", (SiteFactor(-1.5, indices=range(7, 8)),)),
         ("input.8: 1.2", (SiteFactor(1.2, block=("input", 8)),)),
-        ("output.1.3 : +.5", (SiteFactor(0.5, block=("output", 1), depth_index=3),)),
+        ("output.1.3 : +.5", (SiteFactor(0.5, block=("output", 1), layer=3),)),
         ("middle.0: 2.", (SiteFactor(2.0, block=("middle", 0)),)),
         ("0: 1, 1: 2\n2: 3; 3: 4", tuple(SiteFactor(n + 1.0, indices=range(n, n + 1)) for n in range(4))),
     ],
@@ -46,7 +46,6 @@ def test_text_is_read_as_the_user_means_it(text: str, factors: tuple[SiteFactor,
         "9-4: 0",
         "a: 1",
         "3: x",
-        "down.1: 1",
         "input: 1",
         "input.8.1.2: 1",
         "-1: 1",
@@ -59,12 +58,12 @@ def test_an_entry_of_another_form_is_named(entry: str) -> None:
         parse_site_factors(f"0: 1, {entry}")
 
 
-def test_site_numbers_are_those_of_the_file(sd15: UNetSites) -> None:
+def test_site_numbers_are_those_of_the_file(sd15: Sites) -> None:
     assert apply(sd15, "0: 0.5, 15: 0, 6-8: 2") == {0: 0.5, 15: 0, 6: 2, 7: 2, 8: 2}
-    assert (sd15.sites[15].block, sd15.sites[6].block) == ("middle", "output")
+    assert (sd15.sites[15].group, sd15.sites[6].group) == ("middle", "output")
 
 
-def test_a_block_address_means_all_its_layers_and_a_depth_one(sdxl: UNetSites) -> None:
+def test_a_block_address_means_all_its_layers_and_a_depth_one(sdxl: Sites) -> None:
     assert apply(sdxl, "output.1: 0.5") == dict.fromkeys(range(34, 44), 0.5)
     assert apply(sdxl, "output.1.3: 0.5") == {37: 0.5}
     assert apply(sdxl, "middle.0: 0.5") == dict.fromkeys(range(60, 70), 0.5)
@@ -80,12 +79,12 @@ def test_a_block_address_means_all_its_layers_and_a_depth_one(sdxl: UNetSites) -
         ("composition", range(14, 24)),
     ],
 )
-def test_groups_mean_the_sites_of_their_name(sdxl: UNetSites, group: str, indices: range) -> None:
+def test_groups_mean_the_sites_of_their_name(sdxl: Sites, group: str, indices: range) -> None:
     assert group in GROUPS
     assert apply(sdxl, **{group: 0.5}) == dict.fromkeys(indices, 0.5)
 
 
-def test_factors_multiply_each_other_and_the_preset(sdxl: UNetSites) -> None:
+def test_factors_multiply_each_other_and_the_preset(sdxl: Sites) -> None:
     weights = LayerWeights({"output": 0.5, "style": 3.0}, parse_site_factors("34: 2, output.1: 5, 30-40: 7"))
     strengths = resolve_preset("precise style", sdxl, 0.5)
     resolved = weights.apply(strengths, sdxl)
@@ -95,7 +94,7 @@ def test_factors_multiply_each_other_and_the_preset(sdxl: UNetSites) -> None:
     assert {index: site.swap for index, site in resolved.items()} == {i: s.swap for i, s in strengths.items()}
 
 
-def test_neutral_weights_change_nothing_and_a_site_without_strength_gets_none(sd15: UNetSites) -> None:
+def test_neutral_weights_change_nothing_and_a_site_without_strength_gets_none(sd15: Sites) -> None:
     strengths = resolve_preset("ease in", sd15, 0.7)
     assert LayerWeights().apply(strengths, sd15) == strengths
     assert LayerWeights(dict.fromkeys(GROUPS, 1.0)).apply(strengths, sd15) == strengths
@@ -104,9 +103,15 @@ def test_neutral_weights_change_nothing_and_a_site_without_strength_gets_none(sd
 
 @pytest.mark.parametrize(
     ("text", "named"),
-    [("16: 1", "16-16"), ("3-100: 1", "3-100"), ("input.3: 1", "input.3"), ("input.1.1: 1", "input.1.1")],
+    [
+        ("16: 1", "16-16"),
+        ("3-100: 1", "3-100"),
+        ("input.3: 1", "input.3"),
+        ("input.1.1: 1", "input.1.1"),
+        ("down.1: 1", "down.1"),
+    ],
 )
-def test_an_entry_that_names_no_site_of_the_model_is_refused(sd15: UNetSites, text: str, named: str) -> None:
+def test_an_entry_that_names_no_site_of_the_model_is_refused(sd15: Sites, text: str, named: str) -> None:
     with pytest.raises(BadInputError) as caught:
         apply(sd15, text)
     assert f"layer weight for {named}, which this model does not have" in str(caught.value)

@@ -4,24 +4,25 @@ import pytest
 import torch
 from torch import Tensor
 
-from ipadapter_core.backbone.sites import UNetSites
-from ipadapter_core.branch.kv import COND_ROW, UNCOND_ROW, PackedKV, SiteKV, SiteStrength, pack_sites
+from ipadapter_core.backbone.sites import Sites
+from ipadapter_core.branch.kv import COND_ROW, UNCOND_ROW, PackedKV, SiteKV, pack_sites
 from ipadapter_core.branch.masks import mask_to_tokens
 from ipadapter_core.branch.plan import PatchPlan, ResidentPlan
 from ipadapter_core.branch.schedule import SigmaRange
 from ipadapter_core.errors import MismatchError
+from ipadapter_core.strength.site import SiteStrength
 
 Q = torch.zeros(2, 4, 8)
 
 
 @pytest.fixture
-def packed(tiny: UNetSites) -> PackedKV:
+def packed(tiny: Sites) -> PackedKV:
     kv = SiteKV(*(tuple(torch.randn(2, 4, site.dim) for site in tiny.sites) for _ in range(2)))
     return pack_sites(kv, tiny.sites, dict.fromkeys(range(3), SiteStrength(1.0)))[0]
 
 
 @pytest.fixture
-def resident(tiny: UNetSites, packed: PackedKV) -> ResidentPlan:
+def resident(tiny: Sites, packed: PackedKV) -> ResidentPlan:
     return ResidentPlan(PatchPlan(tiny.sites, packed))
 
 
@@ -76,7 +77,7 @@ def test_ever_new_orders_do_not_pile_up(resident: ResidentPlan) -> None:
     assert len(resident._kv) <= 4
 
 
-def test_release_frees_everything_and_the_next_use_makes_it_again(tiny: UNetSites, packed: PackedKV) -> None:
+def test_release_frees_everything_and_the_next_use_makes_it_again(tiny: Sites, packed: PackedKV) -> None:
     plan = PatchPlan(tiny.sites, packed, SigmaRange(10, 1), torch.ones(1, 8, 8) / 2)
     resident = ResidentPlan(plan)
     sigmas = torch.tensor([5.0])
@@ -102,14 +103,14 @@ def test_release_frees_everything_and_the_next_use_makes_it_again(tiny: UNetSite
 @pytest.mark.parametrize(("sigma", "acts"), [(11, 0), (10, 1), (5, 1), (1, 1), (0.9, 0), (0, 0)])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 def test_the_gate_is_1_inside_the_range_and_0_outside(
-    tiny: UNetSites, packed: PackedKV, sigma: float, acts: int, dtype: torch.dtype
+    tiny: Sites, packed: PackedKV, sigma: float, acts: int, dtype: torch.dtype
 ) -> None:
     resident = ResidentPlan(PatchPlan(tiny.sites, packed, SigmaRange(10, 1)))
     gate = resident.gate(torch.tensor([sigma, sigma]), Q.to(dtype))
     assert (gate.shape, gate.dtype, gate.item()) == ((), dtype, acts)
 
 
-def test_the_gate_is_decided_once_per_step(tiny: UNetSites, packed: PackedKV) -> None:
+def test_the_gate_is_decided_once_per_step(tiny: Sites, packed: PackedKV) -> None:
     resident = ResidentPlan(PatchPlan(tiny.sites, packed, SigmaRange(10, 1)))
     sigmas, later = torch.tensor([5.0]), torch.tensor([0.5])
     first = resident.gate(sigmas, Q)
@@ -118,7 +119,7 @@ def test_the_gate_is_decided_once_per_step(tiny: UNetSites, packed: PackedKV) ->
     assert resident.gate(torch.tensor([5.0]), Q).item() == 1
 
 
-def test_without_range_or_sampler_there_is_no_gate(resident: ResidentPlan, tiny: UNetSites, packed: PackedKV) -> None:
+def test_without_range_or_sampler_there_is_no_gate(resident: ResidentPlan, tiny: Sites, packed: PackedKV) -> None:
     assert resident.gate(torch.tensor([5.0]), Q) is None
     assert ResidentPlan(PatchPlan(tiny.sites, packed, SigmaRange(10, 1))).gate(None, Q) is None
 
@@ -128,7 +129,7 @@ def test_without_mask_there_is_none(resident: ResidentPlan) -> None:
 
 
 @pytest.mark.parametrize("masks", [1, 2, 3])
-def test_the_mask_follows_the_feature_map_and_is_made_once(tiny: UNetSites, packed: PackedKV, masks: int) -> None:
+def test_the_mask_follows_the_feature_map_and_is_made_once(tiny: Sites, packed: PackedKV, masks: int) -> None:
     mask = torch.rand(masks, 16, 24)
     resident = ResidentPlan(PatchPlan(tiny.sites, packed, mask=mask))
     for height, width in ((4, 6), (6, 4), (1, 24)):
@@ -141,7 +142,7 @@ def test_the_mask_follows_the_feature_map_and_is_made_once(tiny: UNetSites, pack
         assert resident.mask((6, 320, height, width), image, 2) is given
 
 
-def test_a_mask_on_merged_tokens_is_refused(tiny: UNetSites, packed: PackedKV) -> None:
+def test_a_mask_on_merged_tokens_is_refused(tiny: Sites, packed: PackedKV) -> None:
     resident = ResidentPlan(PatchPlan(tiny.sites, packed, mask=torch.ones(1, 8, 8)))
     with pytest.raises(MismatchError, match="15 tokens in an attention layer whose feature map is 4 x 4"):
         resident.mask((2, 320, 4, 4), torch.zeros(2, 15, 8), 2)

@@ -4,12 +4,12 @@ from collections.abc import Callable
 
 import pytest
 
-from ipadapter_core.backbone.sites import UNetSites
-from ipadapter_core.branch.kv import SiteStrength
+from ipadapter_core.backbone.sites import Role, Sites
 from ipadapter_core.errors import BadInputError
-from ipadapter_core.strength.presets import ONE_STRENGTH_PRESETS, PRESETS, Role, block_roles, resolve_preset
+from ipadapter_core.strength.presets import ONE_STRENGTH_PRESETS, PRESETS, resolve_preset
+from ipadapter_core.strength.site import SiteStrength
 
-from .hand_made_sites import make_sites
+from .hand_made_sites import make_sites, transformer_of
 
 W, SECOND = 0.7, 1.3
 # One number per transformer in execution order, or the number and True where the image goes to the uncond side.
@@ -85,25 +85,25 @@ WEIGHT_TYPES: dict[str, tuple[str, tuple[Table, Table]]] = {
 }
 
 
-def check(unet: UNetSites, resolved: dict[int, SiteStrength], table: Table) -> None:
+def check(unet: Sites, resolved: dict[int, SiteStrength], table: Table) -> None:
     assert set(resolved) == {site.index for site in unet.sites}
     for site in unet.sites:
-        given, wanted = resolved[site.index], table[site.transformer]
+        given, wanted = resolved[site.index], table[transformer_of(site, unet)]
         value, swap = wanted if isinstance(wanted, tuple) else (wanted, False)
         assert given.value == pytest.approx(value, abs=1e-12), (site, given)
         assert not value or given.swap == swap, (site, given)
 
 
 @pytest.mark.parametrize("weight_type", WEIGHT_TYPES)
-def test_weight_type_on_sd15(sd15: UNetSites, weight_type: str) -> None:
-    assert (len(sd15.sites), sd15.num_transformers) == (16, 16)
+def test_weight_type_on_sd15(sd15: Sites, weight_type: str) -> None:
+    assert (len(sd15.sites), len(sd15.blocks)) == (16, 16)
     preset, tables = WEIGHT_TYPES[weight_type]
     check(sd15, resolve_preset(preset, sd15, W, SECOND), tables[0])
 
 
 @pytest.mark.parametrize("weight_type", WEIGHT_TYPES)
-def test_weight_type_on_sdxl(sdxl: UNetSites, weight_type: str) -> None:
-    assert (len(sdxl.sites), sdxl.num_transformers) == (70, 11)
+def test_weight_type_on_sdxl(sdxl: Sites, weight_type: str) -> None:
+    assert (len(sdxl.sites), len(sdxl.blocks)) == (70, 11)
     preset, tables = WEIGHT_TYPES[weight_type]
     check(sdxl, resolve_preset(preset, sdxl, W, SECOND), tables[1])
 
@@ -113,18 +113,18 @@ def test_every_preset_is_a_weight_type() -> None:
 
 
 @pytest.mark.parametrize("name", PRESETS)
-def test_without_a_second_strength_the_first_serves_both(sdxl: UNetSites, name: str) -> None:
+def test_without_a_second_strength_the_first_serves_both(sdxl: Sites, name: str) -> None:
     assert resolve_preset(name, sdxl, W) == resolve_preset(name, sdxl, W, W)
 
 
-def test_presets_that_one_strength_can_tell_apart(sd15: UNetSites, sdxl: UNetSites) -> None:
+def test_presets_that_one_strength_can_tell_apart(sd15: Sites, sdxl: Sites) -> None:
     assert set(PRESETS).difference(ONE_STRENGTH_PRESETS) == {"strong style and composition"}
     for unet in (sd15, sdxl):
         resolved = [tuple(resolve_preset(name, unet, W).items()) for name in ONE_STRENGTH_PRESETS]
         assert len(set(resolved)) == len(resolved)
 
 
-def test_style_and_composition_are_instantstyle_s_blocks_on_sdxl(sdxl: UNetSites) -> None:
+def test_style_and_composition_are_instantstyle_s_blocks_on_sdxl(sdxl: Sites) -> None:
     """`up_blocks.0.attentions.1` is keys 69 to 87 of a file, `down_blocks.2.attentions.1` keys 29 to 47."""
 
     def keys(name: str) -> list[int]:
@@ -137,7 +137,7 @@ def test_style_and_composition_are_instantstyle_s_blocks_on_sdxl(sdxl: UNetSites
 
 @pytest.mark.parametrize("name", PRESETS)
 @pytest.mark.parametrize("strength", [-1.0, 0.0, 5.0])
-def test_strength_scales_every_site(sdxl: UNetSites, name: str, strength: float) -> None:
+def test_strength_scales_every_site(sdxl: Sites, name: str, strength: float) -> None:
     for index, site in resolve_preset(name, sdxl, strength).items():
         assert site.value == pytest.approx(strength * resolve_preset(name, sdxl, 1.0)[index].value)
 
@@ -145,11 +145,11 @@ def test_strength_scales_every_site(sdxl: UNetSites, name: str, strength: float)
 def test_roles_of_a_distilled_model_are_the_counterparts_of_sdxl_s() -> None:
     layout = (("input", 3, 2, 64), ("input", 5, 6, 64), *(("output", block_id, 2, 64) for block_id in range(4)))
     koala = make_sites(layout)
-    assert block_roles(koala) == {("input", 5): (Role.COMPOSITION, 1.0), ("output", 1): (Role.STYLE, 1.0)}
+    assert koala.roles == {("input", 5): (Role.COMPOSITION, 1.0), ("output", 1): (Role.STYLE, 1.0)}
 
 
-def test_roles_of_a_tiny_model(tiny: UNetSites) -> None:
-    assert block_roles(tiny) == {("input", 1): (Role.COMPOSITION, 1.0), ("output", 0): (Role.STYLE, 1.0)}
+def test_roles_of_a_tiny_model(tiny: Sites) -> None:
+    assert tiny.roles == {("input", 1): (Role.COMPOSITION, 1.0), ("output", 0): (Role.STYLE, 1.0)}
 
 
 def test_a_preset_that_selects_nothing_says_so() -> None:
@@ -159,6 +159,6 @@ def test_a_preset_that_selects_nothing_says_so() -> None:
     assert resolve_preset("style", middle_only, 0.0) == {0: SiteStrength(0.0)}
 
 
-def test_an_unknown_preset_is_refused(sd15: UNetSites) -> None:
+def test_an_unknown_preset_is_refused(sd15: Sites) -> None:
     with pytest.raises(BadInputError, match=r"layer preset 'linear'\. Expected: one of all, style, composition"):
         resolve_preset("linear", sd15, 1.0)

@@ -5,18 +5,19 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
-from ipadapter_core.backbone.sites import UNetSites
-from ipadapter_core.branch.kv import FrameStrength, SiteKV, SiteStrength, pack_sites, project_tokens
+from ipadapter_core.backbone.sites import Sites
+from ipadapter_core.branch.kv import SiteKV, pack_sites, project_tokens
 from ipadapter_core.branch.plan import PatchPlan, ResidentPlan
 from ipadapter_core.branch.tokens import ImageTokens
 from ipadapter_core.errors import BadInputError
 from ipadapter_core.strength.scaling import SCALINGS, find_scaling
+from ipadapter_core.strength.site import FrameStrength, SiteStrength
 
 TOKENS, REFERENCES = 3, 2
 EXACT = {"rtol": 0, "atol": 1e-10}
 
 
-def site_kv(unet: UNetSites, rows: int = 2, references: int = REFERENCES) -> SiteKV:
+def site_kv(unet: Sites, rows: int = 2, references: int = REFERENCES) -> SiteKV:
     generator = torch.Generator().manual_seed(0)
 
     def random() -> tuple[Tensor, ...]:
@@ -47,7 +48,7 @@ def by_hand(key: Tensor, value: Tensor, weight: float, name: str) -> tuple[Tenso
 
 @pytest.mark.parametrize("name", SCALINGS)
 @pytest.mark.parametrize("weight", [0.5, -1.5, 1.0])
-def test_every_scaling_equals_the_formula(tiny: UNetSites, name: str, weight: float) -> None:
+def test_every_scaling_equals_the_formula(tiny: Sites, name: str, weight: float) -> None:
     kv = site_kv(tiny)
     packed, active = pack_sites(kv, tiny.sites, dict.fromkeys(range(3), SiteStrength(weight)), SCALINGS[name])
     assert active == tiny.sites
@@ -64,14 +65,14 @@ def test_an_unknown_scaling_is_refused() -> None:
 
 
 @pytest.mark.parametrize("name", SCALINGS)
-def test_a_strength_of_0_leaves_a_site_out_as_its_attention_is_0(tiny: UNetSites, name: str) -> None:
+def test_a_strength_of_0_leaves_a_site_out_as_its_attention_is_0(tiny: Sites, name: str) -> None:
     assert pack_sites(site_kv(tiny), tiny.sites, {0: SiteStrength(0.0)}, SCALINGS[name])[1] == ()
     kv, q = site_kv(tiny), torch.randn(1, 4, tiny.sites[0].dim, dtype=torch.float64)
     key, value = by_hand(kv.keys[0][0], kv.values[0][0], 0.0, name)
     assert attend(q, key[None], value[None]).abs().max() < 1e-10
 
 
-def test_frames_have_their_own_weights_and_the_last_serves_the_rest(tiny: UNetSites) -> None:
+def test_frames_have_their_own_weights_and_the_last_serves_the_rest(tiny: Sites) -> None:
     kv = site_kv(tiny, rows=2 * 3)
     packed, _ = pack_sites(kv, tiny.sites, {1: FrameStrength((0.5, 0.0)), 2: SiteStrength(2.0)})
     assert packed.frames == 3
@@ -82,7 +83,7 @@ def test_frames_have_their_own_weights_and_the_last_serves_the_rest(tiny: UNetSi
             torch.testing.assert_close(given, kv.values[index][row] * weights[row % 3], **EXACT)
 
 
-def test_a_weight_per_frame_repeats_a_single_picture(tiny: UNetSites) -> None:
+def test_a_weight_per_frame_repeats_a_single_picture(tiny: Sites) -> None:
     packed, _ = pack_sites(site_kv(tiny), tiny.sites, {0: FrameStrength((1.0, 2.0, 4.0), swap=True)})
     kv = site_kv(tiny)
     ((_, values),) = packed.views(packed.data)
@@ -94,7 +95,7 @@ def test_a_weight_per_frame_repeats_a_single_picture(tiny: UNetSites) -> None:
 @pytest.mark.parametrize("order", [(1, 0), (0, 1), (0,), (1, 1, 0)], ids=str)
 @pytest.mark.parametrize("frames", [(0, 1, 2), (1, 2), (2, 0, 0), (7, 1)], ids=str)
 def test_a_plan_of_frames_gives_each_latent_its_row(
-    tiny: UNetSites, order: tuple[int, ...], frames: tuple[int, ...]
+    tiny: Sites, order: tuple[int, ...], frames: tuple[int, ...]
 ) -> None:
     packed, active = pack_sites(site_kv(tiny, rows=6), tiny.sites, dict.fromkeys(range(3), SiteStrength(1.0)))
     plan = PatchPlan(active, packed)
@@ -108,7 +109,7 @@ def test_a_plan_of_frames_gives_each_latent_its_row(
         assert all(x is y for x, y in zip(given, again, strict=True))
 
 
-def test_all_frames_in_their_order_are_no_copy(tiny: UNetSites) -> None:
+def test_all_frames_in_their_order_are_no_copy(tiny: Sites) -> None:
     packed, active = pack_sites(site_kv(tiny, rows=6), tiny.sites, dict.fromkeys(range(3), SiteStrength(1.0)))
     key, _ = ResidentPlan(PatchPlan(active, packed)).kv(0, (1, 0), torch.zeros(1, dtype=torch.float64), (0, 1, 2))
     assert key.untyped_storage().data_ptr() == packed.data.untyped_storage().data_ptr()

@@ -3,9 +3,12 @@
 import pytest
 from torch import nn
 
-from ipadapter_core.backbone.sites import UNetSites, check_sites, describe_model, discover_sites
+from ipadapter_core.backbone.backbones import discover_sites
+from ipadapter_core.backbone.sites import Sites
+from ipadapter_core.backbone.unet import is_deep
 from ipadapter_core.errors import MismatchError
 from ipadapter_core.file.spec import AdapterSpec, Feature, Negative, Projection
+from ipadapter_core.network.fit import check_sites
 from support.published import SD15_SITES, SDXL_SITES
 
 from .hand_made_sites import make_sites
@@ -67,7 +70,7 @@ def spec(base: str, width: int, site_dims: tuple[int, ...]) -> AdapterSpec:
 
 def test_sites_are_in_checkpoint_order_down_up_middle() -> None:
     found = discover_sites(unet(block(Layer(5, 8), Layer(5, 8))))
-    addresses = [(site.index, site.block, site.block_id, site.depth_index) for site in found.sites]
+    addresses = [(site.index, *site.address) for site in found.sites]
     assert addresses == [
         (0, "input", 1, 0),
         (1, "input", 2, 0),
@@ -80,8 +83,7 @@ def test_sites_are_in_checkpoint_order_down_up_middle() -> None:
 
 def test_transformers_are_numbered_as_they_run() -> None:
     found = discover_sites(unet(block(Layer(5, 8))))
-    assert [site.transformer for site in found.sites] == [0, 1, 1, 3, 2]
-    assert found.num_transformers == 4
+    assert [4 * site.depth for site in found.sites] == [0, 1, 1, 3, 2]
 
 
 def test_heads_and_widths_are_those_of_the_model() -> None:
@@ -99,19 +101,19 @@ def test_heads_and_widths_are_those_of_the_model() -> None:
 def test_layers_without_cross_attention_are_passed_over() -> None:
     model = UNet([block(Layer(2, 4, has_cross_attention=False)), block(Layer(2, 4))], block(), [block()])
     found = discover_sites(model)
-    assert [(site.block, site.block_id) for site in found.sites] == [("input", 1)]
-    assert found.num_transformers == 1
+    assert [site.block for site in found.sites] == [("input", 1)]
+    assert found.sites[0].depth == 0
 
 
 @pytest.mark.parametrize("middle", [None, block()], ids=["no middle block", "a middle block without transformer"])
 def test_distilled_models_need_no_middle_attention(middle: nn.Sequential | None) -> None:
     found = discover_sites(unet(middle))
-    assert [site.block for site in found.sites] == ["input"] * 3 + ["output"]
+    assert [site.group for site in found.sites] == ["input"] * 3 + ["output"]
 
 
 def test_only_some_transformers_being_deep_makes_a_model_deep() -> None:
-    assert discover_sites(unet(block())).is_deep
-    assert not discover_sites(UNet([block(Layer(2, 4))], block(), [block(Layer(2, 4))])).is_deep
+    assert is_deep(discover_sites(unet(block())).sites)
+    assert not is_deep(discover_sites(UNet([block(Layer(2, 4))], block(), [block(Layer(2, 4))])).sites)
 
 
 @pytest.mark.parametrize(
@@ -131,12 +133,12 @@ def test_a_model_that_cannot_be_patched_is_named(model: nn.Module) -> None:
     assert f"a model of class {type(model).__name__} without cross-attention layers" in str(caught.value)
 
 
-def test_an_adapter_fits_a_model_of_its_base(sd15: UNetSites, sdxl: UNetSites) -> None:
+def test_an_adapter_fits_a_model_of_its_base(sd15: Sites, sdxl: Sites) -> None:
     check_sites(spec("SD1.5", 768, SD15_SITES), sd15)
     check_sites(spec("SDXL", 2048, SDXL_SITES), sdxl)
 
 
-def test_an_sdxl_adapter_on_an_sd15_model_names_both(sd15: UNetSites) -> None:
+def test_an_sdxl_adapter_on_an_sd15_model_names_both(sd15: Sites) -> None:
     with pytest.raises(MismatchError) as caught:
         check_sites(spec("SDXL", 2048, SDXL_SITES), sd15)
     message = str(caught.value)
@@ -145,7 +147,7 @@ def test_an_sdxl_adapter_on_an_sd15_model_names_both(sd15: UNetSites) -> None:
     assert message.endswith("What to do: load a SDXL model, or an adapter made for SD1.5.")
 
 
-def test_an_sd15_adapter_on_an_sdxl_model_names_both(sdxl: UNetSites) -> None:
+def test_an_sd15_adapter_on_an_sdxl_model_names_both(sdxl: Sites) -> None:
     with pytest.raises(MismatchError) as caught:
         check_sites(spec("SD1.5", 768, SD15_SITES), sdxl)
     message = str(caught.value)
@@ -159,7 +161,7 @@ def test_an_sd15_adapter_on_an_sdxl_model_names_both(sdxl: UNetSites) -> None:
     [(768, SD15_SITES[:-1]), (1024, SD15_SITES), (768, SD15_SITES[::-1]), (768, (*SD15_SITES[:-1], 640))],
     ids=["one site less", "other token width", "other order", "other channels"],
 )
-def test_nearly_the_same_is_not_the_same(sd15: UNetSites, width: int, dims: tuple[int, ...]) -> None:
+def test_nearly_the_same_is_not_the_same(sd15: Sites, width: int, dims: tuple[int, ...]) -> None:
     with pytest.raises(MismatchError):
         check_sites(spec("SD1.5", width, dims), sd15)
 
@@ -177,4 +179,4 @@ def test_nearly_the_same_is_not_the_same(sd15: UNetSites, width: int, dims: tupl
 def test_distilled_models_are_known_by_their_layers(depths: dict[str, tuple[int, ...]], name: str) -> None:
     """Layers per transformer as in ComfyUI's `unet_config_from_diffusers_unet`."""
     layout = [(block, n, depth, 64) for block, numbers in depths.items() for n, depth in enumerate(numbers)]
-    assert describe_model(make_sites(layout, context_dim=2048, head_dim=64)) == name
+    assert make_sites(layout, context_dim=2048, head_dim=64).family == name

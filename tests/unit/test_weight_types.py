@@ -2,8 +2,7 @@
 
 import pytest
 
-from ipadapter_core.backbone.sites import UNetSites
-from ipadapter_core.branch.kv import SiteStrength
+from ipadapter_core.backbone.sites import Sites
 from ipadapter_core.errors import BadInputError
 from ipadapter_core.legacy.weight_types import (
     OFFERED_WEIGHT_TYPES,
@@ -13,19 +12,26 @@ from ipadapter_core.legacy.weight_types import (
     resolve_weight_type,
 )
 from ipadapter_core.strength.presets import resolve_preset
+from ipadapter_core.strength.site import SiteStrength
+
+from .hand_made_sites import transformer_of
 
 
-def by_transformer(unet: UNetSites, strengths: dict[int, SiteStrength]) -> dict[int, float]:
-    return {site.transformer: round(strengths[site.index].value, 6) for site in unet.sites if site.index in strengths}
+def by_transformer(unet: Sites, strengths: dict[int, SiteStrength]) -> dict[int, float]:
+    return {
+        transformer_of(site, unet): round(strengths[site.index].value, 6)
+        for site in unet.sites
+        if site.index in strengths
+    }
 
 
 @pytest.mark.parametrize("name", WEIGHT_TYPES)
-def test_every_type_is_its_preset_without_the_middle(sd15: UNetSites, sdxl: UNetSites, name: str) -> None:
+def test_every_type_is_its_preset_without_the_middle(sd15: Sites, sdxl: Sites, name: str) -> None:
     for unet in (sd15, sdxl):
         weight_type = WEIGHT_TYPES[name]
         whole = resolve_preset(weight_type.preset, unet, 0.7, weight_type.second)
         given = resolve_weight_type(name, unet, 0.7)
-        middle = {site.index for site in unet.sites if site.block == "middle"}
+        middle = {site.index for site in unet.sites if site.group == "middle"}
         assert middle
         assert given == {index: strength for index, strength in whole.items() if index not in middle}
 
@@ -35,7 +41,7 @@ def test_fifteen_are_offered() -> None:
     assert set(WEIGHT_TYPES) - set(OFFERED_WEIGHT_TYPES) == {"strong style and composition"}
 
 
-def test_composition_stays_at_1_unless_told(sdxl: UNetSites) -> None:
+def test_composition_stays_at_1_unless_told(sdxl: Sites) -> None:
     assert by_transformer(sdxl, resolve_weight_type("style and composition", sdxl, 0.3))[3] == 1.0
     assert by_transformer(sdxl, resolve_weight_type("style and composition", sdxl, 0.3, 0.0))[3] == 0.0
 
@@ -51,7 +57,7 @@ def test_other_entries_are_refused(text: str) -> None:
         parse_layer_weights(text)
 
 
-def test_listed_layers_get_theirs_and_all_others_nothing(sdxl: UNetSites) -> None:
+def test_listed_layers_get_theirs_and_all_others_nothing(sdxl: Sites) -> None:
     strengths = resolve_layer_weights({3: 2.0, 4: 9.0, 6: 0.5, 99: 1.0}, "ease in", sdxl, 0.5)
     wanted = dict.fromkeys((0, 1, 2, 5, 7, 8, 9, 10), 0.0) | {3: 1.0, 6: 0.25}
     assert by_transformer(sdxl, strengths) == wanted
@@ -59,12 +65,14 @@ def test_listed_layers_get_theirs_and_all_others_nothing(sdxl: UNetSites) -> Non
 
 
 @pytest.mark.parametrize(("name", "swapped"), [("style transfer precise", {3}), ("composition precise", {0, 6})])
-def test_precise_types_keep_their_sides(sdxl: UNetSites, name: str, swapped: set[int]) -> None:
+def test_precise_types_keep_their_sides(sdxl: Sites, name: str, swapped: set[int]) -> None:
     strengths = resolve_layer_weights({0: 1.0, 3: 1.0, 6: 1.0}, name, sdxl, 1.0)
-    found = {site.transformer for site in sdxl.sites if site.index in strengths and strengths[site.index].swap}
+    found = {
+        transformer_of(site, sdxl) for site in sdxl.sites if site.index in strengths and strengths[site.index].swap
+    }
     assert found & {0, 3, 6} == swapped
 
 
-def test_an_unknown_type_is_refused(sdxl: UNetSites) -> None:
+def test_an_unknown_type_is_refused(sdxl: Sites) -> None:
     with pytest.raises(BadInputError, match="weight type 'strong'"):
         resolve_weight_type("strong", sdxl, 1.0)

@@ -6,12 +6,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ipadapter_core.backbone.sites import check_sites
 from ipadapter_core.encoder.known import encoder_need, fits, read_encoder_folder
 from ipadapter_core.errors import MismatchError
 from ipadapter_core.file.container import read_tensors
 from ipadapter_core.file.spec import AdapterSpec
 from ipadapter_core.network.adapter import build_adapter
+from ipadapter_core.network.fit import check_sites
 
 from ..config import EncoderConfig, Precision
 from ..models.base import Base

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
 from importlib import metadata
 
-from ipadapter_core.backbone.sites import KNOWN_MODELS
+from ipadapter_core.backbone.backbones import find_backbone
 from ipadapter_core.encoder.known import EncoderSpec
 from ipadapter_core.encoder.pixels import PixelFormat
 from ipadapter_core.errors import UnreadableFileError
@@ -172,7 +172,7 @@ def read_preprocess(stated: Mapping[str, str]) -> Preprocess | None:
 
 
 def _architecture(spec: AdapterSpec, prediction_type: str | None) -> str:
-    base = KNOWN_MODELS.get((spec.cross_attention_dim, spec.num_sites), "unknown")
+    base = find_backbone(spec.backbone).families.get((spec.cross_attention_dim, spec.num_sites), "unknown")
     if base == "SD2.x":
         return _SD2[prediction_type or "epsilon"]
     return _ARCHITECTURES.get(base) or base.lower().replace(" ", "-")

@@ -9,11 +9,12 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from ipadapter_core.backbone.sites import KNOWN_MODELS, check_sites
+from ipadapter_core.backbone.unet import UNET
 from ipadapter_core.errors import MismatchError
 from ipadapter_core.file.detect import BASE_NAMES
 from ipadapter_core.file.spec import AdapterSpec, EncoderHint, Negative, Projection, ResamplerSpec
 from ipadapter_core.network.adapter import IPAdapter, load_adapter
+from ipadapter_core.network.fit import check_sites
 from ipadapter_core.strength.presets import resolve_preset
 
 from ..config import AdapterConfig
@@ -110,7 +111,7 @@ def _spec(config: AdapterConfig, site_dims: tuple[int, ...], dim: int, encoder: 
             ff_dim=_FF_FACTOR * width,
             num_queries=tokens,
         )
-    base = KNOWN_MODELS.get((dim, len(site_dims))) or BASE_NAMES.get(dim, f"a base with {dim}-wide text tokens")
+    base = UNET.families.get((dim, len(site_dims))) or BASE_NAMES.get(dim, f"a base with {dim}-wide text tokens")
     return AdapterSpec(
         family=f"{base} {config.kind}",
         base=base,

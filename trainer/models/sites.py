@@ -5,11 +5,12 @@ from typing import Any
 
 from torch import nn
 
-from ipadapter_core.backbone.sites import AttentionSite, UNetSites
+from ipadapter_core.backbone.sites import Site, Sites
+from ipadapter_core.backbone.unet import UNET
 from ipadapter_core.errors import MismatchError
 
 
-def discover_sites(unet: nn.Module) -> tuple[UNetSites, tuple[Any, ...]]:
+def discover_sites(unet: nn.Module) -> tuple[Sites, tuple[Any, ...]]:
     """The cross-attention layers of a diffusers UNet: where they are, and the `Attention` modules themselves.
 
     diffusers' `attn_processors` has the same order (down, up, middle), so position n is the published number 2n + 1.
@@ -17,23 +18,21 @@ def discover_sites(unet: nn.Module) -> tuple[UNetSites, tuple[Any, ...]]:
     Raises:
         MismatchError: the UNet has no cross-attention.
     """
-    sites: list[AttentionSite] = []
+    sites: list[Site] = []
     modules: list[Any] = []
     found = list(_transformers(unet))
     order = {address: number for number, (address, _) in enumerate(sorted(found, key=_execution_order))}
     for address, transformer in found:
-        for depth_index, layer in enumerate(transformer.transformer_blocks):
+        for layer_number, layer in enumerate(transformer.transformer_blocks):
             if layer.attn2 is None:
                 continue
             attention = layer.attn2
             modules.append(attention)
             sites.append(
-                AttentionSite(
+                Site(
                     index=len(sites),
-                    block=address[0],
-                    block_id=address[1],
-                    depth_index=depth_index,
-                    transformer=order[address],
+                    address=(*address, layer_number),
+                    depth=order[address] / len(found),
                     heads=attention.heads,
                     head_dim=attention.to_q.out_features // attention.heads,
                     context_dim=attention.to_k.in_features,
@@ -45,7 +44,7 @@ def discover_sites(unet: nn.Module) -> tuple[UNetSites, tuple[Any, ...]]:
             expected="a UNet with text cross-attention (SD1.5, SD2.x, SDXL or a model derived from them)",
             action="choose such a model as base.model",
         )
-    return UNetSites(tuple(sites), len(found)), tuple(modules)
+    return Sites(UNET, tuple(sites)), tuple(modules)
 
 
 def _transformers(unet: Any) -> Iterator[tuple[tuple[str, int], Any]]:

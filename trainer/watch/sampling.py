@@ -12,9 +12,9 @@ from diffusers import DDIMScheduler
 from PIL import Image
 from torch import Tensor
 
-from ipadapter_core.branch.kv import SiteStrength
 from ipadapter_core.errors import BadInputError
 from ipadapter_core.strength.presets import resolve_preset
+from ipadapter_core.strength.site import SiteStrength
 
 from ..config import Config
 from ..draws import sample_generator

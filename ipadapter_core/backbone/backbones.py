@@ -1,0 +1,49 @@
+"""The kinds of base models there are: one row each. A new one is one file here, one in `nodes/patching`, and its rows."""
+
+from typing import cast
+
+from torch import nn
+
+from ..errors import MismatchError, UnsupportedFamilyError
+from .registry import Backbone
+from .sites import Sites
+from .unet import UNET
+
+BACKBONES: dict[str, Backbone] = {row.name: row for row in (UNET,)}
+
+
+def discover_sites(diffusion_model: nn.Module) -> Sites:
+    """The sites of a base model, compiled or not.
+
+    Raises:
+        MismatchError: no kind of model known here.
+    """
+    plain = original(diffusion_model)
+    for backbone in BACKBONES.values():
+        if sites := backbone.find(plain):
+            return Sites(backbone, sites)
+    raise MismatchError(
+        f"a model of class {type(plain).__name__} without cross-attention layers this project can patch",
+        expected="a UNet with text cross-attention (SD1.5, SD2.x, SDXL or a model derived from them)",
+        action="connect such a model",
+    )
+
+
+def original(module: nn.Module) -> nn.Module:
+    """The module itself, of one that `torch.compile` wrapped."""
+    return cast(nn.Module, getattr(module, "_orig_mod", module))
+
+
+def find_backbone(name: str) -> Backbone:
+    """The row of a kind of base model.
+
+    Raises:
+        UnsupportedFamilyError: there is none of this name.
+    """
+    if name not in BACKBONES:
+        raise UnsupportedFamilyError(
+            f"an adapter for a base model of the kind {name!r}",
+            expected=f"one of {', '.join(BACKBONES)}",
+            action="update IP-Adapter Studio, or choose another adapter",
+        )
+    return BACKBONES[name]

@@ -1,0 +1,27 @@
+"""Whether an adapter was made for a model."""
+
+from ..backbone.backbones import find_backbone
+from ..backbone.sites import Sites
+from ..errors import MismatchError
+from ..file.spec import AdapterSpec
+
+
+def check_sites(spec: AdapterSpec, sites: Sites) -> None:
+    """Make sure an adapter was made for a model like this one.
+
+    Raises:
+        MismatchError: kind of model, number, width or order of the sites differ; names both.
+    """
+    dims = tuple(site.dim for site in sites.sites)
+    widths = {site.context_dim for site in sites.sites}
+    if spec.backbone == sites.backbone.name and dims == spec.site_dims and widths == {spec.cross_attention_dim}:
+        return
+    families = find_backbone(spec.backbone).families
+    adapter = families.get((spec.cross_attention_dim, spec.num_sites), spec.base)
+    raise MismatchError(
+        f"an adapter for {adapter} ({spec.family}: {spec.num_sites} attention layers, {spec.cross_attention_dim}-wide "
+        f"tokens) and a model of the {sites.family} kind ({len(dims)} attention layers, "
+        f"{'/'.join(map(str, sorted(widths)))}-wide tokens)",
+        expected="an adapter and a model of the same base",
+        action=f"load a {adapter} model, or an adapter made for {sites.family}",
+    )
