@@ -6,8 +6,9 @@ Image tokens do not change over the sampling steps, so nothing of the adapter's 
 # T image tokens in all, C cross-attention dim, H heads, D head dim, P numbers packed per row
 # F frames: 1, or one set of tokens for every latent of a batch; rows: uncond of every frame, then cond of every frame
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Protocol
 
 import torch
 from einops import rearrange
@@ -23,22 +24,47 @@ from .tokens import ImageTokens
 UNCOND_ROW, COND_ROW = 0, 1
 
 
+class Moment(Protocol):
+    """What a source of keys and values may ask about the forward they are for."""
+
+    @property
+    def frames(self) -> tuple[int, ...]:
+        """Number of each latent of a block among all that are sampled."""
+
+
+class KVSource(Protocol):
+    """Where the keys and values of a plan come from: constant ones, or such as change with the frame or in time."""
+
+    @property
+    def is_per_frame(self) -> bool:
+        """Every latent has its own."""
+
+    def key(self, moment: Moment, /) -> Hashable:
+        """Equal for two moments at which `at` gives the same."""
+
+    def at(self, moment: Moment, /, device: torch.device, dtype: torch.dtype) -> "PackedKV":
+        """Keys and values of this moment, on this device in this dtype."""
+
+    def num_bytes(self, latents: int, element_size: int, /) -> int:
+        """What `at` takes on the device for so many latents."""
+
+
 @dataclass(frozen=True, eq=False)
 class SiteKV:
     """K and V of every site of one adapter for one set of tokens, or one set per frame.
 
     Attributes:
-        keys, values: per site in checkpoint order, each (2·F, T, H·D): uncond rows, then cond rows.
+        keys, values: by site index, each (2·F, T, H·D): uncond rows, then cond rows.
         tokens: image tokens per reference, of which T is a multiple; None is T.
     """
 
-    keys: tuple[Tensor, ...]
-    values: tuple[Tensor, ...]
+    keys: Mapping[int, Tensor]
+    values: Mapping[int, Tensor]
     tokens: int | None = None
 
     @property
     def num_bytes(self) -> int:
-        return sum(tensor.nbytes for tensor in (*self.keys, *self.values))
+        return sum(tensor.nbytes for tensor in (*self.keys.values(), *self.values.values()))
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,8 +72,8 @@ class PackedKV:
     """K and V of the sites a plan patches, heads split, strengths folded in.
 
     Attributes:
-        data: (2·F, P), uncond rows, then cond rows. In this order the rows are the batch that ComfyUI samples
-            (`cond_or_uncond == [1, 0]`), which then needs no copy.
+        data: (2·F, P), uncond rows, then cond rows, F the frames of one window. In this order the rows are the batch
+            that ComfyUI samples (`cond_or_uncond == [1, 0]`), which then needs no copy.
         offsets: start of each site inside a row; its K comes first, then its V.
         shapes: (H, T, D) of each site.
     """
@@ -57,8 +83,18 @@ class PackedKV:
     shapes: tuple[tuple[int, int, int], ...]
 
     @property
-    def frames(self) -> int:
-        return len(self.data) // 2
+    def is_per_frame(self) -> bool:
+        return False
+
+    def key(self, _moment: Moment, /) -> Hashable:
+        return None
+
+    def at(self, _moment: Moment, /, device: torch.device, dtype: torch.dtype) -> "PackedKV":
+        """Itself: its keys and values never change."""
+        return replace(self, data=self.data.to(device, dtype))
+
+    def num_bytes(self, _latents: int, element_size: int, /) -> int:
+        return self.data.numel() * element_size
 
     def views(self, data: Tensor) -> tuple[tuple[Tensor, Tensor], ...]:
         """(K, V) per site, each (G, H, T, D), as views of rows arranged like this tensor's."""
@@ -69,29 +105,30 @@ class PackedKV:
 
 
 @torch.no_grad()
-def project_tokens(adapter: IPAdapter, tokens: ImageTokens, device: torch.device, *, per_frame: bool = False) -> SiteKV:
+def project_tokens(adapter: IPAdapter, tokens: ImageTokens, device: torch.device) -> SiteKV:
     """Run every site's `to_k_ip` and `to_v_ip` over the tokens, on `device`; the result lies on the CPU.
-
-    Args:
-        per_frame: every reference is a frame of its own; else all of them act together.
 
     Raises:
         BadInputError: the result is not finite (damaged weights).
     """
-    rows = tokens.frames() if per_frame else tokens.sequences()
-    sides = (torch.cat(rows) if per_frame else torch.stack(rows)).to(device)  # (2·F, T, C)
-    keys, values = [], []
+    sides = torch.stack(tokens.sequences()).to(device)  # (2, T, C)
+    keys, values = {}, {}
     for index in range(adapter.spec.num_sites):
         site = adapter.site(index)
-        keys.append(site.to_k_ip(sides).cpu())
-        values.append(site.to_v_ip(sides).cpu())
-    if not all(tensor.isfinite().all() for tensor in (*keys, *values)):
+        keys[index] = site.to_k_ip(sides).cpu()
+        values[index] = site.to_v_ip(sides).cpu()
+    if not all(tensor.isfinite().all() for tensor in (*keys.values(), *values.values())):
         raise BadInputError(
             f"NaN or infinite keys or values from {adapter.spec.family}",
             expected="finite weights",
             action="the adapter file is damaged: download it again",
         )
-    return SiteKV(tuple(keys), tuple(values), tokens.cond.shape[1])
+    return SiteKV(keys, values, tokens.cond.shape[1])
+
+
+def active_sites(sites: Sequence[Site], strengths: Mapping[int, AnyStrength]) -> tuple[Site, ...]:
+    """The sites whose strength is not 0 in every frame; one not listed has none."""
+    return tuple(site for site in sites if site.index in strengths and any(strengths[site.index].factors))
 
 
 def pack_sites(
@@ -99,30 +136,27 @@ def pack_sites(
     sites: Sequence[Site],
     strengths: Mapping[int, AnyStrength],
     scaling: Scaling = VALUE_ONLY,
-) -> tuple[PackedKV, tuple[Site, ...]]:
-    """Fold strengths in and pack the sites whose strength is not 0.
+) -> PackedKV:
+    """Fold strengths in and pack the sites.
 
     Args:
-        kv: of all sites.
-        sites: of the model, in checkpoint order; give the head split.
-        strengths: by site index; a site not listed gets 0.
+        kv: of all these sites at least.
+        sites: those to pack, in the order of the result; give the head split.
+        strengths: by site index, as many factors as `kv` has frames, or one.
         scaling: what a strength multiplies.
 
     Returns:
-        The packed tensor and the sites in it, in its order; as many frames as `kv` or the longest strength has, the
-        shorter ones with their last repeated. Never changes `kv`.
+        As many frames as `kv` has. Never changes `kv`.
     """
-    active = tuple(site for site in sites if site.index in strengths and any(strengths[site.index].factors))
-    frames = max((len(strengths[site.index].factors) for site in active), default=1)
-    frames = max([frames, *(len(key) // 2 for key in kv.keys)])
     pieces: list[Tensor] = []
     offsets: list[int] = []
     shapes: list[tuple[int, int, int]] = []
     size = 0
-    for site in active:
+    for site in sites:
         strength = strengths[site.index]
-        key, value = _over_frames(kv.keys[site.index], frames), _over_frames(kv.values[site.index], frames)
-        weight = _over_frames(value.new_tensor(strength.factors).repeat(2)[:, None, None], frames)
+        key, value = kv.keys[site.index], kv.values[site.index]
+        frames = len(value) // 2
+        weight = value.new_tensor(strength.factors).expand(frames).repeat(2)[:, None, None]
         key, value = scaling.apply(key, value, weight, kv.tokens or key.shape[1])
         if strength.swap:
             key, value = (torch.cat((x[frames:], torch.zeros_like(x[frames:]))) for x in (key, value))
@@ -131,17 +165,8 @@ def pack_sites(
         offsets.append(size)
         shapes.append((key.shape[1], key.shape[2], key.shape[3]))
         size += 2 * _size(shapes[-1])
-    data = torch.cat(pieces, dim=1) if pieces else torch.empty(2 * frames, 0)
-    return PackedKV(data, tuple(offsets), tuple(shapes)), active
-
-
-def _over_frames(x: Tensor, frames: int) -> Tensor:
-    """(2·f, …) to (2·frames, …), the last frame of each side repeated."""
-    have = len(x) // 2
-    if have == frames:
-        return x
-    side = torch.arange(frames).clamp_max(have - 1)
-    return x[torch.cat((side, have + side))]
+    data = torch.cat(pieces, dim=1) if pieces else torch.empty(2, 0)
+    return PackedKV(data, tuple(offsets), tuple(shapes))
 
 
 def _split_heads(x: Tensor, site: Site) -> Tensor:

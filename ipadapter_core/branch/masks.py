@@ -2,15 +2,15 @@
 
 # M masks, H W mask size, h w feature-map size
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 from ..errors import BadInputError
+from .rows import Place
 
 AREA, BILINEAR = "area", "bilinear"
+_MASKS_AT_ONCE = 16  # resized in float64, which takes twice the memory of a mask
 
 
 def read_mask(mask: Tensor) -> Tensor:
@@ -52,28 +52,25 @@ def check_mask(mask: Tensor) -> Tensor:
     return mask
 
 
-def mask_to_tokens(mask: Tensor, height: int, width: int, resampling: str = AREA) -> Tensor:
+def mask_to_tokens(mask: Tensor, height: int, width: int, resampling: str = AREA, place: Place | None = None) -> Tensor:
     """A mask over the cells of a feature map: (M, H, W) to (M, h·w, 1), values stay in their range.
 
     Area averaging, the usual `resampling`, keeps a half-frame mask a half-frame at every size; diffusers resamples
     bicubically instead (`IPAdapterMaskProcessor.downsample`), which overshoots and shifts edges. `bilinear` reads the
     four pixels around each cell's centre, as IPAdapter_plus does.
-    """
-    # float64: a cell adds up to tens of thousands of pixels, one after the other
-    cells = functional.interpolate(mask[:, None].double(), size=(height, width), mode=resampling)
-    return cells.to(mask.dtype).flatten(1)[..., None]
-
-
-def mask_for_batch(tokens: Tensor, batch: int, groups: int, frames: Sequence[int] | None = None) -> Tensor:
-    """One mask per latent of every conditioning group: (M, L, 1) to (1 or G·B, L, 1).
-
-    A single mask serves all; of several, latent i takes mask i and further latents the last one.
 
     Args:
-        frames: number of each latent of a group, where they are not 0, 1, 2 …
+        place: the part of the latent that the feature map shows; the mask is for all of the latent.
     """
-    if len(tokens) == 1:
-        return tokens
-    numbers = torch.arange(batch // groups) if frames is None else torch.tensor(frames)
-    picked = numbers.to(tokens.device).clamp_max(len(tokens) - 1)
-    return tokens[picked].repeat(groups, 1, 1)
+    parts = torch.split(mask, _MASKS_AT_ONCE)
+    if place is not None:
+        rows, columns = (
+            slice(start, start + size) for start, size in ((place.top, place.height), (place.left, place.width))
+        )
+        parts = tuple(_resized(part, place.whole, resampling)[:, rows, columns] for part in parts)
+    return torch.cat([_resized(part, (height, width), resampling) for part in parts]).flatten(1)[..., None]
+
+
+def _resized(mask: Tensor, size: tuple[int, int], resampling: str) -> Tensor:
+    # float64: a cell adds up to tens of thousands of pixels, one after the other
+    return functional.interpolate(mask[:, None].double(), size=size, mode=resampling)[:, 0].to(mask.dtype)

@@ -24,24 +24,31 @@ class SigmaRange:
         return (sigma <= self.start) & (sigma >= self.end)
 
 
-def sigma_range(
-    start_percent: float, end_percent: float, percent_to_sigma: Callable[[float], float]
-) -> SigmaRange | None:
-    """The range between two points of the sampling; None if it covers all of it.
-
-    Args:
-        start_percent, end_percent: 0..1 of the sampling, 0 is its beginning.
-        percent_to_sigma: the model's schedule (`model_sampling.percent_to_sigma`).
+@dataclass(frozen=True)
+class PercentRange:
+    """Where in the sampling an adapter acts, 0..1; in sigmas only once it is known how is sampled.
 
     Raises:
         BadInputError: outside 0..1, or start after end.
     """
-    if not 0 <= start_percent <= 1 or not 0 <= end_percent <= 1 or start_percent > end_percent:
-        raise BadInputError(
-            f"start_percent {start_percent:g} and end_percent {end_percent:g}",
-            expected="0 <= start_percent <= end_percent <= 1",
-            action="set start_percent to where the image prompt begins and end_percent to where it ends",
-        )
-    if start_percent <= 0 and end_percent >= 1:
-        return None
-    return SigmaRange(percent_to_sigma(start_percent), percent_to_sigma(end_percent))
+
+    start: float
+    end: float
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.start <= self.end <= 1:
+            raise BadInputError(
+                f"start_percent {self.start:g} and end_percent {self.end:g}",
+                expected="0 <= start_percent <= end_percent <= 1",
+                action="set start_percent to where the image prompt begins and end_percent to where it ends",
+            )
+
+    def sigmas(self, percent_to_sigma: Callable[[float], float]) -> SigmaRange:
+        """The same in sigmas of a noise schedule (`model_sampling.percent_to_sigma`)."""
+        return SigmaRange(percent_to_sigma(self.start), percent_to_sigma(self.end))
+
+
+def percent_range(start: float, end: float) -> PercentRange | None:
+    """The range between two points of the sampling; None if it covers all of it. Errors as `PercentRange`."""
+    acting = PercentRange(start, end)
+    return None if acting.start <= 0 and acting.end >= 1 else acting

@@ -7,7 +7,7 @@ from torch import Tensor
 from ...ipadapter_core.branch.tokens import ImageTokens
 from ...ipadapter_core.strength.layer_weights import LayerWeights
 from ...ipadapter_core.strength.presets import ONE_STRENGTH_PRESETS
-from ..patching.application import Use, apply_adapter
+from ..patching.application import ApplySettings, apply_adapter
 from ..sockets import CATEGORY, IPAAdapter, IPATokens, IPAWeights, LoadedAdapter
 
 
@@ -93,5 +93,5 @@ class IPAApply(io.ComfyNode):
         layer_weights: LayerWeights | None = None,
         mask: Tensor | None = None,
     ) -> io.NodeOutput:
-        use = Use(strength, start_percent, end_percent, layer_preset, layer_weights, mask)
-        return io.NodeOutput(apply_adapter(model, adapter, tokens, use))
+        settings = ApplySettings(strength, start_percent, end_percent, layer_preset, layer_weights, mask)
+        return io.NodeOutput(apply_adapter(model, adapter, tokens, settings))

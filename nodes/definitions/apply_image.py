@@ -6,7 +6,7 @@ from torch import Tensor
 
 from ...ipadapter_core.strength.layer_weights import LayerWeights
 from ..encoding.pictures import choose, encode_image
-from ..patching.application import Use, apply_adapter
+from ..patching.application import ApplySettings, apply_adapter
 from ..sockets import CATEGORY, LoadedAdapter
 from .apply import apply_inputs
 
@@ -41,6 +41,6 @@ class IPAApplyImage(io.ComfyNode):
         layer_weights: LayerWeights | None = None,
         mask: Tensor | None = None,
     ) -> io.NodeOutput:
-        use = Use(strength, start_percent, end_percent, layer_preset, layer_weights, mask)
+        settings = ApplySettings(strength, start_percent, end_percent, layer_preset, layer_weights, mask)
         tokens = encode_image(adapter, choose(adapter), image)
-        return io.NodeOutput(apply_adapter(model, adapter, tokens, use))
+        return io.NodeOutput(apply_adapter(model, adapter, tokens, settings))

@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from comfy.model_base import SDXL, SDXLRefiner
@@ -11,8 +11,8 @@ from comfy_api.latest import io
 from torch import Tensor
 
 from ...ipadapter_core.backbone.sites import Role, Sites
-from ...ipadapter_core.branch.kv import SiteKV
 from ...ipadapter_core.branch.masks import BILINEAR, read_mask
+from ...ipadapter_core.branch.schedule import percent_range
 from ...ipadapter_core.branch.tokens import ImageTokens
 from ...ipadapter_core.errors import MismatchError
 from ...ipadapter_core.legacy.weight_types import (
@@ -22,7 +22,7 @@ from ...ipadapter_core.legacy.weight_types import (
 )
 from ...ipadapter_core.strength.scaling import find_scaling
 from ...ipadapter_core.strength.site import AnyStrength, FrameStrength, SiteStrength
-from ..patching.application import Limits, acting_range, fitting_sites, patch_sites, site_kv
+from ..patching.application import Limits, fitting_sites, patch_sites
 from ..patching.narrowing import narrowed
 from ..sockets import LoadedAdapter
 from .face_features import encode_faces
@@ -139,13 +139,13 @@ def apply_tokens(
         logger.info("IPAdapter has no effect: its weights are 0, or it ends before it starts.")
         return model
     tokens = narrowed(model, adapter.spec, tokens, use.weight_kolors)
-    limits = Limits(acting_range(model, use.start_at, use.end_at), mask, BILINEAR)
-    kv = site_kv(adapter, tokens, per_frame=use.per_frame)
+    of_site = dict.fromkeys(strengths, tokens)
     if composition is not None:
         composition = narrowed(model, adapter.spec, composition, use.weight_kolors)
-        other = site_kv(adapter, replace_cond(tokens, composition), per_frame=use.per_frame)
-        kv = _with_composition(kv, other, sites)
-    return patch_sites(model, sites, kv, strengths, limits, find_scaling(use.embeds_scaling))
+        of_site |= dict.fromkeys(_composition_sites(sites) & set(strengths), replace_cond(tokens, composition))
+    limits = Limits(percent_range(use.start_at, use.end_at), mask, BILINEAR)
+    scaling = find_scaling(use.embeds_scaling)
+    return patch_sites(model, sites, adapter, of_site, strengths, limits, scaling, per_frame=use.per_frame)
 
 
 def replace_cond(tokens: ImageTokens, other: ImageTokens) -> ImageTokens:
@@ -190,13 +190,6 @@ def _as_list(weight: Weight | Tensor | None) -> list[float | None]:
     return [float(value) for value in values] or [0.0]
 
 
-def _with_composition(kv: SiteKV, other: SiteKV, sites: Sites) -> SiteKV:
+def _composition_sites(sites: Sites) -> set[int]:
     roles = sites.roles
-    of_composition = {site.index for site in sites.sites if roles.get(site.block, (Role.OTHER,))[0] is Role.COMPOSITION}
-    keys, values = (
-        tuple(
-            theirs if index in of_composition else ours for index, (ours, theirs) in enumerate(zip(*pair, strict=True))
-        )
-        for pair in ((kv.keys, other.keys), (kv.values, other.values))
-    )
-    return replace(kv, keys=keys, values=values)
+    return {site.index for site in sites.sites if roles.get(site.block, (Role.OTHER,))[0] is Role.COMPOSITION}

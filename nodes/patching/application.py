@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from comfy.model_patcher import ModelPatcher
@@ -10,10 +10,11 @@ from torch import Tensor
 
 from ...ipadapter_core.backbone.backbones import discover_sites
 from ...ipadapter_core.backbone.sites import Sites
-from ...ipadapter_core.branch.kv import SiteKV, pack_sites, project_tokens
+from ...ipadapter_core.branch.frames import FrameKV
+from ...ipadapter_core.branch.kv import KVSource, SiteKV, active_sites, pack_sites, project_tokens
 from ...ipadapter_core.branch.masks import AREA, check_mask
 from ...ipadapter_core.branch.plan import PatchPlan
-from ...ipadapter_core.branch.schedule import SigmaRange, sigma_range
+from ...ipadapter_core.branch.schedule import PercentRange, percent_range
 from ...ipadapter_core.branch.tokens import ImageTokens
 from ...ipadapter_core.errors import MismatchError
 from ...ipadapter_core.network.fit import check_sites
@@ -23,14 +24,14 @@ from ...ipadapter_core.strength.scaling import VALUE_ONLY, Scaling
 from ...ipadapter_core.strength.site import AnyStrength
 from ..cache import CACHE
 from ..sockets import LoadedAdapter
+from .install import install
 from .narrowing import narrowed
-from .unet import install
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, eq=False)
-class Use:
+class ApplySettings:
     """How an adapter is to be used; the widgets of the apply nodes.
 
     Attributes:
@@ -49,7 +50,9 @@ class Use:
     mask: Tensor | None = None
 
 
-def apply_adapter(model: ModelPatcher, adapter: LoadedAdapter, tokens: ImageTokens, use: Use) -> ModelPatcher:
+def apply_adapter(
+    model: ModelPatcher, adapter: LoadedAdapter, tokens: ImageTokens, settings: ApplySettings
+) -> ModelPatcher:
     """A patched clone of the model; the model itself if nothing would change.
 
     Raises:
@@ -63,18 +66,19 @@ def apply_adapter(model: ModelPatcher, adapter: LoadedAdapter, tokens: ImageToke
             expected=f"tokens encoded with {adapter.name}",
             action="connect one and the same adapter to the encode and the apply node",
         )
-    sigmas = acting_range(model, use.start_percent, use.end_percent)
-    mask = None if use.mask is None else check_mask(use.mask)
-    strengths = resolve_preset(use.layer_preset, sites, use.strength)
-    if use.layer_weights is not None:
-        strengths = use.layer_weights.apply(strengths, sites)
-    nothing = _why_nothing(use, mask, all(strength.value == 0 for strength in strengths.values()))
+    acting = percent_range(settings.start_percent, settings.end_percent)
+    mask = None if settings.mask is None else check_mask(settings.mask)
+    strengths = resolve_preset(settings.layer_preset, sites, settings.strength)
+    if settings.layer_weights is not None:
+        strengths = settings.layer_weights.apply(strengths, sites)
+    nothing = _why_nothing(settings, mask, all(strength.value == 0 for strength in strengths.values()))
     if nothing:
-        logger.log(logging.INFO if use.strength == 0 else logging.WARNING, "IP-Adapter has no effect: %s.", nothing)
+        logger.log(
+            logging.INFO if settings.strength == 0 else logging.WARNING, "IP-Adapter has no effect: %s.", nothing
+        )
         return model
-    return patch_sites(
-        model, sites, site_kv(adapter, narrowed(model, adapter.spec, tokens)), strengths, Limits(sigmas, mask)
-    )
+    tokens = narrowed(model, adapter.spec, tokens)
+    return patch_sites(model, sites, adapter, dict.fromkeys(strengths, tokens), strengths, Limits(acting, mask))
 
 
 def fitting_sites(model: ModelPatcher, adapter: LoadedAdapter) -> Sites:
@@ -84,26 +88,11 @@ def fitting_sites(model: ModelPatcher, adapter: LoadedAdapter) -> Sites:
     return sites
 
 
-def acting_range(model: ModelPatcher, start_percent: float, end_percent: float) -> SigmaRange | None:
-    """Where in the model's noise schedule an adapter acts. Errors as `sigma_range`."""
-    return sigma_range(start_percent, end_percent, model.get_model_object("model_sampling").percent_to_sigma)
-
-
-def site_kv(adapter: LoadedAdapter, tokens: ImageTokens, *, per_frame: bool = False) -> SiteKV:
-    """Keys and values of the tokens at every site, computed once per content; every reference a frame if `per_frame`."""
-    return CACHE.get_or_make(
-        ("kv", tokens.digest, per_frame),
-        SiteKV,
-        lambda: project_tokens(adapter.network, tokens, adapter.load_to_device(), per_frame=per_frame),
-        lambda kv: kv.num_bytes,
-    )
-
-
 @dataclass(frozen=True, eq=False)
 class Limits:
     """When and where an adapter acts: see `PatchPlan`."""
 
-    sigmas: SigmaRange | None = None
+    acting: PercentRange | None = None
     mask: Tensor | None = None
     resampling: str = AREA
 
@@ -111,25 +100,64 @@ class Limits:
 def patch_sites(
     model: ModelPatcher,
     sites: Sites,
-    kv: SiteKV,
+    adapter: LoadedAdapter,
+    tokens: Mapping[int, ImageTokens],
     strengths: Mapping[int, AnyStrength],
     limits: Limits,
     scaling: Scaling = VALUE_ONLY,
+    *,
+    per_frame: bool = False,
 ) -> ModelPatcher:
-    """A clone of the model patched with keys and values at every site that has a strength."""
-    packed, active = pack_sites(kv, sites.sites, strengths, scaling)
+    """A clone of the model patched at every site that has a strength.
+
+    Args:
+        tokens: by site index, as wide as the adapter's K/V projections read.
+        strengths: by site index.
+        per_frame: reference i of the tokens is for latent i; else all act together on every latent.
+    """
+    active = active_sites(sites.sites, strengths)
+    per_frame = per_frame and any(max(len(of.cond), len(of.uncond)) > 1 for of in tokens.values())
+    source: KVSource
+    if per_frame:
+        for of in {id(of): of for of in tokens.values()}.values():
+            _site_kv(adapter, replace(of, cond=of.cond[:1], uncond=of.uncond[:1]))  # finds damaged weights
+        source = FrameKV(active, strengths, adapter.network, tokens, scaling=scaling)
+    else:
+        kv = _joined(adapter, tokens)
+        if any(len(strength.factors) > 1 for strength in strengths.values()):
+            source = FrameKV(active, strengths, adapter.network, {}, kv, scaling)
+        else:
+            source = pack_sites(kv, active, strengths, scaling)
     is_everywhere = limits.mask is None or bool(torch.all(limits.mask == 1))
     mask = None if is_everywhere else limits.mask
-    return install(model, sites, PatchPlan(active, packed, limits.sigmas, mask, limits.resampling))
+    plan = PatchPlan(active, source, limits.acting, mask, limits.resampling)
+    return install(model, sites, plan, (adapter.patcher,) if per_frame else ())
 
 
-def _why_nothing(use: Use, mask: Tensor | None, is_off: bool) -> str | None:
-    if use.strength == 0:
+def _joined(adapter: LoadedAdapter, tokens: Mapping[int, ImageTokens]) -> SiteKV:
+    """Keys and values of every site for its own tokens."""
+    of_site = {index: _site_kv(adapter, tokens_of_site) for index, tokens_of_site in tokens.items()}
+    keys, values = ({index: getattr(kv, part)[index] for index, kv in of_site.items()} for part in ("keys", "values"))
+    return SiteKV(keys, values, next((kv.tokens for kv in of_site.values()), None))
+
+
+def _site_kv(adapter: LoadedAdapter, tokens: ImageTokens) -> SiteKV:
+    """Keys and values of the tokens at every site, computed once per content."""
+    return CACHE.get_or_make(
+        ("kv", tokens.digest),
+        SiteKV,
+        lambda: project_tokens(adapter.network, tokens, adapter.load_to_device()),
+        lambda kv: kv.num_bytes,
+    )
+
+
+def _why_nothing(settings: ApplySettings, mask: Tensor | None, is_off: bool) -> str | None:
+    if settings.strength == 0:
         return "strength is 0"
     if is_off:
         return "the layer weights switch every layer off"
-    if use.start_percent == use.end_percent:
-        return f"it starts and ends at the same point ({use.start_percent:g})"
+    if settings.start_percent == settings.end_percent:
+        return f"it starts and ends at the same point ({settings.start_percent:g})"
     if mask is not None and not mask.any():
         return "its mask is all zero"
     return None

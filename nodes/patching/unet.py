@@ -1,4 +1,4 @@
-"""`IPAttentionPatch`: what stands in ComfyUI's `attn2` slot of one site, and how it is installed on a model."""
+"""`IPAttentionPatch`: what stands in ComfyUI's `attn2` slot of one site of a UNet, and how it gets there."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -8,19 +8,32 @@ from typing import Any
 import torch
 from comfy.ldm.modules.attention import optimized_attention
 from comfy.model_patcher import ModelPatcher
-from comfy.patcher_extension import CallbacksMP, WrappersMP
+from comfy.patcher_extension import CallbacksMP
 from torch import Tensor
 
 from ...ipadapter_core.backbone.sites import Site, Sites
 from ...ipadapter_core.backbone.unet import is_deep
 from ...ipadapter_core.branch.attention import add_image_attention, image_attention
-from ...ipadapter_core.branch.plan import PatchPlan, ResidentPlan
+from ...ipadapter_core.branch.plan import PatchPlan
 from ...ipadapter_core.branch.schedule import SigmaRange
-from .sides import conditions, frames, note_sides
+from .run import KEY, step_of
 
 AttentionPatch = Callable[[Tensor, Tensor, Tensor, dict[str, Any]], Tensor]
 
-_KEY = "ipadapter_studio"
+
+@dataclass(frozen=True, eq=False)
+class Branch:
+    """One adapter at one site.
+
+    Attributes:
+        plan: everything the adapter does on this model.
+        slot: place of the site in the plan.
+        networks: what must be on the device while sampling.
+    """
+
+    plan: PatchPlan
+    slot: int
+    networks: tuple[ModelPatcher, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,14 +58,16 @@ class IPAttentionPatch:
     Only `add`, called by other packs on the clone they just made, changes this object.
 
     Attributes:
-        branches: adapters, each with its place in that adapter's plan.
+        branches: the adapters.
         base: a foreign patch found in the slot; computes the text branch in our stead.
     """
 
-    branches: tuple[tuple[ResidentPlan, int], ...]
+    branches: tuple[Branch, ...]
     base: AttentionPatch | None = None
     followers: list[Follower] = field(default_factory=list)
 
+    # A compiler told to look at nothing in `transformer_options` would keep using one patch's plans and one batch's rows.
+    @torch.compiler.disable
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, extra_options: dict[str, Any]) -> Tensor:
         heads = extra_options["n_heads"]
         attend = partial(
@@ -62,14 +77,13 @@ class IPAttentionPatch:
             transformer_options=extra_options,
         )
         out = attend(q, k, v) if self.base is None else self.base(q, k, v, extra_options)
-        groups = conditions(extra_options)
         # The few image tokens lose more by a low-precision kernel than they gain.
         attend = partial(attend, skip_reshape=True, low_precision_attention=False)
-        for plan, slot in self.branches:
-            latents = frames(extra_options, q.shape[0] // len(groups)) if plan.plan.is_per_frame else None
-            image = image_attention(q, *plan.kv(slot, groups, q, latents), attend)
-            gate = plan.gate(extra_options.get("sigmas"), image)
-            mask = plan.mask(extra_options.get("activations_shape", ()), image, len(groups), latents)
+        step, feature_map = step_of(extra_options), extra_options.get("activations_shape", ())
+        for branch in self.branches:
+            image, mask, gate = step.image_branch(
+                branch.plan, branch.slot, q, feature_map, partial(image_attention, attention=attend)
+            )
             out = add_image_attention(out, image, mask, gate)
         for follower in self.followers:
             if follower.is_active(extra_options):
@@ -86,8 +100,9 @@ class IPAttentionPatch:
         return self if moved is self.base else replace(self, base=moved)
 
     def models(self) -> list[ModelPatcher]:
-        """Networks needed while sampling: none of ours, those of a foreign base."""
-        return list(self.base.models()) if hasattr(self.base, "models") else []
+        """Networks needed while sampling: those that make the keys of single frames, and those of a foreign base."""
+        ours = [network for branch in self.branches for network in branch.networks]
+        return [*ours, *(self.base.models() if hasattr(self.base, "models") else ())]
 
     def cleanup(self) -> None:
         """ComfyUI calls this after sampling; what a foreign base keeps is its own business."""
@@ -95,24 +110,18 @@ class IPAttentionPatch:
             self.base.cleanup()
 
 
-def install(model: ModelPatcher, sites: Sites, plan: PatchPlan) -> ModelPatcher:
-    """Patch a clone of the model; the model itself, and every clone made from it before, stay as they are."""
-    clone = model.clone()
-    resident = ResidentPlan(plan)
+def install(model: ModelPatcher, sites: Sites, plan: PatchPlan, networks: tuple[ModelPatcher, ...]) -> None:
+    """Put a plan into the slots of its sites; the model is a clone made for it."""
     for slot, site in enumerate(plan.sites):
-        found = _installed(clone).get(site.address) or _installed(clone).get(site.block)
-        branch = (resident, slot)
+        found = _installed(model).get(site.address) or _installed(model).get(site.block)
+        branch = Branch(plan, slot, networks)
         if isinstance(found, IPAttentionPatch):
             patch = replace(found, branches=(*found.branches, branch), followers=list(found.followers))
         else:
             patch = IPAttentionPatch((branch,), base=found)
-        _set(clone, sites, site, patch)
-    for call_type, callback in ((CallbacksMP.ON_CLONE, _fork), (CallbacksMP.ON_CLEANUP, _release)):
-        if not clone.get_callbacks(call_type, _KEY):
-            clone.add_callback_with_key(call_type, _KEY, callback)
-    if not clone.get_wrappers(WrappersMP.PREDICT_NOISE, _KEY):
-        clone.add_wrapper_with_key(WrappersMP.PREDICT_NOISE, _KEY, note_sides)
-    return clone
+        _set(model, sites, site, patch)
+    if not model.get_callbacks(CallbacksMP.ON_CLONE, KEY):
+        model.add_callback_with_key(CallbacksMP.ON_CLONE, KEY, _fork)
 
 
 def _set(model: ModelPatcher, sites: Sites, site: Site, patch: IPAttentionPatch) -> None:
@@ -131,11 +140,3 @@ def _fork(_model: ModelPatcher, clone: ModelPatcher) -> None:
     for key, patch in slots.items():
         if isinstance(patch, IPAttentionPatch):
             slots[key] = replace(patch, followers=list(patch.followers))
-
-
-def _release(model: ModelPatcher) -> None:
-    """Free the device copies after sampling (a patch's own `cleanup` is called from ComfyUI 0.18 on)."""
-    for patch in _installed(model).values():
-        if isinstance(patch, IPAttentionPatch):
-            for plan, _ in patch.branches:
-                plan.release()

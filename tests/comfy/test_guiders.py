@@ -68,6 +68,34 @@ def self_attention(model: Any) -> Any:
     return cfg(result.result[0])
 
 
+def with_area(text: list) -> list:
+    """The text once for all of the picture and once for its left half; ComfyUI copies the latter to the other side."""
+    tensor, options = text[0]
+    return [[tensor, options], [tensor, options | {"area": (SIZE, SIZE // 2, 0, 0), "strength": 1.0}]]
+
+
+def area_dual(model: Any, nested: bool = False) -> Any:
+    from comfy_extras.nodes_custom_sampler import Guider_DualCFG
+
+    guider = Guider_DualCFG(model)
+    guider.set_conds(with_area(POSITIVE), OTHER, NEGATIVE)
+    guider.set_cfg(3.0, 2.0, nested)
+    return guider
+
+
+def area_nested(model: Any) -> Any:
+    return area_dual(model, nested=True)
+
+
+def area_perpendicular(model: Any) -> Any:
+    from comfy_extras.nodes_perpneg import Guider_PerpNeg
+
+    guider = Guider_PerpNeg(model)
+    guider.set_conds(with_area(POSITIVE), NEGATIVE, OTHER)
+    guider.set_cfg(4.0, 1.0)
+    return guider
+
+
 GUIDERS: dict[str, tuple[Callable[[Any], Any], dict[int, int]]] = {
     # the side of each text: 0 cond, 1 uncond; POSITIVE, NEGATIVE, OTHER
     "cfg": (cfg, {0: 0, 1: 1}),
@@ -77,6 +105,18 @@ GUIDERS: dict[str, tuple[Callable[[Any], Any], dict[int, int]]] = {
     "perpendicular": (perpendicular, {0: 0, 1: 1, 2: 1}),
     "self-attention": (self_attention, {0: 0, 1: 1}),
 }
+
+
+def draw(guider: Any) -> Tensor:
+    """Sample with a guider."""
+    import comfy.samplers
+
+    noise = torch.randn(1, 4, SIZE, SIZE, generator=torch.Generator().manual_seed(1))
+    sampler = comfy.samplers.sampler_object("euler")
+    schedule = guider.model_patcher.get_model_object("model_sampling")
+    sigmas = comfy.samplers.calculate_sigmas(schedule, "normal", STEPS)
+    with torch.inference_mode():
+        return guider.sample(noise, noise * 0, sampler, sigmas, disable_pbar=True)
 
 
 @pytest.mark.parametrize("together", [True, False], ids=["one batch", "split"])
@@ -90,9 +130,6 @@ def test_every_row_gets_the_tokens_of_its_side(
     apply: Callable,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    import comfy.sample
-    import comfy.samplers
-
     adapter = make_adapter("base", "sd15")
     patched = apply(model("sd15"), adapter, make_tokens(adapter))
     if not together:  # as when memory is short
@@ -100,39 +137,72 @@ def test_every_row_gets_the_tokens_of_its_side(
     make, sides = GUIDERS[name]
     seen: dict[int, set[int]] = {}
 
-    def note(groups: tuple[int, ...], context: Tensor) -> None:
-        for side, rows in zip(groups, context.chunk(len(groups)), strict=True):
-            seen.setdefault(_text_of(rows), set()).add(side)
-
-    _watch(monkeypatch, note)
-    guider = make(patched)
-    noise = torch.randn(1, 4, SIZE, SIZE, generator=torch.Generator().manual_seed(1))
-    sampler = comfy.samplers.sampler_object("euler")
-    sigmas = comfy.samplers.calculate_sigmas(patched.get_model_object("model_sampling"), "normal", STEPS)
-    with torch.inference_mode():
-        guider.sample(noise, noise * 0, sampler, sigmas, disable_pbar=True)
+    _watch(monkeypatch, lambda side, text: seen.setdefault(text, set()).add(side))
+    draw(make(patched))
     assert seen == {text: {side} for text, side in sides.items()}
 
 
+# The lists as these guiders hand them to the sampler: the side of each number.
+WITH_AREAS = {
+    "dual": (area_dual, (1, 1, 0)),
+    "dual nested": (area_nested, (1, 1, 0)),
+    "perpendicular": (area_perpendicular, (0, 1, 1)),
+}
+
+
+@pytest.mark.parametrize("together", [True, False], ids=["one batch", "split"])
+@pytest.mark.parametrize("name", WITH_AREAS)
+def test_a_prompt_for_an_area_leaves_every_list_on_its_side(
+    name: str,
+    together: bool,
+    model: Callable,
+    make_adapter: Callable,
+    make_tokens: Callable,
+    apply: Callable,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    adapter = make_adapter("base", "sd15")
+    patched = apply(model("sd15"), adapter, make_tokens(adapter))
+    if not together:
+        monkeypatch.setattr(type(patched.model), "memory_required", lambda *_, **__: 1e30)
+    make, sides = WITH_AREAS[name]
+    seen: set[tuple[int, int, bool]] = set()
+    step = comfy_host.pack("nodes.patching.run").Step
+    original = step.rows
+
+    def rows(self: Any, count: int) -> Any:
+        found = original(self, count)
+        seen.update((block.number, block.side, block.place is not None) for block in found.blocks)
+        return found
+
+    monkeypatch.setattr(step, "rows", rows)
+    draw(make(patched))
+    assert {(number, side) for number, side, _ in seen} == set(enumerate(sides))
+    # what the case is about: more than the positive has the area
+    assert len({number for number, _, has_place in seen if has_place}) > 1
+
+
 def _text_of(context: Tensor) -> int:
-    """Which of the three texts these rows are."""
+    """Which of the three texts this row is."""
     texts = [text[0][0] for text in (POSITIVE, NEGATIVE, OTHER)]
-    return next(number for number, text in enumerate(texts) if torch.allclose(context[:1], text, atol=1e-5))
+    return next(number for number, text in enumerate(texts) if torch.allclose(context[None], text, atol=1e-5))
 
 
-def _watch(monkeypatch: pytest.MonkeyPatch, note: Callable[..., None]) -> None:
-    """Have `note` called with what each patch decides, and with the text the model was given."""
-    patch = comfy_host.pack("nodes.patching.unet")
-    original, text = patch.conditions, {}
+def _watch(monkeypatch: pytest.MonkeyPatch, note: Callable[[int, int], None]) -> None:
+    """Have `note` called with the side each patch decides for a row, and with the text the model was given there."""
+    step, text = comfy_host.pack("nodes.patching.run").Step, {}
+    original = step.rows
     forward = tiny_text_hook(text)
     monkeypatch.setattr("comfy.ldm.modules.diffusionmodules.openaimodel.UNetModel._forward", forward)
 
-    def conditions(options: dict) -> tuple[int, ...]:
-        groups = original(options)
-        note(groups, text["context"])
-        return groups
+    def rows(self: Any, count: int) -> Any:
+        found = original(self, count)
+        sides = [side for side in found.sides for _ in range(found.latents)]
+        for side, context in zip(sides, text["context"], strict=True):
+            note(side, _text_of(context))
+        return found
 
-    monkeypatch.setattr(patch, "conditions", conditions)
+    monkeypatch.setattr(step, "rows", rows)
 
 
 def tiny_text_hook(text: dict) -> Callable[..., Any]:
@@ -148,16 +218,8 @@ def tiny_text_hook(text: dict) -> Callable[..., Any]:
 
 
 def test_without_a_guider_one_is_uncond_and_every_other_number_cond() -> None:
-    conditions = comfy_host.pack("nodes.patching.sides").conditions
-    assert conditions({"cond_or_uncond": [0, 1, 2]}) == (0, 1, 0)
-    assert conditions({"cond_or_uncond": [2]}) == (0,)
-    assert conditions({"cond_or_uncond": [1, 0, 7]}) == (1, 0, 0)
-    assert conditions({}) == (0,)
-
-
-def test_a_text_on_both_sides_follows_its_number() -> None:
-    """ComfyUI copies a conditioning with an area to the other side."""
-    sides = comfy_host.pack("nodes.patching.sides")
-    known = sides.sides_of({"positive": [{"uuid": "a"}, {"uuid": "b"}], "negative": [{"uuid": "c"}, {"uuid": "a"}]})
-    options = {"cond_or_uncond": [0, 1, 1, 0], "uuids": ["a", "a", "b", "?"], sides.SIDES: known}
-    assert sides.conditions(options) == (0, 1, 0, 0)
+    step_of = comfy_host.pack("nodes.patching.run").step_of
+    assert step_of({"cond_or_uncond": [0, 1, 2]}).rows(3).sides == (0, 1, 0)
+    assert step_of({"cond_or_uncond": [2]}).rows(1).sides == (0,)
+    assert step_of({"cond_or_uncond": [1, 0, 7]}).rows(3).sides == (1, 0, 0)
+    assert step_of({}).rows(1).sides == (0,)

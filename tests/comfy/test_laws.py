@@ -1,5 +1,7 @@
 """The laws of the design, on tiny UNets of both layouts, sampled by ComfyUI."""
 
+import gc
+import weakref
 from collections import Counter
 from collections.abc import Callable
 from typing import Any
@@ -121,10 +123,45 @@ def test_every_site_is_called_once_per_forward(
     assert set(calls.values()) == {1}
 
 
-def test_sampling_frees_what_it_kept(setting: tuple, apply: Callable, sample: Callable) -> None:
+def test_a_run_dies_with_its_sampling(
+    setting: tuple, apply: Callable, sample: Callable, monkeypatch: pytest.MonkeyPatch
+) -> None:
     model, adapter, tokens = setting
-    patched = apply(model, adapter, tokens, mask=torch.rand(1, 16, 16))
-    sample(patched)
-    for patch in attn2(patched).values():
-        ((plan, _),) = patch.branches
-        assert not [*plan._kv, *plan._whole, *plan._masks]
+    runs = watch_runs(monkeypatch)
+    sample(apply(model, adapter, tokens, mask=torch.rand(1, 16, 16), end_percent=0.5))
+    assert len(runs) == 1
+    assert runs[0]() is None
+
+
+def test_an_interrupted_sampling_leaves_nothing(
+    setting: tuple, apply: Callable, sample: Callable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import comfy.model_management
+
+    model, adapter, tokens = setting
+    runs, patched = watch_runs(monkeypatch), apply(model, adapter, tokens)
+    with monkeypatch.context() as interrupted:
+
+        def interrupt(*_: object, **__: object) -> None:
+            raise comfy.model_management.InterruptProcessingException
+
+        interrupted.setattr(comfy_host.pack("nodes.patching.unet"), "add_image_attention", interrupt)
+        with pytest.raises(comfy.model_management.InterruptProcessingException):
+            sample(patched)
+    gc.collect()  # the traceback held the frames
+    assert [run() for run in runs] == [None]
+    assert torch.equal(sample(patched), sample(apply(model, adapter, tokens)))
+
+
+def watch_runs(monkeypatch: pytest.MonkeyPatch) -> list[weakref.ref]:
+    """Every sampling run that is made from now on."""
+    run = comfy_host.pack("nodes.patching.run").Run
+    made: list[weakref.ref] = []
+    original = run.__init__
+
+    def noted(self: Any, *args: Any, **more: Any) -> None:
+        made.append(weakref.ref(self))
+        original(self, *args, **more)
+
+    monkeypatch.setattr(run, "__init__", noted)
+    return made

@@ -92,7 +92,7 @@ def in_comfyui(
             text = "\n".join(f"{site}: {scale}" for site, scale in enumerate(prompt.scale))
             factors = layer_weights.LayerWeights({}, layer_weights.parse_site_factors(text))
             use |= {"strength": 1.0, "layer_weights": factors}
-        model = application.apply_adapter(model, adapter, tokens, application.Use(**use))
+        model = application.apply_adapter(model, adapter, tokens, application.ApplySettings(**use))
     latents, text, pooled = inputs(layout, batch)
     options = model.model_options["transformer_options"] | {"cond_or_uncond": [1, 0], "sigmas": torch.ones(1)}
     vector = None

@@ -150,15 +150,6 @@ def _sample(model: Any) -> torch.Tensor:
         return comfy.sample.sample(model, noise, 1, 3.0, "euler", "normal", text, text, noise * 0, disable_pbar=True)
 
 
-def test_a_plan_of_frames_is_freed_after_sampling(setting: dict) -> None:
-    patched = outputs("IPAdapterEmbedsBatch", **setting, **WIDGETS)[0]
-    _sample(patched)
-    for patch in patched.model_options["transformer_options"]["patches_replace"]["attn2"].values():
-        ((plan, _),) = patch.branches
-        assert plan.plan.kv.frames == 3
-        assert not [*plan._kv, *plan._whole, *plan._masks]
-
-
 def test_images_are_frames(base_directory: Path, model: Callable, reference: Callable, layout: str) -> None:
     vision, images = clip_vision(), random_image(2, 30, 40)
     given = outputs(

@@ -11,9 +11,11 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from ipadapter_core.backbone.sites import Site
 from ipadapter_core.branch.attention import add_image_attention, image_attention
-from ipadapter_core.branch.kv import pack_sites, project_tokens
+from ipadapter_core.branch.kv import active_sites, pack_sites, project_tokens
 from ipadapter_core.branch.masks import check_mask
-from ipadapter_core.branch.plan import PatchPlan, ResidentPlan
+from ipadapter_core.branch.plan import PatchPlan
+from ipadapter_core.branch.resident import Resident
+from ipadapter_core.branch.rows import Group, Rows
 from ipadapter_core.branch.tokens import ImageTokens
 from ipadapter_core.network.adapter import IPAdapter
 from ipadapter_core.strength.site import SiteStrength
@@ -35,24 +37,31 @@ def site_of(attention: Attention, index: int, name: str = "") -> Site:
     )
 
 
-def resident_plan(
+def make_plan(
     adapter: IPAdapter,
     tokens: ImageTokens,
     sites: Sequence[Site],
     strengths: Mapping[int, float],
     mask: Tensor | None = None,
-) -> ResidentPlan:
-    packed, active = pack_sites(
-        project_tokens(adapter, tokens, CPU), sites, {index: SiteStrength(value) for index, value in strengths.items()}
-    )
-    return ResidentPlan(PatchPlan(active, packed, mask=None if mask is None else check_mask(mask)))
+) -> PatchPlan:
+    by_site = {index: SiteStrength(value) for index, value in strengths.items()}
+    active = active_sites(sites, by_site)
+    packed = pack_sites(project_tokens(adapter, tokens, CPU), active, by_site)
+    return PatchPlan(active, packed, mask=None if mask is None else check_mask(mask))
+
+
+@dataclass(frozen=True)
+class Moment:
+    """A forward over these frames."""
+
+    frames: tuple[int, ...]
 
 
 @dataclass(eq=False)
 class CoreProcessor:
     """An attention processor for diffusers that does what `nodes.patching.unet.IPAttentionPatch` does in ComfyUI."""
 
-    plans: Sequence[ResidentPlan]
+    plans: Sequence[PatchPlan]
     site: Site
     conditions: Sequence[int] = COND_LAST
     feature_map: FeatureMap | None = None
@@ -67,11 +76,13 @@ class CoreProcessor:
         )
         out = attend(*heads)
         for plan in self.plans:
-            if self.site in plan.plan.sites:
-                k, v = plan.kv(plan.plan.sites.index(self.site), self.conditions, q)
+            if self.site in plan.sites:
+                resident, frames = Resident(plan, q.device, q.dtype), tuple(range(len(q) // len(self.conditions)))
+                rows = Rows(tuple(Group(side, side) for side in self.conditions), len(frames))
+                k, v = resident.kv(plan.sites.index(self.site), rows, Moment(frames))
                 image = image_attention(q, k, v, attend)
                 size = self.feature_map(q.shape[1]) if self.feature_map else ()
-                out = add_image_attention(out, image, plan.mask(size, image, len(self.conditions)))
+                out = add_image_attention(out, image, resident.mask(size, q.shape[1], rows, frames))
         result: Tensor = attn.to_out[0](out)
         return result
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from ipadapter_core.branch.masks import mask_to_tokens
 from ipadapter_core.branch.tokens import ImageTokens
 from ipadapter_core.network.adapter import IPAdapter, build_adapter
-from parity.oracle import COND_LAST, CoreProcessor, batched, resident_plan, site_of
+from parity.oracle import COND_LAST, CoreProcessor, batched, make_plan, site_of
 from support.published import random_tensors, tiny_adapter
 
 DIM, HEADS, CONTEXT, TEXT = 24, 3, 16, 7
@@ -54,7 +54,7 @@ class Layer:
     ) -> Tensor:
         site = site_of(self.attention, 0)
         plans = [
-            resident_plan(adapter, given, [site], {0: scale}, mask)
+            make_plan(adapter, given, [site], {0: scale}, mask)
             for adapter, given, scale, mask in zip(
                 adapters, tokens, scales, masks or [None] * len(adapters), strict=True
             )

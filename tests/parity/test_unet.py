@@ -17,7 +17,7 @@ from torch import Tensor
 from ipadapter_core.branch.masks import mask_to_tokens
 from ipadapter_core.branch.tokens import ImageTokens
 from ipadapter_core.network.adapter import build_adapter, load_adapter, save_adapter
-from parity.oracle import CoreProcessor, batched, cross_attentions, resident_plan, site_of
+from parity.oracle import CoreProcessor, batched, cross_attentions, make_plan, site_of
 from support import tiny_unet
 from support.published import random_tensors, tiny_adapter
 
@@ -127,7 +127,7 @@ def in_core(layout: str, prompts: Sequence[Prompt]) -> Tensor:
         with torch.no_grad():
             tokens = ImageTokens(adapter.project(prompt.cond), adapter.project(prompt.uncond), prompt.path.name)
         strengths = {site.index: prompt.strength(name) for name, site in sites.items()}
-        plans.append(resident_plan(adapter, tokens, list(sites.values()), strengths, prompt.mask))
+        plans.append(make_plan(adapter, tokens, list(sites.values()), strengths, prompt.mask))
     for name, layer in layers.items():
         layer.set_processor(CoreProcessor(plans, sites[name], feature_map=feature_map))
     return forward(unet, layout)

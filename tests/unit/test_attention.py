@@ -12,8 +12,12 @@ from torch.nn.functional import scaled_dot_product_attention
 from ipadapter_core.backbone.sites import Site
 from ipadapter_core.branch.attention import add_image_attention, image_attention
 from ipadapter_core.branch.kv import SiteKV, pack_sites
-from ipadapter_core.branch.plan import COND, PatchPlan, ResidentPlan
+from ipadapter_core.branch.plan import PatchPlan
+from ipadapter_core.branch.resident import Resident
+from ipadapter_core.branch.rows import COND
 from ipadapter_core.strength.site import SiteStrength
+
+from .test_resident import NOW, rows
 
 ORDERS = ([0, 1], [1, 0], [0], [1], [0, 0, 1], [1, 0, 0])
 EXACT = {"rtol": 0, "atol": 1e-12}
@@ -27,7 +31,7 @@ def random(seed: int, *shape: int, dtype: torch.dtype = torch.float64) -> Tensor
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
 
 
-def make_plan(sizes: Sequence[tuple[int, int]], tokens: int, strength: float = 1.0) -> tuple[ResidentPlan, SiteKV]:
+def make_plan(sizes: Sequence[tuple[int, int]], tokens: int, strength: float = 1.0) -> tuple[PatchPlan, SiteKV]:
     """A plan for sites of these (heads, head size), and the keys and values it was made of."""
     sites = [
         Site(
@@ -42,8 +46,14 @@ def make_plan(sizes: Sequence[tuple[int, int]], tokens: int, strength: float = 1
     ]
     keys, values = (tuple(random(10 * site.index + seed, 2, tokens, site.dim) for site in sites) for seed in (1, 2))
     kv = SiteKV(keys, values)
-    packed, active = pack_sites(kv, sites, {site.index: SiteStrength(strength) for site in sites})
-    return ResidentPlan(PatchPlan(active, packed)), kv
+    packed = pack_sites(kv, sites, {site.index: SiteStrength(strength) for site in sites})
+    return PatchPlan(tuple(sites), packed), kv
+
+
+def site_kv(plan: PatchPlan, index: int, order: Sequence[int], q: Tensor) -> tuple[Tensor, Tensor]:
+    """K and V of a site for a batch of this order."""
+    sides = [COND if number == COND else 1 for number in order]
+    return Resident(plan, q.device, q.dtype).kv(index, rows(sides, len(q) // len(order)), NOW)
 
 
 def loop(q: Tensor, kv: SiteKV, index: int, heads: int, order: Sequence[int]) -> Tensor:
@@ -67,7 +77,7 @@ def test_each_latent_sees_the_tokens_of_its_own_side(order: list[int], batch: in
     plan, kv = make_plan([(3, 4), (2, 8)], tokens)
     for index, (heads, dim) in enumerate(((3, 12), (2, 16))):
         q = random(5, len(order) * batch, 6, dim)
-        given_out = image_attention(q, *plan.kv(index, order, q), attend)
+        given_out = image_attention(q, *site_kv(plan, index, order, q), attend)
         torch.testing.assert_close(given_out, loop(q, kv, index, heads, order), **EXACT)
 
 
@@ -85,7 +95,7 @@ def test_any_order_batch_size_and_head_split(
     plan, kv = make_plan(sizes, tokens)
     for index, (heads, head_dim) in enumerate(sizes):
         q = random(3, len(order) * batch, length, heads * head_dim)
-        given_out = image_attention(q, *plan.kv(index, order, q), attend)
+        given_out = image_attention(q, *site_kv(plan, index, order, q), attend)
         assert given_out.shape == q.shape
         torch.testing.assert_close(given_out, loop(q, kv, index, heads, order), **EXACT)
 
@@ -95,7 +105,7 @@ def test_any_order_batch_size_and_head_split(
 def test_strength_multiplies_the_image_branch(order: list[int], strength: float) -> None:
     plan, kv = make_plan([(3, 4)], 4, strength)
     q = random(5, len(order) * 2, 6, 12)
-    given_out = image_attention(q, *plan.kv(0, order, q), attend)
+    given_out = image_attention(q, *site_kv(plan, 0, order, q), attend)
     torch.testing.assert_close(given_out, strength * loop(q, kv, 0, 3, order), **EXACT)
 
 
@@ -104,7 +114,7 @@ def test_strength_multiplies_the_image_branch(order: list[int], strength: float)
 def test_the_branch_has_the_dtype_of_the_queries(dtype: torch.dtype, order: list[int]) -> None:
     plan, kv = make_plan([(3, 4)], 4)
     q = random(5, 4, 6, 12, dtype=dtype)
-    k, v = plan.kv(0, order, q)
+    k, v = site_kv(plan, 0, order, q)
     assert (k.dtype, v.dtype) == (dtype, dtype)
     given_out = add_image_attention(torch.ones_like(q), image_attention(q, k, v, attend))
     assert given_out.dtype == dtype

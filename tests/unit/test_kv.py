@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 from ipadapter_core.backbone.sites import Site, Sites
-from ipadapter_core.branch.kv import COND_ROW, UNCOND_ROW, PackedKV, SiteKV, pack_sites, project_tokens
+from ipadapter_core.branch.kv import COND_ROW, UNCOND_ROW, PackedKV, SiteKV, active_sites, pack_sites, project_tokens
 from ipadapter_core.branch.tokens import ImageTokens
 from ipadapter_core.errors import BadInputError
 from ipadapter_core.network.adapter import IPAdapter, build_adapter
@@ -73,8 +73,7 @@ def test_damaged_site_weights_are_noticed(name: str) -> None:
 
 def test_packed_sites_are_the_projected_ones_split_into_heads(tiny: Sites) -> None:
     kv = site_kv()
-    packed, active = pack_sites(kv, tiny.sites, dict.fromkeys(range(3), ON))
-    assert active == tiny.sites
+    packed = pack_sites(kv, tiny.sites, dict.fromkeys(range(3), ON))
     for site, (k, v) in zip(tiny.sites, packed.views(packed.data), strict=True):
         for view, whole in ((k, kv.keys[site.index]), (v, kv.values[site.index])):
             assert view.shape == (2, site.heads, whole.shape[1], site.head_dim)
@@ -94,20 +93,17 @@ def test_a_folded_strength_equals_strength_times_attention(value: float, row: in
         context_dim=16,
     )
     kv = site_kv()
-    plain, _ = pack_sites(kv, [site], {index: ON})
-    folded, active = pack_sites(kv, [site], {index: SiteStrength(value)})
-    if value == 0:
-        assert active == ()
-    else:
-        torch.testing.assert_close(
-            attend(queries(site), folded, 0, row), value * attend(queries(site), plain, 0, row), **EXACT
-        )
+    plain = pack_sites(kv, [site], {index: ON})
+    folded = pack_sites(kv, [site], {index: SiteStrength(value)})
+    torch.testing.assert_close(
+        attend(queries(site), folded, 0, row), value * attend(queries(site), plain, 0, row), **EXACT
+    )
 
 
 def test_a_swapped_site_gives_the_image_to_the_uncond_side_only(tiny: Sites) -> None:
     kv, q = site_kv(), queries(tiny.sites[1])
-    plain, _ = pack_sites(kv, tiny.sites, {1: ON})
-    swapped, _ = pack_sites(kv, tiny.sites, {1: SiteStrength(0.5, swap=True)})
+    plain = pack_sites(kv, tiny.sites[1:2], {1: ON})
+    swapped = pack_sites(kv, tiny.sites[1:2], {1: SiteStrength(0.5, swap=True)})
     torch.testing.assert_close(attend(q, swapped, 0, UNCOND_ROW), 0.5 * attend(q, plain, 0, COND_ROW), **EXACT)
     assert not attend(q, swapped, 0, COND_ROW).any()
 
@@ -124,14 +120,15 @@ def test_a_swapped_site_gives_the_image_to_the_uncond_side_only(tiny: Sites) -> 
 def test_a_site_of_strength_0_is_left_out(
     tiny: Sites, strengths: dict[int, SiteStrength], indices: tuple[int, ...]
 ) -> None:
-    packed, active = pack_sites(site_kv(), tiny.sites, strengths)
+    active = active_sites(tiny.sites, strengths)
+    packed = pack_sites(site_kv(), active, strengths)
     assert tuple(site.index for site in active) == indices
     assert len(packed.offsets) == len(packed.shapes) == len(packed.views(packed.data)) == len(indices)
     assert packed.data.shape == (2, sum(2 * tiny.sites[i].dim * 8 for i in indices))
 
 
 def test_views_share_the_packed_memory(tiny: Sites) -> None:
-    packed, _ = pack_sites(site_kv(), tiny.sites, dict.fromkeys(range(3), ON))
+    packed = pack_sites(site_kv(), tiny.sites, dict.fromkeys(range(3), ON))
     storage = packed.data.untyped_storage().data_ptr()
     assert {x.untyped_storage().data_ptr() for pair in packed.views(packed.data) for x in pair} == {storage}
     assert sum(x.numel() for pair in packed.views(packed.data) for x in pair) == packed.data.numel()
@@ -139,6 +136,6 @@ def test_views_share_the_packed_memory(tiny: Sites) -> None:
 
 def test_packing_changes_no_key_and_no_value(tiny: Sites) -> None:
     kv = site_kv()
-    before = [tensor.clone() for tensor in (*kv.keys, *kv.values)]
+    before = [tensor.clone() for tensor in (*kv.keys.values(), *kv.values.values())]
     pack_sites(kv, tiny.sites, dict.fromkeys(range(3), SiteStrength(2.0, swap=True)))
-    assert all(map(torch.equal, before, (*kv.keys, *kv.values)))
+    assert all(map(torch.equal, before, (*kv.keys.values(), *kv.values.values())))

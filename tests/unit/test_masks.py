@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ipadapter_core.branch.masks import check_mask, mask_for_batch, mask_to_tokens
+from ipadapter_core.branch.masks import check_mask, mask_to_tokens
 from ipadapter_core.errors import BadInputError
 
 sides = st.integers(1, 70)
@@ -59,28 +59,6 @@ def test_cells_run_row_by_row() -> None:
     mask = torch.zeros(1, 20, 30)
     mask[0, :10, 20:] = 1
     assert mask_to_tokens(mask, 2, 3).flatten().tolist() == [0, 0, 1, 0, 0, 0]
-
-
-def test_one_mask_serves_every_latent() -> None:
-    tokens = torch.rand(1, 12, 1)
-    assert mask_for_batch(tokens, 6, 2) is tokens
-
-
-@pytest.mark.parametrize(
-    ("masks", "latents", "groups", "picked"),
-    [
-        (2, 2, 2, [0, 1, 0, 1]),
-        (2, 4, 1, [0, 1, 1, 1]),
-        (3, 2, 3, [0, 1, 0, 1, 0, 1]),
-        (3, 5, 2, [0, 1, 2, 2, 2, 0, 1, 2, 2, 2]),
-        (4, 1, 2, [0, 0]),
-    ],
-)
-def test_latent_i_takes_mask_i_and_later_ones_the_last(
-    masks: int, latents: int, groups: int, picked: list[int]
-) -> None:
-    tokens = torch.rand(masks, 12, 1)
-    assert torch.equal(mask_for_batch(tokens, latents * groups, groups), tokens[picked])
 
 
 def test_a_single_mask_may_come_without_batch() -> None:

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ipadapter_core.branch.schedule import SigmaRange, sigma_range
+from ipadapter_core.branch.schedule import PercentRange, SigmaRange, percent_range
 from ipadapter_core.errors import BadInputError
 
 
@@ -17,7 +17,7 @@ def falling(percent: float) -> float:
 
 
 def test_the_whole_sampling_needs_no_range() -> None:
-    assert sigma_range(0, 1, falling) is None
+    assert percent_range(0, 1) is None
 
 
 @pytest.mark.parametrize(
@@ -25,7 +25,7 @@ def test_the_whole_sampling_needs_no_range() -> None:
     [(0, 0.5, SigmaRange(1e9, 7.0)), (0.5, 1, SigmaRange(7.0, 0.0)), (0.25, 0.75, SigmaRange(10.5, 3.5))],
 )
 def test_percents_become_sigmas_of_the_model(start: float, end: float, wanted: SigmaRange) -> None:
-    assert sigma_range(start, end, falling) == wanted
+    assert PercentRange(start, end).sigmas(falling) == wanted
 
 
 @pytest.mark.parametrize(
@@ -45,8 +45,9 @@ def test_the_first_sigma_of_a_batch_counts() -> None:
 @given(st.floats(0, 1), st.floats(0, 1), st.floats(0, 1))
 def test_a_step_acts_exactly_if_it_lies_between_start_and_end(first: float, second: float, step: float) -> None:
     start, end = sorted((first, second))
-    sigmas = sigma_range(start, end, falling)
-    acts = True if sigmas is None else bool(sigmas.gate(torch.tensor(falling(step), dtype=torch.float64)))
+    acting = percent_range(start, end)
+    sigma = torch.tensor(falling(step), dtype=torch.float64)
+    acts = True if acting is None else bool(acting.sigmas(falling).gate(sigma))
     assert acts == (falling(end) <= falling(step) <= falling(start))
 
 
@@ -57,4 +58,4 @@ def test_a_step_acts_exactly_if_it_lies_between_start_and_end(first: float, seco
 def test_impossible_ranges_are_refused(start: float, end: float) -> None:
     phrase = f"Found: start_percent {start:g} and end_percent {end:g}. Expected: 0 <= start_percent <= end_percent <= 1"
     with pytest.raises(BadInputError, match=re.escape(phrase)):
-        sigma_range(start, end, falling)
+        percent_range(start, end)

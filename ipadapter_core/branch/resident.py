@@ -1,0 +1,137 @@
+"""`Resident`: the tensors of one plan on one device, in the form its attention needs, for one sampling run."""
+
+# M masks, L cells of a feature map, G blocks of rows, B latents per block
+
+from collections import OrderedDict
+from collections.abc import Callable, Hashable, Sequence
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+from ..errors import MismatchError
+from .kv import COND_ROW, UNCOND_ROW, Moment, PackedKV
+from .masks import mask_to_tokens
+from .plan import PatchPlan
+from .rows import COND, Place, Rows
+
+_MOST_ORDERS = 4
+_MOST_MAPS = 8  # feature maps, of which a UNet has four
+_SiteViews = tuple[tuple[Tensor, Tensor], ...]
+_T = TypeVar("_T")
+
+
+class Resident:
+    """Copies and selections of a plan's tensors, made when first asked for; not for several threads at once.
+
+    Args:
+        device, dtype: those of the queries.
+    """
+
+    def __init__(self, plan: PatchPlan, device: torch.device, dtype: torch.dtype) -> None:
+        self.plan = plan
+        self.device, self.dtype = device, dtype
+        self._key: Hashable = None
+        self._packed: PackedKV | None = None
+        self._views: OrderedDict[Hashable, _SiteViews] = OrderedDict()
+        self._cells: OrderedDict[Hashable, Tensor] = OrderedDict()
+        self._masks: OrderedDict[Hashable, Tensor] = OrderedDict()
+
+    @property
+    def num_bytes(self) -> int:
+        """What all of it takes on the device; views of one memory count once."""
+        tensors = [*self._cells.values(), *self._masks.values()]
+        tensors += [] if self._packed is None else [self._packed.data]
+        tensors += [tensor for views in self._views.values() for pair in views for tensor in pair]
+        return sum(
+            {tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in tensors}.values()
+        )
+
+    def kv(self, slot: int, rows: Rows, moment: Moment) -> tuple[Tensor, Tensor]:
+        """K and V of site `slot` of the plan for these rows: (G, H, T, D), or (G·B, H, T, D) if it is per frame."""
+        return self._site_views(rows, moment)[slot]
+
+    def mask(self, feature_map: Sequence[int], cells: int, rows: Rows, frames: tuple[int, ...]) -> Tensor | None:
+        """The mask for an image branch of these rows and `cells` tokens, as (1 or G·B, L, 1); None if there is none.
+
+        Args:
+            feature_map: the site's real shape, ending in height and width.
+            frames: number of each latent of a block.
+
+        Raises:
+            MismatchError: another pack merged or split tokens, so that they are no picture.
+        """
+        mask = self.plan.mask
+        if mask is None:
+            return None
+        height, width = feature_map[-2:]
+        if height * width != cells:
+            raise MismatchError(
+                f"{cells} tokens in an attention layer whose feature map is {height} x {width}",
+                expected="one token per cell, to lay the mask on",
+                action="remove the mask of the IP-Adapter, or the node that merges tokens",
+            )
+        places = rows.places
+        is_one = len(mask) == 1 and len(set(places)) == 1
+        key = (height, width, places[:1] if is_one else (places, rows.latents, frames))
+        return _remember(
+            self._masks,
+            key,
+            _MOST_MAPS,
+            lambda: self._mask_rows(height, width, places[:1] if is_one else places, frames),
+        )
+
+    def _mask_rows(self, height: int, width: int, places: Sequence[Place | None], frames: tuple[int, ...]) -> Tensor:
+        assert self.plan.mask is not None
+        last = len(self.plan.mask) - 1
+        picked = [min(frame, last) for frame in frames] if last or len(places) > 1 else [0]
+        parts = [self._mask_cells(height, width, place)[picked] for place in places]
+        return torch.cat(parts)
+
+    def _mask_cells(self, height: int, width: int, place: Place | None) -> Tensor:
+        """Every mask over the cells of a feature map, (M, L, 1): resized once, frames are picked from it."""
+        plan = self.plan
+        assert plan.mask is not None
+        mask = plan.mask
+        return _remember(
+            self._cells,
+            (height, width, place),
+            _MOST_MAPS,
+            lambda: mask_to_tokens(mask, height, width, plan.resampling, place).to(self.device, self.dtype),
+        )
+
+    def _site_views(self, rows: Rows, moment: Moment) -> _SiteViews:
+        source = self.plan.kv
+        key = source.key(moment)
+        if self._key != key:
+            self._views.clear()  # of another window
+            self._packed, self._key = None, key
+        numbers = _numbers(rows, moment.frames if source.is_per_frame else None)
+        return _remember(self._views, numbers, _MOST_ORDERS, lambda: self._views_of(numbers, moment))
+
+    def _views_of(self, numbers: tuple[int, ...], moment: Moment) -> _SiteViews:
+        """Views of packed keys and values whose rows have these numbers; the usual orders need no copy."""
+        source, first = self.plan.kv, numbers[0]
+        is_slice = numbers == tuple(range(first, first + len(numbers)))
+        if isinstance(source, PackedKV) and not is_slice:
+            return source.views(source.data[list(numbers)].to(self.device, self.dtype))
+        if self._packed is None:
+            self._packed = source.at(moment, self.device, self.dtype)
+        data = self._packed.data
+        return self._packed.views(data[first : first + len(numbers)] if is_slice else data[list(numbers)])
+
+
+def _numbers(rows: Rows, frames: tuple[int, ...] | None) -> tuple[int, ...]:
+    """Which rows of packed keys and values a batch needs, in its order."""
+    sides = [COND_ROW if side == COND else UNCOND_ROW for side in rows.sides]
+    if frames is None:
+        return tuple(sides)
+    return tuple(side * len(frames) + position for side in sides for position in range(len(frames)))
+
+
+def _remember(memo: OrderedDict[Hashable, _T], key: Hashable, most: int, make: Callable[[], _T]) -> _T:
+    if key not in memo:
+        while len(memo) >= most:
+            memo.popitem(last=False)
+        memo[key] = make()
+    return memo[key]

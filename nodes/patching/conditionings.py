@@ -1,0 +1,115 @@
+"""Which side each conditioning of a sampler's batch is on, and which part of the latent it is about.
+
+A row's side is the list it lies in: ComfyUI's `cond_or_uncond` only numbers the lists that a guider hands to the sampler.
+DualCFG's first one is its negative, PerpNeg's third one is empty, self-attention guidance runs the negative alone as
+number 0; and a conditioning with an area is copied into the other list under the same uuid.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from ...ipadapter_core.branch.rows import COND, UNCOND, Group, Place
+
+# What guiders call their conditionings. DualCFG's middle one is what the positive is compared with, so it goes without
+# the image, as ComfyUI counts it among the negatives.
+_SIDE_OF_NAME = {"positive": COND, "negative": UNCOND, "middle": UNCOND, "empty_negative_prompt": UNCOND}
+_UNKNOWN = (
+    "A node samples a conditioning that is none of the guider's. IP-Adapter takes it for what its number says in ComfyUI: "
+    "the first for positive, the second for negative."
+)
+
+
+@dataclass(frozen=True)
+class Conditionings:
+    """What a sampler is about to sample together.
+
+    Attributes:
+        sides: of each list, by its number.
+        places: of conditionings with an area, by number and uuid.
+        latents: rows of each conditioning.
+        size: height and width of the latent.
+    """
+
+    sides: tuple[int, ...]
+    places: Mapping[tuple[int, object], Place]
+    latents: int
+    size: tuple[int, int]
+
+    def groups(self, numbers: Sequence[int], uuids: Sequence[object]) -> list[Group]:
+        """The conditionings of one call of the model, in batch order."""
+        known = uuids if len(uuids) == len(numbers) else [None] * len(numbers)
+        return [self._group(number, uuid) for number, uuid in zip(numbers, known, strict=True)]
+
+    def _group(self, number: int, uuid: object) -> Group:
+        if number >= len(self.sides):
+            return by_number(number)
+        return Group(number, self.sides[number], self.places.get((number, uuid)))
+
+
+def by_number(number: int) -> Group:
+    """What a number stands for where no guider is known: 1 is uncond; a third one is a second cond."""
+    return Group(number, UNCOND if number == 1 else COND)
+
+
+def read_conditionings(
+    lists: Sequence[Sequence[Mapping[str, Any]] | None],
+    known: Mapping[str, Sequence[Mapping[str, Any]]],
+    x: Tensor,
+    warn: Callable[[str], None] | None,
+) -> Conditionings:
+    """What the lists handed to the sampler are.
+
+    Args:
+        lists: as `calc_cond_batch` gets them; one may be None.
+        known: the guider's, by name.
+        x: (B, C, …, h, w).
+        warn: called with a message if a list is none of the guider's; None says nothing.
+    """
+    sides: list[int] = []
+    for number, conditionings in enumerate(lists):
+        side = _side_of(conditionings, known) if conditionings else None
+        if side is None and conditionings and known and warn is not None:
+            warn(_UNKNOWN)
+        sides.append(by_number(number).side if side is None else side)
+    size = (x.shape[-2], x.shape[-1])
+    places = {
+        (number, entry.get("uuid")): place
+        for number, conditionings in enumerate(lists)
+        for entry in conditionings or ()
+        if x.ndim == 4 and (place := _place(entry.get("area"), size))
+    }
+    return Conditionings(tuple(sides), places, x.shape[0], size)
+
+
+def _side_of(
+    conditionings: Sequence[Mapping[str, Any]], known: Mapping[str, Sequence[Mapping[str, Any]]]
+) -> int | None:
+    """The side of a list: known by identity, or of a copy (a context window's) by whose entries it has."""
+    for name, side in _SIDE_OF_NAME.items():
+        if known.get(name) is conditionings:
+            return side
+    uuids = [entry["uuid"] for entry in conditionings if "uuid" in entry]
+    sides_of_uuid: dict[object, set[int]] = {}
+    of_equal: set[int] = set()
+    for name, side in _SIDE_OF_NAME.items():
+        theirs = [entry.get("uuid") for entry in known.get(name) or ()]
+        of_equal |= {side} if uuids and theirs == uuids else set()
+        for uuid in theirs:
+            sides_of_uuid.setdefault(uuid, set()).add(side)
+    # An entry that lies on both sides, as a copy with an area does, says nothing.
+    of_entries = {side for uuid in uuids if len(sides := sides_of_uuid.get(uuid, set())) == 1 for side in sides}
+    for found in (of_equal, of_entries):
+        if len(found) == 1:
+            return found.pop()
+    return None
+
+
+def _place(area: Sequence[int] | None, whole: tuple[int, int]) -> Place | None:
+    """A conditioning's area as the sampler cuts it out."""
+    if area is None or len(area) != 4:
+        return None
+    height, width, top, left = area
+    return Place(top, left, min(whole[0] - top, height), min(whole[1] - left, width), whole)
