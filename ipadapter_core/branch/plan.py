@@ -1,10 +1,12 @@
 """`PatchPlan`: everything an applied adapter does while sampling."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 
 from torch import Tensor
 
-from ..backbone.sites import Site
+from ..backbone.sites import Address, Site
 from .kv import KVSource
 from .masks import AREA
 from .schedule import PercentRange
@@ -27,3 +29,8 @@ class PatchPlan:
     acting: PercentRange | None = None
     mask: Tensor | None = None
     resampling: str = AREA
+
+    @cached_property
+    def slots(self) -> Mapping[Address, int]:
+        """Place of each site in the plan."""
+        return {site.address: slot for slot, site in enumerate(self.sites)}

@@ -1,18 +1,32 @@
 """How a plan is hung into a model: one row for each kind of base model."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
 
 from comfy.model_patcher import ModelPatcher
 
 from ...ipadapter_core.backbone.sites import Sites
 from ...ipadapter_core.branch.plan import PatchPlan
 from . import unet
-from .run import PLANS, SAMPLING, add_wrappers
+from .applied import KEY, Applied, applied_to
+from .wrappers import add_wrappers
 
-# Puts the plan of sites into a clone of the model, and has the networks brought to the device for sampling.
-Install = Callable[[ModelPatcher, Sites, PatchPlan, tuple[ModelPatcher, ...]], None]
 
-INSTALL: dict[str, Install] = {"UNet": unet.install}
+@dataclass(frozen=True)
+class Half:
+    """ComfyUI's half of a kind of base model.
+
+    Attributes:
+        install: puts a plan into a clone of the model, and has networks brought to the device for sampling.
+        fill_slots: see `Applied`; the options themselves where a compiled model needs nothing.
+    """
+
+    install: Callable[[ModelPatcher, Sites, PatchPlan, tuple[ModelPatcher, ...]], None]
+    fill_slots: Callable[[Mapping[str, Any], Sites], dict[str, Any]] = lambda options, _sites: dict(options)
+
+
+INSTALL: dict[str, Half] = {"UNet": Half(unet.install, unet.fill_slots)}
 
 
 def install(
@@ -23,10 +37,11 @@ def install(
     Args:
         networks: what the plan's keys and values are made with while sampling, if anything.
     """
-    clone = model.clone()
-    INSTALL[sites.backbone.name](clone, sites, plan, networks)
+    half, clone = INSTALL[sites.backbone.name], model.clone()
+    half.install(clone, sites, plan, networks)
     options = clone.model_options["transformer_options"]
-    options[PLANS] = (*options.get(PLANS, ()), plan)
-    options[SAMPLING] = clone.get_model_object("model_sampling")
+    before = applied_to(options)
+    plans = (*(before.plans if before else ()), plan)
+    options[KEY] = Applied(sites, plans, clone.get_model_object("model_sampling"), half.fill_slots)
     add_wrappers(clone)
     return clone

@@ -1,8 +1,7 @@
 """`IPAttentionPatch`: what stands in ComfyUI's `attn2` slot of one site of a UNet, and how it gets there."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from functools import partial
 from typing import Any
 
 import torch
@@ -11,29 +10,15 @@ from comfy.model_patcher import ModelPatcher
 from comfy.patcher_extension import CallbacksMP
 from torch import Tensor
 
-from ...ipadapter_core.backbone.sites import Site, Sites
+from ...ipadapter_core.backbone.sites import Address, Site, Sites
 from ...ipadapter_core.backbone.unet import is_deep
-from ...ipadapter_core.branch.attention import add_image_attention, image_attention
 from ...ipadapter_core.branch.plan import PatchPlan
 from ...ipadapter_core.branch.schedule import SigmaRange
-from .run import KEY, step_of
+from .applied import KEY
+from .compiled import add_images
+from .run import step_of
 
 AttentionPatch = Callable[[Tensor, Tensor, Tensor, dict[str, Any]], Tensor]
-
-
-@dataclass(frozen=True, eq=False)
-class Branch:
-    """One adapter at one site.
-
-    Attributes:
-        plan: everything the adapter does on this model.
-        slot: place of the site in the plan.
-        networks: what must be on the device while sampling.
-    """
-
-    plan: PatchPlan
-    slot: int
-    networks: tuple[ModelPatcher, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,33 +43,28 @@ class IPAttentionPatch:
     Only `add`, called by other packs on the clone they just made, changes this object.
 
     Attributes:
-        branches: the adapters.
+        address: of the site. What its adapters do stands in the plans of the step.
         base: a foreign patch found in the slot; computes the text branch in our stead.
+        networks: what must be on the device while sampling.
     """
 
-    branches: tuple[Branch, ...]
+    address: Address
     base: AttentionPatch | None = None
+    networks: tuple[ModelPatcher, ...] = ()
     followers: list[Follower] = field(default_factory=list)
 
-    # A compiler told to look at nothing in `transformer_options` would keep using one patch's plans and one batch's rows.
-    @torch.compiler.disable
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, extra_options: dict[str, Any]) -> Tensor:
-        heads = extra_options["n_heads"]
-        attend = partial(
-            optimized_attention,
-            heads=heads,
-            attn_precision=extra_options.get("attn_precision"),
-            transformer_options=extra_options,
-        )
-        out = attend(q, k, v) if self.base is None else self.base(q, k, v, extra_options)
-        # The few image tokens lose more by a low-precision kernel than they gain.
-        attend = partial(attend, skip_reshape=True, low_precision_attention=False)
-        step, feature_map = step_of(extra_options), extra_options.get("activations_shape", ())
-        for branch in self.branches:
-            image, mask, gate = step.image_branch(
-                branch.plan, branch.slot, q, feature_map, partial(image_attention, attention=attend)
-            )
-            out = add_image_attention(out, image, mask, gate)
+        precision = extra_options.get("attn_precision")
+        if self.base is None:
+            heads = extra_options["n_heads"]
+            out = optimized_attention(q, k, v, heads, attn_precision=precision, transformer_options=extra_options)
+        else:
+            out = self.base(q, k, v, extra_options)
+        if torch.compiler.is_compiling():
+            out = add_images(out, q, precision)
+        else:
+            feature_map = extra_options.get("activations_shape", (0, 0))
+            out = step_of(extra_options).add_images(out, q, self.address, feature_map, precision)
         for follower in self.followers:
             if follower.is_active(extra_options):
                 out = out + follower.callback(out, q, k, v, extra_options, **follower.arguments)
@@ -101,8 +81,7 @@ class IPAttentionPatch:
 
     def models(self) -> list[ModelPatcher]:
         """Networks needed while sampling: those that make the keys of single frames, and those of a foreign base."""
-        ours = [network for branch in self.branches for network in branch.networks]
-        return [*ours, *(self.base.models() if hasattr(self.base, "models") else ())]
+        return [*self.networks, *(self.base.models() if hasattr(self.base, "models") else ())]
 
     def cleanup(self) -> None:
         """ComfyUI calls this after sampling; what a foreign base keeps is its own business."""
@@ -112,16 +91,26 @@ class IPAttentionPatch:
 
 def install(model: ModelPatcher, sites: Sites, plan: PatchPlan, networks: tuple[ModelPatcher, ...]) -> None:
     """Put a plan into the slots of its sites; the model is a clone made for it."""
-    for slot, site in enumerate(plan.sites):
+    for site in plan.sites:
         found = _installed(model).get(site.address) or _installed(model).get(site.block)
-        branch = Branch(plan, slot, networks)
         if isinstance(found, IPAttentionPatch):
-            patch = replace(found, branches=(*found.branches, branch), followers=list(found.followers))
+            patch = replace(found, networks=(*found.networks, *networks), followers=list(found.followers))
         else:
-            patch = IPAttentionPatch((branch,), base=found)
+            patch = IPAttentionPatch(site.address, found, networks)
         _set(model, sites, site, patch)
     if not model.get_callbacks(CallbacksMP.ON_CLONE, KEY):
         model.add_callback_with_key(CallbacksMP.ON_CLONE, KEY, _fork)
+
+
+def fill_slots(options: Mapping[str, Any], sites: Sites) -> dict[str, Any]:
+    """`transformer_options` in which every site has a patch of ours; where no plan patches, it changes nothing."""
+    replacements = options.get("patches_replace", {})
+    slots = dict(replacements.get("attn2", {}))
+    for site in sites.sites:
+        found = slots.get(site.address) or slots.get(site.block)
+        if not isinstance(found, IPAttentionPatch):
+            slots[site.address] = IPAttentionPatch(site.address, found)
+    return {**options, "patches_replace": {**replacements, "attn2": slots}}
 
 
 def _set(model: ModelPatcher, sites: Sites, site: Site, patch: IPAttentionPatch) -> None:

@@ -1,0 +1,38 @@
+"""`Applied`: what adapters do on a MODEL, as the nodes leave it in its `transformer_options`."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from ...ipadapter_core.backbone.sites import Site, Sites
+from ...ipadapter_core.branch.plan import PatchPlan
+
+KEY = "ipadapter_studio"
+
+
+@dataclass(frozen=True, eq=False)
+class Applied:
+    """The adapters of one model. Immutable: another adapter makes a new one.
+
+    Attributes:
+        sites: of the model.
+        plans: one per adapter, in the order they were applied.
+        model_sampling: the schedule as it was then; only for calls of the network past any sampler.
+        fill_slots: `transformer_options` in which every site has a patch of ours, also those no plan patches.
+    """
+
+    sites: Sites
+    plans: tuple[PatchPlan, ...]
+    model_sampling: Any
+    fill_slots: Callable[[Mapping[str, Any], Sites], dict[str, Any]]
+
+    @property
+    def running_order(self) -> tuple[Site, ...]:
+        """All sites as the model runs them."""
+        return tuple(sorted(self.sites.sites, key=lambda site: (site.depth, site.address)))
+
+
+def applied_to(options: Mapping[str, Any]) -> Applied | None:
+    """What adapters do on the model whose `transformer_options` these are."""
+    found = options.get(KEY)
+    return found if isinstance(found, Applied) else None

@@ -1,0 +1,85 @@
+"""The image branch in a model that `torch.compile` compiled.
+
+ComfyUI's compile nodes have the compiler watch nothing in `transformer_options`, where patches, the order of a batch and
+the number of a block stand: code made for one of them is used for all. So
+
+- the image branch is one operation that the compiler does not look into; what it needs it finds in the step of its thread;
+- every site has a patch then, whether a plan patches it or not, and the n-th call in a forward is the n-th site, as the
+  block's number cannot be relied on;
+- the compiler is made to keep code with and without our patches apart (`apart`).
+"""
+
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import torch
+from comfy.patcher_extension import WrappersMP
+from torch import Tensor
+
+from ...ipadapter_core.backbone.backbones import original
+from ...ipadapter_core.errors import MismatchError
+
+if TYPE_CHECKING:
+    from .run import Step
+
+_COMPILER_KEY = "torch.compile"  # under which ComfyUI's compile nodes register their wrapper
+_COMPILER_OPTIONS = "torch_compile_kwargs"  # in model_options
+_running = threading.local()
+_UNKNOWN = ("", 0, 0)
+
+
+@torch.library.custom_op("ipadapter_studio::add_images", mutates_args=())
+def add_images(out: Tensor, q: Tensor, attn_precision: torch.dtype | None) -> Tensor:
+    """`Step.add_images` of the step that is running."""
+    step: Step = _running.step
+    added = step.add_images(out, q, _UNKNOWN, (), attn_precision)
+    return out.clone() if added is out else added  # an operation must not hand out its input
+
+
+@add_images.register_fake
+def _(out: Tensor, q: Tensor, attn_precision: torch.dtype | None) -> Tensor:
+    return torch.empty_like(out)
+
+
+def is_compiled(model: Any, options: Mapping[str, Any]) -> bool:
+    """Whether ComfyUI's model is about to run compiled.
+
+    Args:
+        model: a BaseModel.
+        options: its `transformer_options`.
+    """
+    wrappers = options.get("wrappers", {}).get(WrappersMP.APPLY_MODEL, {})
+    return _COMPILER_KEY in wrappers or original(model.diffusion_model) is not model.diffusion_model
+
+
+def check_compiler(model_options: Mapping[str, Any]) -> None:
+    """Refuse a compiler that records kernels once and plays them back: the image would stay that of the first step.
+
+    Raises:
+        MismatchError: it is such a one.
+    """
+    if model_options.get(_COMPILER_OPTIONS, {}).get("backend") == "cudagraphs":
+        raise MismatchError(
+            "a model compiled with the backend cudagraphs, and an IP-Adapter on it",
+            expected="a compiler that asks the IP-Adapter at every step",
+            action="set backend of TorchCompileModel to 'inductor'",
+        )
+
+
+@contextmanager
+def apart(step: "Step") -> Iterator[None]:
+    """Inside, compiled code made without our patches is not used, and the operation belongs to this step.
+
+    Autocast's cache flag is among the few things the compiler looks at in every piece of code, whatever it was told to
+    ignore; nothing else reads the flag while autocast is off, as it is in ComfyUI.
+    """
+    outer, flag = getattr(_running, "step", None), torch.is_autocast_cache_enabled()
+    _running.step, step.is_compiled = step, True
+    torch.set_autocast_cache_enabled(not flag)
+    try:
+        yield
+    finally:
+        torch.set_autocast_cache_enabled(flag)
+        _running.step = outer
