@@ -3,13 +3,15 @@
 from comfy_api.latest import ComfyExtension, io
 from typing_extensions import override
 
-from .definitions.apply import IPAApply, IPAApplyImage
+from .definitions.apply import IPAApply
 from .definitions.apply_face_lora import IPAApplyFaceLora
+from .definitions.apply_image import IPAApplyImage
 from .definitions.combine_tokens import IPACombineTokens
-from .definitions.face import IPAEncodeFace, IPALoadFaceModel
+from .definitions.encode_face import IPAEncodeFace
+from .definitions.encode_image import IPAEncodeImage
 from .definitions.layer_weights import IPALayerWeights
 from .definitions.load_adapter import IPALoadAdapter
-from .encoding.pictures import IPAEncodeImage
+from .definitions.load_face_model import IPALoadFaceModel
 from .legacy.coexistence import nodes_to_register
 from .paths import register_folders
 

@@ -1,4 +1,4 @@
-"""`IPAApply` and `IPAApplyImage`: check that everything fits, then patch a clone of the model."""
+"""`IPAApply`: check that everything fits, then patch a clone of the model."""
 
 from comfy.model_patcher import ModelPatcher
 from comfy_api.latest import io
@@ -7,12 +7,12 @@ from torch import Tensor
 from ...ipadapter_core.branch.tokens import ImageTokens
 from ...ipadapter_core.strength.layer_weights import LayerWeights
 from ...ipadapter_core.strength.presets import ONE_STRENGTH_PRESETS
-from ..encoding.pictures import choose, encode_image
 from ..patching.application import Use, apply_adapter
 from ..sockets import CATEGORY, IPAAdapter, IPATokens, IPAWeights, LoadedAdapter
 
 
-def _inputs(reference: io.Input) -> list[io.Input]:
+def apply_inputs(reference: io.Input) -> list[io.Input]:
+    """What every node that patches a model with an adapter takes; `reference` is what it takes the image as."""
     return [
         io.Model.Input("model", tooltip="The model to steer: SD1.5, SD2.x, SDXL or derived from them."),
         IPAAdapter.Input("adapter", tooltip="An adapter made for this kind of model."),
@@ -74,7 +74,9 @@ class IPAApply(io.ComfyNode):
             category=CATEGORY,
             description="Steers a model with image tokens. Several may follow each other; their effects add up.",
             search_aliases=["ipadapter", "image prompt", "ip adapter apply", "IPAdapter Advanced", "IPAdapter Embeds"],
-            inputs=_inputs(IPATokens.Input("tokens", tooltip="Tokens from IPAEncodeImage, made with this adapter.")),
+            inputs=apply_inputs(
+                IPATokens.Input("tokens", tooltip="Tokens from IPAEncodeImage, made with this adapter.")
+            ),
             outputs=[io.Model.Output("model", tooltip="The patched model; the one that came in is unchanged.")],
         )
 
@@ -92,39 +94,4 @@ class IPAApply(io.ComfyNode):
         mask: Tensor | None = None,
     ) -> io.NodeOutput:
         use = Use(strength, start_percent, end_percent, layer_preset, layer_weights, mask)
-        return io.NodeOutput(apply_adapter(model, adapter, tokens, use))
-
-
-class IPAApplyImage(io.ComfyNode):
-    """Encode a reference and steer a model with it, in one node."""
-
-    @classmethod
-    def define_schema(cls) -> io.Schema:
-        return io.Schema(
-            node_id="IPAApplyImage",
-            display_name="Apply IP-Adapter from Image",
-            category=CATEGORY,
-            description="Encodes reference images and steers a model with them: IPAEncodeImage and IPAApply in one.",
-            search_aliases=["ipadapter", "image prompt", "ip adapter", "IPAdapter", "reference image"],
-            inputs=_inputs(
-                io.Image.Input("image", tooltip="Reference image; a batch is several references that act together.")
-            ),
-            outputs=[io.Model.Output("model", tooltip="The patched model; the one that came in is unchanged.")],
-        )
-
-    @classmethod
-    def execute(
-        cls,
-        model: ModelPatcher,
-        adapter: LoadedAdapter,
-        image: Tensor,
-        strength: float,
-        start_percent: float,
-        end_percent: float,
-        layer_preset: str,
-        layer_weights: LayerWeights | None = None,
-        mask: Tensor | None = None,
-    ) -> io.NodeOutput:
-        use = Use(strength, start_percent, end_percent, layer_preset, layer_weights, mask)
-        tokens = encode_image(adapter, choose(adapter), image)
         return io.NodeOutput(apply_adapter(model, adapter, tokens, use))

@@ -3,7 +3,7 @@
 from comfy_api.latest import io
 
 from .. import paths
-from ..definitions.load_adapter import open_adapter
+from ..loading import open_adapter
 from .payload import RawAdapter
 from .schema import IPAdapterSocket, legacy_schema
 

@@ -16,7 +16,7 @@ from ...ipadapter_core.file.spec import AdapterSpec, Projection
 from ...ipadapter_core.legacy.catalog import Wanted, choose_adapter
 from ...ipadapter_core.network.adapter import read_spec
 from .. import paths
-from ..definitions.load_adapter import open_adapter
+from ..loading import open_adapter
 from .payload import make_pipeline
 from .schema import IPAdapterSocket, ipadapter, legacy_schema
 

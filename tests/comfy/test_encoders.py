@@ -132,7 +132,7 @@ def test_auto_finds_the_published_encoder_by_header(
         loaded.append(path.name)
         raise KeyboardInterrupt  # the file has the right header and no weights
 
-    monkeypatch.setattr(comfy_host.pack("nodes.definitions.load_adapter"), "load_encoder_file", stop)
+    monkeypatch.setattr(comfy_host.pack("nodes.loading"), "load_encoder_file", stop)
     with pytest.raises(KeyboardInterrupt):
         load(adapter_for(kind, image_dim))
     assert loaded == [f"model-{chosen}.safetensors"]
@@ -141,7 +141,7 @@ def test_auto_finds_the_published_encoder_by_header(
 def test_auto_reads_a_header_once_per_file(clip_vision: Path, adapter_for: Callable) -> None:
     encoders.write_folder("clip", clip_vision / "clip")
     encoders.write_single_file(clip_vision / "h.safetensors", *SIZES["h"])
-    file_spec = comfy_host.pack("nodes.definitions.load_adapter")._file_spec
+    file_spec = comfy_host.pack("nodes.loading")._file_spec
     name = adapter_for("plus", encoders.WIDTH)
     load(name)
     before = file_spec.cache_info().misses

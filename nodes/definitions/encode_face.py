@@ -1,4 +1,4 @@
-"""`IPALoadFaceModel` and `IPAEncodeFace`: a face's identity as image prompt."""
+"""`IPAEncodeFace`: a face's identity as image prompt."""
 
 import logging
 
@@ -6,51 +6,12 @@ from comfy_api.latest import io
 from torch import Tensor
 
 from ...ipadapter_core.face.detection import FACE_CHOICES
-from ..encoding.face_model import PROVIDERS, USUAL_PACKS, FaceModel, load_face_model, pack_fingerprint, packs
+from ..encoding.face_model import FaceModel
 from ..encoding.faces import VERSIONS, face_features, face_spec, face_tokens, find_faces, structure_of
 from ..encoding.pictures import encoder_of
 from ..sockets import CATEGORY, IPAAdapter, IPAFaceModel, IPATokens, LoadedAdapter
 
 logger = logging.getLogger(__name__)
-
-
-class IPALoadFaceModel(io.ComfyNode):
-    """Load the networks that find and recognise faces."""
-
-    @classmethod
-    def define_schema(cls) -> io.Schema:
-        return io.Schema(
-            node_id="IPALoadFaceModel",
-            display_name="Load Face Model for IP-Adapter",
-            category=CATEGORY,
-            description="Loads a face pack for FaceID adapters: with InsightFace if it is installed, else with onnxruntime "
-            "alone.",
-            search_aliases=["insightface", "faceid", "buffalo_l", "antelopev2", "IPAdapter InsightFace Loader"],
-            inputs=[
-                io.Combo.Input(
-                    "face_pack",
-                    options=list(dict.fromkeys((*packs(), *USUAL_PACKS))),
-                    tooltip="A folder of ONNX files in models/insightface/models. buffalo_l is what the FaceID adapters "
-                    "were trained with, antelopev2 what Kolors FaceID was. Both are for non-commercial research only.",
-                ),
-                io.Combo.Input(
-                    "device",
-                    options=list(PROVIDERS),
-                    default="CPU",
-                    tooltip="Where faces are recognised. CPU (usual) takes about a second per picture; others need an "
-                    "onnxruntime built for them.",
-                ),
-            ],
-            outputs=[IPAFaceModel.Output("face_model", tooltip="The face model for IPAEncodeFace.")],
-        )
-
-    @classmethod
-    def fingerprint_inputs(cls, face_pack: str, device: str) -> str:
-        return pack_fingerprint(face_pack)
-
-    @classmethod
-    def execute(cls, face_pack: str, device: str) -> io.NodeOutput:
-        return io.NodeOutput(load_face_model(face_pack, device))
 
 
 class IPAEncodeFace(io.ComfyNode):

@@ -1,0 +1,46 @@
+"""`IPAApplyImage`: encode a reference and patch a clone of the model, in one node."""
+
+from comfy.model_patcher import ModelPatcher
+from comfy_api.latest import io
+from torch import Tensor
+
+from ...ipadapter_core.strength.layer_weights import LayerWeights
+from ..encoding.pictures import choose, encode_image
+from ..patching.application import Use, apply_adapter
+from ..sockets import CATEGORY, LoadedAdapter
+from .apply import apply_inputs
+
+
+class IPAApplyImage(io.ComfyNode):
+    """Encode a reference and steer a model with it, in one node."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="IPAApplyImage",
+            display_name="Apply IP-Adapter from Image",
+            category=CATEGORY,
+            description="Encodes reference images and steers a model with them: IPAEncodeImage and IPAApply in one.",
+            search_aliases=["ipadapter", "image prompt", "ip adapter", "IPAdapter", "reference image"],
+            inputs=apply_inputs(
+                io.Image.Input("image", tooltip="Reference image; a batch is several references that act together.")
+            ),
+            outputs=[io.Model.Output("model", tooltip="The patched model; the one that came in is unchanged.")],
+        )
+
+    @classmethod
+    def execute(
+        cls,
+        model: ModelPatcher,
+        adapter: LoadedAdapter,
+        image: Tensor,
+        strength: float,
+        start_percent: float,
+        end_percent: float,
+        layer_preset: str,
+        layer_weights: LayerWeights | None = None,
+        mask: Tensor | None = None,
+    ) -> io.NodeOutput:
+        use = Use(strength, start_percent, end_percent, layer_preset, layer_weights, mask)
+        tokens = encode_image(adapter, choose(adapter), image)
+        return io.NodeOutput(apply_adapter(model, adapter, tokens, use))
