@@ -216,15 +216,16 @@ def vision_config(folder: Path) -> dict[str, object]:
         config = read_json(folder / "config.json", "config")
     except UnreadableFileError as error:
         raise _bad_folder(folder, f"a config.json that cannot be read ({error.found})") from error
-    model_type = config.get("model_type") if isinstance(config, dict) else None
-    if model_type in _VISION_PARTS and isinstance(config.get("vision_config"), dict):
+    whole: dict[str, object] = config if isinstance(config, dict) else {}
+    model_type, part = whole.get("model_type"), whole.get("vision_config")
+    if isinstance(model_type, str) and model_type in _VISION_PARTS and isinstance(part, dict):
         # a whole CLIP states its projection_dim at the top; the vision part may carry a wrong default
-        whole = {"projection_dim": config["projection_dim"]} if "projection_dim" in config else {}
+        stated = {"projection_dim": whole["projection_dim"]} if "projection_dim" in whole else {}
         vision_type = _VISION_PARTS[model_type]
-        return {**CONFIG_DEFAULTS[vision_type], **config["vision_config"], **whole, "model_type": vision_type}
-    if model_type not in MODEL_TYPES:
+        return {**CONFIG_DEFAULTS[vision_type], **part, **stated, "model_type": vision_type}
+    if not isinstance(model_type, str) or model_type not in MODEL_TYPES:
         raise _bad_folder(folder, f"a config.json of model_type {model_type!r}")
-    return {**CONFIG_DEFAULTS[model_type], **config}
+    return {**CONFIG_DEFAULTS[model_type], **whole}
 
 
 def encoder_need(spec: AdapterSpec) -> str:
