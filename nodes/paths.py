@@ -135,7 +135,7 @@ def fingerprint(files: Iterable[Path]) -> str:
 def _identity(path: Path) -> tuple[str, int, int] | None:
     try:
         status = path.stat()
-    except OSError:
+    except (OSError, ValueError):
         return None
     return os.path.realpath(path), status.st_size, status.st_mtime_ns
 

@@ -7,6 +7,8 @@ from torch import Tensor
 
 from ..errors import BadInputError
 
+_ROUNDING = 1e-6  # of a percent that another node computed
+
 
 @dataclass(frozen=True)
 class SigmaRange:
@@ -36,12 +38,14 @@ def sigma_range(
     Raises:
         BadInputError: outside 0..1, or start after end.
     """
-    if not 0 <= start_percent <= 1 or not 0 <= end_percent <= 1 or start_percent > end_percent:
+    if not -_ROUNDING <= start_percent <= end_percent + _ROUNDING <= 1 + 2 * _ROUNDING:
         raise BadInputError(
-            f"start_percent {start_percent:g} and end_percent {end_percent:g}",
+            f"start_percent {start_percent:.7g} and end_percent {end_percent:.7g}",
             expected="0 <= start_percent <= end_percent <= 1",
             action="set start_percent to where the image prompt begins and end_percent to where it ends",
         )
+    end_percent = min(max(end_percent, 0.0), 1.0)
+    start_percent = min(max(start_percent, 0.0), end_percent)
     if start_percent <= 0 and end_percent >= 1:
         return None
     return SigmaRange(percent_to_sigma(start_percent), percent_to_sigma(end_percent))

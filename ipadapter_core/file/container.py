@@ -187,7 +187,8 @@ def sync(*paths: Path) -> None:
             os.close(descriptor)
 
 
-def _check_content(path: Path, kind: str) -> None:
+def _start_of(path: Path, kind: str) -> bytes:
+    """The first bytes of a file, unless they tell that it is none of tensors."""
     file_status(path, kind)
     try:
         with path.open("rb") as file:
@@ -201,6 +202,11 @@ def _check_content(path: Path, kind: str) -> None:
         raise _damaged(path, kind, "a web page, probably an error page saved in place of the file")
     if text.startswith(b"version https://git-lfs"):
         raise _damaged(path, kind, "a git-lfs pointer, not the file it points to")
+    return start
+
+
+def _check_content(path: Path, kind: str) -> None:
+    start = _start_of(path, kind)
     has_header = start[_HEADER_LENGTH_BYTES:].startswith(b"{")
     if path.suffix in SAFETENSORS_SUFFIXES and start.startswith(_PICKLE_STARTS) and not has_header:
         raise _misnamed(path, "a PyTorch pickle", path.with_suffix(".bin"))
@@ -258,10 +264,8 @@ def read_pickle(path: Path, kind: str = ADAPTER, *, can_map: bool = True) -> obj
     Raises:
         UnreadableFileError: damaged, or it wants to run code.
     """
-    file_status(path, kind)
+    is_zip = _start_of(path, kind).startswith(_ZIP_START)  # torch's older format cannot be memory-mapped
     try:
-        with path.open("rb") as file:
-            is_zip = file.read(len(_ZIP_START)) == _ZIP_START  # torch's older format cannot be memory-mapped
         return torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip and can_map)
     except pickle.UnpicklingError as error:
         if "weights_only" in str(error).lower() or "unsupported" in str(error).lower():
