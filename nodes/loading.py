@@ -74,6 +74,7 @@ def knows_encoder(choice: str) -> bool:
 
 
 def _load_encoder(spec: AdapterSpec, choice: str) -> VisionEncoder:
+    paths.check_name(choice, f"models/{paths.ENCODERS}")
     folders = paths.encoder_folders()
     if choice == paths.AUTO:
         found, left_out = _found_encoders(folders)
@@ -99,7 +100,7 @@ def _load_encoder(spec: AdapterSpec, choice: str) -> VisionEncoder:
 
 def _folder_for(name: str, folders: Mapping[str, Path]) -> str | None:
     """The folder to take in place of a file inside it that ComfyUI cannot load alone, such as a shard."""
-    inside = [folder for folder in folders if isinstance(name, str) and Path(name).is_relative_to(folder)]
+    inside = [folder for folder in folders if Path(name).is_relative_to(folder)]
     if not inside or name not in paths.encoder_files():
         return None
     folder = max(inside, key=len)

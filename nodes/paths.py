@@ -78,6 +78,21 @@ def weight_files(path: Path) -> list[Path]:
     return sorted((*path.glob("*.json"), *path.glob("*.safetensors"))) if path.is_dir() else [path]
 
 
+def check_name(name: object, where: str) -> str:
+    """What should name a file, or a choice like one.
+
+    Raises:
+        BadInputError: no text, as a linked input may give.
+    """
+    if not isinstance(name, str):
+        raise BadInputError(
+            f"{name!r} where the name of a file is needed",
+            expected=f"the name of a file of {where}",
+            action="choose one, or connect a node that gives its name",
+        )
+    return name
+
+
 def model_path(folder: str, name: object, kind: str) -> Path:
     """Where a file of one of ComfyUI's model folders lies.
 
@@ -86,16 +101,10 @@ def model_path(folder: str, name: object, kind: str) -> Path:
         kind: what the file should be, for messages.
 
     Raises:
-        BadInputError: no name, as a linked input may give.
+        BadInputError: as `check_name`.
         UnreadableFileError: there is no such file, or a link that leads nowhere, a folder, a pipe.
     """
-    if not isinstance(name, str):
-        raise BadInputError(
-            f"{name!r} where the name of a file is needed",
-            expected=f"the name of a file of models/{folder}",
-            action="choose one, or connect a node that gives its name",
-        )
-    place = _place(folder, name)
+    place = _place(folder, check_name(name, f"models/{folder}"))
     if not os.path.lexists(place):
         raise UnreadableFileError(
             f"no file {name} in {' or '.join(folder_paths.get_folder_paths(folder))}",

@@ -125,7 +125,7 @@ def load_face_model(pack: str, device: str) -> FaceModel:
         )
     folder = packs().get(pack)
     if folder is None:
-        place = Path(folder_paths.models_dir) / FOLDER / "models" / pack
+        place = Path(folder_paths.models_dir) / FOLDER / "models" / str(pack)
         raise FaceModelMissingError(
             f"no face pack {pack}",
             expected=f"its ONNX files in {place}",

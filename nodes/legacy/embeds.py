@@ -6,7 +6,6 @@ import folder_paths
 from comfy_api.latest import io
 from torch import Tensor
 
-from ...ipadapter_core.errors import BadInputError
 from ...ipadapter_core.legacy.embeds import (
     EMBEDS_COMBINATIONS,
     check_embeds,
@@ -16,7 +15,7 @@ from ...ipadapter_core.legacy.embeds import (
     read_embeds,
     save_embeds,
 )
-from ..paths import files_below, fingerprint
+from ..paths import check_name, files_below, fingerprint
 from .features import negative_features, positive_features
 from .payload import read_payload
 from .schema import EmbedsSocket, clip_vision, image, ipadapter, legacy_schema
@@ -182,13 +181,7 @@ class IPAdapterLoadEmbeds(io.ComfyNode):
 
     @classmethod
     def execute(cls, embeds: str) -> io.NodeOutput:
-        if not isinstance(embeds, str):
-            raise BadInputError(
-                f"{embeds!r} where the name of a file is needed",
-                expected="the name of a file of embeds below ComfyUI's input folder",
-                action="choose one, or connect a node that gives its name",
-            )
-        return io.NodeOutput(read_embeds(_input_folder() / embeds))
+        return io.NodeOutput(read_embeds(_input_folder() / check_name(embeds, "embeds in ComfyUI's input folder")))
 
 
 def embeds_files() -> list[str]:
