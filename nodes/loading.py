@@ -22,7 +22,7 @@ from ..ipadapter_core.encoder.known import (
     read_encoder_folder,
 )
 from ..ipadapter_core.errors import IPAdapterError, MismatchError, UnreadableFileError
-from ..ipadapter_core.file.container import SAFETENSORS_SUFFIXES, file_identity
+from ..ipadapter_core.file.container import SAFETENSORS_SUFFIXES, FileIdentity, file_identity
 from ..ipadapter_core.file.spec import AdapterSpec
 from ..ipadapter_core.network.adapter import load_adapter
 from . import paths
@@ -84,7 +84,7 @@ def _load_encoder(spec: AdapterSpec, choice: str) -> VisionEncoder:
         check_encoder(read_encoder_folder(folders[name]), spec)
         return _shared(folders[name], load_encoder_folder)
     path = paths.encoder_file_path(name)
-    if found_spec := _file_spec(*file_identity(path, FILE_KIND)):
+    if found_spec := _file_spec(path, file_identity(path, FILE_KIND)):
         check_encoder(found_spec, spec)
         if not comfyui_loads(found_spec):
             raise MismatchError(
@@ -106,7 +106,8 @@ def _folder_for(name: str, folders: Mapping[str, Path]) -> str | None:
     folder = max(inside, key=len)
     try:
         if Path(name).suffix.lower() in SAFETENSORS_SUFFIXES:
-            spec = _file_spec(*file_identity(paths.encoder_file_path(name), FILE_KIND))
+            path = paths.encoder_file_path(name)
+            spec = _file_spec(path, file_identity(path, FILE_KIND))
         else:  # a pickle, which is not read for this
             spec = None if _SHARD.search(name) else describe_encoder_folder(folders[folder])
     except UnreadableFileError:
@@ -146,7 +147,7 @@ def _found_encoders(folders: Mapping[str, Path]) -> tuple[dict[str, EncoderSpec]
         try:
             path = paths.encoder_file_path(name)
             is_pickle = path.suffix.lower() not in SAFETENSORS_SUFFIXES
-            spec = None if is_pickle else _file_spec(*file_identity(path, FILE_KIND))
+            spec = None if is_pickle else _file_spec(path, file_identity(path, FILE_KIND))
         except UnreadableFileError as error:
             logger.warning("Image encoder %s is left out. %s", name, error)
             left_out[name] = error.found
@@ -161,6 +162,6 @@ def _found_encoders(folders: Mapping[str, Path]) -> tuple[dict[str, EncoderSpec]
 
 
 @lru_cache(maxsize=512)
-def _file_spec(path: str, _size: int, _changed: int) -> EncoderSpec | None:
-    """As `read_encoder_file`."""
-    return read_encoder_file(Path(path), is_whole=True)
+def _file_spec(path: Path, _identity: FileIdentity) -> EncoderSpec | None:
+    """As `read_encoder_file`. The path itself, as what it links to may have no suffix."""
+    return read_encoder_file(path, is_whole=True)

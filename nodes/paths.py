@@ -75,7 +75,7 @@ def encoder_candidates(choice: str | None) -> list[Path]:
 
 def weight_files(path: Path) -> list[Path]:
     """A file itself; of a folder, its config and safetensors."""
-    return sorted((*path.glob("*.json"), *path.glob("*.safetensors"))) if path.is_dir() else [path]
+    return sorted((*path.glob("*.json"), *path.glob("*.safetensors"))) if os.path.isdir(path) else [path]
 
 
 def check_name(name: object, where: str) -> str:

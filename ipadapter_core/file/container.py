@@ -209,9 +209,9 @@ def _check_content(path: Path, kind: str) -> None:
     start = _start_of(path, kind)
     has_header = start[_HEADER_LENGTH_BYTES:].startswith(b"{")
     if path.suffix in SAFETENSORS_SUFFIXES and start.startswith(_PICKLE_STARTS) and not has_header:
-        raise _misnamed(path, "a PyTorch pickle", path.with_suffix(".bin"))
+        raise _misnamed(path, kind, "a PyTorch pickle", path.with_suffix(".bin"))
     if path.suffix in PICKLE_SUFFIXES and has_header:
-        raise _misnamed(path, "safetensors", path.with_suffix(".safetensors"))
+        raise _misnamed(path, kind, "safetensors", path.with_suffix(".safetensors"))
     if path.suffix not in ADAPTER_SUFFIXES:
         raise UnreadableFileError(
             f"{path.name} ends in {path.suffix or 'nothing'}",
@@ -322,9 +322,9 @@ def _damaged(path: Path, kind: str, what: str) -> UnreadableFileError:
     )
 
 
-def _misnamed(path: Path, what: str, better: Path) -> UnreadableFileError:
+def _misnamed(path: Path, kind: str, what: str, better: Path) -> UnreadableFileError:
     return UnreadableFileError(
         f"{path.name} is {what} by its content",
-        expected=f"a file that is what its suffix {path.suffix} says",
+        expected=f"{a_file(kind)} that is what its suffix {path.suffix} says",
         action=f"rename it to {better.name} if you trust its source",
     )

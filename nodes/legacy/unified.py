@@ -12,7 +12,7 @@ from comfy_api.latest import io
 
 from ...ipadapter_core.backbone.sites import check_sites, describe_model, discover_sites
 from ...ipadapter_core.errors import IPAdapterError, MismatchError, UnreadableFileError
-from ...ipadapter_core.file.container import file_identity
+from ...ipadapter_core.file.container import FileIdentity, file_identity
 from ...ipadapter_core.file.spec import AdapterSpec, Projection
 from ...ipadapter_core.legacy.catalog import Wanted, choose_adapter
 from ...ipadapter_core.network.adapter import read_spec
@@ -99,7 +99,8 @@ def found_adapters() -> tuple[dict[str, AdapterSpec], str]:
     words: list[str] = []
     for name in paths.adapter_files():
         try:
-            spec = _spec_of(*file_identity(paths.adapter_path(name)))
+            path = paths.adapter_path(name)
+            spec = _spec_of(path, file_identity(path))
         except UnreadableFileError as error:
             logger.warning("Adapter file %s is left out. %s", name, error)
             words.append(f"{name} (which cannot be read)")
@@ -111,10 +112,10 @@ def found_adapters() -> tuple[dict[str, AdapterSpec], str]:
 
 
 @lru_cache(maxsize=512)
-def _spec_of(path: str, _size: int, _changed: int) -> AdapterSpec | None:
+def _spec_of(path: Path, _identity: FileIdentity) -> AdapterSpec | None:
     """The spec of a file; None if it is no adapter that runs here. Raises UnreadableFileError."""
     try:
-        return read_spec(Path(path))
+        return read_spec(path)
     except UnreadableFileError:
         raise
     except IPAdapterError as error:
