@@ -231,7 +231,7 @@ def vision_config(folder: Path) -> dict[str, object]:
 def encoder_need(spec: AdapterSpec) -> str:
     """The encoder an adapter needs, in words."""
     if not spec.reads_pictures:
-        return "no image encoder: it reads a face (IPALoadFaceModel and IPAEncodeFace)"
+        return "no image encoder: it reads a face"
     what = "pooled image_embeds" if spec.feature is Feature.IMAGE_EMBEDS else f"hidden states (layer {spec.layer})"
     named = (
         spec.encoder.name
@@ -253,7 +253,7 @@ def check_encoder(encoder: EncoderSpec, spec: AdapterSpec) -> None:
         raise MismatchError(
             f"{encoder.name}, which gives {given or 'no'}{'-wide' if given else ''} {feature}",
             expected=f"for {spec.family}: {encoder_need(spec)}",
-            action="connect that encoder, or set image_encoder of IPALoadAdapter to 'auto'",
+            action="choose or connect that encoder, or let 'auto' find it",
         )
 
 
