@@ -1,6 +1,7 @@
 """Where model files lie: `models/ipadapter`, and encoders in `models/clip_vision`, with `extra_model_paths.yaml`."""
 
 import hashlib
+import logging
 import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -16,11 +17,16 @@ ENCODERS = "clip_vision"
 AUTO = "auto"  # choices of image encoder beside those found
 NONE = "none"
 
+logger = logging.getLogger(__name__)
+
 
 def register_folders() -> None:
     """Add `models/ipadapter` to ComfyUI's folders; paths from `extra_model_paths.yaml` or another pack stay first."""
     folder = Path(folder_paths.models_dir) / ADAPTERS
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:  # a link to a disk that is not there, or a place nobody may write to
+        logger.warning("%s cannot be made (%s): no adapter is found there.", folder, error)
     folder_paths.add_model_folder_path(ADAPTERS, str(folder))
     paths, extensions = folder_paths.folder_names_and_paths[ADAPTERS]
     # A folder known from extra_model_paths.yaml alone admits every suffix.
@@ -126,19 +132,26 @@ def files_below(folder: Path, above: frozenset[str] = frozenset()) -> Iterator[t
     if real in above:
         return
     try:
-        entries = sorted(os.listdir(folder))
+        with os.scandir(folder) as entries:
+            is_folder = {entry.name: _is_folder(entry) for entry in entries}
     except OSError:
         return
-    inner = [folder / name for name in entries if os.path.isdir(folder / name)]
-    yield folder, [name for name in entries if folder / name not in inner]
-    for subfolder in inner:
-        yield from files_below(subfolder, above | {real})
+    yield folder, sorted(name for name in is_folder if not is_folder[name])
+    for name in sorted(name for name in is_folder if is_folder[name]):
+        yield from files_below(folder / name, above | {real})
 
 
 def fingerprint(files: Iterable[Path]) -> str:
     """Changes when one of the files does, comes or goes; empty where there is none."""
     there = [found for file in files if (found := _identity(file))]
     return hashlib.blake2b(repr(there).encode(), digest_size=16).hexdigest() if there else ""
+
+
+def _is_folder(entry: "os.DirEntry[str]") -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link to itself, for one
+        return False
 
 
 def _identity(path: Path) -> tuple[str, int, int] | None:

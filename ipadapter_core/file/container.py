@@ -12,6 +12,7 @@ import stat
 import struct
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 import torch
@@ -28,7 +29,6 @@ PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt")
 ADAPTER_SUFFIXES = (*SAFETENSORS_SUFFIXES, *PICKLE_SUFFIXES)
 ADAPTER = "adapter"
 _HEADER_LENGTH_BYTES = 8
-_MOST_VERIFIED = 4096  # files whose hash is known to be right
 _ZIP_START = b"PK"
 _PICKLE_STARTS = (b"\x80", _ZIP_START)  # torch's older format, and its zip
 # A damaged file fails wherever its bytes lead, a pickle wherever its opcodes do.
@@ -47,9 +47,7 @@ BROKEN_FILE_ERRORS = (
 )
 
 
-FileIdentity = tuple[str, int, int]
-# What was hashed, and the hash it had; the oldest goes first.
-_verified: dict[tuple[FileIdentity, str], None] = {}
+FileIdentity = tuple[str, int, int]  # resolved path, size, time of last change
 
 
 @dataclass(frozen=True)
@@ -129,7 +127,7 @@ def file_status(path: Path, kind: str = ADAPTER) -> os.stat_result:
 
 
 def file_identity(path: Path, kind: str = ADAPTER) -> FileIdentity:
-    """Changes when the file is replaced: resolved path, size, time of last change. Errors as `file_status`."""
+    """Changes when the file is replaced. Errors as `file_status`."""
     status = file_status(path, kind)
     return str(path.resolve()), status.st_size, status.st_mtime_ns
 
@@ -230,21 +228,18 @@ def _read_safetensors(path: Path, kind: str, can_map: bool, verify_again: bool) 
             tensors = {name: file.get_tensor(name) if can_map else file.get_tensor(name).clone() for name in names}
         stated = metadata.get(HASH_KEY)
         if stated is not None:
-            _verify(path, kind, identity, stated, verify_again)
+            found = tensor_hash(path) if verify_again else _known_hash(identity)
+            if stated.removeprefix("0x").lower() != found:
+                what = f"tensor data whose SHA-256 is not the one its metadata states ({stated})"
+                raise _damaged(path, kind, what)
     except (SafetensorError, OSError) as error:
         raise _damaged(path, kind, f"a broken safetensors file ({error})") from error
     return TensorFile(tensors, metadata)
 
 
-def _verify(path: Path, kind: str, identity: FileIdentity, stated: str, again: bool) -> None:
-    key = (identity, stated.removeprefix("0x").lower())
-    if key in _verified and not again:
-        return
-    if tensor_hash(path) != key[1]:
-        raise _damaged(path, kind, f"tensor data whose SHA-256 is not the one its metadata states ({stated})")
-    _verified[key] = None
-    while len(_verified) > _MOST_VERIFIED:
-        _verified.pop(next(iter(_verified)), None)
+@lru_cache(maxsize=4096)
+def _known_hash(identity: FileIdentity) -> str:
+    return tensor_hash(Path(identity[0]))
 
 
 def tensor_hash(path: Path) -> str:

@@ -268,3 +268,36 @@ def adapter_of_1024(base_directory: Path) -> Iterator[str]:
     path = write_safetensors(base_directory / "models" / "ipadapter" / "wide.safetensors", random_tensors(shapes))
     yield path.name
     path.unlink()
+
+
+def test_a_file_beside_a_config_that_describes_no_encoder_stands_for_itself(
+    clip_vision: Path, adapter_of_1024: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (clip_vision / "odd").mkdir()
+    (clip_vision / "odd" / "config.json").write_text('{"model_type": "open_clip"}')
+    encoders.write_single_file(clip_vision / "odd" / "l.safetensors", *SIZES["l"])
+    loaded: list[str] = []
+
+    def stop(path: Path) -> Any:
+        loaded.append(path.name)
+        raise KeyboardInterrupt  # the file has the right header and no weights
+
+    monkeypatch.setattr(comfy_host.pack("nodes.loading"), "load_encoder_file", stop)
+    with pytest.raises(KeyboardInterrupt):
+        comfy_host.run("IPALoadAdapter", adapter_file=adapter_of_1024, image_encoder="auto")
+    assert loaded == ["l.safetensors"]
+
+
+def test_a_model_folder_that_leads_nowhere_does_not_stop_the_pack(
+    base_directory: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    import folder_paths
+
+    (tmp_path / "ipadapter").symlink_to("nowhere")
+    monkeypatch.setattr(folder_paths, "models_dir", str(tmp_path))
+    monkeypatch.setitem(folder_paths.folder_names_and_paths, "ipadapter", ([], {".safetensors"}))
+    monkeypatch.setattr(folder_paths, "filename_list_cache", {})
+    paths = comfy_host.pack("nodes.paths")
+    paths.register_folders()
+    assert "cannot be made" in caplog.text
+    assert paths.adapter_files() == []
