@@ -4,6 +4,7 @@ from pathlib import Path
 
 import comfy.model_management
 import comfy.model_patcher
+import comfy.utils
 import torch
 from torch import Tensor
 
@@ -19,6 +20,9 @@ def load_encoder_folder(folder: Path) -> VisionEncoder:
     import transformers  # slow to import, and needed for folders only
 
     vision = load_vision_folder(folder, transformers)
+    if comfy.utils.DISABLE_MMAP:  # transformers leaves the weights in the file, mapped into memory
+        for tensor in (*vision.model.parameters(), *vision.model.buffers()):
+            tensor.data = tensor.data.clone()
     device = comfy.model_management.text_encoder_device()
     if not comfy.model_management.should_use_fp16(device):
         vision.model.float()
