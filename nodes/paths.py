@@ -75,7 +75,10 @@ def encoder_candidates(choice: str | None) -> list[Path]:
     if choice == NONE:
         return []
     folders = encoder_folders()
-    names = [*encoder_files(), *folders] if choice in (AUTO, None) else [choice]
+    if choice in (AUTO, None):
+        names = [*encoder_files(), *folders]
+    else:  # a file may stand for the folder it lies in
+        names = [choice, *(folder for folder in folders if Path(choice).is_relative_to(folder))]
     return [file for name in names for file in weight_files(folders.get(name) or _place(ENCODERS, name))]
 
 

@@ -169,7 +169,7 @@ def test_files_of_a_folder_are_offered_only_if_comfyui_loads_them(clip_vision: P
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "model-00001-of-00002.safetensors", "pytorch_model.bin"])
-def test_a_saved_workflow_with_such_a_file_loads_its_folder(clip_vision: Path, name: str) -> None:
+def test_a_saved_workflow_with_such_a_file_loads_its_folder(clip_vision: Path, name: str, tmp_path: Path) -> None:
     if name != "model.safetensors":
         shutil.copy(clip_vision / "mine" / "model.safetensors", clip_vision / "mine" / name)
     with nodes_of_tests():
@@ -179,6 +179,10 @@ def test_a_saved_workflow_with_such_a_file_loads_its_folder(clip_vision: Path, n
             "loader": {"class_type": "IPALoadAdapter", "inputs": loader},
             "sink": {"class_type": SINK, "inputs": {"value": ["loader", 0]}},
         }
+        assert executor.queue(graph) == {"loader", "sink"}
+        assert executor.queue(graph) == set()
+        encoders.write_folder("clip", tmp_path, seed=1)
+        shutil.copy(tmp_path / "model.safetensors", clip_vision / "mine")
         assert executor.queue(graph) == {"loader", "sink"}
         loader["image_encoder"] = "mine/gone.safetensors"
         assert "no mine/gone.safetensors in models/clip_vision" in executor.validate(graph)
