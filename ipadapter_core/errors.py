@@ -12,6 +12,7 @@ class IPAdapterError(ValueError):
 
     def __init__(self, found: str, *, expected: str, action: str) -> None:
         super().__init__(f"Found: {found}. Expected: {expected}. What to do: {action}.")
+        self.found = found
 
 
 class UnreadableFileError(IPAdapterError):

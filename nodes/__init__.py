@@ -3,6 +3,7 @@
 from comfy_api.latest import ComfyExtension, io
 from typing_extensions import override
 
+from .cache import free_with_models
 from .definitions.apply import IPAApply
 from .definitions.apply_face_lora import IPAApplyFaceLora
 from .definitions.apply_image import IPAApplyImage
@@ -29,11 +30,12 @@ NODES: tuple[type[io.ComfyNode], ...] = (
 
 
 class IPAdapterStudio(ComfyExtension):
-    """Registers the model folder and the nodes."""
+    """Registers the model folder and the nodes, and frees what they keep when ComfyUI frees models."""
 
     @override
     async def on_load(self) -> None:
         register_folders()
+        free_with_models()
 
     @override
     async def get_node_list(self) -> list[type[io.ComfyNode]]:

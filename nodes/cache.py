@@ -1,9 +1,12 @@
 """What the nodes keep between queues, bounded in bytes: image features, tokens, and their keys and values."""
 
+import functools
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
 from typing import TypeVar
+
+import comfy.model_management
 
 T = TypeVar("T")
 MAX_BYTES = 512 * 2**20
@@ -53,3 +56,19 @@ class ByteCache:
 
 
 CACHE = ByteCache(MAX_BYTES)
+
+
+def free_with_models() -> None:
+    """From now on, empty the cache whenever ComfyUI unloads all models: its buttons, `/free`, out of memory.
+
+    ComfyUI offers no hook for this. A ModelPatcher is told when it is detached, but in the same words when it makes room
+    for the next model of the same queue, and not at all if that was before. Hence the function itself is wrapped.
+    """
+    unload = comfy.model_management.unload_all_models
+
+    @functools.wraps(unload)
+    def unload_all_models() -> None:
+        CACHE.clear()
+        unload()
+
+    comfy.model_management.unload_all_models = unload_all_models

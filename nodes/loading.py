@@ -2,21 +2,27 @@
 
 import hashlib
 import logging
+import re
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import lru_cache
 from pathlib import Path
 
+import comfy.utils
+
 from ..ipadapter_core.encoder.known import (
+    FILE_KIND,
+    WEIGHTS,
     EncoderSpec,
     check_encoder,
     choose_encoder,
+    describe_encoder_folder,
     encoder_need,
     read_encoder_file,
     read_encoder_folder,
 )
 from ..ipadapter_core.errors import IPAdapterError, MismatchError, UnreadableFileError
-from ..ipadapter_core.file.container import SAFETENSORS_SUFFIXES
+from ..ipadapter_core.file.container import SAFETENSORS_SUFFIXES, FileIdentity, file_identity
 from ..ipadapter_core.file.spec import AdapterSpec
 from ..ipadapter_core.network.adapter import load_adapter
 from . import paths
@@ -26,6 +32,8 @@ from .sockets import WEIGHT_OPERATIONS, LoadedAdapter
 
 logger = logging.getLogger(__name__)
 
+_SHARD = re.compile(r"-\d{5}-of-\d{5}\.")  # in the name of a part of a file
+
 
 def open_adapter(adapter_file: str, image_encoder: str) -> LoadedAdapter:
     """Load a file of models/ipadapter, and an encoder: by its name, the one that fits (`auto`), or `none`.
@@ -34,10 +42,10 @@ def open_adapter(adapter_file: str, image_encoder: str) -> LoadedAdapter:
         IPAdapterError: a file that is no adapter we know, or no encoder that fits it.
     """
     path = paths.adapter_path(adapter_file)
-    network = load_adapter(path, WEIGHT_OPERATIONS)
+    identity = hashlib.blake2b(repr(file_identity(path)).encode(), digest_size=8).hexdigest()
+    network = load_adapter(path, WEIGHT_OPERATIONS, can_map=not comfy.utils.DISABLE_MMAP)
     wants_encoder = image_encoder != paths.NONE and network.spec.reads_pictures
     encoder = _load_encoder(network.spec, image_encoder) if wants_encoder else None
-    identity = hashlib.blake2b(repr(paths.file_identity(path)).encode(), digest_size=8).hexdigest()
     return LoadedAdapter(name=adapter_file, adapter_id=identity, network=network, encoder=encoder)
 
 
@@ -53,24 +61,58 @@ def describe(adapter: LoadedAdapter) -> str:
     )
 
 
-def _load_encoder(spec: AdapterSpec, choice: str) -> VisionEncoder:
+def encoder_choices() -> list[str]:
+    """What may be chosen as image encoder. A file of a transformers folder is, if ComfyUI loads it alone as well."""
     folders = paths.encoder_folders()
-    name = choose_encoder(spec, _found_encoders(folders), paths.encoder_roots()) if choice == paths.AUTO else choice
+    files = [name for name in paths.encoder_files() if not _folder_for(name, folders)]
+    return [paths.AUTO, paths.NONE, *folders, *files]
+
+
+def knows_encoder(choice: str) -> bool:
+    """Whether a choice of image encoder can be understood, offered or not."""
+    return choice in (paths.AUTO, paths.NONE, *paths.encoder_folders(), *paths.encoder_files())
+
+
+def _load_encoder(spec: AdapterSpec, choice: str) -> VisionEncoder:
+    paths.check_name(choice, f"models/{paths.ENCODERS}")
+    folders = paths.encoder_folders()
+    if choice == paths.AUTO:
+        found, left_out = _found_encoders(folders)
+        choice = choose_encoder(spec, found, paths.encoder_roots(), left_out)
+    name = choice if choice in folders else _folder_for(choice, folders) or choice
     if name in folders:
         check_encoder(read_encoder_folder(folders[name]), spec)
         return _shared(folders[name], load_encoder_folder)
     path = paths.encoder_file_path(name)
-    if path.suffix in SAFETENSORS_SUFFIXES and (found := _file_spec(*paths.file_identity(path))):
-        check_encoder(found, spec)
-        if not comfyui_loads(found):
+    if found_spec := _file_spec(path, file_identity(path, FILE_KIND)):
+        check_encoder(found_spec, spec)
+        if not comfyui_loads(found_spec):
             raise MismatchError(
-                f"{name} is {found.name}, a size that ComfyUI's single-file loader does not know",
+                f"{name} is {found_spec.name}, a size that ComfyUI's single-file loader does not know",
                 expected="a usual CLIP, SigLIP or DINO encoder, or a transformers folder",
-                action="put its config.json beside the safetensors file in a folder of models/clip_vision",
+                action=f"make a folder in models/clip_vision with this file as {WEIGHTS} and the encoder's config.json, "
+                "and choose that folder",
             )
     encoder = _shared(path, load_encoder_file)
     check_encoder(encoder.spec, spec)
     return encoder
+
+
+def _folder_for(name: str, folders: Mapping[str, Path]) -> str | None:
+    """The folder to take in place of a file inside it that ComfyUI cannot load alone, such as a shard."""
+    inside = [folder for folder in folders if Path(name).is_relative_to(folder)]
+    if not inside or name not in paths.encoder_files():
+        return None
+    folder = max(inside, key=len)
+    try:
+        if Path(name).suffix.lower() in SAFETENSORS_SUFFIXES:
+            path = paths.encoder_file_path(name)
+            spec = _file_spec(path, file_identity(path, FILE_KIND))
+        else:  # a pickle, which is not read for this
+            spec = None if _SHARD.search(name) else describe_encoder_folder(folders[folder])
+    except UnreadableFileError:
+        spec = None
+    return None if spec is not None and comfyui_loads(spec) else folder
 
 
 # Two adapters that need one encoder share it, and with it the cached features; nobody keeps it alive but they.
@@ -78,35 +120,48 @@ _in_use: "weakref.WeakValueDictionary[object, VisionEncoder]" = weakref.WeakValu
 
 
 def _shared(path: Path, load: Callable[[Path], VisionEncoder]) -> VisionEncoder:
-    key = tuple(paths.file_identity(file) for file in paths.weight_files(path))
+    key = paths.fingerprint(paths.weight_files(path))
     encoder = _in_use.get(key)
     if encoder is None:
         encoder = _in_use[key] = load(path)
     return encoder
 
 
-def _found_encoders(folders: dict[str, Path]) -> dict[str, EncoderSpec]:
-    """Every encoder `auto` may take, files first; broken or foreign files among them are left out with a warning."""
-    found: dict[str, EncoderSpec] = {}
-    for name in paths.encoder_files():
-        path = paths.encoder_file_path(name)
-        if path.suffix not in SAFETENSORS_SUFFIXES or f"{Path(name).parent.as_posix()}/" in folders:
-            continue
-        try:
-            spec = _file_spec(*paths.file_identity(path))
-        except UnreadableFileError as error:
-            logger.warning("Image encoder %s is left out. %s", name, error)
-            continue
-        if spec is not None and comfyui_loads(spec):
-            found[name] = spec
+def _found_encoders(folders: Mapping[str, Path]) -> tuple[dict[str, EncoderSpec], dict[str, str]]:
+    """Every encoder `auto` may take, files first; and what else lies there, with the reason why it does not.
+
+    What is broken or cannot be read is left out with a warning; a folder stands for the files in it.
+    """
+    by_folder: dict[str, EncoderSpec] = {}
+    left_out: dict[str, str] = {}
     for name, folder in folders.items():
         try:
-            found[name] = read_encoder_folder(folder)
+            by_folder[name] = read_encoder_folder(folder)
         except IPAdapterError as error:
             logger.warning("Image encoder folder %s is left out. %s", name, error)
-    return found
+            left_out[name] = error.found
+    by_file: dict[str, EncoderSpec] = {}
+    for name in paths.encoder_files():
+        if any(Path(name).is_relative_to(folder) for folder in by_folder):
+            continue
+        try:
+            path = paths.encoder_file_path(name)
+            is_pickle = path.suffix.lower() not in SAFETENSORS_SUFFIXES
+            spec = None if is_pickle else _file_spec(path, file_identity(path, FILE_KIND))
+        except UnreadableFileError as error:
+            logger.warning("Image encoder %s is left out. %s", name, error)
+            left_out[name] = error.found
+            continue
+        if spec is not None and comfyui_loads(spec):
+            by_file[name] = spec
+        elif is_pickle:
+            left_out[name] = f"a pickle, which '{paths.AUTO}' does not open"
+        elif spec is not None:
+            left_out[name] = f"{spec.name}, which ComfyUI does not load from a single file"
+    return by_file | by_folder, left_out
 
 
 @lru_cache(maxsize=512)
-def _file_spec(path: str, _size: int, _changed: int) -> EncoderSpec | None:
-    return read_encoder_file(Path(path))
+def _file_spec(path: Path, _identity: FileIdentity) -> EncoderSpec | None:
+    """As `read_encoder_file`. The path itself, as what it links to may have no suffix."""
+    return read_encoder_file(path, is_whole=True)

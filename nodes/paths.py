@@ -1,22 +1,32 @@
 """Where model files lie: `models/ipadapter`, and encoders in `models/clip_vision`, with `extra_model_paths.yaml`."""
 
+import hashlib
+import logging
 import os
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import folder_paths
 
-from ..ipadapter_core.file.container import ADAPTER_SUFFIXES
+from ..ipadapter_core.encoder.known import FILE_KIND
+from ..ipadapter_core.errors import BadInputError, UnreadableFileError
+from ..ipadapter_core.file.container import ADAPTER, ADAPTER_SUFFIXES, file_status
 
 ADAPTERS = "ipadapter"
 ENCODERS = "clip_vision"
-AUTO = "auto"  # choices of IPALoadAdapter beside the encoders found
+AUTO = "auto"  # choices of image encoder beside those found
 NONE = "none"
+
+logger = logging.getLogger(__name__)
 
 
 def register_folders() -> None:
     """Add `models/ipadapter` to ComfyUI's folders; paths from `extra_model_paths.yaml` or another pack stay first."""
     folder = Path(folder_paths.models_dir) / ADAPTERS
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:  # a link to a disk that is not there, or a place nobody may write to
+        logger.warning("%s cannot be made (%s): no adapter is found there.", folder, error)
     folder_paths.add_model_folder_path(ADAPTERS, str(folder))
     paths, extensions = folder_paths.folder_names_and_paths[ADAPTERS]
     # A folder known from extra_model_paths.yaml alone admits every suffix.
@@ -28,7 +38,13 @@ def adapter_files() -> list[str]:
 
 
 def adapter_path(name: str) -> Path:
-    return Path(folder_paths.get_full_path_or_raise(ADAPTERS, name))
+    """Errors as `model_path`."""
+    return model_path(ADAPTERS, name, ADAPTER)
+
+
+def adapter_candidates(name: str | None) -> list[Path]:
+    """The file of a name, there or not; all there are where the name is not known yet, as with a linked input."""
+    return model_candidates(ADAPTERS, adapter_files() if name is None else [name])
 
 
 def encoder_files() -> list[str]:
@@ -42,33 +58,119 @@ def encoder_roots() -> list[str]:
 def encoder_folders() -> dict[str, Path]:
     """Folders in transformers layout below the encoder paths, by their name with a trailing slash."""
     found: dict[str, Path] = {}
-    for base in encoder_roots():
-        for folder, subfolders, files in os.walk(base, followlinks=True):
-            subfolders.sort()
+    for base in map(Path, encoder_roots()):
+        for folder, files in files_below(base):
             if "config.json" in files and folder != base:
-                found.setdefault(f"{Path(folder).relative_to(base).as_posix()}/", Path(folder))
+                found.setdefault(f"{folder.relative_to(base).as_posix()}/", folder)
     return dict(sorted(found.items()))
 
 
 def encoder_file_path(name: str) -> Path:
-    return Path(folder_paths.get_full_path_or_raise(ENCODERS, name))
+    """Errors as `model_path`."""
+    return model_path(ENCODERS, name, FILE_KIND)
 
 
-def encoder_candidates(choice: str) -> list[Path]:
-    """The weight files that a choice of image encoder depends on; all there are for `auto`."""
+def encoder_candidates(choice: str | None) -> list[Path]:
+    """The files that a choice of image encoder depends on; all there are for `auto` and where it is not known yet."""
     if choice == NONE:
         return []
     folders = encoder_folders()
-    names = [*encoder_files(), *folders] if choice == AUTO else [choice]
-    return [file for name in names for file in weight_files(folders.get(name) or encoder_file_path(name))]
+    if choice in (AUTO, None):
+        names = [*encoder_files(), *folders]
+    else:  # a file may stand for the folder it lies in
+        names = [choice, *(folder for folder in folders if Path(choice).is_relative_to(folder))]
+    return [file for name in names for file in weight_files(folders.get(name) or _place(ENCODERS, name))]
 
 
 def weight_files(path: Path) -> list[Path]:
     """A file itself; of a folder, its config and safetensors."""
-    return sorted((*path.glob("*.json"), *path.glob("*.safetensors"))) if path.is_dir() else [path]
+    return sorted((*path.glob("*.json"), *path.glob("*.safetensors"))) if os.path.isdir(path) else [path]
 
 
-def file_identity(path: Path) -> tuple[str, int, int]:
-    """Changes when the file is replaced: resolved path, size, time of last change."""
-    stat = path.stat()
-    return str(path.resolve()), stat.st_size, stat.st_mtime_ns
+def check_name(name: object, where: str) -> str:
+    """What should name a file, or a choice like one.
+
+    Raises:
+        BadInputError: no text, as a linked input may give.
+    """
+    if not isinstance(name, str):
+        raise BadInputError(
+            f"{name!r} where the name of a file is needed",
+            expected=f"the name of a file of {where}",
+            action="choose one, or connect a node that gives its name",
+        )
+    return name
+
+
+def model_path(folder: str, name: object, kind: str) -> Path:
+    """Where a file of one of ComfyUI's model folders lies.
+
+    Args:
+        folder: as ComfyUI knows it, such as "loras".
+        kind: what the file should be, for messages.
+
+    Raises:
+        BadInputError: as `check_name`.
+        UnreadableFileError: there is no such file, or a link that leads nowhere, a folder, a pipe.
+    """
+    place = _place(folder, check_name(name, f"models/{folder}"))
+    if not os.path.lexists(place):
+        raise UnreadableFileError(
+            f"no file {name} in {' or '.join(folder_paths.get_folder_paths(folder))}",
+            expected=f"the name of a file of models/{folder}",
+            action="choose another file or put this one back",
+        )
+    file_status(place, kind)
+    return place
+
+
+def model_candidates(folder: str, names: Iterable[str]) -> list[Path]:
+    """Where files of one of ComfyUI's model folders lie, whether they can be read or not."""
+    return [_place(folder, name) for name in names]
+
+
+def files_below(folder: Path, above: frozenset[str] = frozenset()) -> Iterator[tuple[Path, list[str]]]:
+    """Every folder from this one down, links followed but never in a circle, and the names of its files."""
+    real = os.path.realpath(folder)
+    if real in above:
+        return
+    try:
+        with os.scandir(folder) as entries:
+            is_folder = {entry.name: _is_folder(entry) for entry in entries}
+    except OSError:
+        return
+    yield folder, sorted(name for name in is_folder if not is_folder[name])
+    for name in sorted(name for name in is_folder if is_folder[name]):
+        yield from files_below(folder / name, above | {real})
+
+
+def fingerprint(files: Iterable[Path]) -> str:
+    """Changes when one of the files does, comes or goes; empty where there is none."""
+    there = [found for file in files if (found := _identity(file))]
+    return hashlib.blake2b(repr(there).encode(), digest_size=16).hexdigest() if there else ""
+
+
+def _is_folder(entry: "os.DirEntry[str]") -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link to itself, for one
+        return False
+
+
+def _identity(path: Path) -> tuple[str, int, int] | None:
+    try:
+        status = path.stat()
+    except (OSError, ValueError):
+        return None
+    return os.path.realpath(path), status.st_size, status.st_mtime_ns
+
+
+def _place(folder: str, name: str) -> Path:
+    """Of the places where a file may lie the first that has it, else the first that has something of its name."""
+    inside = os.path.relpath(os.path.join("/", name), "/")
+    places = [Path(base) / inside for base in folder_paths.get_folder_paths(folder)]
+    for is_there in (os.path.isfile, os.path.lexists):
+        for place in places:
+            if is_there(place):
+                return place
+    return places[0]

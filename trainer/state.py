@@ -24,6 +24,7 @@ from .config_file import ConfigError, read_config, write_config
 from .models.network import TrainableAdapter
 from .sharding import SHARDED
 
+_KIND = "checkpoint"  # in messages
 ADAPTER, EMA, COUNTERS, CONFIG, REST = "adapter.safetensors", "ema.safetensors", "state.json", "config.toml", "rest"
 BEST = "best.safetensors"  # in the run folder
 _PREFIX = "step-"
@@ -109,10 +110,10 @@ class State:
         for name, value in stated.items():
             setattr(self.counters, name, value)
         if self.accelerator.distributed_type not in SHARDED:
-            self.network.adapter.load_state_dict(read_tensors(folder / ADAPTER).tensors)
+            self.network.adapter.load_state_dict(read_tensors(folder / ADAPTER, _KIND).tensors)
         self.accelerator.load_state(str(folder / REST))
         if self.ema is not None:
-            shadow = read_tensors(folder / EMA).tensors
+            shadow = read_tensors(folder / EMA, _KIND).tensors
             names = trained_names(self.network)
             state = self.ema.state_dict() | {"optimization_step": self.counters.ema_step}
             self.ema.load_state_dict(state | {"shadow_params": [shadow[name] for name in names]})

@@ -11,6 +11,7 @@ from .rows import Place
 
 AREA, BILINEAR = "area", "bilinear"
 _MASKS_AT_ONCE = 16  # resized in float64, which takes twice the memory of a mask
+_ROUNDING = 1e-4  # outside 0..1: what an antialiased resize adds
 
 
 def read_mask(mask: Tensor) -> Tensor:
@@ -36,20 +37,22 @@ def read_mask(mask: Tensor) -> Tensor:
 
 
 def check_mask(mask: Tensor) -> Tensor:
-    """A MASK as (M, H, W) float32 on the CPU, values 0..1.
+    """A MASK as (M, H, W) float32 on the CPU, values 0..1; what rounding left outside is clamped.
 
     Raises:
         BadInputError: as `read_mask`, or values outside 0..1.
     """
+    steps = 2 * torch.finfo(mask.dtype).eps if mask.is_floating_point() else 0.0
+    margin = max(_ROUNDING, steps)
     mask = read_mask(mask)
     low, high = mask.min().item(), mask.max().item()
-    if low < 0 or high > 1:
+    if low < -margin or high > 1 + margin:
         raise BadInputError(
-            f"a mask with values from {low:g} to {high:g}",
+            f"a mask with values from {low:.7g} to {high:.7g}",
             expected="values from 0 (image prompt off) to 1 (fully on)",
             action="rescale or clamp the mask before connecting it",
         )
-    return mask
+    return mask if low >= 0 and high <= 1 else mask.clamp(0, 1)
 
 
 def mask_to_tokens(mask: Tensor, height: int, width: int, resampling: str = AREA, place: Place | None = None) -> Tensor:

@@ -7,6 +7,8 @@ from torch import Tensor
 
 from ..errors import BadInputError
 
+_ROUNDING = 1e-6  # of a percent that another node computed
+
 
 @dataclass(frozen=True)
 class SigmaRange:
@@ -36,12 +38,16 @@ class PercentRange:
     end: float
 
     def __post_init__(self) -> None:
-        if not 0 <= self.start <= self.end <= 1:
+        start, end = self.start, self.end
+        if not -_ROUNDING <= start <= end + _ROUNDING <= 1 + 2 * _ROUNDING:
             raise BadInputError(
-                f"start_percent {self.start:g} and end_percent {self.end:g}",
+                f"start_percent {start:.7g} and end_percent {end:.7g}",
                 expected="0 <= start_percent <= end_percent <= 1",
                 action="set start_percent to where the image prompt begins and end_percent to where it ends",
             )
+        end = min(max(end, 0.0), 1.0)
+        object.__setattr__(self, "end", end)
+        object.__setattr__(self, "start", min(max(start, 0.0), end))
 
     def sigmas(self, percent_to_sigma: Callable[[float], float]) -> SigmaRange:
         """The same in sigmas of a noise schedule (`model_sampling.percent_to_sigma`)."""

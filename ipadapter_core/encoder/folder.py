@@ -6,8 +6,8 @@ itself is handed in by the caller: this package stands without it.
 
 # B pictures, S input size or feature positions, E feature width
 
-import json
 import math
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from ..errors import UnreadableFileError
+from ..file.container import read_json
 from ..file.spec import Feature
 from .known import EncoderSpec, read_encoder_folder, vision_config
 from .pixels import PixelFormat
@@ -118,12 +119,12 @@ def read_pixel_format(folder: Path, config: Any) -> PixelFormat:
 
 def _preprocessor(folder: Path) -> dict[str, Any]:
     path = folder / "preprocessor_config.json"
-    if not path.is_file():
+    if not os.path.lexists(path):
         return {}
     try:
-        preprocessor = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise _bad_preprocessor(folder, f"text that is not JSON ({error})") from error
+        preprocessor = read_json(path, "preprocessor")
+    except UnreadableFileError as error:
+        raise _bad_preprocessor(folder, f"text that is not JSON ({error.found})") from error
     if not isinstance(preprocessor, dict):
         raise _bad_preprocessor(folder, f"a {type(preprocessor).__name__}")
     return preprocessor

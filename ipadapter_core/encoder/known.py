@@ -1,14 +1,15 @@
 """Image encoders as facts: recognised by safetensors header or `config.json`, and matched to what an adapter needs."""
 
-import json
 import math
+import os
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import MappingProxyType
 
 from ..errors import MismatchError, UnreadableFileError
-from ..file.container import read_header
+from ..file.container import ADAPTER_SUFFIXES, SAFETENSORS_SUFFIXES, read_header, read_json, read_tensors
 from ..file.signatures import Shapes
 from ..file.spec import AdapterSpec, Feature
 
@@ -79,6 +80,9 @@ MODEL_TYPES = {
     "dinov2_with_registers": "DINOv2",
     "dinov3_vit": "DINOv3",
 }
+FILE_KIND = "image encoder"  # in messages
+WEIGHTS, WEIGHTS_INDEX = "model.safetensors", "model.safetensors.index.json"  # of a folder; of one with shards
+_PICKLED_PREFIX = "state_dict."
 _LARGEST_PATCH = 32  # pixels
 _FLAT_PATCHES, _SQUARE_PATCHES = 2, 4  # rank of a patch embedding's weight
 # What transformers assumes for what a config leaves out; published SigLIP folders leave out nearly everything.
@@ -98,18 +102,25 @@ _VISION_PARTS = {
 }
 
 
-def read_encoder_file(path: Path) -> EncoderSpec | None:
-    """What encoder a safetensors file holds, from its header; None if it holds none.
+def read_encoder_file(path: Path, *, is_whole: bool = False) -> EncoderSpec | None:
+    """What encoder a file holds, of safetensors from the header alone; None if it holds none that is known.
+
+    Args:
+        is_whole: the data must be there as well, as far as the file's size tells.
 
     Raises:
-        UnreadableFileError: not safetensors.
+        UnreadableFileError: it cannot be read, or is damaged.
     """
-    shapes = {
-        name: tuple(int(size) for size in shape)
-        for name, entry in read_header(path).items()
-        if isinstance(shape := entry.get("shape"), list)
-    }
-    return encoder_from_shapes(shapes)
+    if path.suffix in SAFETENSORS_SUFFIXES:
+        entries = read_header(path, FILE_KIND, is_whole=is_whole)
+        sizes = {name: entry.get("shape") for name, entry in entries.items()}
+        return encoder_from_shapes(
+            {name: tuple(int(size) for size in shape) for name, shape in sizes.items() if isinstance(shape, list)}
+        )
+    if path.suffix not in ADAPTER_SUFFIXES:
+        return None
+    tensors = read_tensors(path, FILE_KIND).tensors
+    return encoder_from_shapes({name.removeprefix(_PICKLED_PREFIX): tuple(x.shape) for name, x in tensors.items()})
 
 
 def encoder_from_shapes(shapes: Shapes) -> EncoderSpec | None:
@@ -151,16 +162,40 @@ def read_encoder_folder(folder: Path) -> EncoderSpec:
     """What encoder a folder in transformers layout holds, from `config.json`.
 
     Raises:
-        UnreadableFileError: no readable config, no vision model in it, or no safetensors beside it.
+        UnreadableFileError: no readable config, no vision model in it, or no usable safetensors beside it.
+    """
+    encoder = describe_encoder_folder(folder)
+    weights = folder_weights(folder)
+    if not weights:
+        raise UnreadableFileError(
+            f"{folder.name} has a config.json but no safetensors file",
+            expected=f"config.json and {WEIGHTS}",
+            action="put the weights beside the config (pickled weights are not loaded)",
+        )
+    for file in weights:
+        read_header(file, FILE_KIND, is_whole=True)
+    return encoder
+
+
+def folder_weights(folder: Path) -> list[Path]:
+    """The safetensors files of a folder that transformers reads: one file, or the shards of its index."""
+    if os.path.lexists(folder / WEIGHTS):
+        return [folder / WEIGHTS]
+    if not os.path.lexists(folder / WEIGHTS_INDEX):
+        return sorted(folder.glob("*.safetensors"))
+    index = read_json(folder / WEIGHTS_INDEX, FILE_KIND)
+    places = index.get("weight_map") if isinstance(index, dict) else None
+    return [folder / str(name) for name in sorted(set(places.values()))] if isinstance(places, dict) else []
+
+
+def describe_encoder_folder(folder: Path) -> EncoderSpec:
+    """What encoder the `config.json` of a folder describes, whatever lies beside it.
+
+    Raises:
+        UnreadableFileError: no readable config, or no vision model in it.
     """
     config = vision_config(folder)
     kind = MODEL_TYPES[str(config["model_type"])]
-    if not any(folder.glob("*.safetensors")):
-        raise UnreadableFileError(
-            f"{folder.name} has a config.json but no safetensors file",
-            expected="config.json and model.safetensors",
-            action="put the weights beside the config (pickled weights are not loaded)",
-        )
     width, patch = _integer(config, "hidden_size", folder), _integer(config, "patch_size", folder)
     has_fixed_size = kind in ("CLIP", "SigLIP")
     return EncoderSpec(
@@ -175,27 +210,28 @@ def read_encoder_folder(folder: Path) -> EncoderSpec:
 def vision_config(folder: Path) -> dict[str, object]:
     """The vision part of a folder's `config.json`, with its `model_type` and what transformers assumes.
 
-    Errors as `read_encoder_folder`.
+    Errors as `describe_encoder_folder`.
     """
     try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise _bad_folder(folder, f"a config.json that cannot be read ({error})") from error
-    model_type = config.get("model_type") if isinstance(config, dict) else None
-    if model_type in _VISION_PARTS and isinstance(config.get("vision_config"), dict):
+        config = read_json(folder / "config.json", "config")
+    except UnreadableFileError as error:
+        raise _bad_folder(folder, f"a config.json that cannot be read ({error.found})") from error
+    whole: dict[str, object] = config if isinstance(config, dict) else {}
+    model_type, part = whole.get("model_type"), whole.get("vision_config")
+    if isinstance(model_type, str) and model_type in _VISION_PARTS and isinstance(part, dict):
         # a whole CLIP states its projection_dim at the top; the vision part may carry a wrong default
-        whole = {"projection_dim": config["projection_dim"]} if "projection_dim" in config else {}
+        stated = {"projection_dim": whole["projection_dim"]} if "projection_dim" in whole else {}
         vision_type = _VISION_PARTS[model_type]
-        return {**CONFIG_DEFAULTS[vision_type], **config["vision_config"], **whole, "model_type": vision_type}
-    if model_type not in MODEL_TYPES:
+        return {**CONFIG_DEFAULTS[vision_type], **part, **stated, "model_type": vision_type}
+    if not isinstance(model_type, str) or model_type not in MODEL_TYPES:
         raise _bad_folder(folder, f"a config.json of model_type {model_type!r}")
-    return {**CONFIG_DEFAULTS[model_type], **config}
+    return {**CONFIG_DEFAULTS[model_type], **whole}
 
 
 def encoder_need(spec: AdapterSpec) -> str:
     """The encoder an adapter needs, in words."""
     if not spec.reads_pictures:
-        return "no image encoder: it reads a face (IPALoadFaceModel and IPAEncodeFace)"
+        return "no image encoder: it reads a face"
     what = "pooled image_embeds" if spec.feature is Feature.IMAGE_EMBEDS else f"hidden states (layer {spec.layer})"
     named = (
         spec.encoder.name
@@ -217,11 +253,16 @@ def check_encoder(encoder: EncoderSpec, spec: AdapterSpec) -> None:
         raise MismatchError(
             f"{encoder.name}, which gives {given or 'no'}{'-wide' if given else ''} {feature}",
             expected=f"for {spec.family}: {encoder_need(spec)}",
-            action="connect that encoder, or set image_encoder of IPALoadAdapter to 'auto'",
+            action="choose or connect that encoder, or let 'auto' find it",
         )
 
 
-def choose_encoder(spec: AdapterSpec, found: Mapping[str, EncoderSpec], folders: Iterable[str]) -> str:
+def choose_encoder(
+    spec: AdapterSpec,
+    found: Mapping[str, EncoderSpec],
+    folders: Iterable[str],
+    left_out: Mapping[str, str] = MappingProxyType({}),
+) -> str:
     """The one encoder among those found that fits an adapter.
 
     Published adapters read CLIP unless their metadata says otherwise, so CLIP goes before other kinds. Copies of one
@@ -230,6 +271,7 @@ def choose_encoder(spec: AdapterSpec, found: Mapping[str, EncoderSpec], folders:
     Args:
         found: encoders by name, in the order to prefer.
         folders: where they were looked for; for the message.
+        left_out: what else lies there, and why it was not looked at; for the message.
 
     Raises:
         MismatchError: none fits, or several different ones do.
@@ -243,11 +285,13 @@ def choose_encoder(spec: AdapterSpec, found: Mapping[str, EncoderSpec], folders:
     ):
         matching = [name for name in matching if is_better(name)] or matching
     if not matching:
-        have = "; ".join(f"{name} is {encoder.name}" for name, encoder in found.items()) or "no image encoder at all"
+        have = [f"{name} is {encoder.name}" for name, encoder in found.items()]
+        passed_over = [f"{name} was left out: {why}" for name, why in left_out.items()]
         raise MismatchError(
-            f"{have}",
+            "; ".join((*have, *passed_over)) or "no image encoder at all",
             expected=f"for {spec.family}: {encoder_need(spec)}",
-            action=f"put that encoder (safetensors) into {' or '.join(folders)}",
+            action=f"put that encoder (safetensors) into {' or '.join(folders)}"
+            + (", or choose one that was left out by its name" if left_out else ""),
         )
     # a file and a folder of one encoder may differ in embed_dim alone: ComfyUI's SigLIP has no pooling head
     different = {replace(found[name], embed_dim=None) for name in matching}

@@ -1,12 +1,18 @@
-"""Reading and writing adapter files: `.safetensors` (memory-mapped) and `.bin` (`weights_only=True`), no code runs."""
+"""Reading and writing files of tensors: `.safetensors` (memory-mapped) and `.bin` (`weights_only=True`), no code runs.
 
+Every reader takes what the file should be, such as "adapter" or "image encoder", for its messages.
+"""
+
+import errno
 import hashlib
 import json
 import os
 import pickle
+import stat
 import struct
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 import torch
@@ -21,11 +27,14 @@ HEADER_LIMIT = 100_000_000  # bytes; safetensors' own limit
 SAFETENSORS_SUFFIXES = (".safetensors", ".sft")
 PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt")
 ADAPTER_SUFFIXES = (*SAFETENSORS_SUFFIXES, *PICKLE_SUFFIXES)
+ADAPTER = "adapter"
 _HEADER_LENGTH_BYTES = 8
 _ZIP_START = b"PK"
 _PICKLE_STARTS = (b"\x80", _ZIP_START)  # torch's older format, and its zip
-# A damaged pickle fails wherever its opcodes lead.
-_BROKEN_PICKLE = (
+# A damaged file fails wherever its bytes lead, a pickle wherever its opcodes do.
+BROKEN_FILE_ERRORS = (
+    SafetensorError,
+    pickle.UnpicklingError,
     RuntimeError,
     OSError,
     EOFError,
@@ -38,6 +47,9 @@ _BROKEN_PICKLE = (
 )
 
 
+FileIdentity = tuple[str, int, int]  # resolved path, size, time of last change
+
+
 @dataclass(frozen=True)
 class TensorFile:
     """Tensors under flat names (`image_proj.proj.weight`) and the file's metadata."""
@@ -46,37 +58,98 @@ class TensorFile:
     metadata: dict[str, str]
 
 
-def read_tensors(path: Path) -> TensorFile:
-    """Read an adapter file without running code in it and, for safetensors, without copying its tensors.
+def read_tensors(path: Path, kind: str = ADAPTER, *, can_map: bool = True, verify_again: bool = False) -> TensorFile:
+    """Read a file of tensors without running code in it.
+
+    Args:
+        kind: what the file should be, for messages.
+        can_map: leave the tensors in the file, mapped into memory, where its form allows; else they are copied.
+        verify_again: hash the data even if this very file was found right before.
 
     Raises:
         UnreadableFileError: missing, empty, truncated, damaged, misnamed, or a pickle that wants to run code.
     """
-    _check_content(path)
+    _check_content(path, kind)
     if path.suffix in SAFETENSORS_SUFFIXES:
-        return _read_safetensors(path)
-    return TensorFile(_flatten(read_pickle(path), path), {})
+        return _read_safetensors(path, kind, can_map, verify_again)
+    return TensorFile(_flatten(read_pickle(path, kind, can_map=can_map), path, kind), {})
 
 
-def read_header(path: Path) -> dict[str, dict[str, object]]:
+def read_header(path: Path, kind: str = ADAPTER, *, is_whole: bool = False) -> dict[str, dict[str, object]]:
     """Names, dtypes and shapes of a safetensors file, from its header alone.
+
+    Args:
+        is_whole: the data must be there as well, as far as the file's size tells.
 
     Raises:
         UnreadableFileError: not a safetensors file, or its header is damaged.
     """
-    size = path.stat().st_size
-    with path.open("rb") as file:
-        start = file.read(_HEADER_LENGTH_BYTES)
-        length = struct.unpack("<Q", start)[0] if len(start) == _HEADER_LENGTH_BYTES else 0
-        if not 2 <= length <= min(HEADER_LIMIT, size - _HEADER_LENGTH_BYTES):
-            raise _damaged(path, f"a header of {length} bytes in a file of {size} bytes")
-        try:
-            header = json.loads(file.read(length))
-        except (ValueError, RecursionError) as error:
-            raise _damaged(path, f"a header that is not JSON ({error})") from error
+    size = file_status(path, kind).st_size
+    try:
+        with path.open("rb") as file:
+            start = file.read(_HEADER_LENGTH_BYTES)
+            length = struct.unpack("<Q", start)[0] if len(start) == _HEADER_LENGTH_BYTES else 0
+            is_possible = 2 <= length <= min(HEADER_LIMIT, size - _HEADER_LENGTH_BYTES)
+            text = file.read(length) if is_possible else b""
+    except OSError as error:
+        raise _unreadable(path, kind, error) from error
+    if not is_possible:
+        raise _damaged(path, kind, f"a header of {length} bytes in a file of {size} bytes")
+    try:
+        header = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise _damaged(path, kind, f"a header that is not JSON ({error})") from error
     if not isinstance(header, dict):
-        raise _damaged(path, "a header that is not a JSON object")
-    return {name: entry for name, entry in header.items() if isinstance(entry, dict)}
+        raise _damaged(path, kind, "a header that is not a JSON object")
+    entries = {name: entry for name, entry in header.items() if isinstance(entry, dict)}
+    missing = _HEADER_LENGTH_BYTES + length + _data_length(entries) - size
+    if is_whole and missing > 0:
+        raise _damaged(path, kind, f"a broken safetensors file (its last {missing} bytes are missing)")
+    return entries
+
+
+def file_status(path: Path, kind: str = ADAPTER) -> os.stat_result:
+    """Size and time of an ordinary file, links followed.
+
+    Raises:
+        UnreadableFileError: there is none at this path; says why, and what is there instead.
+    """
+    try:
+        status = path.stat()
+    except (OSError, ValueError) as error:
+        raise _unreadable(path, kind, error) from error
+    if not stat.S_ISREG(status.st_mode):  # opening a pipe would wait for ever
+        what = "a folder" if stat.S_ISDIR(status.st_mode) else "a pipe or a device"
+        raise UnreadableFileError(
+            f"{path} is {what}", expected=f"{a_file(kind)}", action="choose another file or put the right one there"
+        )
+    return status
+
+
+def file_identity(path: Path, kind: str = ADAPTER) -> FileIdentity:
+    """Changes when the file is replaced. Errors as `file_status`."""
+    status = file_status(path, kind)
+    return str(path.resolve()), status.st_size, status.st_mtime_ns
+
+
+def read_json(path: Path, kind: str) -> object:
+    """What a JSON file holds.
+
+    Raises:
+        UnreadableFileError: it cannot be read, or is no JSON.
+    """
+    file_status(path, kind)
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise _unreadable(path, kind, error) from error
+    except (ValueError, RecursionError) as error:
+        raise _damaged(path, kind, f"text that is not JSON ({error})") from error
+
+
+def a_file(kind: str) -> str:
+    """ "an adapter file", "a LoRA file"."""
+    return f"{'an' if kind[0].lower() in 'aeio' else 'a'} {kind} file"
 
 
 def write_safetensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
@@ -112,45 +185,61 @@ def sync(*paths: Path) -> None:
             os.close(descriptor)
 
 
-def _check_content(path: Path) -> None:
-    if not path.is_file():
-        raise UnreadableFileError(
-            f"no file at {path}", expected="an adapter file", action="choose another file or put this one back"
-        )
-    with path.open("rb") as file:
-        start = file.read(64)
+def _start_of(path: Path, kind: str) -> bytes:
+    """The first bytes of a file, unless they tell that it is none of tensors."""
+    file_status(path, kind)
+    try:
+        with path.open("rb") as file:
+            start = file.read(64)
+    except OSError as error:
+        raise _unreadable(path, kind, error) from error
     if not start:
-        raise _damaged(path, "an empty file")
+        raise _damaged(path, kind, "an empty file")
     text = start.lstrip().lower()
     if text.startswith((b"<!doctype", b"<html", b"<?xml")):
-        raise _damaged(path, "a web page, probably an error page saved in place of the file")
+        raise _damaged(path, kind, "a web page, probably an error page saved in place of the file")
     if text.startswith(b"version https://git-lfs"):
-        raise _damaged(path, "a git-lfs pointer, not the file it points to")
+        raise _damaged(path, kind, "a git-lfs pointer, not the file it points to")
+    return start
+
+
+def _check_content(path: Path, kind: str) -> None:
+    start = _start_of(path, kind)
     has_header = start[_HEADER_LENGTH_BYTES:].startswith(b"{")
     if path.suffix in SAFETENSORS_SUFFIXES and start.startswith(_PICKLE_STARTS) and not has_header:
-        raise _misnamed(path, "a PyTorch pickle", path.with_suffix(".bin"))
+        raise _misnamed(path, kind, "a PyTorch pickle", path.with_suffix(".bin"))
     if path.suffix in PICKLE_SUFFIXES and has_header:
-        raise _misnamed(path, "safetensors", path.with_suffix(".safetensors"))
+        raise _misnamed(path, kind, "safetensors", path.with_suffix(".safetensors"))
     if path.suffix not in ADAPTER_SUFFIXES:
         raise UnreadableFileError(
             f"{path.name} ends in {path.suffix or 'nothing'}",
             expected=f"one of {', '.join(ADAPTER_SUFFIXES)}",
-            action="choose the adapter's weight file",
+            action=f"choose {a_file(kind)}",
         )
 
 
-def _read_safetensors(path: Path) -> TensorFile:
-    read_header(path)
+def _read_safetensors(path: Path, kind: str, can_map: bool, verify_again: bool) -> TensorFile:
+    read_header(path, kind)
+    identity = file_identity(path, kind)  # before it is read: what replaces it meanwhile is another file
     try:
         with safe_open(path, framework="pt") as file:
             metadata = dict(file.metadata() or {})
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
+            names = file.keys()
+            tensors = {name: file.get_tensor(name) if can_map else file.get_tensor(name).clone() for name in names}
+        stated = metadata.get(HASH_KEY)
+        if stated is not None:
+            found = tensor_hash(path) if verify_again else _known_hash(identity)
+            if stated.removeprefix("0x").lower() != found:
+                what = f"tensor data whose SHA-256 is not the one its metadata states ({stated})"
+                raise _damaged(path, kind, what)
     except (SafetensorError, OSError) as error:
-        raise _damaged(path, f"a broken safetensors file ({error})") from error
-    stated = metadata.get(HASH_KEY)
-    if stated is not None and stated.removeprefix("0x").lower() != tensor_hash(path):
-        raise _damaged(path, f"tensor data whose SHA-256 is not the one its metadata states ({stated})")
+        raise _damaged(path, kind, f"a broken safetensors file ({error})") from error
     return TensorFile(tensors, metadata)
+
+
+@lru_cache(maxsize=4096)
+def _known_hash(identity: FileIdentity) -> str:
+    return tensor_hash(Path(identity[0]))
 
 
 def tensor_hash(path: Path) -> str:
@@ -164,55 +253,73 @@ def tensor_hash(path: Path) -> str:
     return digest.hexdigest()
 
 
-def read_pickle(path: Path) -> object:
-    """What a pickle of tensors holds, without running code in it; zipped ones are memory-mapped.
+def read_pickle(path: Path, kind: str = ADAPTER, *, can_map: bool = True) -> object:
+    """What a pickle of tensors holds, without running code in it; zipped ones are memory-mapped if they may be.
 
     Raises:
         UnreadableFileError: damaged, or it wants to run code.
     """
-    with path.open("rb") as file:
-        can_map = file.read(len(_ZIP_START)) == _ZIP_START  # torch's older format cannot be memory-mapped
+    is_zip = _start_of(path, kind).startswith(_ZIP_START)  # torch's older format cannot be memory-mapped
     try:
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=can_map)
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip and can_map)
     except pickle.UnpicklingError as error:
         if "weights_only" in str(error).lower() or "unsupported" in str(error).lower():
             raise UnreadableFileError(
                 f"{path.name} is a pickle that asks to run code or to build foreign objects, or is damaged",
-                expected="plain tensors",
-                action="do not use this file; get the adapter as safetensors from a source you trust",
+                expected=f"{a_file(kind)} of plain tensors",
+                action="do not use this file; get it as safetensors from a source you trust",
             ) from error
-        raise _damaged(path, f"a broken pickle ({error})") from error
-    except _BROKEN_PICKLE as error:
-        raise _damaged(path, f"a broken PyTorch file ({error})") from error
+        raise _damaged(path, kind, f"a broken pickle ({error})") from error
+    except BROKEN_FILE_ERRORS as error:
+        raise _damaged(path, kind, f"a broken PyTorch file ({error})") from error
 
 
-def _flatten(content: object, path: Path, prefix: str = "") -> dict[str, Tensor]:
+def _flatten(content: object, path: Path, kind: str, prefix: str = "") -> dict[str, Tensor]:
     if not isinstance(content, Mapping):
         raise UnreadableFileError(
             f"{path.name} holds a {type(content).__name__} at {prefix or 'its top'}",
-            expected="a dictionary of tensors",
-            action="choose the adapter's weight file",
+            expected=f"{a_file(kind)}: a dictionary of tensors",
+            action=f"choose {a_file(kind)}",
         )
     flat: dict[str, Tensor] = {}
     for name, value in content.items():
         if isinstance(value, Tensor):
             flat[f"{prefix}{name}"] = value
         elif isinstance(value, Mapping):
-            flat.update(_flatten(value, path, f"{prefix}{name}."))
+            flat.update(_flatten(value, path, kind, f"{prefix}{name}."))
     return flat
 
 
-def _damaged(path: Path, what: str) -> UnreadableFileError:
+def _data_length(entries: Mapping[str, Mapping[str, object]]) -> int:
+    offsets = [entry.get("data_offsets") for entry in entries.values()]
+    ends = [pair[-1] for pair in offsets if isinstance(pair, list) and pair and isinstance(pair[-1], int)]
+    return max(ends, default=0)
+
+
+def _unreadable(path: Path, kind: str, error: OSError | ValueError) -> UnreadableFileError:
+    code = error.errno if isinstance(error, OSError) else None
+    if code == errno.ELOOP:
+        found = f"{path} is a link that leads back to itself"
+    elif code == errno.ENOENT:
+        is_link = path.is_symlink()
+        found = f"{path} is a link to {os.readlink(path)}, which is not there" if is_link else f"no file at {path}"
+    else:
+        reason = (error.strerror if isinstance(error, OSError) else None) or str(error)
+        found = f"{path} cannot be read ({reason})"
+    return UnreadableFileError(found, expected=a_file(kind), action="choose another file or put this one back")
+
+
+def _damaged(path: Path, kind: str, what: str) -> UnreadableFileError:
     return UnreadableFileError(
-        f"{path.name} is no usable adapter file: {what}",
-        expected="a complete adapter file",
+        f"{path.name} is no usable {kind} file: {what}",
+        expected=f"a complete {kind} file",
         action="download or export it again and compare its size with the source",
     )
 
 
-def _misnamed(path: Path, what: str, better: Path) -> UnreadableFileError:
+def _misnamed(path: Path, kind: str, what: str, better: Path) -> UnreadableFileError:
     return UnreadableFileError(
         f"{path.name} is {what} by its content",
-        expected=f"a file that is what its suffix {path.suffix} says",
+        expected=f"{a_file(kind)} that is what its suffix {path.suffix} says",
         action=f"rename it to {better.name} if you trust its source",
     )

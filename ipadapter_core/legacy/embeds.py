@@ -12,6 +12,7 @@ from ..branch.tokens import COMBINATIONS
 from ..errors import BadInputError, MismatchError, UnreadableFileError
 from ..file.container import (
     SAFETENSORS_SUFFIXES,
+    file_status,
     read_header,
     read_pickle,
     read_tensors,
@@ -21,6 +22,7 @@ from ..file.container import (
 
 KEY = "embeds"  # the one tensor of a safetensors file of embeds
 PICKLE_SUFFIX = ".ipadpt"  # a pickled bare tensor, as IPAdapter_plus saved it
+FILE_KIND = "embeds"  # in messages
 _RANKS = (2, 3)
 
 
@@ -79,9 +81,9 @@ def read_embeds(path: Path) -> Tensor:
         UnreadableFileError: damaged, a pickle of something else than a tensor, or no embeds.
     """
     if path.suffix in SAFETENSORS_SUFFIXES:
-        content: object = read_tensors(path).tensors.get(KEY)
+        content: object = read_tensors(path, FILE_KIND).tensors.get(KEY)
     else:
-        content = read_pickle(path)
+        content = read_pickle(path, FILE_KIND)
     if not isinstance(content, Tensor) or content.ndim not in _RANKS or not content.is_floating_point():
         what = f"a tensor of shape {list(content.shape)}" if isinstance(content, Tensor) else "something else"
         raise UnreadableFileError(
@@ -93,12 +95,13 @@ def read_embeds(path: Path) -> Tensor:
 
 
 def holds_embeds(path: Path) -> bool:
-    """Whether a file is one of embeds, as far as its name or its header tells."""
-    if path.suffix == PICKLE_SUFFIX:
-        return True
+    """Whether a file is one of embeds, as far as its name or its header tells; what cannot be read is none."""
     try:
-        return path.suffix in SAFETENSORS_SUFFIXES and set(read_header(path)) - {"__metadata__"} == {KEY}
-    except (UnreadableFileError, OSError):
+        if path.suffix == PICKLE_SUFFIX:
+            file_status(path, FILE_KIND)
+            return True
+        return path.suffix in SAFETENSORS_SUFFIXES and set(read_header(path, FILE_KIND)) - {"__metadata__"} == {KEY}
+    except UnreadableFileError:
         return False
 
 

@@ -109,9 +109,9 @@ def build_adapter(tensors: Mapping[str, Tensor], metadata: Mapping[str, str], op
     return adapter.requires_grad_(False).eval()
 
 
-def load_adapter(path: Path, ops: Operations = TORCH) -> IPAdapter:
-    """Read an adapter file; safetensors stay memory-mapped. Errors as `read_tensors` and `build_adapter`."""
-    file = read_tensors(path)
+def load_adapter(path: Path, ops: Operations = TORCH, *, can_map: bool = True) -> IPAdapter:
+    """Read an adapter file; its tensors stay memory-mapped if they may. Errors as `read_tensors` and `build_adapter`."""
+    file = read_tensors(path, can_map=can_map)
     return build_adapter(file.tensors, file.metadata, ops)
 
 
@@ -120,7 +120,7 @@ def read_spec(path: Path) -> AdapterSpec:
     if path.suffix not in SAFETENSORS_SUFFIXES:
         file = read_tensors(path)
         return detect({canonical_name(name): tuple(x.shape) for name, x in file.tensors.items()}, file.metadata)
-    header = read_header(path)
+    header = read_header(path, is_whole=True)
     metadata = {name: str(value) for name, value in header.pop("__metadata__", {}).items()}
     shapes = {canonical_name(name): entry.get("shape") for name, entry in header.items()}
     return detect({name: tuple(shape) for name, shape in shapes.items() if isinstance(shape, list)}, metadata)

@@ -5,7 +5,7 @@ import logging
 from comfy_api.latest import io
 
 from .. import paths
-from ..loading import describe, open_adapter
+from ..loading import describe, encoder_choices, knows_encoder, open_adapter
 from ..progress import show_on_node
 from ..sockets import CATEGORY, IPAAdapter
 
@@ -31,7 +31,7 @@ class IPALoadAdapter(io.ComfyNode):
                 ),
                 io.Combo.Input(
                     "image_encoder",
-                    options=[paths.AUTO, paths.NONE, *paths.encoder_folders(), *paths.encoder_files()],
+                    options=encoder_choices(),
                     default=paths.AUTO,
                     tooltip="The image encoder of models/clip_vision. 'auto' (recommended) finds the one the adapter "
                     "needs; 'none' if you connect a CLIP_VISION to IPAEncodeImage. A name ending in / is a folder "
@@ -43,12 +43,14 @@ class IPALoadAdapter(io.ComfyNode):
         )
 
     @classmethod
-    def fingerprint_inputs(cls, adapter_file: str, image_encoder: str) -> str:
-        try:
-            files = [paths.adapter_path(adapter_file), *paths.encoder_candidates(image_encoder)]
-            return repr([paths.file_identity(file) for file in files])
-        except OSError:
-            return ""  # execute says what is wrong
+    def validate_inputs(cls, image_encoder: str | None) -> bool | str:
+        # In place of ComfyUI's own check: workflows may name a file that is not offered any more and yet works.
+        return image_encoder is None or knows_encoder(image_encoder) or f"no {image_encoder} in models/clip_vision"
+
+    @classmethod
+    def fingerprint_inputs(cls, adapter_file: str | None, image_encoder: str | None) -> str:
+        # ComfyUI gives None for a linked input
+        return paths.fingerprint([*paths.adapter_candidates(adapter_file), *paths.encoder_candidates(image_encoder)])
 
     @classmethod
     def execute(cls, adapter_file: str, image_encoder: str) -> io.NodeOutput:

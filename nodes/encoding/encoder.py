@@ -1,5 +1,6 @@
 """`VisionEncoder`: an image encoder as the nodes use it, and the making of one from ComfyUI's CLIP_VISION."""
 
+import hashlib
 import uuid
 import weakref
 from collections.abc import Callable
@@ -16,7 +17,9 @@ from torch import Tensor
 from ...ipadapter_core.encoder.known import EncoderSpec
 from ...ipadapter_core.encoder.pixels import PixelFormat
 from ...ipadapter_core.errors import BadInputError, UnreadableFileError
+from ...ipadapter_core.file.container import BROKEN_FILE_ERRORS
 from ...ipadapter_core.file.spec import AdapterSpec, Feature
+from ..paths import fingerprint
 
 _KINDS = {"clip_vision_model": "CLIP", "siglip_vision_model": "SigLIP", "dinov2": "DINOv2", "dinov3": "DINOv3"}
 # (width, layers) that comfy.clip_vision.load builds; another size would be built wrongly or not at all
@@ -54,8 +57,9 @@ class VisionEncoder:
         return self.run(pixels.to(self.patcher.load_device), adapter).float().cpu()
 
 
-# Objects may be garbage collected and their id() used again, so identities are drawn instead.
+# Of loaded models; by object, as those are not told from which file they come.
 _identities: "weakref.WeakKeyDictionary[Any, str]" = weakref.WeakKeyDictionary()
+_WHOLE, _SAMPLES = 2**16, 2**12  # numbers of a tensor up to which all are read, and how many of a larger one are
 
 
 def comfyui_loads(spec: EncoderSpec) -> bool:
@@ -64,13 +68,23 @@ def comfyui_loads(spec: EncoderSpec) -> bool:
     return spec.kind in known and (spec.width, spec.num_layers) in _COMFY_SIZES.get(spec.kind, ())
 
 
-def identity_of(model: torch.nn.Module) -> str:
-    """A name for this model object that no later object gets."""
+def identity_of(model: Any) -> str:
+    """What `remember` was told of a model, else a name for this object that no later object gets."""
     return _identities.setdefault(model, uuid.uuid4().hex)
 
 
-def from_clip_vision(clip_vision: comfy.clip_vision.ClipVisionModel, name: str = "clip_vision") -> VisionEncoder:
+def remember(model: Any, identity: str) -> None:
+    """Let a model have this identity for as long as it lives."""
+    _identities[model] = identity
+
+
+def from_clip_vision(
+    clip_vision: comfy.clip_vision.ClipVisionModel, name: str = "clip_vision", identity: str | None = None
+) -> VisionEncoder:
     """Wrap what ComfyUI's own loader gives.
+
+    Args:
+        identity: of the file it comes from; None where that is not known, and its weights tell it from others.
 
     Raises:
         BadInputError: a NaFlex encoder, whose ComfyUI form takes no square picture.
@@ -91,7 +105,7 @@ def from_clip_vision(clip_vision: comfy.clip_vision.ClipVisionModel, name: str =
 
     return VisionEncoder(
         name=name,
-        identity=identity_of(clip_vision.model),
+        identity=_identity(clip_vision, identity),
         spec=EncoderSpec(
             kind=kind,
             width=width,
@@ -111,11 +125,47 @@ def load_encoder_file(path: Path) -> VisionEncoder:
     Raises:
         UnreadableFileError: ComfyUI does not know it as an image encoder.
     """
-    clip_vision = comfy.clip_vision.load(str(path))
+    identity = fingerprint([path])  # before it is read: what replaces it meanwhile is another
+    try:
+        clip_vision = comfy.clip_vision.load(str(path))
+    except torch.cuda.OutOfMemoryError:  # a RuntimeError, and not the file's fault
+        raise
+    except BROKEN_FILE_ERRORS as error:
+        raise UnreadableFileError(
+            f"{path.name} is no usable image encoder file: ComfyUI cannot load it ({error})",
+            expected="a complete image encoder file",
+            action="download it again and compare its size with the source, or choose another encoder",
+        ) from error
     if clip_vision is None:
         raise UnreadableFileError(
             f"{path.name}, which ComfyUI does not recognise as an image encoder",
             expected="a CLIP vision, SigLIP or DINO file of a usual size",
             action="use its transformers folder (config.json and safetensors), or choose another encoder",
         )
-    return from_clip_vision(clip_vision, path.name)
+    return from_clip_vision(clip_vision, path.name, identity)
+
+
+def _identity(clip_vision: comfy.clip_vision.ClipVisionModel, of_file: str | None) -> str:
+    model, patcher = clip_vision.model, clip_vision.patcher
+    if of_file is not None:
+        remember(model, of_file)
+    elif model not in _identities:
+        remember(model, _content_identity(clip_vision))
+    # a clone with weight patches has the same model
+    return f"{identity_of(model)} {patcher.patches_uuid}" if patcher.patches else identity_of(model)
+
+
+def _content_identity(clip_vision: comfy.clip_vision.ClipVisionModel) -> str:
+    """Told from other encoders by its configuration and its weights: small tensors whole, samples of large ones.
+
+    ComfyUI's loader does not say which file it read, and hashing a whole encoder takes longer than using it. Training
+    and merging change every tensor, so that samples tell.
+    """
+    digest = hashlib.blake2b(repr(sorted(clip_vision.config.items())).encode(), digest_size=16)
+    for name, tensor in clip_vision.model.state_dict().items():
+        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+        numbers = tensor.detach().reshape(-1)
+        if numbers.numel() > _WHOLE:
+            numbers = numbers[:: numbers.numel() // _SAMPLES | 1]  # odd: not the same few columns of every row
+        digest.update(numbers.cpu().contiguous().view(torch.uint8).numpy().data)
+    return digest.hexdigest()

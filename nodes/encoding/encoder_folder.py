@@ -4,19 +4,25 @@ from pathlib import Path
 
 import comfy.model_management
 import comfy.model_patcher
+import comfy.utils
 import torch
 from torch import Tensor
 
 from ...ipadapter_core.encoder.folder import load_vision_folder
 from ...ipadapter_core.file.spec import AdapterSpec
-from .encoder import VisionEncoder, identity_of
+from ..paths import fingerprint, weight_files
+from .encoder import VisionEncoder
 
 
 def load_encoder_folder(folder: Path) -> VisionEncoder:
     """Load a vision model in transformers layout. Errors as `load_vision_folder`."""
+    identity = fingerprint(weight_files(folder))  # before they are read: what replaces them meanwhile is another
     import transformers  # slow to import, and needed for folders only
 
     vision = load_vision_folder(folder, transformers)
+    if comfy.utils.DISABLE_MMAP:  # transformers leaves the weights in the file, mapped into memory
+        for tensor in (*vision.model.parameters(), *vision.model.buffers()):
+            tensor.data = tensor.data.clone()
     device = comfy.model_management.text_encoder_device()
     if not comfy.model_management.should_use_fp16(device):
         vision.model.float()
@@ -33,7 +39,7 @@ def load_encoder_folder(folder: Path) -> VisionEncoder:
 
     return VisionEncoder(
         name=f"{folder.name}/",
-        identity=identity_of(vision.model),
+        identity=identity,
         spec=vision.spec,
         pixel_format=vision.pixel_format,
         patcher=patcher,

@@ -13,8 +13,9 @@ from torch import Tensor
 
 from ...ipadapter_core.errors import BadInputError, IPAdapterError, UnreadableFileError
 from ...ipadapter_core.face.detection import DETECTION_SIZES, Face
-from ..paths import file_identity
-from .encoder import identity_of
+from ...ipadapter_core.file.container import file_status
+from ..paths import fingerprint
+from .encoder import identity_of, remember
 from .face_onnx import broken_file_errors, load_onnx_pack
 
 logger = logging.getLogger(__name__)
@@ -52,7 +53,7 @@ class FaceModel:
 
     @property
     def identity(self) -> str:
-        """No other loaded model has it; part of cache keys."""
+        """Changes when the files may have changed; part of cache keys."""
         return identity_of(self.analysis)
 
     def find(self, picture: Tensor) -> tuple[Face, ...]:
@@ -98,10 +99,10 @@ def packs() -> dict[str, Path]:
     return found
 
 
-def pack_fingerprint(pack: str) -> str:
-    """Changes when a file of the pack does."""
-    folder = packs().get(pack)
-    return repr([file_identity(file) for file in sorted(folder.glob("*.onnx"))]) if folder else ""
+def pack_fingerprint(pack: str | None) -> str:
+    """Changes when a file of the pack does; of any pack where it is not known yet, as with a linked input."""
+    folders = [folder for name, folder in packs().items() if pack in (name, None)]
+    return fingerprint(file for folder in folders for file in sorted(folder.glob("*.onnx")))
 
 
 def load_face_model(pack: str, device: str) -> FaceModel:
@@ -124,7 +125,7 @@ def load_face_model(pack: str, device: str) -> FaceModel:
         )
     folder = packs().get(pack)
     if folder is None:
-        place = Path(folder_paths.models_dir) / FOLDER / "models" / pack
+        place = Path(folder_paths.models_dir) / FOLDER / "models" / str(pack)
         raise FaceModelMissingError(
             f"no face pack {pack}",
             expected=f"its ONNX files in {place}",
@@ -132,9 +133,23 @@ def load_face_model(pack: str, device: str) -> FaceModel:
             f"{LICENCE}",
         )
     provider = _provider(device)
-    if importlib.util.find_spec("insightface") is None:
-        return FaceModel(pack, load_onnx_pack(folder.glob("*.onnx"), provider))
-    return FaceModel(pack, _insightface(folder, provider))
+    files = sorted(folder.glob("*.onnx"))
+    identity = fingerprint(files) + provider
+    readable = [file for file in files if _is_readable(file)]
+    # InsightFace opens all that it finds
+    is_ours = importlib.util.find_spec("insightface") is None or len(readable) < len(files)
+    analysis = load_onnx_pack(readable, provider) if is_ours else _insightface(folder, provider)
+    remember(analysis, f"{identity} {'onnxruntime' if is_ours else 'insightface'}")
+    return FaceModel(pack, analysis)
+
+
+def _is_readable(file: Path) -> bool:
+    try:
+        file_status(file, "face model")
+    except UnreadableFileError as error:
+        logger.warning("Face model file %s is left out. %s", file.name, error)
+        return False
+    return True
 
 
 def _insightface(folder: Path, provider: str) -> Any:

@@ -1,6 +1,5 @@
 """Embeds, the image features before the projection: made, combined, saved and loaded."""
 
-import os
 from pathlib import Path
 
 import folder_paths
@@ -16,7 +15,7 @@ from ...ipadapter_core.legacy.embeds import (
     read_embeds,
     save_embeds,
 )
-from ..paths import file_identity
+from ..paths import check_name, files_below, fingerprint
 from .features import negative_features, positive_features
 from .payload import read_payload
 from .schema import EmbedsSocket, clip_vision, image, ipadapter, legacy_schema
@@ -176,21 +175,19 @@ class IPAdapterLoadEmbeds(io.ComfyNode):
         )
 
     @classmethod
-    def fingerprint_inputs(cls, embeds: str) -> str:
-        try:
-            return repr(file_identity(_input_folder() / embeds))
-        except OSError:
-            return ""  # execute says what is wrong
+    def fingerprint_inputs(cls, embeds: str | None) -> str:
+        # ComfyUI gives None for a linked input: any of the files may be meant
+        return fingerprint(_input_folder() / name for name in (embeds_files() if embeds is None else [embeds]))
 
     @classmethod
     def execute(cls, embeds: str) -> io.NodeOutput:
-        return io.NodeOutput(read_embeds(_input_folder() / embeds))
+        return io.NodeOutput(read_embeds(_input_folder() / check_name(embeds, "embeds in ComfyUI's input folder")))
 
 
 def embeds_files() -> list[str]:
     """Files of embeds below ComfyUI's input folder, relative to it."""
     base = _input_folder()
-    paths = (Path(folder) / name for folder, _, names in os.walk(base, followlinks=True) for name in names)
+    paths = (folder / name for folder, names in files_below(base) for name in names)
     return sorted(str(path.relative_to(base)) for path in paths if holds_embeds(path))
 
 

@@ -30,11 +30,8 @@ class IPAdapterModelLoader(io.ComfyNode):
         )
 
     @classmethod
-    def fingerprint_inputs(cls, ipadapter_file: str) -> str:
-        try:
-            return repr(paths.file_identity(paths.adapter_path(ipadapter_file)))
-        except OSError:
-            return ""  # execute says what is wrong
+    def fingerprint_inputs(cls, ipadapter_file: str | None) -> str:
+        return paths.fingerprint(paths.adapter_candidates(ipadapter_file))
 
     @classmethod
     def execute(cls, ipadapter_file: str) -> io.NodeOutput:

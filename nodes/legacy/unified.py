@@ -12,7 +12,8 @@ from comfy_api.latest import io
 
 from ...ipadapter_core.backbone.backbones import discover_sites
 from ...ipadapter_core.backbone.sites import Sites
-from ...ipadapter_core.errors import IPAdapterError, MismatchError
+from ...ipadapter_core.errors import IPAdapterError, MismatchError, UnreadableFileError
+from ...ipadapter_core.file.container import FileIdentity, file_identity
 from ...ipadapter_core.file.spec import AdapterSpec, Projection
 from ...ipadapter_core.legacy.catalog import Wanted, choose_adapter
 from ...ipadapter_core.network.adapter import read_spec
@@ -99,21 +100,29 @@ def found_adapters() -> tuple[dict[str, AdapterSpec], str]:
     specs: dict[str, AdapterSpec] = {}
     words: list[str] = []
     for name in paths.adapter_files():
-        spec = _spec_of(*paths.file_identity(paths.adapter_path(name)))
-        if isinstance(spec, AdapterSpec):
+        try:
+            path = paths.adapter_path(name)
+            spec = _spec_of(path, file_identity(path))
+        except UnreadableFileError as error:
+            logger.warning("Adapter file %s is left out. %s", name, error)
+            words.append(f"{name} (which cannot be read)")
+            continue
+        if spec is not None:
             specs[name] = spec
-        words.append(f"{name} ({spec.family if isinstance(spec, AdapterSpec) else spec})")
+        words.append(f"{name} ({spec.family if spec else 'no adapter that runs here'})")
     return specs, "; ".join(words)
 
 
 @lru_cache(maxsize=512)
-def _spec_of(path: str, _size: int, _changed: int) -> AdapterSpec | str:
-    """The spec of a file, or that it has none."""
+def _spec_of(path: Path, _identity: FileIdentity) -> AdapterSpec | None:
+    """The spec of a file; None if it is no adapter that runs here. Raises UnreadableFileError."""
     try:
-        return read_spec(Path(path))
+        return read_spec(path)
+    except UnreadableFileError:
+        raise
     except IPAdapterError as error:
         logger.debug("%s is left out. %s", path, error)
-        return "no adapter that runs here"
+        return None
 
 
 def _was_made_for(spec: AdapterSpec, sites: Sites) -> bool:
@@ -149,11 +158,7 @@ def _schema(node_id: str, display_name: str, category: str, presets: dict[str, A
 
 def loader_fingerprint() -> str:
     """Changes when a file that could be chosen does."""
-    try:
-        files = [paths.adapter_path(name) for name in paths.adapter_files()]
-        return repr([paths.file_identity(file) for file in (*files, *paths.encoder_candidates(paths.AUTO))])
-    except OSError:
-        return ""  # execute says what is wrong
+    return paths.fingerprint([*paths.adapter_candidates(None), *paths.encoder_candidates(paths.AUTO)])
 
 
 class IPAdapterUnifiedLoader(io.ComfyNode):

@@ -1,5 +1,6 @@
 """`IPAdapterUnifiedLoaderFaceID`: adapter, image encoder, face model and LoRA of a preset."""
 
+import logging
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -10,7 +11,8 @@ import folder_paths
 from comfy.model_patcher import ModelPatcher
 from comfy_api.latest import io
 
-from ...ipadapter_core.errors import MismatchError
+from ...ipadapter_core.errors import MismatchError, UnreadableFileError
+from ...ipadapter_core.file.container import read_header
 from ...ipadapter_core.file.spec import Projection
 from ...ipadapter_core.legacy.catalog import Wanted
 from .. import paths
@@ -24,7 +26,8 @@ from .unified import SD15_NAME, SDXL_NAME, base_of, find_adapter, loader_fingerp
 
 _IDENTITY, _PLUS, _RESAMPLER = Projection.IDENTITY, Projection.IDENTITY_AND_FACE, Projection.RESAMPLER
 _ARCFACE, _VIT_H = 512, 1280
-_LORAS = "loras"
+_LORAS, _LORA_KIND = "loras", "LoRA"
+logger = logging.getLogger(__name__)
 _FILE_NAMES = {SD15_NAME: "sd15", SDXL_NAME: "sdxl"}
 FACE_PRESETS: dict[str, dict[str, Wanted]] = {
     "FACEID": {
@@ -106,7 +109,7 @@ class IPAdapterUnifiedLoaderFaceID(io.ComfyNode):
 
     @classmethod
     def fingerprint_inputs(cls, **_inputs: Any) -> str:
-        return loader_fingerprint() + pack_fingerprint(USUAL_PACKS[0])
+        return loader_fingerprint() + pack_fingerprint(USUAL_PACKS[0]) + _lora_fingerprint()
 
     @classmethod
     def execute(
@@ -129,10 +132,14 @@ def _same_face_model(pipeline: object, provider: str) -> object | None:
 def _with_lora(model: ModelPatcher, adapter: LoadedAdapter, preset: str, strength: float) -> ModelPatcher:
     """From its own file, else from the adapter's."""
     base = base_of(model)
-    pattern = rf"{LORA_NAMES[preset]}.{_FILE_NAMES[base]}.lora\.safetensors$"
-    files = [file for file in folder_paths.get_filename_list(_LORAS) if re.search(pattern, file, re.IGNORECASE)]
-    if files:
-        lora = comfy.utils.load_torch_file(folder_paths.get_full_path_or_raise(_LORAS, files[0]), safe_load=True)
+    for name in _lora_files(rf"{LORA_NAMES[preset]}.{_FILE_NAMES[base]}"):
+        try:
+            path = paths.model_path(_LORAS, name, _LORA_KIND)
+            read_header(path, _LORA_KIND, is_whole=True)
+        except UnreadableFileError as error:
+            logger.warning("LoRA file %s is left out. %s", name, error)
+            continue
+        lora = comfy.utils.load_torch_file(str(path), safe_load=True)
         patched, _ = comfy.sd.load_lora_for_models(model, None, lora, strength, 0)
         return patched
     if adapter.network.lora:
@@ -143,6 +150,18 @@ def _with_lora(model: ModelPatcher, adapter: LoadedAdapter, preset: str, strengt
         expected=f"{example} in {folder_paths.get_folder_paths(_LORAS)[0]}, or the published .bin, which carries it",
         action="put one of them there, or set lora_strength to 0",
     )
+
+
+def _lora_files(pattern: str) -> list[str]:
+    """Files of models/loras whose name ends in this pattern and `lora.safetensors`."""
+    whole = rf"{pattern}.lora\.safetensors$"
+    return [name for name in folder_paths.get_filename_list(_LORAS) if re.search(whole, name, re.IGNORECASE)]
+
+
+def _lora_fingerprint() -> str:
+    """Changes when a LoRA that a preset may take does."""
+    names = _lora_files(rf"({'|'.join(LORA_NAMES.values())}).({'|'.join(_FILE_NAMES.values())})")
+    return paths.fingerprint(paths.model_candidates(_LORAS, names))
 
 
 NODES: tuple[type[io.ComfyNode], ...] = (IPAdapterUnifiedLoaderFaceID,)

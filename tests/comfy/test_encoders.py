@@ -70,6 +70,23 @@ def test_a_half_precision_folder_is_computed_in_float32_where_16_bits_are_slow(
     torch.testing.assert_close(actual, expected, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="asks Linux what is mapped")
+@pytest.mark.parametrize("disabled", [True, False])
+def test_disable_mmap_holds_for_folders(
+    clip_vision: Path, adapter_for: Callable, monkeypatch: pytest.MonkeyPatch, disabled: bool
+) -> None:
+    import comfy.utils
+
+    monkeypatch.setattr(comfy.utils, "DISABLE_MMAP", disabled)
+    folder = clip_vision / f"mapped {disabled}"
+    reference = encoders.write_folder("clip", folder)
+    adapter = load(adapter_for("plus", encoders.WIDTH))
+    assert (str(folder) in Path("/proc/self/maps").read_text()) != disabled
+    with torch.inference_mode():
+        expected = reference(pixel_values=pixels(28), output_hidden_states=True).hidden_states[-2]
+        torch.testing.assert_close(adapter.encoder.encode(pixels(28), adapter.spec), expected)
+
+
 def test_naflex_folder_equals_its_own_processor(clip_vision: Path, adapter_for: Callable) -> None:
     from transformers.models.siglip2.image_processing_siglip2 import Siglip2ImageProcessor
 

@@ -1,8 +1,10 @@
 """Nothing is encoded twice: what changes a picture's features, and what does not."""
 
+import gc
 import json
 import logging
 import shutil
+import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,7 +13,8 @@ from typing import Any
 import pytest
 import torch
 
-from support import comfy_host, encoders, tiny_unet
+from legacy.running import clip_vision
+from support import comfy_host, encoders, face_files, tiny_unet
 from support.graphs import PLAIN
 from support.published import random_tensors, tiny_adapter, write_safetensors
 
@@ -36,9 +39,11 @@ def studio(base_directory: Path, unet: Callable, model: Callable) -> Iterator[Si
     projections: list[int] = []
     adapter.network.site(0).to_k_ip.register_forward_hook(lambda *_: projections.append(1))
     picture = torch.rand(1, 40, 30, 3, generator=torch.Generator().manual_seed(0))
-    yield SimpleNamespace(
+    given = SimpleNamespace(
         adapter=adapter, calls=calls, projections=projections, picture=picture, model=model("sd15"), folder=folder
     )
+    del adapter  # tests may let it go
+    yield given
     hook.remove()
     shutil.rmtree(folder)
 
@@ -158,3 +163,100 @@ def test_picture_is_cut_as_the_adapter_was_trained(studio: SimpleNamespace, capl
         encode(studio, adapter=adapter, crop="center")
     assert len(studio.calls) == before + 1
     assert "padded.safetensors was trained with crop 'pad', and gets 'center' here." in caplog.text
+
+
+def load_anew(studio: SimpleNamespace) -> Any:
+    """The adapter with another encoder object, after the first one has gone."""
+    gone = weakref.ref(studio.adapter.encoder)
+    studio.adapter = None
+    gc.collect()
+    assert gone() is None
+    adapter = comfy_host.run("IPALoadAdapter", adapter_file="studio.safetensors", image_encoder="auto")
+    adapter.encoder.patcher.model["vision"].register_forward_hook(lambda *_: studio.calls.append(1))
+    return adapter
+
+
+def test_an_encoder_loaded_again_from_the_same_file_finds_its_features(studio: SimpleNamespace) -> None:
+    first = encode(studio)
+    before = len(studio.calls)
+    again = encode(studio, adapter=load_anew(studio))
+    assert len(studio.calls) == before
+    assert torch.equal(again.cond, first.cond)
+
+
+def test_an_encoder_whose_file_was_replaced_does_not(studio: SimpleNamespace) -> None:
+    encode(studio)
+    before = len(studio.calls)
+    encoders.write_folder("clip", studio.folder, seed=7)
+    encode(studio, adapter=load_anew(studio))
+    assert len(studio.calls) == before + 2
+
+
+def identity(vision: Any) -> str:
+    name: str = comfy_host.pack("nodes.encoding.encoder").from_clip_vision(vision).identity
+    return name
+
+
+def test_a_connected_encoder_is_known_by_its_weights(base_directory: Path) -> None:
+    """ComfyUI's loader does not tell which file it read."""
+    assert identity(clip_vision()) == identity(clip_vision())
+    assert identity(clip_vision(seed=1)) != identity(clip_vision())
+    for number, tensor in enumerate(dict(clip_vision().model.state_dict()).values()):
+        changed = clip_vision()
+        if tensor.is_floating_point():
+            list(changed.model.state_dict().values())[number].add_(1e-3)
+            assert identity(changed) != identity(clip_vision())
+
+
+def test_weight_patches_make_it_another_encoder(base_directory: Path) -> None:
+    vision = clip_vision()
+    plain = identity(vision)
+    name = "visual_projection.weight"
+    vision.patcher = vision.patcher.clone()
+    vision.patcher.add_patches({name: (torch.ones_like(vision.model.state_dict()[name]),)})
+    assert identity(vision) != plain
+
+
+def test_a_large_tensor_is_told_by_samples(base_directory: Path) -> None:
+    """Any change in training or merging reaches every number; here a part of one tensor has changed."""
+    large = torch.zeros(1024, 1024)
+    visions = [clip_vision(), clip_vision(), clip_vision()]
+    for vision in visions:
+        vision.model.register_buffer("large", large.clone())
+    visions[1].model.large[:, 512:] = 1
+    first, changed, same = map(identity, visions)
+    assert first == same
+    assert first != changed
+
+
+@pytest.fixture
+def pack(base_directory: Path) -> Iterator[Path]:
+    folder = face_files.write_pack(base_directory / "models" / "insightface" / "models" / "again")
+    yield folder
+    shutil.rmtree(folder)
+
+
+def test_a_face_model_loaded_again_finds_its_faces(pack: Path) -> None:
+    first, again = (comfy_host.run("IPALoadFaceModel", face_pack="again", device="CPU") for _ in range(2))
+    assert first.analysis is not again.analysis
+    assert first.identity == again.identity
+    for file in pack.glob("*.onnx"):
+        file.write_bytes(file.read_bytes())
+    assert comfy_host.run("IPALoadFaceModel", face_pack="again", device="CPU").identity != first.identity
+
+
+def test_the_cache_is_emptied_when_comfyui_unloads_all_models(studio: SimpleNamespace) -> None:
+    """What its buttons, /free and a run out of memory call."""
+    import comfy.model_management
+
+    cache = comfy_host.pack("nodes.cache").CACHE
+    apply_image(studio)
+    assert cache.num_bytes > 0
+    comfy.model_management.load_models_gpu([studio.model])
+    assert cache.num_bytes > 0, "another model needs room"
+    comfy.model_management.unload_all_models()
+    assert cache.num_bytes == 0
+    assert not comfy.model_management.loaded_models()
+    before = len(studio.calls)
+    apply_image(studio)
+    assert len(studio.calls) == before + 2

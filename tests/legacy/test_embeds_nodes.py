@@ -12,6 +12,7 @@ from torch.nn import functional
 from legacy.running import clip_vision, outputs, random_image
 from support import comfy_host, encoders
 from support.published import random_tensors, tiny_adapter, write_safetensors
+from support.unreadable import UNREADABLE, no_waiting  # noqa: F401 - a fixture
 
 FEATURE = {"base": "image_embeds", "plus": "penultimate_hidden_states"}
 WIDTH = {"base": encoders.EMBED_DIM, "plus": encoders.WIDTH}
@@ -145,3 +146,29 @@ def test_what_is_saved_can_be_loaded(base_directory: Path) -> None:
     torch.save(SECOND, source / "old.ipadpt")
     assert fingerprint(embeds="embeds/old.ipadpt") != before
     assert fingerprint(embeds="gone.ipadpt") == ""
+
+
+@pytest.mark.usefixtures("no_waiting")
+@pytest.mark.parametrize("suffix", [".safetensors", ".ipadpt"])
+@pytest.mark.parametrize("kind", UNREADABLE)
+def test_what_cannot_be_read_is_not_listed(base_directory: Path, kind: str, suffix: str) -> None:
+    import folder_paths
+
+    source = Path(folder_paths.get_input_directory()) / "strange"
+    source.mkdir(parents=True)
+    (source / "round").symlink_to(".")
+    path = UNREADABLE[kind][0](source / f"a{suffix}")
+    node = comfy_host.node("IPAdapterLoadEmbeds")
+    try:
+        options = node.INPUT_TYPES()["required"]["embeds"][1]["options"]
+        # that nothing can be read from it shows only when it is opened
+        assert [name for name in options if "strange" in name] == ["strange/a.ipadpt"] * (
+            kind == "read error" and suffix == ".ipadpt"
+        )
+        node.fingerprint_inputs(embeds=None)
+        with pytest.raises(ValueError, match=UNREADABLE[kind][1]):
+            outputs("IPAdapterLoadEmbeds", embeds=f"strange/a{suffix}")
+    finally:
+        path.rmdir() if kind == "folder" else path.unlink()
+        (source / "round").unlink()
+        source.rmdir()

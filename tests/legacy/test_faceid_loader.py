@@ -12,7 +12,7 @@ import torch
 from legacy.apply_fixtures import assert_draws
 from legacy.face_fixtures import NOBODY, ONE, WIDGETS, first_face, identity_tokens, steered, usual_face_model, write
 from legacy.running import outputs
-from support import tiny_unet
+from support import comfy_host, tiny_unet
 from support.published import nested, write_bin, write_safetensors
 
 
@@ -95,6 +95,26 @@ def test_lora_of_its_own_file_goes_first(loader: Loader, model: Callable) -> Non
     assert list(with_lora.patches) == ["diffusion_model.input_blocks.1.1.transformer_blocks.0.attn2.to_k.weight"]
     assert strength == 0.7
     assert torch.equal(patch.weights[0], up)
+
+
+def test_a_lora_that_cannot_be_read_is_left_out(
+    loader: Loader, model: Callable, caplog: pytest.LogCaptureFixture
+) -> None:
+    write(loader.folder, "sd15", "faceid", "ip-adapter-faceid_sd15.safetensors")
+    loras = loader.folder / "models" / "loras"
+    (loras / "a-faceid_sd15_lora.safetensors").symlink_to("nowhere")
+    (loras / "b-faceid_sd15_lora.safetensors").write_bytes(b"<html>")
+    node = comfy_host.node("IPAdapterUnifiedLoaderFaceID")
+    before = node.fingerprint_inputs(preset="FACEID")
+    with caplog.at_level(logging.WARNING):
+        with_lora, _ = loader.run(model("sd15"), "FACEID")
+    assert lora_change(with_lora) == 4 * 32, "the adapter's own"
+    assert "a-faceid_sd15_lora.safetensors is left out. Found: " in caplog.text
+    assert "b-faceid_sd15_lora.safetensors is no usable LoRA file" in caplog.text
+    layer = "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn2_to_k"
+    file = {f"{layer}.lora_up.weight": torch.ones(32, 2), f"{layer}.lora_down.weight": torch.ones(2, 16)}
+    write_safetensors(loras / "b-faceid_sd15_lora.safetensors", file)
+    assert node.fingerprint_inputs(preset="FACEID") != before
 
 
 def test_a_faceid_without_any_lora_says_what_is_missing(loader: Loader, model: Callable) -> None:

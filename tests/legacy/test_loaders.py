@@ -12,6 +12,7 @@ from legacy.facts import FACTS
 from legacy.running import clip_vision, outputs, random_image
 from support import comfy_host, encoders, tiny_unet
 from support.published import linear, nested, norm, random_tensors, sites, tiny_adapter, write_bin, write_safetensors
+from support.unreadable import UNREADABLE, no_waiting  # noqa: F401 - a fixture
 
 PRESETS = next(item.options for item in FACTS["IPAdapterUnifiedLoader"].inputs if item.name == "preset")
 LIGHT, STANDARD, VIT_G, PLUS, PLUS_FACE, FULL_FACE = PRESETS
@@ -173,6 +174,63 @@ def test_pickles_are_files_too(folder: Path, model: Callable) -> None:
     widgets = {"weight": 1.0, "start_at": 0.0, "end_at": 1.0, "weight_type": "standard"}
     patched = outputs("IPAdapter", model=model("sd15"), ipadapter=payload, image=image, **widgets)[0]
     assert not torch.allclose(forward(patched), forward(model("sd15")), rtol=1e-3)
+
+
+@pytest.mark.usefixtures("no_waiting")
+@pytest.mark.parametrize("kind", set(UNREADABLE) - {"folder"})
+@pytest.mark.parametrize("place", ["ipadapter", "clip_vision"])
+def test_what_cannot_be_read_is_left_out_with_a_warning(
+    folder: Path, model: Callable, kind: str, place: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    make, reason = UNREADABLE[kind]
+    write_safetensors(folder / "mine.safetensors", tensors("plus", "sd15", H_WIDTH))
+    strange = make(folder.parent / place / "ip-adapter-plus_sd15.safetensors")
+    fingerprint = comfy_host.node("IPAdapterUnifiedLoader").fingerprint_inputs
+    try:
+        with caplog.at_level("WARNING"):
+            assert load(model("sd15"), PLUS)["ipadapter"]["file"] == "mine.safetensors"
+        assert "ip-adapter-plus_sd15.safetensors is left out" in caplog.text
+        assert reason in caplog.text
+        before = fingerprint(preset=PLUS)
+    finally:
+        strange.unlink()
+    write_safetensors(folder / "ip-adapter-plus_sd15.safetensors", tensors("plus", "sd15", H_WIDTH))
+    assert fingerprint(preset=PLUS) != before
+    assert load(model("sd15"), PLUS)["ipadapter"]["file"] == "ip-adapter-plus_sd15.safetensors"
+
+
+def test_a_file_that_cannot_be_read_is_named_where_nothing_fits(folder: Path, model: Callable) -> None:
+    (folder / "ip-adapter-plus_sd15.safetensors").symlink_to("nowhere")
+    (folder / "cut.safetensors").write_bytes(b"cut")
+    with pytest.raises(ValueError, match="no file for the preset") as caught:
+        load(model("sd15"), PLUS)
+    for name in ("ip-adapter-plus_sd15.safetensors", "cut.safetensors"):
+        assert f"{name} (which cannot be read)" in str(caught.value)
+
+
+def test_a_link_to_a_blob_is_an_adapter(folder: Path, model: Callable, tmp_path: Path) -> None:
+    """As in the cache of Hugging Face: the file itself has no suffix."""
+    made = write_safetensors(tmp_path / "made.safetensors", tensors("plus", "sd15", H_WIDTH))
+    made.rename(tmp_path / "blob")
+    (folder / "mine.safetensors").symlink_to(tmp_path / "blob")
+    assert load(model("sd15"), PLUS)["ipadapter"]["file"] == "mine.safetensors"
+
+
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="asks Linux what is mapped")
+@pytest.mark.parametrize("suffix", [".safetensors", ".bin"])
+@pytest.mark.parametrize("disabled", [True, False])
+def test_disable_mmap_is_honoured(
+    folder: Path, model: Callable, monkeypatch: pytest.MonkeyPatch, suffix: str, disabled: bool
+) -> None:
+    import comfy.utils
+
+    monkeypatch.setattr(comfy.utils, "DISABLE_MMAP", disabled)
+    path, content = folder / f"mapped{suffix}", tensors("base", "sd15", H_EMBED)
+    write_bin(path, nested(content)) if suffix == ".bin" else write_safetensors(path, content)
+    inputs = {"adapter_file": path.name, "image_encoder": "none"}
+    loaded = [comfy_host.run("IPALoadAdapter", **inputs), outputs("IPAdapterModelLoader", ipadapter_file=path.name)]
+    assert (str(path) in Path("/proc/self/maps").read_text()) != disabled
+    assert loaded
 
 
 WIDGETS = {

@@ -1,6 +1,7 @@
 """A store gives back what was written, never mixes recipes, and survives damage, kills, forks and pickling."""
 
 import logging
+import os
 import pickle
 from pathlib import Path
 
@@ -143,3 +144,17 @@ def test_the_index_finds_every_key_in_its_latest_shard() -> None:
     assert len(index) == 1500
     after = [index.find(f"key {number}") for number in range(0, 1600, 7)]
     assert before == after == [0 if n < 500 else 1 if n < 1500 else None for n in range(0, 1600, 7)]
+
+
+def test_a_check_reads_the_data_again_even_if_nothing_looks_changed(tmp_path: Path) -> None:
+    store = _store(tmp_path)
+    store.write(_entries(2))
+    (shard,) = _shards(store)
+    assert [problem for _, problem in store.check()] == [None]
+    before, content = shard.stat(), bytearray(shard.read_bytes())
+    content[-1] ^= 1
+    shard.write_bytes(content)
+    os.utime(shard, ns=(before.st_atime_ns, before.st_mtime_ns))
+    ((_, problem),) = store.check()
+    assert problem is not None
+    assert "is no usable cache file: tensor data whose SHA-256 is not" in problem

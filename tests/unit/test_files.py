@@ -1,6 +1,7 @@
 """Adapter files are read as they were written, and written so that they read the same again."""
 
 import json
+import os
 import struct
 from pathlib import Path
 from typing import Literal
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ipadapter_core.errors import UnreadableFileError
+from ipadapter_core.file import container
 from ipadapter_core.file.container import HASH_KEY, read_header, read_tensors, tensor_hash, write_safetensors
 from ipadapter_core.file.spec import SPEC_KEY, EncoderHint
 from ipadapter_core.network.adapter import build_adapter, load_adapter, save_adapter
@@ -158,6 +160,48 @@ def test_stated_hash_is_checked(tmp_path: Path) -> None:
         assert_equal(read_tensors(path).tensors, good_tensors())
     write_safetensors(path, good_tensors(), {HASH_KEY: "0" * 64})
     with pytest.raises(UnreadableFileError, match="SHA-256 is not the one its metadata states"):
+        read_tensors(path)
+
+
+def test_a_hash_is_verified_once_per_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "a.safetensors"
+    write_safetensors(path, good_tensors(), {})
+    write_safetensors(path, good_tensors(), {HASH_KEY: tensor_hash(path)})
+    hashed: list[Path] = []
+
+    def count(file: Path) -> str:
+        hashed.append(file)
+        return tensor_hash(file)
+
+    monkeypatch.setattr(container, "tensor_hash", count)
+    for _ in range(3):
+        load_adapter(path)
+    assert hashed == [path]
+    (tmp_path / "link.safetensors").symlink_to(path)
+    read_tensors(tmp_path / "link.safetensors")
+    assert hashed == [path], "a link is the same file"
+    read_tensors(path, verify_again=True)
+    assert hashed == [path] * 2
+
+
+@pytest.mark.parametrize("change", ["touched", "replaced", "damaged"])
+def test_another_file_of_the_same_name_is_verified(tmp_path: Path, change: str) -> None:
+    path = tmp_path / "a.safetensors"
+    write_safetensors(path, good_tensors(), {})
+    write_safetensors(path, good_tensors(), {HASH_KEY: tensor_hash(path)})
+    os.utime(path, ns=(0, 10**9))
+    read_tensors(path)
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    if change == "replaced":
+        (tmp_path / "new").write_bytes(content)
+        (tmp_path / "new").replace(path)
+    elif change == "damaged":
+        path.write_bytes(content)
+    else:
+        path.write_bytes(content)
+        os.utime(path, ns=(0, 2 * 10**9))
+    with pytest.raises(UnreadableFileError, match="SHA-256"):
         read_tensors(path)
 
 

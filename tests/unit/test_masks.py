@@ -91,3 +91,41 @@ def test_what_is_no_mask_says_why(mask: torch.Tensor, phrase: str) -> None:
         check_mask(mask)
     assert str(caught.value).startswith(f"Found: {phrase}. Expected: ")
     assert " What to do: " in str(caught.value)
+
+
+@pytest.mark.parametrize("outside", [1.0000002, 1.00005, -0.0000002])
+def test_what_rounding_left_outside_is_clamped(outside: float) -> None:
+    mask = check_mask(torch.tensor([[[0.5, outside]]]))
+    assert mask.tolist() == [[[0.5, float(outside > 0)]]]
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_a_step_of_half_precision_is_rounding_too(dtype: torch.dtype) -> None:
+    above = torch.nextafter(torch.ones(1, 1, 1, dtype=dtype), torch.full((1, 1, 1), 2, dtype=dtype))
+    assert check_mask(above).item() == 1
+
+
+def test_an_antialiased_resize_overshoots_by_rounding_alone() -> None:
+    """Of ones, at sizes where the weights of a cell do not add up to 1 exactly."""
+    sizes = [(height, width) for height in range(3, 40, 4) for width in range(3, 40, 4)]
+    resized = [
+        torch.nn.functional.interpolate(torch.ones(1, 1, 64, 64), size=size, mode="bicubic", antialias=True)[0]
+        for size in sizes
+    ]
+    assert max(mask.max().item() for mask in resized) > 1, "nothing overshot: this shows nothing"
+    assert all(check_mask(mask).max() <= 1 for mask in resized)
+
+
+@pytest.mark.parametrize(
+    ("values", "text"),
+    [
+        ((0.0, 1.0002), "from 0 to 1.0002"),
+        ((-0.25, 1.0), "from -0.25 to 1"),
+        ((0.0, 255.0), "from 0 to 255"),
+        ((1.000101, 1.000101), "from 1.000101 to 1.000101"),
+    ],
+)
+def test_a_real_overshoot_is_refused_with_its_value(values: tuple[float, float], text: str) -> None:
+    with pytest.raises(BadInputError) as caught:
+        check_mask(torch.tensor([[values]]))
+    assert f"a mask with values {text}. Expected" in str(caught.value)

@@ -59,3 +59,21 @@ def test_impossible_ranges_are_refused(start: float, end: float) -> None:
     phrase = f"Found: start_percent {start:g} and end_percent {end:g}. Expected: 0 <= start_percent <= end_percent <= 1"
     with pytest.raises(BadInputError, match=re.escape(phrase)):
         percent_range(start, end)
+
+
+@pytest.mark.parametrize(
+    ("start", "end", "same_as"),
+    [
+        (0.0, 1.0000001192092896, (0, 1)),  # the float32 after 1
+        (-1e-9, 0.5, (0, 0.5)),
+        (0.30000001192092896, 0.3, (0.3, 0.3)),  # the float32 next to 0.3
+        (1.0000001192092896, 1.0, (1, 1)),
+    ],
+)
+def test_what_rounding_left_outside_counts_as_the_end_itself(start: float, end: float, same_as: tuple) -> None:
+    assert percent_range(start, end) == percent_range(*same_as)
+
+
+def test_a_range_that_is_just_too_long_is_shown_so_that_it_makes_sense() -> None:
+    with pytest.raises(BadInputError, match=r"end_percent 1\.00001\. Expected"):
+        percent_range(0, 1.00001)

@@ -24,6 +24,7 @@ from ipadapter_core.file.container import HASH_KEY, read_header, read_tensors, s
 from .index import KeyIndex
 
 SUFFIX = ".safetensors"
+_KIND = "cache"  # in messages
 _PARTIAL = ".partial"
 _RECIPE_FILE = "recipe.json"
 _OPEN_SHARDS = 1024  # kept open per process; Linux maps at most 65,530 files
@@ -150,9 +151,11 @@ class CacheStore:
             self._seen.add(path.name)
             try:
                 names = _entry_names(path)
-            except FileNotFoundError:  # damaged, and removed by another process just now
+            except FileNotFoundError:
                 continue
             except UnreadableFileError as error:
+                if not path.exists():  # damaged, and removed by another process just now
+                    continue
                 self.damaged.append(path)
                 _logger.warning("cache: %s is damaged, its entries count as missing (%s)", path, error)
                 continue
@@ -164,7 +167,7 @@ class CacheStore:
         for path in sorted(self._files(SUFFIX)):
             try:
                 _entry_names(path)
-                tensors = read_tensors(path).tensors
+                tensors = read_tensors(path, _KIND, verify_again=True).tensors
             except UnreadableFileError as error:
                 yield path, str(error)
                 continue
@@ -225,7 +228,7 @@ def _open_shard(path: Path) -> Any:
 
 def _entry_names(path: Path) -> list[str]:
     """Names of a shard whose file is as long as its header says. Raises UnreadableFileError otherwise."""
-    header = read_header(path)
+    header = read_header(path, _KIND)
     with path.open("rb") as file:
         start = 8 + struct.unpack("<Q", file.read(8))[0]
     entries = {name: entry for name, entry in header.items() if name != "__metadata__"}

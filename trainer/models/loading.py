@@ -27,6 +27,7 @@ _SDXL_KEY = "conditioner.embedders.1.model.ln_final.weight"
 _V_PREDICTION_KEY = "v_pred"  # an empty tensor that finetunes of SDXL carry
 _TEXT_PARTS = (*TEXT_ENCODERS, "tokenizer", "tokenizer_2")
 _UNUSED_PARTS = ("safety_checker", "feature_extractor", "image_encoder")
+_KIND = "base model"  # in messages
 _PICKLED = (".ckpt", ".pt", ".pth", ".bin")
 _FILE_PARTS = {  # what a single file has, and how the names of it start
     "unet": ("a UNet", ("model.diffusion_model.",)),
@@ -85,7 +86,7 @@ def load_base(config: BaseModelConfig, device: torch.device, *, only: frozenset[
             action="check base.model" if file is None else "check base.model, and that base.config is of such a model",
         ) from error
     pipeline.set_progress_bar_config(disable=True)
-    is_v = file is not None and _V_PREDICTION_KEY in read_header(file)
+    is_v = file is not None and _V_PREDICTION_KEY in read_header(file, _KIND)
     base = Base(config.model, pipeline, _schedule(pipeline, config, is_v=is_v), device, dtype)
     if "text" in only:
         _check_texts(base, config)
@@ -119,7 +120,7 @@ def _single_file(config: BaseModelConfig, parts: frozenset[str]) -> Path | None:
             "stabilityai/stable-diffusion-xl-base-1.0",
         )
     try:
-        names = tuple(read_header(path))
+        names = tuple(read_header(path, _KIND))
     except UnreadableFileError as error:
         raise ModelNotFoundError(
             f"{config.model} is damaged, or no safetensors file in spite of its name",
@@ -137,7 +138,7 @@ def _single_file(config: BaseModelConfig, parts: frozenset[str]) -> Path | None:
 
 
 def _open_file(path: Path, config: BaseModelConfig, dtype: torch.dtype, given: dict[str, Any]) -> Any:
-    is_sdxl = _SDXL_KEY in read_header(path)
+    is_sdxl = _SDXL_KEY in read_header(path, _KIND)
     pipeline_class = StableDiffusionXLPipeline if is_sdxl else StableDiffusionPipeline
     given = {name: part for name, part in given.items() if not (is_sdxl and name == "safety_checker")}
     given = {name: part for name, part in given.items() if is_sdxl or not name.endswith("_2")}
@@ -193,7 +194,7 @@ def _check_texts(base: Base, config: BaseModelConfig) -> None:
                 action="complete the folder",
             )
         files = list((Path(config.model) / name).glob("*.safetensors"))
-        stored = {key.removeprefix("text_model.") for file in files for key in read_header(file)}
+        stored = {key.removeprefix("text_model.") for file in files for key in read_header(file, "text encoder")}
         missing = [key for key in text.model.state_dict() if key.removeprefix("text_model.") not in stored]
         if files and missing:
             raise ModelNotFoundError(

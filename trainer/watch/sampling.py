@@ -52,7 +52,7 @@ class SampleSettings:
         if not 1 <= self.steps <= _NUM_TIMESTEPS:
             raise BadInputError(f"{self.steps} sampling steps", expected="1 to 1000", action="30 is usual")
         if self.guidance < 1:
-            raise BadInputError(f"guidance {self.guidance:g}", expected="1 (off) or more", action="7.5 is usual")
+            raise BadInputError(f"guidance {self.guidance}", expected="1 (off) or more", action="7.5 is usual")
         if not self.strengths:
             raise BadInputError("no strength", expected="numbers such as 0,0.5,1", action="list at least one")
         if min(self.count, self.batch_size) < 1:
