@@ -19,6 +19,7 @@ SOCKETS = {"IPADAPTER", "EMBEDS", "INSIGHTFACE", "IPADAPTER_PARAMS", "WEIGHTS_ST
 """Types of IPAdapter_plus' own; the native nodes have others, so that nobody plugs one into the other."""
 
 each_node = pytest.mark.parametrize("node_id", FACTS)
+pytestmark = pytest.mark.smoke
 
 
 def announced(node_id: str) -> dict[str, Any]:
