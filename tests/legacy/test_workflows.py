@@ -13,9 +13,10 @@ from PIL import Image
 
 from demo.client import Client, Prompt
 from legacy.make_workflows.__main__ import FOLDER
-from legacy.workflow_server import SIDE, STAND_INS, STEPS
+from legacy.running import SIDE, STEPS
+from support.server import STAND_INS
 
-pytest_plugins = ["legacy.workflow_server"]
+pytest_plugins = ["support.server"]
 
 SAVED = sorted(path for path in FOLDER.glob("*.json") if not path.name.endswith(".api.json"))
 LEAST_DIFFERENCE = 1e-3  # of the largest number of a latent, in every picture of a batch
