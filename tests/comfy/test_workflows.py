@@ -68,11 +68,6 @@ def made_small(workflow: dict[str, Any], prefix: str | None = None) -> dict[str,
     return workflow
 
 
-def prompt_of(client: Client, workflow: dict[str, Any]) -> Prompt:
-    prompt: Prompt = convert_ui_to_api(workflow, client.get("/object_info"))
-    return prompt
-
-
 def pictures(client: Client, prompt: Prompt) -> list[np.ndarray]:
     """What a prompt saves."""
     run = client.run(prompt)
@@ -86,10 +81,10 @@ def test_nothing_else_lies_beside_the_workflows():
     assert len(WORKFLOWS) == 6 + len(SCENES)
 
 
+@pytest.mark.smoke
 @each_workflow
-def test_workflow_fits_the_nodes(path: Path, client: Client):
-    known = client.get("/object_info")
-    workflow = read(path)
+def test_workflow_fits_the_nodes(path: Path, object_info: Any):
+    known, workflow = object_info, read(path)
     for node in real_nodes(workflow):
         info = known[node["type"]]
         schema = {**info["input"].get("required", {}), **info["input"].get("optional", {})}
@@ -126,9 +121,10 @@ def test_no_two_nodes_overlap(path: Path):
 
 
 @pytest.mark.slow
+@pytest.mark.smoke
 @each_workflow
-def test_it_draws(path: Path, client: Client):
-    drawn = pictures(client, prompt_of(client, made_small(read(path))))
+def test_it_draws(path: Path, client: Client, object_info: Any):
+    drawn = pictures(client, convert_ui_to_api(made_small(read(path)), object_info))
     count, side = DEMO.get(path.stem, (1, SIZE))
     assert [picture.shape for picture in drawn] == [(side, side, 3)] * count
     assert min(picture.std() for picture in drawn) > 1
@@ -150,14 +146,14 @@ def test_comfy_cli_executes_one(server: ComfyServer, tmp_path: Path):
 
 
 @pytest.mark.slow
-def test_bypassed_apply_equals_strength_zero(client: Client):
+def test_bypassed_apply_equals_strength_zero(client: Client, object_info: Any):
     """Bypassed as the page does it: mode 4 of the node."""
     drawn = []
     for change in ({"mode": BYPASSED}, {"widgets_values": [0.0, 0.0, 1.0, "all"]}, {}):
         workflow = made_small(read(SIMPLE))
         (apply,) = nodes_of(workflow, "IPAApply")
         apply.update(change)
-        prompt = prompt_of(client, workflow)
+        prompt = convert_ui_to_api(workflow, object_info)
         assert (str(apply["id"]) in prompt) == (change.get("mode") != BYPASSED)
         drawn += pictures(client, prompt)
     bypassed, off, on = drawn

@@ -9,9 +9,8 @@ import pytest
 from demo.server import ComfyServer
 from legacy.facts import FACTS
 from legacy.make_workflows.__main__ import FOLDER
-from legacy.running import SIDE
+from legacy.running import SIDE, STAND_INS
 from support.browser import Page
-from support.server import SILENCE, STAND_INS
 
 pytest_plugins = ["support.server"]
 
@@ -64,7 +63,7 @@ def test_the_page_opens_them_and_queues_one(server: ComfyServer, page: Page, tmp
     page.evaluate(f"app.loadGraphData({json.dumps(on_the_server(QUEUED))})")
     page.evaluate("app.extensionManager.command.execute('Comfy.QueuePrompt')")  # what the button runs
     shown = f"output?.images?.some(image => image.filename.startsWith('{QUEUED.stem}_'))"
-    page.wait_for(f"Object.values(app.nodeOutputs ?? {{}}).some(output => {shown})", SILENCE)
+    page.wait_for(f"Object.values(app.nodeOutputs ?? {{}}).some(output => {shown})")
     page.screenshot(tmp_path / "queued.png")
     assert page.evaluate("problems") == []
     assert list(server.output.glob(f"{QUEUED.stem}_*.png"))

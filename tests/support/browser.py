@@ -128,7 +128,7 @@ class Page:
             raise BrowserError(details.get("exception", {}).get("description", details["text"]))
         return answer["result"].get("value")
 
-    def wait_for(self, script: str, seconds: float = 120) -> None:
+    def wait_for(self, script: str, seconds: float = 600) -> None:
         """Wait until an expression is true.
 
         Raises:

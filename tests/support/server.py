@@ -6,6 +6,7 @@ files, so the names of the former begin with `graphs.TINY`.
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -34,8 +35,6 @@ from .published import (
 
 PACKS = Path(__file__).resolve().parents[1] / "legacy" / "server_packs"
 FACE_PACKS = ("buffalo_l", "antelopev2")
-# For loaders of ComfyUI that build what they load at full size only.
-STAND_INS = {"CheckpointLoaderSimple": "TinyCheckpoint", "CLIPVisionLoader": "TinyCLIPVision"}
 SILENCE = 600  # seconds a busy machine may take to load a model
 
 
@@ -68,6 +67,13 @@ def client(server: ComfyServer) -> Iterator[Client]:
 
 
 @pytest.fixture(scope="session")
+def object_info(server: ComfyServer) -> Any:
+    """What the server says of all its nodes."""
+    with Client(server.url, timeout=SILENCE) as connected:
+        return connected.get("/object_info")
+
+
+@pytest.fixture(scope="session")
 def browser(server: ComfyServer) -> Iterator[Browser]:
     if not Path(CHROMIUM).exists():
         pytest.skip(f"no {CHROMIUM} (apt-get install chromium)")
@@ -82,7 +88,7 @@ def page(server: ComfyServer, browser: Browser) -> Iterator[Page]:
     """A tab of its own in which ComfyUI's page is open, with this pack's nodes."""
     with browser.page() as tab:
         tab.open(server.url)
-        tab.wait_for("window.app?.graph && window.LiteGraph?.registered_node_types['IPAApply']", SILENCE)
+        tab.wait_for("window.app?.graph && window.LiteGraph?.registered_node_types['IPAApply']")
         yield tab
 
 
