@@ -1,82 +1,159 @@
 #!/usr/bin/env bash
 # scripts/test.sh [--unit | --all-comfyui | --comfyui VERSION] [pytest arguments and files…]
-#   sets the environment up and runs all tests: unit, parity and trainer, then tests/comfy and tests/legacy, each
-#   inside a real ComfyUI
+#   sets the environment up and runs all tests in two lanes side by side: those that need no ComfyUI, and those that
+#   run inside a real one (tests/comfy, tests/legacy). What a lane says is shown when it is done.
 #   --unit            only tests/unit
-#   --all-comfyui     all, and tests/comfy and tests/legacy once more in each older ComfyUI
-#   --comfyui VERSION only those two, in that older ComfyUI
-# Files and folders under tests/ narrow it down to them.
+#   --all-comfyui     all, and the tests marked smoke in each older ComfyUI
+#   --comfyui VERSION only tests/comfy and tests/legacy, all of them, in that older ComfyUI
+# Files and folders under tests/ narrow it down to them. What fits in one lane runs in the foreground.
 set -euo pipefail
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd -P)
 env_sh=$root/scripts/env.sh
 older_versions=(0.20.1 0.18.2 0.16.3)
+lanes=2                # as many as the usual machine of a check has cores
+sign_of_life=30        # seconds
+patience=40            # seconds that an interrupted lane may take to stop its server and its browser
 cd "$root"
-trap 'exit 130' INT   # pytest exits orderly on Ctrl-C, after which bash would go on
 
 say() { printf 'test.sh: %s\n' "$*" >&2; }
 
-here=yes older=no
+here=yes older=no marker=(-m smoke)
 case ${1:-} in
     --unit) shift; set -- tests/unit "$@" ;;
     --all-comfyui) shift; older=yes ;;
-    --comfyui) older_versions=("${2:?--comfyui needs a version}"); shift 2; here=no older=yes ;;
+    --comfyui) older_versions=("${2:?--comfyui needs a version}"); shift 2; here=no older=yes marker=() ;;
     -h | --help) sed -n '2,/^set/s/^# \{0,1\}//p' "$0"; exit ;;
 esac
 
-# ComfyUI's own modules are called nodes, tests and utils as well: each of these two gets a process of its own.
-pure=() comfy=() legacy=() options=()
+pure=() comfy=() options=()
 for argument in "$@"; do
     case $argument in
-        tests/comfy*) comfy+=("$argument") ;;
-        tests/legacy*) legacy+=("$argument") ;;
+        tests/comfy* | tests/legacy*) comfy+=("$argument") ;;
         tests/*) pure+=("$argument") ;;
         *) options+=("$argument") ;;
     esac
 done
 run_pure=yes
-if ((${#pure[@]} + ${#comfy[@]} + ${#legacy[@]})); then
+if ((${#pure[@]} + ${#comfy[@]})); then
     ((${#pure[@]})) || run_pure=no
 else
-    comfy=(tests/comfy) legacy=(tests/legacy)
+    comfy=(tests/comfy tests/legacy)
 fi
 
-failed=0 ran=0 report=()
-run() {   # LABEL PYTEST-ARGUMENTS…   in the ComfyUI that COMFYUI_PATH names, if it does
-    say "$1: pytest ${*:2}"
-    local status=0
-    "$env_sh" ${override[@]+"${override[@]}"} python -m pytest "${@:2}" || status=$?
-    case $status in
-        0) ran=1; report+=("$1: passed") ;;
-        5) report+=("$1: no test") ;;   # as when -k matches only elsewhere
-        *) ran=1 failed=1; report+=("$1: FAILED") ;;
-    esac
+# A job is a label and a function with one argument; each is a pytest of its own, because ComfyUI's modules are called
+# nodes, tests and utils as well, and one process holds one ComfyUI. The longest come first, so that both lanes end
+# at about the same time.
+labels=() jobs=()
+add() { labels+=("$1") jobs+=("${*:2}"); }
+
+test_pure() { exec "$env_sh" python -m pytest -rs ${pure[@]+"${pure[@]}"} ${options[@]+"${options[@]}"}; }
+test_comfy() { exec "$env_sh" python -m pytest -rs "${comfy[@]}" ${options[@]+"${options[@]}"}; }
+test_older() {   # VERSION
+    # Inside env.sh, so that the one environment, made for the newest, serves them all.
+    exec "$env_sh" env "COMFYUI_PATH=$(env -u COMFYUI_PATH scripts/comfyui.sh "$1")" \
+        python -m pytest -rs "${comfy[@]}" ${marker[@]+"${marker[@]}"} ${options[@]+"${options[@]}"}
 }
 
-run_in() {   # VERSION   the tests that need a ComfyUI
-    ((${#comfy[@]} == 0)) || run "ComfyUI $1" "${comfy[@]}" ${options[@]+"${options[@]}"}
-    ((${#legacy[@]} == 0)) || run "ComfyUI $1, IPAdapter_plus nodes" "${legacy[@]}" ${options[@]+"${options[@]}"}
-}
-
-override=()
 "$env_sh" true   # so that a failed set-up is no failed test
 if [[ $here == yes ]]; then
-    [[ $run_pure == no ]] || run "unit, parity and trainer" ${pure[@]+"${pure[@]}"} ${options[@]+"${options[@]}"}
-    version=$(sed -n 's/^__version__ = "\(.*\)"/\1/p' "$(scripts/comfyui.sh)/comfyui_version.py")
-    run_in "$version"
+    if ((${#comfy[@]})); then
+        add "ComfyUI $(sed -n 's/^__version__ = "\(.*\)"/\1/p' "$(scripts/comfyui.sh)/comfyui_version.py")" test_comfy
+    fi
+    [[ $run_pure == no ]] || add "without ComfyUI" test_pure
 fi
-if [[ $older == yes ]]; then
+if [[ $older == yes ]] && ((${#comfy[@]})); then
     for version in "${older_versions[@]}"; do
-        # Inside env.sh, so that the one environment, made for the newest, serves them all.
-        override=(env "COMFYUI_PATH=$(env -u COMFYUI_PATH scripts/comfyui.sh "$version")")
-        run_in "$version"
+        scripts/comfyui.sh "$version" >/dev/null   # two lanes must not wait for one download
+        add "ComfyUI $version${marker[*]+, smoke}" test_older "$version"
     done
 fi
 
-browser=${CHROMIUM:-/usr/bin/chromium}
-if [[ ! -x $browser ]]; then
-    report+=("the tests that open ComfyUI's page did NOT run: there is no $browser (apt-get install chromium, or set CHROMIUM)")
+failed=0 ran=0 report=()
+record() {   # LABEL STATUS [LOG]
+    local summary=''
+    if (($# > 2)); then
+        summary=$(grep -E '^=+ .* in [0-9.]+s.* =+$' "$3" | tail -n 1 | sed -E 's/^=+ //; s/ =+$//')
+        while IFS= read -r line; do report+=("$1: NOT run: $line"); done < <(sed -n 's/^SKIPPED //p' "$3")
+    fi
+    case $2 in
+        0) ran=1; report+=("$1: passed${summary:+ ($summary)}") ;;
+        5) report+=("$1: no test") ;;   # as when -k matches only elsewhere
+        *) ran=1 failed=1; report+=("$1: FAILED${summary:+ ($summary)}") ;;
+    esac
+}
+
+pids=() lane_jobs=()   # by lane; an idle one has an empty pid
+start() {   # LANE JOB
+    local command
+    read -ra command <<<"${jobs[$2]}"
+    set -m   # a process group of its own, which one kill reaches, and in which Ctrl-C is not ignored
+    OMP_NUM_THREADS=${OMP_NUM_THREADS:-1} "${command[@]}" >"$logs/$2" 2>&1 </dev/null &
+    set +m
+    pids[$1]=$! lane_jobs[$1]=$2
+}
+
+stop() {
+    trap '' INT TERM HUP
+    local pid waited=0
+    for pid in ${pids[@]+"${pids[@]}"}; do
+        [[ -z $pid ]] || kill -INT -- "-$pid" 2>/dev/null || true   # pytest then stops what it started
+    done
+    for pid in ${pids[@]+"${pids[@]}"}; do
+        while [[ -n $pid ]] && kill -0 "$pid" 2>/dev/null && ((waited++ < patience * 5)); do sleep 0.2; done
+        [[ -z $pid ]] || kill -KILL -- "-$pid" 2>/dev/null || true   # whatever is left of its children
+    done
+    say "stopped"
+    exit 130
+}
+
+progress() {   # how far each lane is
+    local lane line=''
+    for lane in "${!pids[@]}"; do
+        [[ -n ${pids[lane]} ]] || continue
+        line+="${line:+, }${labels[${lane_jobs[lane]}]}$(grep -Eo '[0-9]+%' "$logs/${lane_jobs[lane]}" | tail -n 1 | sed 's/^/ at /')"
+    done
+    say "$SECONDS s: $line"
+}
+
+run_side_by_side() {
+    local next=0 lane busy status told=$SECONDS
+    logs=$(mktemp -d)
+    trap 'rm -rf "$logs"' EXIT
+    trap stop INT TERM HUP
+    while :; do
+        busy=no
+        for ((lane = 0; lane < lanes; lane++)); do
+            if [[ -n ${pids[lane]:-} ]] && ! kill -0 "${pids[lane]}" 2>/dev/null; then
+                status=0
+                wait "${pids[lane]}" || status=$?
+                pids[lane]=''
+                say "${labels[${lane_jobs[lane]}]}, which ended after $SECONDS s:"
+                cat "$logs/${lane_jobs[lane]}"
+                record "${labels[${lane_jobs[lane]}]}" "$status" "$logs/${lane_jobs[lane]}"
+            fi
+            if [[ -z ${pids[lane]:-} ]] && ((next < ${#jobs[@]})); then
+                start "$lane" "$next"
+                say "begun: ${labels[next]}"
+                next=$((next + 1))
+            fi
+            [[ -z ${pids[lane]:-} ]] || busy=yes
+        done
+        [[ $busy == yes ]] || return 0
+        ((SECONDS - told < sign_of_life)) || { progress; told=$SECONDS; }
+        sleep 0.5
+    done
+}
+
+if ((${#jobs[@]} == 1)); then
+    trap 'exit 130' INT   # pytest exits orderly on Ctrl-C, after which bash would go on
+    status=0
+    read -ra command <<<"${jobs[0]}"
+    ("${command[@]}") || status=$?
+    record "${labels[0]}" "$status"
+else
+    run_side_by_side
 fi
-((${#report[@]} == 0)) || printf 'test.sh: %s\n' "${report[@]}" >&2
+printf 'test.sh: %s\n' "${report[@]}" >&2
 ((ran)) || { say "error: no test ran"; exit 5; }
 exit "$failed"

@@ -1,20 +1,24 @@
 """The demo shows what it promises and says plainly what is wrong."""
 
+import contextlib
 import os
+import signal
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 import requests
 from PIL import Image
 
-from demo import graph
+from demo import graph, run
 from demo.client import Client
 from demo.references import FILES
 from demo.run import read_picture
 from demo.scenes import CHECKPOINT, SCENES, STRENGTH, STRENGTHS
-from demo.server import ROOT
+from demo.server import ROOT, ComfyServer
 from support.graphs import ADAPTERS
 
 pytest_plugins = ["support.server"]
@@ -23,19 +27,40 @@ CLAIMS = 5
 PICTURES = sum(len(scene.references) + len(scene.labels) for scene in SCENES)
 
 
-def command(*arguments: str) -> list[str]:
-    return [sys.executable, "-m", "demo.run", *arguments]
+@dataclass(frozen=True)
+class Done:
+    """How the demo program ended."""
+
+    code: int
+    stdout: str
+    stderr: str
 
 
-def demo(*arguments: str) -> subprocess.CompletedProcess[str]:
-    options = {"cwd": ROOT, "capture_output": True, "text": True, "stdin": subprocess.DEVNULL}
-    return subprocess.run(command(*arguments), check=False, **options)
+@pytest.fixture
+def demo(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Iterator[Callable[..., Done]]:
+    """The program with arguments, in this process."""
+    handler = signal.getsignal(signal.SIGTERM)
+
+    def run_main(*arguments: str) -> Done:
+        monkeypatch.setattr(sys, "argv", ["demo", *arguments])
+        try:
+            code = run.main()
+        except SystemExit as ended:  # of argparse
+            code = int(ended.code or 0)
+        return Done(code, *capsys.readouterr())
+
+    yield run_main
+    signal.signal(signal.SIGTERM, handler)
 
 
 @pytest.mark.slow
-def test_it_holds_and_writes_sheet_and_page(tmp_path: Path):
+def test_it_holds_and_writes_sheet_and_page(
+    tmp_path: Path, demo: Callable[..., Done], server: ComfyServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On the server of the tests; `test_serve_…` starts one as the program does."""
+    monkeypatch.setattr(run, "ComfyServer", lambda *_, **__: contextlib.nullcontext(server))
     done = demo("--output", str(tmp_path))
-    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.code == 0, done.stdout + done.stderr
     assert done.stdout.count("yes") == CLAIMS
     assert [scene.name for scene in SCENES if f"demo: {scene.name}: " not in done.stderr] == []
     with Image.open(tmp_path / "demo.png") as sheet:
@@ -46,7 +71,7 @@ def test_it_holds_and_writes_sheet_and_page(tmp_path: Path):
 
 @pytest.mark.slow
 def test_serve_has_everything_in_place_and_ends_cleanly(tmp_path: Path):
-    arguments = command("--serve", "--output", str(tmp_path))
+    arguments = [sys.executable, "-m", "demo.run", "--serve", "--output", str(tmp_path)]
     with subprocess.Popen(arguments, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as running:
         assert running.stdout is not None
         url = running.stdout.readline().split()[-1]
@@ -78,15 +103,14 @@ def test_the_sweep_is_sampled_without_adapter_and_by_euler_too(client: Client):
 @pytest.mark.parametrize(
     ("content", "message"), [(None, "there is no file"), (b"no picture", "is not a picture that can be read")]
 )
-def test_a_bad_picture_is_named(tmp_path: Path, content: bytes | None, message: str):
+def test_a_bad_picture_is_named(tmp_path: Path, demo: Callable[..., Done], content: bytes | None, message: str):
     path = tmp_path / "[photo].jpg"  # brackets: no markup to the terminal
     if content is not None:
         path.write_bytes(content)
     done = demo("--image", str(path), "--output", str(tmp_path))
-    assert done.returncode == 1
+    assert done.code == 1
     assert message in done.stderr
     assert "[photo].jpg" in done.stderr
-    assert "Traceback" not in done.stderr
 
 
 def test_a_photograph_is_turned_upright(tmp_path: Path):
@@ -113,9 +137,9 @@ def test_what_is_transparent_becomes_white(tmp_path: Path, mode: str):
         (("--install", "--serve"), "not allowed with argument"),
     ],
 )
-def test_what_does_not_go_together(arguments: tuple[str, ...], message: str):
+def test_what_does_not_go_together(demo: Callable[..., Done], arguments: tuple[str, ...], message: str):
     done = demo(*arguments)
-    assert done.returncode == 2
+    assert done.code == 2
     assert message in done.stderr
 
 

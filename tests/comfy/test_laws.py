@@ -12,7 +12,7 @@ import torch
 from support import comfy_host
 
 LAYOUTS = ("sd15", "sdxl")
-pytestmark = pytest.mark.parametrize("layout", LAYOUTS)
+pytestmark = [pytest.mark.smoke, pytest.mark.parametrize("layout", LAYOUTS)]
 
 
 @pytest.fixture

@@ -28,6 +28,8 @@ CONTRACT = {
 }
 DOCS = comfy_host.ROOT / "nodes" / "web" / "docs"
 
+pytestmark = pytest.mark.smoke
+
 
 def schema(node_id: str) -> Any:
     return comfy_host.node(node_id).define_schema()

@@ -18,6 +18,7 @@ from support.graphs import simple, with_inputs, without
 pytest_plugins = ["support.server"]
 
 NODES = ("IPALoadAdapter", "IPAEncodeImage", "IPACombineTokens", "IPAApply", "IPAApplyImage", "IPALayerWeights")
+pytestmark = pytest.mark.smoke
 AFTER_APPLY = {graphs.APPLY, graphs.SAMPLER, graphs.SAVE_LATENT, graphs.DECODE, graphs.SAVE}
 
 

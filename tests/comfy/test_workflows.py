@@ -1,4 +1,4 @@
-"""Every shipped workflow: it fits the nodes, ComfyUI's page opens it, comfy-cli executes it."""
+"""Every shipped workflow: it fits the nodes, ComfyUI's page opens it, it draws; comfy-cli executes one."""
 
 import io
 import json
@@ -10,16 +10,20 @@ from typing import Any
 
 import numpy as np
 import pytest
+from comfy_cli.workflow_to_api import convert_ui_to_api
 from PIL import Image
 
 from demo.client import Client, Prompt
+from demo.scenes import ADAPTER as DEMO_ADAPTER
 from demo.scenes import ENLARGED, SCENES
 from demo.server import HOST, ROOT, ComfyServer
-from support.browser import CHROMIUM, Page
+from support.browser import Page
+from support.graphs import TINY
 
 pytest_plugins = ["support.server"]
 
 WORKFLOWS = sorted((ROOT / "workflows").iterdir())
+SIMPLE = ROOT / "workflows" / "ipa_simple.json"
 NOTES = {"Note", "MarkdownNote"}
 BYPASSED = 4
 SIZE = 64
@@ -46,25 +50,30 @@ def widget_values(workflow: dict[str, Any]) -> dict[int, list[Any]]:
     return {node["id"]: node.get("widgets_values", []) for node in workflow["nodes"]}
 
 
-def made_small(workflow: dict[str, Any]) -> dict[str, Any]:
+def made_small(workflow: dict[str, Any], prefix: str | None = None) -> dict[str, Any]:
+    """For the tiny models: other names of adapters, small pictures, few steps.
+
+    Args:
+        prefix: of the saved pictures' names.
+    """
     for node in nodes_of(workflow, "EmptyLatentImage"):
         node["widgets_values"][:2] = [SIZE, SIZE]
     for node in nodes_of(workflow, "KSampler"):
         node["widgets_values"][2] = 2  # steps
+    for node in nodes_of(workflow, "IPALoadAdapter"):
+        if node["widgets_values"][0] != DEMO_ADAPTER:
+            node["widgets_values"][0] = f"{TINY}{node['widgets_values'][0]}"
+    for node in nodes_of(workflow, "SaveImage"):
+        node["widgets_values"][0] = prefix or node["widgets_values"][0]
     return workflow
 
 
-def comfy(server: ComfyServer, folder: Path, workflow: dict[str, Any], *options: str) -> dict[str, Any]:
-    """What `comfy run` answers; its settings and records stay in `folder`."""
-    path = folder / "workflow.json"
-    path.write_text(json.dumps(workflow), encoding="utf-8")
-    command = [str(Path(sys.executable).with_name("comfy")), "--skip-prompt", "--no-enable-telemetry", "run"]
-    command += ["--workflow", str(path), "--host", HOST, "--port", str(server.port), "--timeout", "300", *options]
-    environment = os.environ | {"HOME": str(folder), "XDG_CONFIG_HOME": str(folder)}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
-    answer: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return answer["data"]
+def pictures(client: Client, prompt: Prompt) -> list[np.ndarray]:
+    """What a prompt saves."""
+    run = client.run(prompt)
+    assert run.end == "execution_success", run.error
+    saves = [node for node in run.outputs if prompt[node]["class_type"] == "SaveImage"]
+    return [np.asarray(Image.open(io.BytesIO(content))) for node in saves for content in client.files(run, node)]
 
 
 def test_nothing_else_lies_beside_the_workflows():
@@ -72,10 +81,10 @@ def test_nothing_else_lies_beside_the_workflows():
     assert len(WORKFLOWS) == 6 + len(SCENES)
 
 
+@pytest.mark.smoke
 @each_workflow
-def test_workflow_fits_the_nodes(path: Path, client: Client):
-    known = client.get("/object_info")
-    workflow = read(path)
+def test_workflow_fits_the_nodes(path: Path, object_info: Any):
+    known, workflow = object_info, read(path)
     for node in real_nodes(workflow):
         info = known[node["type"]]
         schema = {**info["input"].get("required", {}), **info["input"].get("optional", {})}
@@ -112,54 +121,55 @@ def test_no_two_nodes_overlap(path: Path):
 
 
 @pytest.mark.slow
+@pytest.mark.smoke
 @each_workflow
-def test_comfy_cli_executes_it(path: Path, server: ComfyServer, tmp_path: Path):
-    data = comfy(server, tmp_path, made_small(read(path)), "--wait")
-    assert data["status"] == "completed"
-    pictures = list(server.output.glob(f"{path.stem}_*.png"))
+def test_it_draws(path: Path, client: Client, object_info: Any):
+    drawn = pictures(client, convert_ui_to_api(made_small(read(path)), object_info))
     count, side = DEMO.get(path.stem, (1, SIZE))
-    assert len(pictures) == count
-    for picture_file in pictures:
-        with Image.open(picture_file) as picture:
-            assert picture.size == (side, side)
-            assert np.asarray(picture).std() > 1
+    assert [picture.shape for picture in drawn] == [(side, side, 3)] * count
+    assert min(picture.std() for picture in drawn) > 1
 
 
 @pytest.mark.slow
-def test_bypassed_apply_equals_strength_zero(server: ComfyServer, client: Client, tmp_path: Path):
+def test_comfy_cli_executes_one(server: ComfyServer, tmp_path: Path):
+    """The program that registries and scripts use; its settings and records stay in the test's folder."""
+    path = tmp_path / "workflow.json"
+    path.write_text(json.dumps(made_small(read(SIMPLE), prefix="by comfy-cli")), encoding="utf-8")
+    command = [str(Path(sys.executable).with_name("comfy")), "--skip-prompt", "--no-enable-telemetry", "run", "--wait"]
+    command += ["--workflow", str(path), "--host", HOST, "--port", str(server.port), "--timeout", "300"]
+    environment = os.environ | {"HOME": str(tmp_path), "XDG_CONFIG_HOME": str(tmp_path)}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert json.loads(done.stdout.splitlines()[-1])["data"]["status"] == "completed"
+    (picture,) = server.output.glob("by comfy-cli_*.png")
+    assert np.asarray(Image.open(picture)).std() > 1
+
+
+@pytest.mark.slow
+def test_bypassed_apply_equals_strength_zero(client: Client, object_info: Any):
     """Bypassed as the page does it: mode 4 of the node."""
-    pictures = []
+    drawn = []
     for change in ({"mode": BYPASSED}, {"widgets_values": [0.0, 0.0, 1.0, "all"]}, {}):
-        workflow = made_small(read(ROOT / "workflows" / "ipa_simple.json"))
+        workflow = made_small(read(SIMPLE))
         (apply,) = nodes_of(workflow, "IPAApply")
         apply.update(change)
-        prompt: Prompt = comfy(server, tmp_path, workflow, "--print-prompt")["prompt"]
+        prompt = convert_ui_to_api(workflow, object_info)
         assert (str(apply["id"]) in prompt) == (change.get("mode") != BYPASSED)
-        run = client.run(prompt)
-        assert run.end == "execution_success", run.error
-        (save,) = run.outputs
-        (content,) = client.files(run, save)
-        with Image.open(io.BytesIO(content)) as picture:
-            pictures.append(np.asarray(picture))
-    bypassed, off, on = pictures
+        drawn += pictures(client, prompt)
+    bypassed, off, on = drawn
     assert np.array_equal(bypassed, off)
     assert not np.array_equal(bypassed, on)
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not Path(CHROMIUM).exists(), reason=f"no {CHROMIUM} (apt-get install chromium)")
-def test_page_opens_each_workflow(server: ComfyServer, client: Client, tmp_path: Path):
-    client.set("Comfy.TutorialCompleted", True)  # else the page opens with a dialog
-    with Page() as page:
-        page.open(server.url)
-        page.wait_for("window.app?.graph && window.LiteGraph?.registered_node_types['IPAApply']")
-        for path in WORKFLOWS:
-            workflow = read(path)
-            page.evaluate(f"app.loadGraphData({json.dumps(workflow)})")
-            page.wait_for(f"app.graph._nodes.length === {len(workflow['nodes'])}")
-            unknown = "n.has_errors || !(n.type in LiteGraph.registered_node_types)"
-            assert page.evaluate(f"app.graph._nodes.filter(n => {unknown}).map(n => n.type)") == []
-            saved = page.evaluate("app.graph.serialize()")
-            assert widget_values(saved) == widget_values(workflow)
-            assert len(saved["links"]) == len(workflow["links"])
-            page.screenshot(tmp_path / f"{path.stem}.png")
+def test_page_opens_each_workflow(page: Page, tmp_path: Path):
+    for path in WORKFLOWS:
+        workflow = read(path)
+        page.evaluate(f"app.loadGraphData({json.dumps(workflow)})")
+        page.wait_for(f"app.graph._nodes.length === {len(workflow['nodes'])}")
+        unknown = "n.has_errors || !(n.type in LiteGraph.registered_node_types)"
+        assert page.evaluate(f"app.graph._nodes.filter(n => {unknown}).map(n => n.type)") == []
+        saved = page.evaluate("app.graph.serialize()")
+        assert widget_values(saved) == widget_values(workflow)
+        assert len(saved["links"]) == len(workflow["links"])
+        page.screenshot(tmp_path / f"{path.stem}.png")

@@ -10,6 +10,9 @@ import torch
 from support import comfy_host
 from support.encoders import EMBED_DIM, HEADS, IMAGE_SIZE, LAYERS, PATCH, WIDTH
 
+# For loaders of ComfyUI that build what they load at full size only.
+STAND_INS = {"CheckpointLoaderSimple": "TinyCheckpoint", "CLIPVisionLoader": "TinyCLIPVision"}
+SIDE, STEPS = 64, 3  # of a workflow made small; three steps, so that one lies well within any range
 _VISION = {
     "model_type": "clip_vision_model",
     "hidden_act": "gelu",

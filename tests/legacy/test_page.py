@@ -6,14 +6,13 @@ from typing import Any
 
 import pytest
 
-from demo.client import Client
 from demo.server import ComfyServer
 from legacy.facts import FACTS
 from legacy.make_workflows.__main__ import FOLDER
-from legacy.workflow_server import SIDE, STAND_INS
-from support.browser import CHROMIUM, Page
+from legacy.running import SIDE, STAND_INS
+from support.browser import Page
 
-pytest_plugins = ["legacy.workflow_server"]
+pytest_plugins = ["support.server"]
 
 SAVED = sorted(path for path in FOLDER.glob("*.json") if not path.name.endswith(".api.json"))
 QUEUED = FOLDER / "simple.json"
@@ -24,10 +23,7 @@ window.addEventListener("unhandledrejection", event => problems.push(String(even
 """
 UNKNOWN = "app.graph._nodes.filter(n => n.has_errors || !(n.type in LiteGraph.registered_node_types)).map(n => n.type)"
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(not Path(CHROMIUM).exists(), reason=f"no {CHROMIUM} (apt-get install chromium)"),
-]
+pytestmark = pytest.mark.slow
 
 
 def on_the_server(path: Path) -> dict[str, Any]:
@@ -54,24 +50,20 @@ def ends(workflow: dict[str, Any]) -> set[tuple[Any, ...]]:
     return {(source, slot, target, inputs[target][entry]) for _, source, slot, target, entry, _ in workflow["links"]}
 
 
-def test_the_page_opens_them_and_queues_one(server: ComfyServer, client: Client, tmp_path: Path) -> None:
-    client.set("Comfy.TutorialCompleted", True)  # else the page opens with a dialog
-    with Page(timeout=600) as page:
-        page.open(server.url)
-        page.wait_for("window.app?.graph && window.LiteGraph?.registered_node_types['IPAdapterAdvanced']", 600)
-        page.evaluate(LISTEN)
-        for path in SAVED:
-            workflow = on_the_server(path)
-            page.evaluate(f"app.loadGraphData({json.dumps(workflow)})")
-            page.wait_for(f"app.graph._nodes.length === {len(workflow['nodes'])}")
-            assert page.evaluate(UNKNOWN) == [], path.name
-            saved = page.evaluate("app.graph.serialize()")
-            assert values(saved) == values(workflow), path.name
-            assert ends(saved) == ends(workflow), path.name
-        page.evaluate(f"app.loadGraphData({json.dumps(on_the_server(QUEUED))})")
-        page.evaluate("app.extensionManager.command.execute('Comfy.QueuePrompt')")  # what the button runs
-        shown = f"output?.images?.some(image => image.filename.startsWith('{QUEUED.stem}_'))"
-        page.wait_for(f"Object.values(app.nodeOutputs ?? {{}}).some(output => {shown})", 600)
-        page.screenshot(tmp_path / "queued.png")
-        assert page.evaluate("problems") == []
+def test_the_page_opens_them_and_queues_one(server: ComfyServer, page: Page, tmp_path: Path) -> None:
+    page.evaluate(LISTEN)
+    for path in SAVED:
+        workflow = on_the_server(path)
+        page.evaluate(f"app.loadGraphData({json.dumps(workflow)})")
+        page.wait_for(f"app.graph._nodes.length === {len(workflow['nodes'])}")
+        assert page.evaluate(UNKNOWN) == [], path.name
+        saved = page.evaluate("app.graph.serialize()")
+        assert values(saved) == values(workflow), path.name
+        assert ends(saved) == ends(workflow), path.name
+    page.evaluate(f"app.loadGraphData({json.dumps(on_the_server(QUEUED))})")
+    page.evaluate("app.extensionManager.command.execute('Comfy.QueuePrompt')")  # what the button runs
+    shown = f"output?.images?.some(image => image.filename.startsWith('{QUEUED.stem}_'))"
+    page.wait_for(f"Object.values(app.nodeOutputs ?? {{}}).some(output => {shown})")
+    page.screenshot(tmp_path / "queued.png")
+    assert page.evaluate("problems") == []
     assert list(server.output.glob(f"{QUEUED.stem}_*.png"))

@@ -12,13 +12,22 @@ from comfy_cli.workflow_to_api import convert_ui_to_api
 from PIL import Image
 
 from demo.client import Client, Prompt
+from legacy.facts import FACTS
 from legacy.make_workflows.__main__ import FOLDER
-from legacy.workflow_server import SIDE, STAND_INS, STEPS
+from legacy.running import SIDE, STAND_INS, STEPS
 
-pytest_plugins = ["legacy.workflow_server"]
+pytest_plugins = ["support.server"]
 
 SAVED = sorted(path for path in FOLDER.glob("*.json") if not path.name.endswith(".api.json"))
 LEAST_DIFFERENCE = 1e-3  # of the largest number of a latent, in every picture of a batch
+
+# Between them they have each of the 37 ids.
+SMOKE = {
+    *("composition", "embeds", "enhancer", "enhancer_batch", "face_loaders", "faceid_batch", "faceid_kolors"),
+    *("loaded_embeds", "mad_scientist_face", "precise_composition", "precise_composition_batch", "precise_style"),
+    *("precise_style_batch", "regions", "schedule", "style_composition", "style_composition_batch", "tiled"),
+    *("tiled_batch", "unified_loaders"),
+}
 
 each_workflow = pytest.mark.parametrize("path", SAVED, ids=lambda path: path.stem)
 
@@ -38,15 +47,15 @@ def runnable(prompt: Prompt) -> Prompt:
     return prompt
 
 
+@pytest.mark.smoke
 @each_workflow
-def test_values_saved_by_position_land_where_they_belong(path: Path, client: Client):
-    info = client.get("/object_info")
-    converted = convert_ui_to_api(read(path), info)
+def test_values_saved_by_position_land_where_they_belong(path: Path, object_info: Any):
+    converted = convert_ui_to_api(read(path), object_info)
     expected = read(path.with_suffix(".api.json"))
     assert {key: node["inputs"] for key, node in converted.items()} == {
         key: node["inputs"] for key, node in expected.items()
     }
-    assert [node["type"] for node in read(path)["nodes"] if node["type"] not in info] == []
+    assert [node["type"] for node in read(path)["nodes"] if node["type"] not in object_info] == []
 
 
 def with_latents(prompt: Prompt) -> Prompt:
@@ -61,11 +70,17 @@ def with_latents(prompt: Prompt) -> Prompt:
     return {**prompt, "untouched": {"class_type": "KSampler", "inputs": untouched}, **saves}
 
 
+def test_the_smoke_runs_every_node():
+    assert {node["type"] for path in SAVED if path.stem in SMOKE for node in read(path)["nodes"]} >= FACTS.keys()
+
+
 @pytest.mark.slow
-@each_workflow
-def test_it_runs_and_draws(path: Path, client: Client):
+@pytest.mark.parametrize(
+    "path", [pytest.param(path, id=path.stem, marks=[pytest.mark.smoke] * (path.stem in SMOKE)) for path in SAVED]
+)
+def test_it_runs_and_draws(path: Path, client: Client, object_info: Any):
     """The reference acts as well; in latents, of which a random decoder shows little."""
-    prompt = with_latents(runnable(convert_ui_to_api(read(path), client.get("/object_info"))))
+    prompt = with_latents(runnable(convert_ui_to_api(read(path), object_info)))
     run = client.run(prompt)
     assert run.end == "execution_success", run.error
     (save,) = (key for key, node in prompt.items() if node["class_type"] == "SaveImage")

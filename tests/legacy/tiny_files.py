@@ -103,7 +103,7 @@ ADAPTERS: dict[str, Callable[[], Shapes]] = {
 def write_adapters(folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for seed, (name, shapes) in enumerate(ADAPTERS.items()):
-        tensors = {key: tensor.half() for key, tensor in random_tensors(shapes(), seed).items()}
+        tensors = random_tensors(shapes(), seed, dtype=torch.float16, drawn=torch.float32)
         if name.endswith(".bin"):
             torch.save(_nested(tensors), folder / name)
         else:

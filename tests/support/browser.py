@@ -8,6 +8,8 @@ import shutil
 import subprocess
 import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -34,34 +36,30 @@ class BrowserError(RuntimeError):
     """The browser did not start, or a script in the page failed."""
 
 
-class Page:
-    """A tab of a browser of its own.
+class Browser:
+    """A browser with a profile of its own.
 
     Args:
-        size: of the window, in pixels.
-        timeout: seconds an answer may take.
+        size: of its windows, in pixels.
     """
 
-    def __init__(self, *, size: tuple[int, int] = (1600, 1000), timeout: float = 120) -> None:
+    def __init__(self, *, size: tuple[int, int] = (1600, 1000)) -> None:
         self._profile = Path(tempfile.mkdtemp(prefix="chromium-"))
         command = [CHROMIUM, *OPTIONS, f"--user-data-dir={self._profile}", f"--window-size={size[0]},{size[1]}"]
         environment = os.environ | {"HOME": str(self._profile)}
         self._process = subprocess.Popen(
             [*command, "about:blank"], env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
         )
-        self._ids = itertools.count(1)
         try:
-            address = self._debugger_address()
-            self._socket = websocket.create_connection(address, timeout=timeout, suppress_origin=True)
+            self._url = self._debugger_url()
         except BaseException:
             self.close()
             raise
 
-    def __enter__(self) -> "Page":
+    def __enter__(self) -> "Browser":
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._socket.close()
         self.close()
 
     def close(self) -> None:
@@ -73,8 +71,50 @@ class Page:
             self._process.wait()
         shutil.rmtree(self._profile, ignore_errors=True)
 
+    @contextmanager
+    def page(self, *, timeout: float = 600) -> Iterator["Page"]:
+        """A tab that knows nothing of the others: ComfyUI's page would open what an earlier one had open.
+
+        Args:
+            timeout: seconds an answer may take.
+        """
+        version = requests.get(f"{self._url}/json/version", timeout=timeout).json()
+        with Page(version["webSocketDebuggerUrl"], timeout) as whole:
+            context = whole.call("Target.createBrowserContext")["browserContextId"]
+            target = whole.call("Target.createTarget", url="about:blank", browserContextId=context)["targetId"]
+            try:
+                with Page(f"{self._url.replace('http', 'ws', 1)}/devtools/page/{target}", timeout) as tab:
+                    yield tab
+            finally:
+                whole.call("Target.disposeBrowserContext", browserContextId=context)
+
+    def _debugger_url(self) -> str:
+        port_file = self._profile / "DevToolsActivePort"
+        end = time.monotonic() + START_SECONDS
+        while time.monotonic() < end:
+            if self._process.poll() is not None:
+                raise BrowserError(f"{CHROMIUM} ended with exit code {self._process.returncode}")
+            if port_file.exists() and (lines := port_file.read_text().split()):
+                return f"http://127.0.0.1:{lines[0]}"
+            time.sleep(0.2)
+        raise BrowserError(f"{CHROMIUM} did not start within {START_SECONDS} s")
+
+
+class Page:
+    """A tab, or the browser itself: what answers at an address of the DevTools protocol."""
+
+    def __init__(self, address: str, timeout: float) -> None:
+        self._socket = websocket.create_connection(address, timeout=timeout, suppress_origin=True)
+        self._ids = itertools.count(1)
+
+    def __enter__(self) -> "Page":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._socket.close()
+
     def open(self, url: str) -> None:
-        self._call("Page.navigate", url=url)
+        self.call("Page.navigate", url=url)
 
     def evaluate(self, script: str) -> Any:
         """The value of a JavaScript expression; promises are awaited.
@@ -82,13 +122,13 @@ class Page:
         Raises:
             BrowserError: the expression threw.
         """
-        answer = self._call("Runtime.evaluate", expression=script, awaitPromise=True, returnByValue=True)
+        answer = self.call("Runtime.evaluate", expression=script, awaitPromise=True, returnByValue=True)
         if "exceptionDetails" in answer:
             details = answer["exceptionDetails"]
             raise BrowserError(details.get("exception", {}).get("description", details["text"]))
         return answer["result"].get("value")
 
-    def wait_for(self, script: str, seconds: float = 120) -> None:
+    def wait_for(self, script: str, seconds: float = 600) -> None:
         """Wait until an expression is true.
 
         Raises:
@@ -102,9 +142,14 @@ class Page:
 
     def screenshot(self, path: Path) -> None:
         """Write what the page shows as PNG."""
-        path.write_bytes(base64.b64decode(self._call("Page.captureScreenshot", format="png")["data"]))
+        path.write_bytes(base64.b64decode(self.call("Page.captureScreenshot", format="png")["data"]))
 
-    def _call(self, method: str, **parameters: Any) -> dict[str, Any]:
+    def call(self, method: str, **parameters: Any) -> dict[str, Any]:
+        """A method of the protocol.
+
+        Raises:
+            BrowserError: it failed.
+        """
         call_id = next(self._ids)
         self._socket.send(json.dumps({"id": call_id, "method": method, "params": parameters}))
         while True:
@@ -115,19 +160,3 @@ class Page:
             raise BrowserError(f"{method}: {message['error']['message']}")
         result: dict[str, Any] = message["result"]
         return result
-
-    def _debugger_address(self) -> str:
-        """WebSocket address of the tab."""
-        port_file = self._profile / "DevToolsActivePort"
-        end = time.monotonic() + START_SECONDS
-        while time.monotonic() < end:
-            if self._process.poll() is not None:
-                raise BrowserError(f"{CHROMIUM} ended with exit code {self._process.returncode}")
-            if port_file.exists() and (lines := port_file.read_text().split()):
-                targets = requests.get(f"http://127.0.0.1:{lines[0]}/json", timeout=10).json()
-                pages = [target for target in targets if target["type"] == "page"]
-                if pages:
-                    address: str = pages[0]["webSocketDebuggerUrl"]
-                    return address
-            time.sleep(0.2)
-        raise BrowserError(f"{CHROMIUM} did not start within {START_SECONDS} s")

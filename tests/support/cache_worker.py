@@ -1,9 +1,5 @@
-"""A process that fills a store with made-up entries: `python -m support.cache_worker FOLDER ENTRIES SECONDS LOG`.
+"""What a process does that fills a store with made-up entries."""
 
-Each entry takes SECONDS, and its key goes to LOG when it is made.
-"""
-
-import sys
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -35,6 +31,8 @@ def blocks(entries: int) -> list[Block[int]]:
 
 
 def fill(folder: Path, entries: int, seconds: float, log: Path) -> Share:
+    """Each entry takes that many seconds, and its key goes to the log when it is made."""
+
     def make(missing: Mapping[str, int]) -> Iterator[tuple[str, dict[str, Tensor]]]:
         for name, number in missing.items():
             time.sleep(seconds)
@@ -43,7 +41,3 @@ def fill(folder: Path, entries: int, seconds: float, log: Path) -> Share:
             yield name, entry(number)
 
     return fill_store(CacheStore(folder, "latents", RECIPE), blocks(entries), make, lambda _: None)
-
-
-if __name__ == "__main__":
-    fill(Path(sys.argv[1]), int(sys.argv[2]), float(sys.argv[3]), Path(sys.argv[4]))

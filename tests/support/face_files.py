@@ -31,24 +31,24 @@ def landmarks(stride: int) -> np.ndarray:
     return (_UPRIGHT - 56) / 112 * 2 * HALF_SIDES[stride] @ turn.T
 
 
-def write_pack(folder: Path, embedding: int = EMBEDDING, *, anywhere: bool = False) -> Path:
-    """Detector, recogniser and, as in published packs, a network that is neither; `anywhere` as `write_detector`."""
+def write_pack(folder: Path, embedding: int = EMBEDDING) -> Path:
+    """Detector, recogniser and, as in published packs, a network that is neither."""
     folder.mkdir(parents=True, exist_ok=True)
-    write_detector(folder / "det_tiny.onnx", anywhere=anywhere)
+    write_detector(folder / "det_tiny.onnx")
     write_recogniser(folder / "w_tiny.onnx", embedding)
     _save(folder / "2d106.onnx", _flat("landmarks", 192, 212), (1, 3, 192, 192), {"landmarks": (1, 212)})
     return folder
 
 
-def write_detector(path: Path, side: int | str = "?", *, anywhere: bool = False) -> None:
-    """SCRFD's signature; `side` fixes the size of the input, `anywhere` finds faces in any picture, at stride 32."""
+def write_detector(path: Path, side: int | str = "?") -> None:
+    """SCRFD's signature; `side` fixes the size of the input."""
     nodes, weights, outputs = [], [], {"score": {}, "box": {}, "points": {}}
     for stride in STRIDES:
         logit = np.log(SCORES.get(stride, 0.6) / (1 - SCORES.get(stride, 0.6)))
         # a cell that is red (or green) all over has the sum 3 after normalising
         colour = {8: (1.0, -1.0, -1.0), 16: (-1.0, 1.0, -1.0)}.get(stride, (0.0, 0.0, 0.0))
         gain = 40.0
-        bias = logit - gain * 3 * (127.5 / 128) if stride in SCORES else (0.5 if anywhere else -50.0)
+        bias = logit - gain * 3 * (127.5 / 128) if stride in SCORES else -50.0
         heads = {
             "score": (np.tile(gain * np.array(colour), (ANCHORS, 1)), np.array((bias, bias - 0.5))),
             "box": (np.zeros((4 * ANCHORS, 3)), np.full(4 * ANCHORS, HALF_SIDES[stride])),

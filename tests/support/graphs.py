@@ -6,11 +6,12 @@ from typing import Any
 from demo.client import Prompt
 
 REFERENCE = "example.png"
-ADAPTERS = ("ip-adapter-plus_sd15.safetensors", "ip-adapter_sd15.safetensors")
+TINY = "tiny-"  # before the published name of an adapter for the tiny base
+ADAPTERS = (f"{TINY}ip-adapter-plus_sd15.safetensors", f"{TINY}ip-adapter_sd15.safetensors")
 # What the widgets of IPAApply and IPAApplyImage say when nobody touched them.
 PLAIN: dict[str, Any] = {"strength": 1.0, "start_percent": 0.0, "end_percent": 1.0, "layer_preset": "all"}
-SDXL_ADAPTER = "ip-adapter_sdxl.safetensors"
-FACE_ADAPTER = "ip-adapter-faceid_sd15.bin"
+SDXL_ADAPTER = f"{TINY}ip-adapter_sdxl.safetensors"
+FACE_ADAPTER = f"{TINY}ip-adapter-faceid_sd15.bin"
 
 # Node ids of `simple`, so that tests need not count.
 CHECKPOINT, POSITIVE, NEGATIVE, LATENT, ADAPTER, IMAGE, TOKENS, APPLY, SAMPLER, SAVE_LATENT, DECODE, SAVE = (

@@ -299,13 +299,22 @@ def meta_tensors(shapes: Mapping[str, Sequence[int]], *, dtype: torch.dtype = to
 
 
 def random_tensors(
-    shapes: Mapping[str, Sequence[int]], seed: int = 0, *, dtype: torch.dtype = torch.float32, scale: float = 0.3
+    shapes: Mapping[str, Sequence[int]],
+    seed: int = 0,
+    *,
+    dtype: torch.dtype = torch.float32,
+    scale: float = 0.3,
+    drawn: torch.dtype = torch.float64,
 ) -> dict[str, Tensor]:
-    """Normal values times `scale`, the same up to rounding for every dtype; norm weights lie around 1."""
+    """Normal values times `scale`, the same up to rounding for every dtype; norm weights lie around 1.
+
+    Args:
+        drawn: the dtype they are drawn in; float32 is three times as fast, and gives others.
+    """
     generator = torch.Generator().manual_seed(seed)
     tensors: dict[str, Tensor] = {}
     for name, shape in shapes.items():
-        values = torch.randn(tuple(shape), generator=generator, dtype=torch.float64) * scale
+        values = torch.randn(tuple(shape), generator=generator, dtype=drawn) * scale
         is_norm_weight = len(shape) == 1 and name.endswith(".weight")
         tensors[name] = (values + 1.0 if is_norm_weight else values).to(dtype)
     return tensors

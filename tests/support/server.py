@@ -1,19 +1,26 @@
-"""The ComfyUI server that the tests share. A test module has its fixtures by `pytest_plugins = ["support.server"]`."""
+"""The ComfyUI server and the browser that all tests share: `pytest_plugins = ["support.server"]` in a test module.
 
-import shutil
+It has the tiny models, the demo's, and those of the legacy workflows. Both of the tiny ones have the names of published
+files, so the names of the former begin with `graphs.TINY`.
+"""
+
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
+from PIL import Image
 
 from demo import references, tiny_base
 from demo.client import Client
 from demo.models import demo_models, tiny_models
 from demo.server import MODEL_FOLDERS, ComfyServer
+from legacy import tiny_files
 
 from . import face_files
-from .graphs import FACE_ADAPTER, REFERENCE, SDXL_ADAPTER
+from .browser import CHROMIUM, Browser, Page
+from .graphs import FACE_ADAPTER, REFERENCE, SDXL_ADAPTER, TINY
 from .published import (
     SD15_DIM,
     SDXL_DIM,
@@ -26,35 +33,72 @@ from .published import (
     write_safetensors,
 )
 
+PACKS = Path(__file__).resolve().parents[1] / "legacy" / "server_packs"
+FACE_PACKS = ("buffalo_l", "antelopev2")
+SILENCE = 600  # seconds a busy machine may take to load a model
+
 
 @pytest.fixture(scope="session")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ComfyServer]:
-    """A server with the tiny models and the demo's."""
+    """The server."""
     folder = tmp_path_factory.mktemp("server")
     models = _models(folder / "models")
-    faces = folder / "faces.yaml"
-    faces.write_text(yaml.safe_dump({"faces": {"base_path": str(models), "insightface": "insightface"}}))
-    options = ["--cpu", "--extra-model-paths-config", str(faces)]
-    shared = ComfyServer(folder, models=models, options=options)
+    extra = folder / "extra.yaml"
+    paths = {"base_path": str(models), "custom_nodes": str(PACKS), "insightface": "insightface", "loras": "loras"}
+    extra.write_text(yaml.safe_dump({"tests": paths}), encoding="utf-8")
+    shared = ComfyServer(folder, models=models)
+    shared.options = (
+        "--cpu",
+        *("--extra-model-paths-config", str(extra)),
+        *("--whitelist-custom-nodes", shared.pack, "tiny_models"),
+    )
     references.put_into(shared.input)
-    shutil.copy(shared.comfyui / "input" / REFERENCE, shared.input)  # what the workflows load
+    pixels = face_files.picture((face_files.RED, 100, 60, 64), size=(320, 288))
+    Image.fromarray((pixels[0] * 255).byte().numpy()).save(shared.input / REFERENCE)  # what the workflows load
+    tiny_files.write_embeds(shared.input / "face.ipadpt")
     with shared:
         yield shared
 
 
 @pytest.fixture
 def client(server: ComfyServer) -> Iterator[Client]:
-    with Client(server.url) as connected:
+    with Client(server.url, timeout=SILENCE) as connected:
         yield connected
 
 
+@pytest.fixture(scope="session")
+def object_info(server: ComfyServer) -> Any:
+    """What the server says of all its nodes."""
+    with Client(server.url, timeout=SILENCE) as connected:
+        return connected.get("/object_info")
+
+
+@pytest.fixture(scope="session")
+def browser(server: ComfyServer) -> Iterator[Browser]:
+    if not Path(CHROMIUM).exists():
+        pytest.skip(f"no {CHROMIUM} (apt-get install chromium)")
+    with Client(server.url) as client:
+        client.set("Comfy.TutorialCompleted", True)  # else the page opens with a dialog
+    with Browser() as started:
+        yield started
+
+
+@pytest.fixture
+def page(server: ComfyServer, browser: Browser) -> Iterator[Page]:
+    """A tab of its own in which ComfyUI's page is open, with this pack's nodes."""
+    with browser.page() as tab:
+        tab.open(server.url)
+        tab.wait_for("window.app?.graph && window.LiteGraph?.registered_node_types['IPAApply']")
+        yield tab
+
+
 def _models(folder: Path) -> Path:
-    """The tiny models, the demo's, an adapter for SDXL, and a FaceID adapter with a face pack."""
+    """The tiny models, the demo's, an adapter for SDXL, a FaceID adapter, and what the legacy workflows load."""
     for name in MODEL_FOLDERS:
         (folder / name).mkdir(parents=True)
-        for models in (tiny_models(), demo_models()):
+        for models, prefix in ((tiny_models(), TINY if name == "ipadapter" else ""), (demo_models(), "")):
             for entry in (models / name).iterdir():
-                (folder / name / entry.name).symlink_to(entry)
+                (folder / name / f"{prefix}{entry.name}").symlink_to(entry)
     shapes = tiny_adapter(
         "base", site_dims=(8,) * len(SDXL_SITES), cross_attention_dim=SDXL_DIM, image_dim=tiny_base.EMBED_DIM
     )
@@ -62,5 +106,8 @@ def _models(folder: Path) -> Path:
     sizes = {"site_dims": (tiny_base.UNET["block_out_channels"][-1],) * tiny_base.NUM_SITES}
     face_shapes = tiny_face_adapter("faceid", cross_attention_dim=SD15_DIM, identity=face_files.EMBEDDING, **sizes)
     write_bin(folder / "ipadapter" / FACE_ADAPTER, nested(random_tensors(face_shapes, scale=0.02)))
-    face_files.write_pack(folder / "insightface" / "models" / "buffalo_l", anywhere=True)
+    tiny_files.write_adapters(folder / "ipadapter")
+    tiny_files.write_encoders(folder / "clip_vision")
+    for pack in FACE_PACKS:
+        face_files.write_pack(folder / "insightface" / "models" / pack)
     return folder

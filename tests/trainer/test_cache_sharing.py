@@ -2,8 +2,6 @@
 
 import os
 import random
-import subprocess
-import sys
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -12,18 +10,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from support import processes
 from support.cache_worker import RECIPE, SHARD_SIZE, blocks, entry, fill, key
 from trainer.cache.sharing import Share, fill_store
 from trainer.cache.store import CacheStore
-
-TESTS = Path(__file__).parents[1]
-
-
-def _start(folder: Path, entries: int, seconds: float, log: Path) -> subprocess.Popen[bytes]:
-    arguments = [str(folder), str(entries), str(seconds), str(log)]
-    paths = os.pathsep.join((str(TESTS), str(TESTS.parent)))
-    command = [sys.executable, "-m", "support.cache_worker", *arguments]
-    return subprocess.Popen(command, env={**os.environ, "PYTHONPATH": paths})
 
 
 def _store(folder: Path) -> CacheStore:
@@ -42,23 +32,25 @@ def _check_complete(folder: Path, entries: int) -> None:
 
 def test_processes_at_once_make_each_entry_once(tmp_path: Path) -> None:
     folder, log, entries = tmp_path / "cache", tmp_path / "log", 100
-    processes = [_start(folder, entries, 0.01, log) for _ in range(2)]
-    assert [process.wait(60) for process in processes] == [0, 0]
+    both = [processes.start(fill, folder, entries, 0.01, log) for _ in range(2)]
+    for process in both:
+        process.join(60)
+    assert [process.exitcode for process in both] == [0, 0]
     assert Counter(log.read_text().split()) == dict.fromkeys(map(key, range(entries)), 1)
     _check_complete(folder, entries)
 
 
 def test_kills_at_random_moments_leave_nothing_damaged_and_cost_a_block_each(tmp_path: Path) -> None:
-    folder, log, entries, kills = tmp_path / "cache", tmp_path / "log", 160, 4
+    folder, log, entries, kills = tmp_path / "cache", tmp_path / "log", 160, 3
     randomness = random.Random(0)
     for _ in range(kills):
         done = _lines(log)
-        process = _start(folder, entries, 0.005, log)
-        while process.poll() is None and _lines(log) < done + SHARD_SIZE:
+        process = processes.start(fill, folder, entries, 0.005, log)
+        while process.is_alive() and _lines(log) < done + SHARD_SIZE:
             time.sleep(0.01)
         time.sleep(randomness.uniform(0, 0.1))
         process.kill()
-        process.wait()
+        process.join()
         assert not _store(folder).damaged
     assert len(_store(folder)) < entries
     assert fill(folder, entries, 0, log).computed > 0
@@ -72,14 +64,15 @@ def _lines(log: Path) -> int:
 
 def test_a_block_of_a_process_that_dies_is_made_by_the_one_that_waits(tmp_path: Path) -> None:
     folder, log = tmp_path / "cache", tmp_path / "log"
-    holder = _start(folder, SHARD_SIZE, 0.5, log)
+    holder = processes.start(fill, folder, SHARD_SIZE, 0.5, log)
     while not log.exists():
         time.sleep(0.02)
-    waiter = _start(folder, SHARD_SIZE, 0, tmp_path / "other log")
+    waiter = processes.start(fill, folder, SHARD_SIZE, 0, tmp_path / "other log")
     time.sleep(0.3)
     holder.kill()
-    holder.wait()
-    assert waiter.wait(60) == 0
+    holder.join()
+    waiter.join(60)
+    assert waiter.exitcode == 0
     assert (tmp_path / "other log").read_text().split() == [key(number) for number in range(SHARD_SIZE)]
     _check_complete(folder, SHARD_SIZE)
 

@@ -1,56 +1,103 @@
 """Between two log lines nothing waits for the device: no number is read off it."""
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from support.training import make_config, write_pictures
-from trainer.run import open_run
+from trainer.batch import Batch
+from trainer.loop import train
+from trainer.run import Run
 
-READS = {torch.ops.aten._local_scalar_dense.default, torch.ops.aten.nonzero.default}
+OPERATIONS = {torch.ops.aten._local_scalar_dense.default, torch.ops.aten.nonzero.default}
+METHODS = {torch.Tensor.tolist, torch.Tensor.cpu, torch.Tensor.numpy}  # no operation where the device is the host
+NEVER = 1000
 
 
-class CountReads(TorchDispatchMode):
-    """Counts what makes the host wait for a value."""
+class Reads(contextlib.ExitStack):
+    """Counts what makes the host wait for a value, but for what making a batch does: that lies on the host."""
 
     def __init__(self) -> None:
         super().__init__()
         self.count = 0
+        self.is_making_a_batch = False
+
+    def __enter__(self) -> "Reads":
+        self.enter_context(_Operations(self))
+        self.enter_context(_Methods(self))
+        return self
+
+    def note(self, is_read: bool) -> None:
+        self.count += is_read and not self.is_making_a_batch
+
+
+class _Operations(TorchDispatchMode):
+    def __init__(self, reads: Reads) -> None:
+        super().__init__()
+        self.reads = reads
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        self.count += func in READS
+        self.reads.note(func in OPERATIONS)
         return func(*args, **(kwargs or {}))
 
 
+class _Methods(TorchFunctionMode):
+    def __init__(self, reads: Reads) -> None:
+        super().__init__()
+        self.reads = reads
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.reads.note(func in METHODS)
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.fixture
+def read(
+    tmp_path: Path,
+    base_folder: Callable[..., Path],
+    encoder_folder: Callable[[str], Path],
+    monkeypatch: pytest.MonkeyPatch,
+) -> Callable[..., int]:
+    """How many numbers a whole `train` reads."""
+    pictures, original = write_pictures(tmp_path / "pictures"), Run.batches
+
+    def count(layout: str, steps: int, log_every: int) -> int:
+        with Reads() as reads:
+
+            def batches(run: Run, step: int) -> Iterator[Batch]:
+                made = original(run, step)
+                while True:
+                    reads.is_making_a_batch = True
+                    batch = next(made)
+                    reads.is_making_a_batch = False
+                    yield batch
+
+            monkeypatch.setattr(Run, "batches", batches)
+            train(
+                make_config(
+                    base_folder(layout),
+                    encoder_folder("clip"),
+                    pictures,
+                    tmp_path / f"{layout} {steps} {log_every}",
+                    train={"steps": steps, "log_every": log_every},
+                    optimizer={"ema_decay": 0.9},
+                    objective={"min_snr_gamma": 5.0},
+                    checkpoint={"every": NEVER},
+                )
+            )
+        return reads.count
+
+    return count
+
+
 @pytest.mark.parametrize("layout", ["sd15", "sdxl"])
-def test_a_step_reads_no_number_off_the_device(
-    tmp_path: Path, base_folder: Callable[..., Path], encoder_folder: Callable[[str], Path], layout: str
-) -> None:
-    config = make_config(
-        base_folder(layout),
-        encoder_folder("clip"),
-        write_pictures(tmp_path / "pictures"),
-        tmp_path / "run",
-        optimizer={"ema_decay": 0.9},
-        objective={"min_snr_gamma": 5.0},
-    )
-    run = open_run(config)
-    batches = run.batches(0)
-    next(batches)
-    batch = next(batches)
-    with CountReads() as reads:
-        loss = run.objective.loss(run.adapter, batch.to(run.accelerator.device))
-        run.accelerator.backward(loss)
-        run.accelerator.clip_grad_norm_(run.network.trained_parameters(), 1.0)
-        run.optimizer.step()
-        run.optimizer.zero_grad(set_to_none=True)
-        assert run.ema is not None
-        run.ema.step(run.network.trained_parameters())
-    assert reads.count == 0
-    with CountReads() as reads:
-        loss.item()
-    assert reads.count == 1
+def test_a_step_reads_no_number_off_the_device(read: Callable[..., int], layout: str) -> None:
+    of_one_step = read(layout, steps=1, log_every=NEVER)  # the last step is logged and saved
+    assert read(layout, steps=5, log_every=NEVER) == of_one_step
+    assert read(layout, steps=5, log_every=1) == of_one_step + 4, "each further log line reads once"

@@ -5,6 +5,7 @@ at full size only.
 """
 
 from dataclasses import dataclass
+from functools import lru_cache
 from types import SimpleNamespace
 from typing import Any
 
@@ -132,6 +133,21 @@ def _vae() -> comfy.sd.VAE:
     return comfy.sd.VAE(sd=autoencoder.state_dict())
 
 
+@lru_cache  # graph after graph loads the same few
+def _checkpoint(name: str) -> tuple[comfy.model_patcher.ModelPatcher, comfy.sd.CLIP, comfy.sd.VAE]:
+    base = CHECKPOINTS[name]
+    with torch.inference_mode(False):
+        return _model(base), _clip(base), _vae()
+
+
+@lru_cache
+def _encoder(name: str) -> comfy.clip_vision.ClipVisionModel:
+    with torch.inference_mode(False):
+        clip_vision = comfy.clip_vision.ClipVisionModel({**_VISION, **ENCODERS[name]})
+        _randomise(clip_vision.model)
+    return clip_vision
+
+
 class TinyCheckpoint(io.ComfyNode):
     """MODEL, CLIP and VAE of a kind of checkpoint."""
 
@@ -146,9 +162,7 @@ class TinyCheckpoint(io.ComfyNode):
 
     @classmethod
     def execute(cls, ckpt_name: str) -> io.NodeOutput:
-        base = CHECKPOINTS[ckpt_name]
-        with torch.inference_mode(False):
-            return io.NodeOutput(_model(base), _clip(base), _vae())
+        return io.NodeOutput(*_checkpoint(ckpt_name))
 
 
 class TinyCLIPVision(io.ComfyNode):
@@ -165,10 +179,7 @@ class TinyCLIPVision(io.ComfyNode):
 
     @classmethod
     def execute(cls, clip_name: str) -> io.NodeOutput:
-        with torch.inference_mode(False):
-            clip_vision = comfy.clip_vision.ClipVisionModel({**_VISION, **ENCODERS[clip_name]})
-            _randomise(clip_vision.model)
-        return io.NodeOutput(clip_vision)
+        return io.NodeOutput(_encoder(clip_name))
 
 
 class TinyModels(ComfyExtension):

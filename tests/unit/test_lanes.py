@@ -1,0 +1,184 @@
+"""scripts/test.sh and .ci/run with small projects in place of this one: two lanes, the truth, and no process left."""
+
+import itertools
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+STUBS = {
+    "env.sh": 'case $1 in ruff | mypy | comfy) exit ;; esac; exec "$@"',
+    "comfyui.sh": 'printf "%s" "$(dirname "$0")/comfyui-${1:-9.9}"',
+}
+WAITS_FOR_THE_OTHER = """
+import time
+from pathlib import Path
+
+def test_both_lanes_run():
+    Path("{me}").touch()
+    for number in range(100):
+        print("line of {me}", number, flush=True)
+        time.sleep(0.1)
+        if Path("{other}").exists() and number > 5:
+            return
+    raise AssertionError("the other lane does not run")
+"""
+HAS_A_CHILD = """
+import subprocess, sys, time
+from pathlib import Path
+
+def test_child():
+    code = "import signal, time; signal.signal(signal.SIGINT, signal.SIG_IGN); print('.', flush=True); time.sleep(300)"
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE) as child:
+        child.stdout.read(1)
+        Path("part").write_text(str(child.pid))
+        Path("part").rename("{me}")
+        try:
+            time.sleep(300)
+        finally:
+            Path("{me} left").touch()
+"""
+PASSES, FAILS = "def test_it():\n    pass\n", "def test_it():\n    assert not 'this one fails'\n"
+SKIPS = "import pytest\n\ndef test_it():\n    pytest.skip('no browser')\n"
+
+
+class Project:
+    """A checkout with the script, and tests of its own."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        (folder / "scripts" / "comfyui-9.9").mkdir(parents=True)
+        (folder / "scripts" / "comfyui-9.9" / "comfyui_version.py").write_text('__version__ = "9.9"\n')
+        shutil.copytree(ROOT / ".ci", folder / ".ci")
+        shutil.copy(ROOT / "scripts" / "test.sh", folder / "scripts")
+        for name, text in STUBS.items():
+            (folder / "scripts" / name).write_text(f"#!/usr/bin/env bash\n{text}\n")
+            (folder / "scripts" / name).chmod(0o755)
+        (folder / "pytest.ini").write_text("[pytest]\ntestpaths = tests/unit\nmarkers = smoke\n")
+        for name in ("unit", "comfy", "legacy"):
+            self.write(name, PASSES)
+
+    def write(self, name: str, text: str) -> None:
+        path = self.folder / "tests" / name / f"test_{name}.py"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text.replace("{me}", name).replace("{other}", "comfy" if name == "unit" else "unit"))
+
+    def start(self, *arguments: str, script: str = "scripts/test.sh") -> subprocess.Popen[str]:
+        path = os.pathsep.join((str(Path(sys.executable).parent), os.environ["PATH"]))
+        return subprocess.Popen(
+            [self.folder / script, *arguments],
+            env=os.environ | {"PATH": path, "CHROMIUM": sys.executable},  # there is nothing to install
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
+        )
+
+    def run(self, *arguments: str, script: str = "scripts/test.sh") -> tuple[int, str]:
+        with self.start(*arguments, script=script) as running:
+            output, _ = running.communicate(timeout=60)
+        return running.returncode, output
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Project:
+    return Project(tmp_path)
+
+
+def test_lanes_run_at_once_and_speak_one_after_the_other(project: Project):
+    for name in ("unit", "comfy"):
+        project.write(name, WAITS_FOR_THE_OTHER)
+    status, output = project.run("-s")
+    assert status == 0, output
+    spoken = re.findall(r"line of (\w+)", output)
+    assert len(spoken) > 12
+    assert sum(one != other for one, other in itertools.pairwise(spoken)) == 1
+    assert output.count(" passed in ") >= 2
+    assert "test.sh: ComfyUI 9.9: passed (2 passed in" in output
+    assert "test.sh: without ComfyUI: passed (1 passed in" in output
+
+
+@pytest.mark.parametrize("lane", ["unit", "legacy"])
+def test_one_failure_fails_the_whole(project: Project, lane: str):
+    project.write(lane, FAILS)
+    status, output = project.run()
+    assert status == 1
+    assert output.count("FAILED (1 failed") == 1
+    assert output.count(": passed (") == 1
+
+
+def test_what_was_skipped_is_said(project: Project):
+    project.write("comfy", SKIPS)
+    status, output = project.run()
+    assert status == 0
+    (line,) = (line for line in output.splitlines() if "NOT run" in line)
+    assert line.startswith("test.sh: ComfyUI 9.9: NOT run: [1] tests/comfy/test_comfy.py")
+    assert line.endswith("no browser")
+
+
+@pytest.mark.parametrize(
+    ("text", "status", "end"),
+    [
+        (PASSES, 0, r"\n\nall passed after \d+ s\n"),
+        (
+            SKIPS,
+            0,
+            r"\n\nNOT run:\n  ComfyUI 9.9: \[1\].*: no browser\n\npassed after \d+ s, but not all of it was run\n",
+        ),
+        (FAILS, 1, r"\n\nFAILED after \d+ s:\n  tests\n"),
+    ],
+    ids=["all", "some", "failed"],
+)
+def test_the_check_says_how_it_ended(project: Project, text: str, status: int, end: str):
+    project.write("comfy", text)
+    project.write("legacy", f"import pytest\npytestmark = pytest.mark.smoke\n{PASSES}")
+    ended, output = project.run(script=".ci/run")
+    assert ended == status, output
+    assert re.search(f"{end}$", output), output
+    assert ("all passed" in output) == (text == PASSES)
+
+
+def test_an_older_comfyui_is_given_the_marked_tests(project: Project):
+    project.write("comfy", f"import pytest\n\n@pytest.mark.smoke\n{PASSES}\n{PASSES.replace('it', 'more')}")
+    status, output = project.run("--all-comfyui", "tests/comfy")
+    assert status == 0, output
+    assert "test.sh: ComfyUI 9.9: passed (2 passed in" in output
+    for version in ("0.20.1", "0.18.2", "0.16.3"):
+        assert f"test.sh: ComfyUI {version}, smoke: passed (1 passed, 1 deselected in" in output
+
+
+def test_arguments_narrow_it_down(project: Project):
+    status, output = project.run("tests/unit", "-k", "it")
+    assert status == 0
+    assert "1 passed" in output
+    assert "ComfyUI 9.9" not in output
+    assert project.run("-k", "nothing")[0] == 5
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interruption_ends_both_lanes_and_their_children(project: Project, number: int):
+    names = ("unit", "comfy")
+    for name in names:
+        project.write(name, HAS_A_CHILD)
+    with project.start() as running:
+        deadline = time.monotonic() + 30
+        while not all((project.folder / name).exists() for name in names):
+            assert time.monotonic() < deadline, "the lanes did not begin"
+            time.sleep(0.05)
+        children = [psutil.Process(int((project.folder / name).read_text())) for name in names]
+        tree = [*children, *(child.parent() for child in children)]
+        assert all(process.is_running() for process in tree)
+        os.killpg(running.pid, number)  # as a terminal does; lanes are in groups of their own
+        output, _ = running.communicate(timeout=60)
+    assert running.returncode == 130, output
+    _, alive = psutil.wait_procs(tree, timeout=10)
+    assert [process for process in alive if process.status() != psutil.STATUS_ZOMBIE] == []
+    assert [name for name in names if not (project.folder / f"{name} left").exists()] == [], "no time to clean up"
