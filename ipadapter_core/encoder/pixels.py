@@ -86,10 +86,17 @@ def encoder_pixels(image: Tensor, pixel_format: PixelFormat, crop: str, mask: Te
     return _pad(pixels, pixel_format.size)
 
 
+def middle(x: Tensor, height: int, width: int) -> Tensor:
+    """The middle of (…, H, W): at most `height` high and `width` wide."""
+    top, left = max(0, x.shape[-2] - height) // 2, max(0, x.shape[-1] - width) // 2
+    return x[..., top : top + height, left : left + width]
+
+
 def _fit(x: Tensor, size: int, crop: str, mode: str) -> Tensor:
     """To (B, c, s, s'), at most `size` on a side; only `pad` leaves a side shorter."""
     if crop == "center":  # all of a strip one pixel high would take gigabytes when resized; only its middle is seen
-        x = _middle(x, _LONGEST_STRIP * min(x.shape[-2:]))
+        longest = _LONGEST_STRIP * min(x.shape[-2:])
+        x = middle(x, longest, longest)
     height, width = x.shape[-2:]
     if crop == "stretch":
         target = (size, size)
@@ -98,12 +105,7 @@ def _fit(x: Tensor, size: int, crop: str, mode: str) -> Tensor:
         target = (max(1, height * size // side), max(1, width * size // side))  # as transformers' CLIPImageProcessor
     if target != (height, width):
         x = functional.interpolate(x, size=target, mode=mode, antialias=True)
-    return _middle(x, size)
-
-
-def _middle(x: Tensor, size: int) -> Tensor:
-    top, left = max(0, x.shape[-2] - size) // 2, max(0, x.shape[-1] - size) // 2
-    return x[..., top : top + size, left : left + size]
+    return middle(x, size, size)
 
 
 def _pad(pixels: Tensor, size: int) -> Tensor:

@@ -1,13 +1,13 @@
 """Weight types: the names shared workflows give to layer presets, and the numbers that belong to them."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from ..backbone.sites import Sites
 from ..errors import BadInputError
 from ..strength.presets import resolve_preset
-from ..strength.site import SiteStrength
+from ..strength.site import AnyStrength, FrameStrength, SiteStrength
 
 
 @dataclass(frozen=True)
@@ -65,6 +65,36 @@ def resolve_weight_type(name: str, sites: Sites, weight: float, second: float | 
         raise BadInputError(f"weight type {name!r}", expected=f"one of {', '.join(WEIGHT_TYPES)}", action="choose one")
     second = weight_type.second if second is None else second
     return without_middle(resolve_preset(weight_type.preset, sites, weight, second), sites)
+
+
+def resolve_frames(
+    name: str, sites: Sites, weights: Sequence[float], seconds: Sequence[float], factors: Mapping[int, float]
+) -> Mapping[int, AnyStrength]:
+    """Strength of every site when weights change from frame to frame, by site index.
+
+    Args:
+        name: a weight type.
+        weights, seconds: one per frame, the last serves all further ones; see `resolve_weight_type`. No seconds take
+            the type's own.
+        factors: of `resolve_layer_weights`; without any the weight type decides.
+
+    Raises:
+        BadInputError: as `resolve_weight_type`.
+    """
+    resolved: list[dict[int, SiteStrength]] = []
+    for frame in range(max(len(weights), len(seconds))):
+        weight = weights[min(frame, len(weights) - 1)]
+        if factors:
+            resolved.append(resolve_layer_weights(factors, name, sites, weight))
+        else:
+            second = seconds[min(frame, len(seconds) - 1)] if seconds else None
+            resolved.append(resolve_weight_type(name, sites, weight, second))
+    if len(resolved) == 1:
+        return resolved[0]
+    return {
+        index: FrameStrength(tuple(frame[index].value for frame in resolved), strength.swap)
+        for index, strength in resolved[0].items()
+    }
 
 
 def without_middle(strengths: dict[int, SiteStrength], sites: Sites) -> dict[int, SiteStrength]:

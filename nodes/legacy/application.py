@@ -15,18 +15,15 @@ from ...ipadapter_core.branch.kv import SiteKV
 from ...ipadapter_core.branch.masks import BILINEAR, read_mask
 from ...ipadapter_core.branch.tokens import ImageTokens
 from ...ipadapter_core.errors import MismatchError
-from ...ipadapter_core.legacy.weight_types import (
-    parse_layer_weights,
-    resolve_layer_weights,
-    resolve_weight_type,
-)
+from ...ipadapter_core.legacy.embeds import combine_sides
+from ...ipadapter_core.legacy.weight_types import parse_layer_weights, resolve_frames
 from ...ipadapter_core.strength.scaling import find_scaling
-from ...ipadapter_core.strength.site import AnyStrength, FrameStrength, SiteStrength
+from ...ipadapter_core.strength.site import AnyStrength
 from ..patching.application import Limits, acting_range, fitting_sites, patch_sites, site_kv
 from ..patching.narrowing import narrowed
 from ..sockets import LoadedAdapter
 from .face_features import encode_faces
-from .features import combine_sides, image_tokens, negative_features, positive_features
+from .features import image_tokens, negative_features, positive_features
 from .payload import Payload, read_payload
 
 logger = logging.getLogger(__name__)
@@ -72,8 +69,7 @@ class LegacyUse:
         """Factor of the face's picture in FaceID-Plus v2."""
         if self.weight_faceidv2 is not None:
             return self.weight_faceidv2
-        weights = _as_list(self.weight)
-        return 2 * (weights[0] or 0.0)
+        return 2 * _per_frame(self.weight)[0]
 
 
 def apply_reference(
@@ -164,27 +160,13 @@ def check_sdxl(model: ModelPatcher) -> None:
 
 
 def _strengths(sites: Sites, use: LegacyUse) -> Mapping[int, AnyStrength]:
-    weights, seconds = _as_list(use.weight), _as_list(use.second)
-    frames = max(len(weights), len(seconds))
+    seconds = [] if use.second is None else _per_frame(use.second)
     factors = parse_layer_weights(use.layer_weights)
-    resolved: list[dict[int, SiteStrength]] = []
-    for frame in range(frames):
-        weight, second = weights[min(frame, len(weights) - 1)], seconds[min(frame, len(seconds) - 1)]
-        assert weight is not None
-        if factors:
-            resolved.append(resolve_layer_weights(factors, use.weight_type, sites, weight))
-        else:
-            resolved.append(resolve_weight_type(use.weight_type, sites, weight, second))
-    if frames == 1:
-        return resolved[0]
-    return {
-        index: FrameStrength(tuple(frame[index].value for frame in resolved), strength.swap)
-        for index, strength in resolved[0].items()
-    }
+    return resolve_frames(use.weight_type, sites, _per_frame(use.weight), seconds, factors)
 
 
-def _as_list(weight: Weight | Tensor | None) -> list[float | None]:
-    if weight is None or isinstance(weight, int | float):
+def _per_frame(weight: Weight | Tensor) -> list[float]:
+    if isinstance(weight, int | float):
         return [weight]
     values = weight.flatten().tolist() if isinstance(weight, Tensor) else weight
     return [float(value) for value in values] or [0.0]

@@ -1,18 +1,18 @@
 """The apply nodes that see more detail: a reference is encoded in tiles as well."""
 
+from functools import partial
 from typing import Any
 
-import torch
 from comfy.model_patcher import ModelPatcher
 from comfy_api.latest import io
 from torch import Tensor
 
 from ...ipadapter_core.encoder.pixels import check_image
-from ...ipadapter_core.legacy.enhance import blend, cut_tiles, join_tiles
+from ...ipadapter_core.legacy.enhance import enhance
 from . import schema
 from .application import LegacyUse, apply_tokens, fitting_sites, tokens_of
 from .features import negative_features, positive_features
-from .payload import Payload, read_payload
+from .payload import read_payload
 
 _MOST_TILES = 16  # per side
 
@@ -55,16 +55,6 @@ def _schema(node_id: str, display_name: str, *, ratio: float, combines: bool) ->
     )
 
 
-def enhanced_features(payload: Payload, image: Tensor, per_side: int, ratio: float) -> Tensor:
-    """Features of references and of their tiles; two rows for a single reference, one for each of several."""
-    whole = positive_features(payload, image)
-    if per_side == 1:
-        return whole
-    pictures = check_image(image)
-    tiles = [join_tiles(positive_features(payload, cut_tiles(picture[None], per_side))) for picture in pictures]
-    return blend(whole, torch.cat(tiles), ratio)
-
-
 def _apply(
     model: ModelPatcher,
     ipadapter: object,
@@ -79,7 +69,8 @@ def _apply(
     use = LegacyUse(**widgets)
     payload = read_payload(ipadapter, clip_vision)
     fitting_sites(model, payload.adapter)
-    positive = enhanced_features(payload, image, enhance_tiles, enhance_ratio)
+    encode = partial(positive_features, payload)
+    positive = enhance(check_image(image), enhance_tiles, enhance_ratio, encode)
     negative = negative_features(payload, positive, image_negative)
     tokens = tokens_of(payload.adapter, positive, negative, use)
     return io.NodeOutput(apply_tokens(model, payload.adapter, tokens, use))

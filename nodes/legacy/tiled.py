@@ -7,12 +7,9 @@ import torch
 from comfy.model_patcher import ModelPatcher
 from comfy_api.latest import io
 from torch import Tensor
-from torch.nn import functional
 
-from ...ipadapter_core.branch.masks import read_mask
 from ...ipadapter_core.encoder.pixels import check_image
-from ...ipadapter_core.legacy.sharpen import sharpen
-from ...ipadapter_core.legacy.tiles import TILE, Tiling, tile_picture
+from ...ipadapter_core.legacy.tiles import cut_pictures, tile_masks, tile_picture
 from . import schema
 from .application import LegacyUse, apply_image
 from .payload import read_payload
@@ -53,36 +50,6 @@ def _schema(node_id: str, display_name: str, *, combines: bool) -> io.Schema:
     )
 
 
-def cut_pictures(image: Tensor, tiling: Tiling, sharpening: float) -> list[Tensor]:
-    """Every tile of pictures (B, H, W, 3), as (B, 256, 256, 3) each."""
-    pixels = _middle(image.movedim(-1, 1), tiling.crop)
-    pixels = comfy.utils.lanczos(pixels, tiling.width, tiling.height)
-    tiles = [pixels[..., top : top + TILE, left : left + TILE] for top, left in tiling.corners]
-    return [(sharpen(tile, sharpening) if sharpening > 0 else tile).movedim(1, -1) for tile in tiles]
-
-
-def tile_masks(mask: Tensor | None, size: tuple[int, int], tiling: Tiling) -> list[Tensor]:
-    """The mask within every tile and 0 elsewhere, (M, h, w) each.
-
-    Args:
-        mask: (M, H, W); None is 1 everywhere.
-        size: height and width of the picture, to which the mask is brought first.
-    """
-    if mask is None:
-        whole = torch.ones(1, tiling.height, tiling.width)
-    else:
-        placed = functional.interpolate(read_mask(mask)[:, None], size=size, mode="bicubic")
-        target = (tiling.height, tiling.width)
-        whole = functional.interpolate(_middle(placed, tiling.crop), size=target, mode="bicubic")[:, 0]
-    masks = []
-    for top, left in tiling.corners:
-        part = torch.zeros_like(whole)
-        rectangle = (slice(None), slice(top, top + TILE), slice(left, left + TILE))
-        part[rectangle] = whole[rectangle]
-        masks.append(part)
-    return masks
-
-
 def _apply(
     model: ModelPatcher,
     ipadapter: object,
@@ -97,7 +64,7 @@ def _apply(
     payload = read_payload(ipadapter, clip_vision)
     pictures = check_image(image)
     tiling = tile_picture(*pictures.shape[1:3])
-    tiles = cut_pictures(pictures, tiling, sharpening)
+    tiles = cut_pictures(pictures, tiling, sharpening, comfy.utils.lanczos)
     masks = tile_masks(attn_mask, (pictures.shape[1], pictures.shape[2]), tiling)
     for tile, mask in zip(tiles, masks, strict=True):
         model = apply_image(model, payload, tile, LegacyUse(**widgets, attn_mask=mask), image_negative)
@@ -126,12 +93,6 @@ class IPAdapterTiledBatch(io.ComfyNode):
     @classmethod
     def execute(cls, encode_batch_size: int, **inputs: Any) -> io.NodeOutput:
         return _apply(**inputs, per_frame=True)
-
-
-def _middle(x: Tensor, size: tuple[int, int]) -> Tensor:
-    """The middle of (B, C, H, W), `size` high and wide."""
-    top, left = (x.shape[-2] - size[0]) // 2, (x.shape[-1] - size[1]) // 2
-    return x[..., top : top + size[0], left : left + size[1]]
 
 
 NODES: tuple[type[io.ComfyNode], ...] = (IPAdapterTiled, IPAdapterTiledBatch)
