@@ -49,5 +49,8 @@ class IPALayerWeights(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, site_factors: str, **groups: float) -> io.NodeOutput:
+    def execute(
+        cls, input: float, middle: float, output: float, style: float, composition: float, site_factors: str
+    ) -> io.NodeOutput:
+        groups = dict(zip(GROUPS, (input, middle, output, style, composition), strict=True))
         return io.NodeOutput(LayerWeights(groups, parse_site_factors(site_factors)))

@@ -3,7 +3,6 @@
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 from comfy.model_base import SDXL, SDXLRefiner
 from comfy.model_patcher import ModelPatcher
@@ -28,7 +27,7 @@ from .payload import Payload, read_payload
 
 logger = logging.getLogger(__name__)
 
-Weight = float | Sequence[float]  # a list has one per frame
+Weight = float | Sequence[float] | Tensor  # a list or a tensor has one per frame
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -76,18 +75,14 @@ def apply_reference(
     model: ModelPatcher,
     ipadapter: object,
     image: Tensor,
-    image_negative: Tensor | None = None,
-    clip_vision: object | None = None,
+    use: LegacyUse,
+    image_negative: Tensor | None,
+    clip_vision: object | None,
     insightface: object | None = None,
-    **widgets: Any,
 ) -> io.NodeOutput:
-    """What most apply nodes do with their inputs. Errors as `read_payload` and `apply_image`.
-
-    Args:
-        widgets: of `LegacyUse`.
-    """
+    """What most apply nodes do with their inputs. Errors as `read_payload` and `apply_image`."""
     payload = read_payload(ipadapter, clip_vision, insightface)
-    return io.NodeOutput(apply_image(model, payload, image, LegacyUse(**widgets), image_negative))
+    return io.NodeOutput(apply_image(model, payload, image, use, image_negative))
 
 
 def apply_image(
@@ -165,7 +160,7 @@ def _strengths(sites: Sites, use: LegacyUse) -> Mapping[int, AnyStrength]:
     return resolve_frames(use.weight_type, sites, _per_frame(use.weight), seconds, factors)
 
 
-def _per_frame(weight: Weight | Tensor) -> list[float]:
+def _per_frame(weight: Weight) -> list[float]:
     if isinstance(weight, int | float):
         return [weight]
     values = weight.flatten().tolist() if isinstance(weight, Tensor) else weight

@@ -1,7 +1,6 @@
 """The apply nodes that see more detail: a reference is encoded in tiles as well."""
 
 from functools import partial
-from typing import Any
 
 from comfy.model_patcher import ModelPatcher
 from comfy_api.latest import io
@@ -10,7 +9,7 @@ from torch import Tensor
 from ...ipadapter_core.encoder.pixels import check_image
 from ...ipadapter_core.legacy.enhance import enhance
 from . import schema
-from .application import LegacyUse, apply_tokens, fitting_sites, tokens_of
+from .application import LegacyUse, Weight, apply_tokens, fitting_sites, tokens_of
 from .features import negative_features, positive_features
 from .payload import read_payload
 
@@ -59,14 +58,12 @@ def _apply(
     model: ModelPatcher,
     ipadapter: object,
     image: Tensor,
-    *,
+    use: LegacyUse,
     enhance_tiles: int,
     enhance_ratio: float,
-    image_negative: Tensor | None = None,
-    clip_vision: object | None = None,
-    **widgets: Any,
+    image_negative: Tensor | None,
+    clip_vision: object | None,
 ) -> io.NodeOutput:
-    use = LegacyUse(**widgets)
     payload = read_payload(ipadapter, clip_vision)
     fitting_sites(model, payload.adapter)
     encode = partial(positive_features, payload)
@@ -84,8 +81,33 @@ class IPAdapterClipVisionEnhancer(io.ComfyNode):
         return _schema("IPAdapterClipVisionEnhancer", "IPAdapter ClipVision Enhancer", ratio=1.0, combines=True)
 
     @classmethod
-    def execute(cls, **inputs: Any) -> io.NodeOutput:
-        return _apply(**inputs)
+    def execute(
+        cls,
+        model: ModelPatcher,
+        ipadapter: object,
+        image: Tensor,
+        weight: Weight,
+        weight_type: str,
+        combine_embeds: str,
+        start_at: float,
+        end_at: float,
+        embeds_scaling: str,
+        enhance_tiles: int,
+        enhance_ratio: float,
+        image_negative: Tensor | None = None,
+        attn_mask: Tensor | None = None,
+        clip_vision: object | None = None,
+    ) -> io.NodeOutput:
+        use = LegacyUse(
+            weight=weight,
+            weight_type=weight_type,
+            combine_embeds=combine_embeds,
+            start_at=start_at,
+            end_at=end_at,
+            embeds_scaling=embeds_scaling,
+            attn_mask=attn_mask,
+        )
+        return _apply(model, ipadapter, image, use, enhance_tiles, enhance_ratio, image_negative, clip_vision)
 
 
 class IPAdapterClipVisionEnhancerBatch(io.ComfyNode):
@@ -98,8 +120,33 @@ class IPAdapterClipVisionEnhancerBatch(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, encode_batch_size: int, **inputs: Any) -> io.NodeOutput:
-        return _apply(**inputs, per_frame=True)
+    def execute(
+        cls,
+        model: ModelPatcher,
+        ipadapter: object,
+        image: Tensor,
+        weight: Weight,
+        weight_type: str,
+        start_at: float,
+        end_at: float,
+        embeds_scaling: str,
+        enhance_tiles: int,
+        enhance_ratio: float,
+        encode_batch_size: int,
+        image_negative: Tensor | None = None,
+        attn_mask: Tensor | None = None,
+        clip_vision: object | None = None,
+    ) -> io.NodeOutput:
+        use = LegacyUse(
+            weight=weight,
+            weight_type=weight_type,
+            start_at=start_at,
+            end_at=end_at,
+            embeds_scaling=embeds_scaling,
+            attn_mask=attn_mask,
+            per_frame=True,
+        )
+        return _apply(model, ipadapter, image, use, enhance_tiles, enhance_ratio, image_negative, clip_vision)
 
 
 NODES: tuple[type[io.ComfyNode], ...] = (IPAdapterClipVisionEnhancer, IPAdapterClipVisionEnhancerBatch)

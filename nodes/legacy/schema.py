@@ -1,7 +1,5 @@
 """What the IPAdapter_plus nodes share: socket types, and the inputs that come back in nearly all of them."""
 
-from typing import Any
-
 from comfy_api.latest import io
 
 from ...ipadapter_core.legacy.weight_types import OFFERED_WEIGHT_TYPES
@@ -25,14 +23,14 @@ def legacy_schema(
     native: str,
     inputs: list[io.Input],
     outputs: list[io.Output],
-    **more: Any,
+    is_output_node: bool = False,
 ) -> io.Schema:
     """The schema of a compatibility node: deprecated, so that search offers the native nodes first.
 
     Args:
         description: what the node does.
         native: the native way, as a clause such as "IPAApply with layer_preset".
-        more: further arguments of `io.Schema`.
+        is_output_node: it runs though nothing is connected to it.
     """
     return io.Schema(
         node_id=node_id,
@@ -42,7 +40,7 @@ def legacy_schema(
         inputs=inputs,
         outputs=outputs,
         is_deprecated=True,
-        **more,
+        is_output_node=is_output_node,
     )
 
 

@@ -1,6 +1,6 @@
 """The apply nodes that cut a reference into tiles, each of which acts on its own part of the picture."""
 
-from typing import Any
+from dataclasses import replace
 
 import comfy.utils
 import torch
@@ -11,7 +11,7 @@ from torch import Tensor
 from ...ipadapter_core.encoder.pixels import check_image
 from ...ipadapter_core.legacy.tiles import cut_pictures, tile_masks, tile_picture
 from . import schema
-from .application import LegacyUse, apply_image
+from .application import LegacyUse, Weight, apply_image
 from .payload import read_payload
 
 
@@ -54,20 +54,18 @@ def _apply(
     model: ModelPatcher,
     ipadapter: object,
     image: Tensor,
-    *,
+    use: LegacyUse,
     sharpening: float,
-    attn_mask: Tensor | None = None,
-    image_negative: Tensor | None = None,
-    clip_vision: object | None = None,
-    **widgets: Any,
+    image_negative: Tensor | None,
+    clip_vision: object | None,
 ) -> io.NodeOutput:
     payload = read_payload(ipadapter, clip_vision)
     pictures = check_image(image)
     tiling = tile_picture(*pictures.shape[1:3])
     tiles = cut_pictures(pictures, tiling, sharpening, comfy.utils.lanczos)
-    masks = tile_masks(attn_mask, (pictures.shape[1], pictures.shape[2]), tiling)
+    masks = tile_masks(use.attn_mask, (pictures.shape[1], pictures.shape[2]), tiling)
     for tile, mask in zip(tiles, masks, strict=True):
-        model = apply_image(model, payload, tile, LegacyUse(**widgets, attn_mask=mask), image_negative)
+        model = apply_image(model, payload, tile, replace(use, attn_mask=mask), image_negative)
     return io.NodeOutput(model, torch.cat(tiles), torch.cat(masks))
 
 
@@ -79,8 +77,32 @@ class IPAdapterTiled(io.ComfyNode):
         return _schema("IPAdapterTiled", "IPAdapter Tiled", combines=True)
 
     @classmethod
-    def execute(cls, **inputs: Any) -> io.NodeOutput:
-        return _apply(**inputs)
+    def execute(
+        cls,
+        model: ModelPatcher,
+        ipadapter: object,
+        image: Tensor,
+        weight: Weight,
+        weight_type: str,
+        combine_embeds: str,
+        start_at: float,
+        end_at: float,
+        sharpening: float,
+        embeds_scaling: str,
+        image_negative: Tensor | None = None,
+        attn_mask: Tensor | None = None,
+        clip_vision: object | None = None,
+    ) -> io.NodeOutput:
+        use = LegacyUse(
+            weight=weight,
+            weight_type=weight_type,
+            combine_embeds=combine_embeds,
+            start_at=start_at,
+            end_at=end_at,
+            embeds_scaling=embeds_scaling,
+            attn_mask=attn_mask,
+        )
+        return _apply(model, ipadapter, image, use, sharpening, image_negative, clip_vision)
 
 
 class IPAdapterTiledBatch(io.ComfyNode):
@@ -91,8 +113,32 @@ class IPAdapterTiledBatch(io.ComfyNode):
         return _schema("IPAdapterTiledBatch", "IPAdapter Tiled Batch", combines=False)
 
     @classmethod
-    def execute(cls, encode_batch_size: int, **inputs: Any) -> io.NodeOutput:
-        return _apply(**inputs, per_frame=True)
+    def execute(
+        cls,
+        model: ModelPatcher,
+        ipadapter: object,
+        image: Tensor,
+        weight: Weight,
+        weight_type: str,
+        start_at: float,
+        end_at: float,
+        sharpening: float,
+        embeds_scaling: str,
+        encode_batch_size: int,
+        image_negative: Tensor | None = None,
+        attn_mask: Tensor | None = None,
+        clip_vision: object | None = None,
+    ) -> io.NodeOutput:
+        use = LegacyUse(
+            weight=weight,
+            weight_type=weight_type,
+            start_at=start_at,
+            end_at=end_at,
+            embeds_scaling=embeds_scaling,
+            attn_mask=attn_mask,
+            per_frame=True,
+        )
+        return _apply(model, ipadapter, image, use, sharpening, image_negative, clip_vision)
 
 
 NODES: tuple[type[io.ComfyNode], ...] = (IPAdapterTiled, IPAdapterTiledBatch)
