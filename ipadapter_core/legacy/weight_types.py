@@ -17,10 +17,12 @@ class WeightType:
     Attributes:
         preset: a key of `presets.PRESETS`.
         second: strength of the preset's second part where none is given; None takes the first one.
+        offered: in a widget; where not, the style and composition nodes choose it.
     """
 
     preset: str
     second: float | None = None
+    offered: bool = True
 
 
 WEIGHT_TYPES: dict[str, WeightType] = {
@@ -40,12 +42,11 @@ WEIGHT_TYPES: dict[str, WeightType] = {
     "style and composition": WeightType("style and composition", second=1.0),
     "style transfer precise": WeightType("precise style"),
     "composition precise": WeightType("precise composition"),
-    "strong style and composition": WeightType("strong style and composition", second=1.0),
+    "strong style and composition": WeightType("strong style and composition", second=1.0, offered=False),
 }
 _LAYER_WEIGHT = re.compile(r"(\d+)\s*:\s*([-+]?(?:\d+\.?\d*|\.\d+))")
 
-# No widget offers the last one: the style and composition nodes choose it.
-OFFERED_WEIGHT_TYPES = tuple(WEIGHT_TYPES)[:-1]
+OFFERED_WEIGHT_TYPES = tuple(name for name, weight_type in WEIGHT_TYPES.items() if weight_type.offered)
 
 
 def resolve_weight_type(name: str, sites: Sites, weight: float, second: float | None = None) -> dict[int, SiteStrength]:
