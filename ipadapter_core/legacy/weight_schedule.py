@@ -6,7 +6,7 @@ import math
 import random
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import MISSING, asdict, dataclass, fields
 from typing import TypeVar
 
 from ..errors import BadInputError
@@ -55,7 +55,7 @@ class Strategy:
     @classmethod
     def from_dict(cls, stated: Mapping[str, object]) -> "Strategy":
         """Raises BadInputError if an entry is missing."""
-        missing = [field.name for field in fields(cls)[:-1] if field.name not in stated]
+        missing = [field.name for field in fields(cls) if field.default is MISSING and field.name not in stated]
         if missing:
             raise BadInputError(
                 f"a weights strategy without {', '.join(missing)}",
