@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from ..errors import BadInputError
+from ..errors import BadInputError, one_of
 from ..file.spec import CROPS
 
 _LONGEST_STRIP = 4  # times its short side
@@ -70,10 +70,8 @@ def encoder_pixels(image: Tensor, pixel_format: PixelFormat, crop: str, mask: Te
     Returns:
         (B, 3, S, S), normalised.
     """
-    if crop not in CROPS:
-        raise BadInputError(f"crop {crop!r}", expected=f"one of {', '.join(CROPS)}", action="choose one of them")
     pixels = image.movedim(-1, 1)
-    pixels = _fit(pixels, pixel_format.size, crop, "bicubic").clamp(0, 1)
+    pixels = _fit(pixels, pixel_format.size, one_of(crop, CROPS, "crop"), "bicubic").clamp(0, 1)
     pixels = (255 * pixels).round() / 255  # encoders were trained on 8-bit pictures
     mean, std = (
         torch.tensor(values, dtype=pixels.dtype, device=pixels.device)[:, None, None]

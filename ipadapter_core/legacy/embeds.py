@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..branch.tokens import COMBINATIONS
-from ..errors import BadInputError, MismatchError, UnreadableFileError
+from ..errors import BadInputError, MismatchError, UnreadableFileError, one_of
 from ..file.container import (
     SAFETENSORS_SUFFIXES,
     read_header,
@@ -44,13 +44,7 @@ def combine_embeds(embeds: Tensor, method: str) -> Tensor:
     Raises:
         BadInputError: a method that is no key of `EMBEDS_COMBINATIONS`.
     """
-    if method not in EMBEDS_COMBINATIONS:
-        raise BadInputError(
-            f"combination method {method!r}",
-            expected=f"one of {', '.join(EMBEDS_COMBINATIONS)}",
-            action="choose one of them",
-        )
-    return EMBEDS_COMBINATIONS[method](embeds)
+    return one_of(method, EMBEDS_COMBINATIONS, "combination method")(embeds)
 
 
 def combine_sides(positive: Tensor, negative: Tensor, method: str) -> tuple[Tensor, Tensor]:

@@ -10,7 +10,7 @@ from torchvision.transforms import ElasticTransform
 from torchvision.transforms import functional as pictures
 
 from ..encoder.pixels import check_image
-from ..errors import BadInputError
+from ..errors import one_of
 
 SIDE = 224  # pixels, of what comes out
 _SEEDS = 1_000_000_007
@@ -61,13 +61,12 @@ def make_noise(kind: str, strength: float, blur: int, image: Tensor | None) -> T
     Raises:
         BadInputError: an unknown kind.
     """
-    if kind not in NOISES:
-        raise BadInputError(f"noise type {kind!r}", expected=f"one of {', '.join(NOISES)}", action="choose one of them")
+    add_noise = one_of(kind, NOISES, "noise type")
     # Channels last, as pictures are in ComfyUI: the order in which random numbers fall on them.
     x = torch.zeros(1, SIDE, SIDE, 3) if image is None else _square(check_image(image).cpu())
     with torch.random.fork_rng(devices=[]):  # the global generator is the user's: it goes on as if nothing was drawn
         torch.default_generator.manual_seed(int(x.sum().item()) % _SEEDS)
-        x = NOISES[kind](x, strength).clamp(0, 1)
+        x = add_noise(x, strength).clamp(0, 1)
     if blur:
         x = pictures.gaussian_blur(x.movedim(-1, 1), blur + 1 - blur % 2).movedim(1, -1)
     return x.contiguous()

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from ..encoder.pixels import check_image, middle
-from ..errors import BadInputError
+from ..errors import one_of
 from .sharpen import sharpen
 
 # Pictures (B, C, H, W), a width and a height, to pictures of that size: the host knows how it resamples.
@@ -41,13 +41,8 @@ def prepare(image: Tensor, crop_position: str, sharpening: float, resize: Resize
     Raises:
         BadInputError: an unknown position.
     """
-    if crop_position not in CROP_POSITIONS:
-        raise BadInputError(
-            f"crop position {crop_position!r}",
-            expected=f"one of {', '.join(CROP_POSITIONS)}",
-            action="choose one of them",
-        )
-    x = resize(_square(check_image(image).movedim(-1, 1), crop_position), SIDE, SIDE)
+    position = one_of(crop_position, CROP_POSITIONS, "crop position")
+    x = resize(_square(check_image(image).movedim(-1, 1), position), SIDE, SIDE)
     if sharpening > 0:
         x = sharpen(x, sharpening)
     return x.movedim(1, -1).contiguous()

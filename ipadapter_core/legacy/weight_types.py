@@ -5,7 +5,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from ..backbone.sites import Sites
-from ..errors import BadInputError
+from ..errors import BadInputError, one_of
+from ..numbers import NUMBER, entries
 from ..strength.presets import resolve_preset
 from ..strength.site import AnyStrength, FrameStrength, SiteStrength
 
@@ -44,7 +45,7 @@ WEIGHT_TYPES: dict[str, WeightType] = {
     "composition precise": WeightType("precise composition"),
     "strong style and composition": WeightType("strong style and composition", second=1.0, offered=False),
 }
-_LAYER_WEIGHT = re.compile(r"(\d+)\s*:\s*([-+]?(?:\d+\.?\d*|\.\d+))")
+_LAYER_WEIGHT = re.compile(rf"(\d+)\s*:\s*({NUMBER})")
 
 OFFERED_WEIGHT_TYPES = tuple(name for name, weight_type in WEIGHT_TYPES.items() if weight_type.offered)
 
@@ -61,9 +62,7 @@ def resolve_weight_type(name: str, sites: Sites, weight: float, second: float | 
     Raises:
         BadInputError: an unknown weight type, or one that selects nothing on this model.
     """
-    weight_type = WEIGHT_TYPES.get(name)
-    if weight_type is None:
-        raise BadInputError(f"weight type {name!r}", expected=f"one of {', '.join(WEIGHT_TYPES)}", action="choose one")
+    weight_type = one_of(name, WEIGHT_TYPES, "weight type")
     second = weight_type.second if second is None else second
     return without_middle(resolve_preset(weight_type.preset, sites, weight, second), sites)
 
@@ -111,7 +110,7 @@ def parse_layer_weights(text: str) -> dict[int, float]:
         BadInputError: an entry of another form.
     """
     factors: dict[int, float] = {}
-    for entry in filter(None, (part.strip() for part in re.split(r"[,\n;]", text))):
+    for entry in entries(text):
         match = _LAYER_WEIGHT.fullmatch(entry)
         if match is None:
             raise BadInputError(

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from ..backbone.sites import Role, Site, Sites
-from ..errors import BadInputError
+from ..errors import BadInputError, one_of
 from .site import SiteStrength
 
 
@@ -93,9 +93,7 @@ def resolve_preset(
     Raises:
         BadInputError: an unknown preset, or one that selects nothing on this model.
     """
-    if name not in PRESETS:
-        raise BadInputError(f"layer preset {name!r}", expected=f"one of {', '.join(PRESETS)}", action="choose one")
-    preset, roles = PRESETS[name], sites.roles
+    preset, roles = one_of(name, PRESETS, "layer preset"), sites.roles
     if unknown := sorted(set(preset.groups or {}).difference(sites.backbone.groups)):
         raise BadInputError(
             f"layer preset {name!r}, which is about the layers {', '.join(unknown)}",

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ...ipadapter_core.errors import BadInputError, IPAdapterError, UnreadableFileError
+from ...ipadapter_core.errors import BadInputError, IPAdapterError, UnreadableFileError, one_of
 from ...ipadapter_core.face.detection import DETECTION_SIZES, Face
 from ..paths import file_identity
 from .encoder import identity_of
@@ -157,7 +157,7 @@ def _provider(device: str) -> str:
     import onnxruntime
 
     available = onnxruntime.get_available_providers()
-    provider = PROVIDERS[device]
+    provider = one_of(device, PROVIDERS, "provider")
     if provider in available:
         return provider
     logger.warning(

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ...ipadapter_core.branch.tokens import ImageTokens
 from ...ipadapter_core.encoder.pixels import check_image
-from ...ipadapter_core.errors import BadInputError, MismatchError
+from ...ipadapter_core.errors import BadInputError, MismatchError, one_of
 from ...ipadapter_core.face.align import align_face
 from ...ipadapter_core.face.detection import Face, choose_faces
 from ...ipadapter_core.file.spec import CROPS, FaceSpec, Projection
@@ -137,7 +137,7 @@ def structure_of(adapter: LoadedAdapter, version: str, structure: float) -> floa
     """
     if adapter.spec.projection is not Projection.IDENTITY_AND_FACE:
         return None
-    stated = VERSIONS[version]
+    stated = one_of(version, VERSIONS, "version")
     has_shortcut = face_spec(adapter).has_shortcut if stated is None else stated
     if has_shortcut is None:
         hint = " (its name suggests v2)" if "v2" in adapter.name.lower() else ""

@@ -4,7 +4,7 @@ from comfy.model_patcher import ModelPatcher
 from comfy_api.latest import io
 from torch import Tensor
 
-from ...ipadapter_core.errors import BadInputError
+from ...ipadapter_core.errors import BadInputError, one_of
 from . import schema
 from .application import LegacyUse, Weight, apply_image, apply_reference
 from .payload import IPAdapterParams, read_payload
@@ -63,7 +63,7 @@ class IPAdapterSimple(io.ComfyNode):
             )
         use = LegacyUse(
             weight=weight,
-            weight_type=SIMPLE_TYPES[weight_type],
+            weight_type=one_of(weight_type, SIMPLE_TYPES, "weight type"),
             start_at=start_at,
             end_at=end_at,
             attn_mask=attn_mask,

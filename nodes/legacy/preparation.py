@@ -6,7 +6,7 @@ from comfy_api.latest import io
 from PIL import Image
 from torch import Tensor
 
-from ...ipadapter_core.errors import BadInputError
+from ...ipadapter_core.errors import one_of
 from ...ipadapter_core.legacy.preparation import CROP_POSITIONS, Resize, prepare
 from .schema import legacy_schema
 
@@ -19,13 +19,7 @@ def pillow_resize(interpolation: str) -> Resize:
     Raises:
         BadInputError: none of `INTERPOLATIONS`.
     """
-    if interpolation not in INTERPOLATIONS:
-        raise BadInputError(
-            f"interpolation {interpolation!r}",
-            expected=f"one of {', '.join(INTERPOLATIONS)}",
-            action="choose one of them",
-        )
-    resampling = Image.Resampling[interpolation]
+    resampling = Image.Resampling[one_of(interpolation, INTERPOLATIONS, "interpolation")]
 
     def resize(pictures: Tensor, width: int, height: int) -> Tensor:
         pixels = (255 * pictures.movedim(1, -1)).round().to("cpu", torch.uint8).numpy()

@@ -12,7 +12,7 @@ from comfy_api.latest import io
 
 from ...ipadapter_core.backbone.backbones import discover_sites
 from ...ipadapter_core.backbone.sites import Sites
-from ...ipadapter_core.errors import IPAdapterError, MismatchError
+from ...ipadapter_core.errors import IPAdapterError, MismatchError, one_of
 from ...ipadapter_core.file.spec import AdapterSpec, Projection
 from ...ipadapter_core.legacy.catalog import Wanted, choose_adapter
 from ...ipadapter_core.network.adapter import read_spec
@@ -75,7 +75,7 @@ def find_adapter(model: ModelPatcher, preset: str, presets: dict[str, dict[str, 
         MismatchError: the preset is not for such a model, or there is no such file.
     """
     sites = discover_sites(model.get_model_object("diffusion_model"))
-    wanted = presets[preset].get(base_of(model))
+    wanted = one_of(preset, presets, "preset").get(base_of(model))
     if wanted is None:
         raise MismatchError(
             f"the preset {preset} with a model of the {sites.family} kind",
