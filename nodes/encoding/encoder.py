@@ -87,7 +87,8 @@ def from_clip_vision(clip_vision: comfy.clip_vision.ClipVisionModel, name: str =
 
     def run(pixels: Tensor, adapter: AdapterSpec) -> Tensor:
         out = clip_vision.model(pixel_values=pixels, intermediate_output=adapter.layer)
-        return out[2] if adapter.feature is Feature.IMAGE_EMBEDS else out[1]
+        features: Tensor = out[2] if adapter.feature is Feature.IMAGE_EMBEDS else out[1]
+        return features
 
     return VisionEncoder(
         name=name,

@@ -141,9 +141,10 @@ def _insightface(folder: Path, provider: str) -> Any:
     from insightface.app import FaceAnalysis
 
     size = DETECTION_SIZES[0]
+    broken: tuple[type[Exception], ...] = (AssertionError, *broken_file_errors())
     try:
         analysis = FaceAnalysis(name=folder.name, root=str(folder.parents[1]), providers=[provider])
-    except (AssertionError, *broken_file_errors()) as error:
+    except broken as error:
         raise UnreadableFileError(
             f"face pack {folder.name}, which InsightFace cannot load ({error or 'it has no detector'})",
             expected="all of its ONNX files, undamaged",

@@ -5,8 +5,9 @@ from comfy_api.latest import io
 from torch import Tensor
 
 from ...ipadapter_core.errors import BadInputError
+from ..patching.application import fitting_sites
 from . import schema
-from .application import LegacyUse, Weight, apply_tokens, fitting_sites, tokens_of
+from .application import LegacyUse, Weight, apply_tokens, tokens_of
 from .features import negative_features
 from .payload import read_payload
 

@@ -8,8 +8,9 @@ from torch import Tensor
 
 from ...ipadapter_core.encoder.pixels import check_image
 from ...ipadapter_core.legacy.enhance import enhance
+from ..patching.application import fitting_sites
 from . import schema
-from .application import LegacyUse, Weight, apply_tokens, fitting_sites, tokens_of
+from .application import LegacyUse, Weight, apply_tokens, tokens_of
 from .features import negative_features, positive_features
 from .payload import read_payload
 

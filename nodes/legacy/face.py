@@ -5,8 +5,9 @@ from comfy_api.latest import io
 from torch import Tensor
 
 from ..encoding.face_model import USUAL_PACKS, load_face_model, pack_fingerprint
+from ..patching.application import fitting_sites
 from . import schema
-from .application import LegacyUse, Weight, apply_image, apply_tokens, fitting_sites
+from .application import LegacyUse, Weight, apply_image, apply_tokens
 from .face_features import encode_faces
 from .payload import read_payload
 

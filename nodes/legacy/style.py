@@ -4,8 +4,9 @@ from comfy.model_patcher import ModelPatcher
 from comfy_api.latest import io
 from torch import Tensor
 
+from ..patching.application import fitting_sites
 from . import schema
-from .application import LegacyUse, Weight, apply_tokens, check_sdxl, encode, fitting_sites
+from .application import LegacyUse, Weight, apply_tokens, check_sdxl, encode
 from .payload import read_payload
 
 _NATIVE = "IPAApply twice, with layer_preset 'style' and 'composition'"
