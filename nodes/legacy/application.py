@@ -4,7 +4,6 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from comfy.model_base import SDXL, SDXLRefiner
 from comfy.model_patcher import ModelPatcher
 from comfy_api.latest import io
 from torch import Tensor
@@ -24,6 +23,7 @@ from ..sockets import LoadedAdapter
 from .face_features import encode_faces
 from .features import image_tokens, negative_features, positive_features
 from .payload import Payload, read_payload
+from .unified import SDXL_NAME, base_of
 
 logger = logging.getLogger(__name__)
 
@@ -146,7 +146,7 @@ def replace_cond(tokens: ImageTokens, other: ImageTokens) -> ImageTokens:
 
 def check_sdxl(model: ModelPatcher) -> None:
     """Raises MismatchError unless the model is SDXL or derived from it."""
-    if not isinstance(model.model, SDXL | SDXLRefiner):
+    if base_of(model) != SDXL_NAME:
         raise MismatchError(
             f"a model of class {type(model.model).__name__} in a style and composition node",
             expected="an SDXL model",
