@@ -113,7 +113,7 @@ def resolve_preset(
         raise BadInputError(
             f"layer preset {name!r} selects no attention layer of this model",
             expected="a model that has the preset's blocks",
-            action="use the preset 'all', or IPALayerWeights",
+            action="use the preset 'all', or weights for groups of layers",
         )
     return resolved
 

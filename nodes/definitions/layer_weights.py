@@ -45,7 +45,7 @@ class IPALayerWeights(io.ComfyNode):
                     "from 0 in file order), '4-9: 0', 'output.1: 1.2'. Neutral: empty.",
                 ),
             ],
-            outputs=[IPAWeights.Output("layer_weights", tooltip="For layer_weights of IPAApply.")],
+            outputs=[IPAWeights.Output("layer_weights", tooltip="For layer_weights of Apply IP-Adapter.")],
         )
 
     @classmethod

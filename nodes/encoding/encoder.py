@@ -81,7 +81,7 @@ def from_clip_vision(clip_vision: comfy.clip_vision.ClipVisionModel, name: str =
         raise BadInputError(
             f"a {clip_vision.model_type} as single file",
             expected="CLIP, SigLIP, DINOv2 or DINOv3",
-            action="use the encoder's transformers folder (config.json and safetensors) in IPALoadAdapter",
+            action="use the encoder's transformers folder (config.json and safetensors) in Load IP-Adapter",
         )
     width = config["hidden_size"]
 

@@ -47,7 +47,7 @@ def face_spec(adapter: LoadedAdapter) -> FaceSpec:
         raise MismatchError(
             f"{adapter.name}, a {adapter.spec.family} adapter, which reads no face embedding",
             expected="a FaceID adapter",
-            action="encode with IPAEncodeImage, or load a FaceID file",
+            action="use Encode Image for IP-Adapter, or load a FaceID file",
         )
     return adapter.spec.face
 
@@ -142,7 +142,8 @@ def structure_of(adapter: LoadedAdapter, version: str, structure: float) -> floa
     if has_shortcut is None:
         hint = " (its name suggests v2)" if "v2" in adapter.name.lower() else ""
         logger.warning(
-            "%s is FaceID-Plus v1 or v2, which have the same tensors%s: taken for v1. Set version of IPAEncodeFace.",
+            "%s is FaceID-Plus v1 or v2, which have the same tensors%s: taken for v1. Set version in Encode Face for "
+            "IP-Adapter.",
             adapter.name,
             hint,
         )

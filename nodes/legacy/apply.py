@@ -9,7 +9,7 @@ from . import schema
 from .application import LegacyUse, Weight, apply_image, apply_reference
 from .payload import IPAdapterParams, read_payload
 
-_NATIVE = "IPAApplyImage, or IPAEncodeImage and IPAApply"
+_NATIVE = "Apply IP-Adapter from Image, or Encode Image for IP-Adapter and Apply IP-Adapter"
 # What the simple node calls a weight type.
 SIMPLE_TYPES = {"standard": "linear", "prompt is more important": "ease out", "style transfer": "style transfer"}
 
@@ -24,7 +24,7 @@ class IPAdapterSimple(io.ComfyNode):
             "IPAdapter",
             "ipadapter",
             "Steers a model with reference images.",
-            native="IPAApplyImage",
+            native="Apply IP-Adapter from Image",
             inputs=[
                 schema.model(),
                 schema.ipadapter(),
@@ -134,7 +134,7 @@ class IPAdapterBatch(io.ComfyNode):
             "IPAdapter Batch (Adv.)",
             "ipadapter",
             "Steers every latent of a batch with the reference of its number; the last one serves further latents.",
-            native="docs/migrating.md to find another way: IPAApply gives all latents the same references",
+            native="docs/migrating.md to find another way: Apply IP-Adapter gives all latents the same references",
             inputs=[
                 schema.model(),
                 schema.ipadapter(),
@@ -187,7 +187,7 @@ class IPAdapterFromParams(io.ComfyNode):
             "IPAdapter from Params",
             "ipadapter/params",
             "Steers a model with the references of several regions.",
-            native="one IPAApplyImage per region, with its mask",
+            native="one Apply IP-Adapter from Image per region, with its mask",
             inputs=[
                 schema.model(),
                 schema.ipadapter(),

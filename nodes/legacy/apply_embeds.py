@@ -67,7 +67,7 @@ class IPAdapterEmbeds(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
         return _schema(
-            "IPAdapterEmbeds", "IPAdapter Embeds", "Steers a model with embeds.", "IPAApply, which takes tokens"
+            "IPAdapterEmbeds", "IPAdapter Embeds", "Steers a model with embeds.", "Apply IP-Adapter, which takes tokens"
         )
 
     @classmethod
@@ -105,7 +105,7 @@ class IPAdapterEmbedsBatch(io.ComfyNode):
             "IPAdapterEmbedsBatch",
             "IPAdapter Embeds Batch",
             "Steers every latent of a batch with the embeds of its number.",
-            "docs/migrating.md to find another way: IPAApply gives all latents the same tokens",
+            "docs/migrating.md to find another way: Apply IP-Adapter gives all latents the same tokens",
         )
 
     @classmethod

@@ -23,7 +23,7 @@ def _schema(node_id: str, display_name: str, *, ratio: float, combines: bool) ->
         display_name,
         "ipadapter/dev",
         "Steers a model with references that are encoded whole and in tiles, so that more detail is seen.",
-        native="IPACombineTokens on crops of the reference, from IPAEncodeImage",
+        native="Combine IP-Adapter Tokens on crops of the reference, from Encode Image for IP-Adapter",
         inputs=[
             schema.model(),
             schema.ipadapter(),

@@ -12,7 +12,7 @@ from .face_features import encode_faces
 from .payload import read_payload
 
 _CATEGORY = "ipadapter/faceid"
-_NATIVE = "IPAEncodeFace and IPAApply"
+_NATIVE = "Encode Face for IP-Adapter and Apply IP-Adapter"
 
 
 class IPAdapterInsightFaceLoader(io.ComfyNode):
@@ -25,7 +25,7 @@ class IPAdapterInsightFaceLoader(io.ComfyNode):
             "IPAdapter InsightFace Loader",
             "ipadapter/loaders",
             "Loads the networks that find and recognise faces.",
-            native="IPALoadFaceModel",
+            native="Load Face Model for IP-Adapter",
             inputs=[
                 io.Combo.Input(
                     "provider",

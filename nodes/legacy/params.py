@@ -11,7 +11,7 @@ from .payload import IPAdapterParams
 from .schema import ParamsSocket, image, legacy_schema, start_end, weight, weight_type
 
 _FEWEST, _MOST = 2, 5
-_NATIVE = "one IPAApplyImage per region, with its mask"
+_NATIVE = "one Apply IP-Adapter from Image per region, with its mask"
 _KEYS = tuple(IPAdapterParams.__annotations__)
 
 

@@ -39,7 +39,9 @@ def _precise_style_schema(node_id: str, display_name: str) -> io.Schema:
         tooltip="How strongly the picture is kept away from the reference's composition; no unit. Neutral: 0.",
     )
     description = "Steers a model with the style of a reference and away from its composition."
-    return _precise_schema(node_id, display_name, description, "IPAApply with layer_preset 'precise style'", boost)
+    return _precise_schema(
+        node_id, display_name, description, "Apply IP-Adapter with layer_preset 'precise style'", boost
+    )
 
 
 def _precise_composition_schema(node_id: str, display_name: str) -> io.Schema:
@@ -51,7 +53,7 @@ def _precise_composition_schema(node_id: str, display_name: str) -> io.Schema:
         "Neutral: 0.",
     )
     description = "Steers a model with the composition of a reference and away from its style."
-    native = "IPAApply with layer_preset 'precise composition'"
+    native = "Apply IP-Adapter with layer_preset 'precise composition'"
     return _precise_schema(node_id, display_name, description, native, boost)
 
 

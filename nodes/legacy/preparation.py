@@ -39,7 +39,7 @@ class PrepImageForClipVision(io.ComfyNode):
             "Prep Image For ClipVision",
             "ipadapter/utils",
             "Cuts a square out of a reference, resizes it to 224 x 224 pixels and sharpens it.",
-            native="crop of IPAEncodeImage, after ImageCrop where another part than the middle is wanted",
+            native="crop in Encode Image for IP-Adapter; where another part than the middle is wanted, crop the picture before it",
             inputs=[
                 io.Image.Input("image", tooltip="Reference image; a batch is several."),
                 io.Combo.Input(

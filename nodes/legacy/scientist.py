@@ -18,7 +18,7 @@ class IPAdapterMS(io.ComfyNode):
             "IPAdapter Mad Scientist",
             "ipadapter/dev",
             "Steers a model with references, with a factor for every group of layers.",
-            native="IPAApply with IPALayerWeights",
+            native="Apply IP-Adapter with IP-Adapter Layer Weights",
             inputs=[
                 schema.model(),
                 schema.ipadapter(),

@@ -9,7 +9,7 @@ from . import schema
 from .application import LegacyUse, Weight, apply_tokens, check_sdxl, encode
 from .payload import read_payload
 
-_NATIVE = "IPAApply twice, with layer_preset 'style' and 'composition'"
+_NATIVE = "Apply IP-Adapter twice, with layer_preset 'style' and 'composition'"
 # by expand_style
 _WEIGHT_TYPES = {False: "style and composition", True: "strong style and composition"}
 

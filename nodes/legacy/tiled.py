@@ -21,7 +21,7 @@ def _schema(node_id: str, display_name: str, *, combines: bool) -> io.Schema:
         display_name,
         "ipadapter/tiled",
         "Cuts a reference into tiles of 256 pixels; each steers its own part of the picture.",
-        native="one IPAApplyImage per part, with a mask",
+        native="one Apply IP-Adapter from Image per part, with a mask",
         inputs=[
             schema.model(),
             schema.ipadapter(),

@@ -130,7 +130,7 @@ def _schema(node_id: str, display_name: str, category: str, presets: dict[str, A
         display_name,
         category,
         description,
-        native="IPALoadAdapter",
+        native="Load IP-Adapter",
         inputs=[
             io.Model.Input("model", tooltip="The model the adapter is for; it goes out as it came in."),
             io.Combo.Input(
