@@ -1,5 +1,5 @@
-"""A plain loop that does what tencent-ailab's `tutorial_train.py` does, written from the description in
-`reference/training.md` (section 1): the yardstick for our trainer.
+"""A plain loop that does what tencent-ailab's `tutorial_train.py` does, written from a description of it: the
+yardstick for our trainer.
 
 Everything is encoded in every step; the frozen UNet stays in float32 under autocast while autoencoder, text and image
 encoder have the low precision; the adapter's layers live in attention processors, which keep an attention map; the data

@@ -1,5 +1,10 @@
 """Errors a user can act on: each says what was found, what was expected and what to do."""
 
+from collections.abc import Mapping, Sequence
+from typing import TypeVar, overload
+
+Value = TypeVar("Value")
+
 
 class IPAdapterError(ValueError):
     """Base of every error meant for the user.
@@ -33,3 +38,21 @@ class MismatchError(IPAdapterError):
 
 class BadInputError(IPAdapterError):
     """An image, mask, range or factor that cannot be used."""
+
+
+@overload
+def one_of(name: str, known: Mapping[str, Value], what: str) -> Value: ...
+@overload
+def one_of(name: str, known: Sequence[str], what: str) -> str: ...
+def one_of(name: str, known: Mapping[str, object] | Sequence[str], what: str) -> object:
+    """What a name stands for in a table; of a list of names, the name itself.
+
+    Args:
+        what: the name is of, for the message.
+
+    Raises:
+        BadInputError: an unknown name.
+    """
+    if name not in known:
+        raise BadInputError(f"{what} {name!r}", expected=f"one of {', '.join(known)}", action="choose one of them")
+    return known[name] if isinstance(known, Mapping) else name

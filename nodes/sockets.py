@@ -55,10 +55,11 @@ class LoadedAdapter:
     def load_to_device(self) -> torch.device:
         """Bring the network to the compute device and return that device."""
         comfy.model_management.load_models_gpu([self.patcher])
-        return self.patcher.load_device
+        device: torch.device = self.patcher.load_device
+        return device
 
     def project(self, cond: Tensor, uncond: Tensor) -> ImageTokens:
         """Image tokens, on the CPU, of the features (R, E) or (R, S, E) of both sides."""
         device = self.load_to_device()
-        sides = (self.network.project(side.to(device)).cpu() for side in (cond, uncond))
-        return ImageTokens(*sides, self.adapter_id)
+        positive, negative = (self.network.project(side.to(device)).cpu() for side in (cond, uncond))
+        return ImageTokens(positive, negative, self.adapter_id)

@@ -120,6 +120,10 @@ if (($# == 0)); then
     say "ready. Run a command in it: scripts/env.sh COMMAND …, for instance scripts/env.sh python bench/requeue.py"
     exit
 fi
+if [[ $1 == mypy && ! -e .mypy_cache/checkout/ipadapter_studio ]]; then   # see pyproject.toml
+    mkdir -p .mypy_cache/checkout
+    ln -sfn ../.. .mypy_cache/checkout/ipadapter_studio
+fi
 export COMFYUI_PATH VIRTUAL_ENV=$venv PATH=$venv/bin:$PATH HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
 unset PYTHONPATH PYTHONHOME
 exec "$@"

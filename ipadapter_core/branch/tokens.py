@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from ..errors import BadInputError, MismatchError
+from ..errors import BadInputError, MismatchError, one_of
 
 
 @dataclass(frozen=True, eq=False)
@@ -122,10 +122,7 @@ def combine(parts: Sequence[ImageTokens], method: str, factors: Sequence[float])
         MismatchError: parts of different adapters, or of different token counts where they are added elementwise.
         BadInputError: an unknown method, or not one factor per part.
     """
-    if method not in COMBINATIONS:
-        raise BadInputError(
-            f"combination method {method!r}", expected=f"one of {', '.join(COMBINATIONS)}", action="choose one of them"
-        )
+    combination = one_of(method, COMBINATIONS, "combination method")
     if len(factors) != len(parts):
         raise BadInputError(
             f"{len(factors)} weights for {len(parts)} tokens",
@@ -144,7 +141,6 @@ def combine(parts: Sequence[ImageTokens], method: str, factors: Sequence[float])
             expected="references encoded by one encoder at one size",
             action="encode every reference with the same image encoder",
         )
-    combination = COMBINATIONS[method]
     cond = combination.prepare(torch.cat([part.cond for part in parts]))
     counts = torch.tensor([len(part.cond) for part in parts])
     cond = cond * torch.tensor(factors, dtype=cond.dtype).repeat_interleave(counts)[:, None, None].to(cond.device)

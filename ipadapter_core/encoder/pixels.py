@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from ..errors import BadInputError
+from ..errors import BadInputError, one_of
 from ..file.spec import CROPS
 
 _LONGEST_STRIP = 4  # times its short side
@@ -70,10 +70,8 @@ def encoder_pixels(image: Tensor, pixel_format: PixelFormat, crop: str, mask: Te
     Returns:
         (B, 3, S, S), normalised.
     """
-    if crop not in CROPS:
-        raise BadInputError(f"crop {crop!r}", expected=f"one of {', '.join(CROPS)}", action="choose one of them")
     pixels = image.movedim(-1, 1)
-    pixels = _fit(pixels, pixel_format.size, crop, "bicubic").clamp(0, 1)
+    pixels = _fit(pixels, pixel_format.size, one_of(crop, CROPS, "crop"), "bicubic").clamp(0, 1)
     pixels = (255 * pixels).round() / 255  # encoders were trained on 8-bit pictures
     mean, std = (
         torch.tensor(values, dtype=pixels.dtype, device=pixels.device)[:, None, None]
@@ -86,10 +84,17 @@ def encoder_pixels(image: Tensor, pixel_format: PixelFormat, crop: str, mask: Te
     return _pad(pixels, pixel_format.size)
 
 
+def middle(x: Tensor, height: int, width: int) -> Tensor:
+    """The middle of (…, H, W): at most `height` high and `width` wide."""
+    top, left = max(0, x.shape[-2] - height) // 2, max(0, x.shape[-1] - width) // 2
+    return x[..., top : top + height, left : left + width]
+
+
 def _fit(x: Tensor, size: int, crop: str, mode: str) -> Tensor:
     """To (B, c, s, s'), at most `size` on a side; only `pad` leaves a side shorter."""
     if crop == "center":  # all of a strip one pixel high would take gigabytes when resized; only its middle is seen
-        x = _middle(x, _LONGEST_STRIP * min(x.shape[-2:]))
+        longest = _LONGEST_STRIP * min(x.shape[-2:])
+        x = middle(x, longest, longest)
     height, width = x.shape[-2:]
     if crop == "stretch":
         target = (size, size)
@@ -98,12 +103,7 @@ def _fit(x: Tensor, size: int, crop: str, mode: str) -> Tensor:
         target = (max(1, height * size // side), max(1, width * size // side))  # as transformers' CLIPImageProcessor
     if target != (height, width):
         x = functional.interpolate(x, size=target, mode=mode, antialias=True)
-    return _middle(x, size)
-
-
-def _middle(x: Tensor, size: int) -> Tensor:
-    top, left = max(0, x.shape[-2] - size) // 2, max(0, x.shape[-1] - size) // 2
-    return x[..., top : top + size, left : left + size]
+    return middle(x, size, size)
 
 
 def _pad(pixels: Tensor, size: int) -> Tensor:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from ..errors import BadInputError
+from ..errors import BadInputError, one_of
 
 DETECTION_SIZES = (640, 576, 512, 448, 384, 320)  # pixels; tried in this order until a face is found
 FACE_CHOICES = ("largest", "first", "all")
@@ -111,8 +111,12 @@ def read_detections(outputs: Sequence[Tensor], size: int, scale: float) -> Detec
 
 
 def choose_faces(faces: Sequence[Face], choice: str) -> list[Face]:
-    """The faces to use: one of `FACE_CHOICES`; "first" is the one with the best score."""
-    if choice == "all":
+    """The faces to use: one of `FACE_CHOICES`; "first" is the one with the best score.
+
+    Raises:
+        BadInputError: an unknown choice.
+    """
+    if one_of(choice, FACE_CHOICES, "choice of faces") == "all":
         return list(faces)
     return [max(faces, key=lambda face: face.area) if choice == "largest" else faces[0]]
 

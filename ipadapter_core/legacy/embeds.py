@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..branch.tokens import COMBINATIONS
-from ..errors import BadInputError, MismatchError, UnreadableFileError
+from ..errors import BadInputError, MismatchError, UnreadableFileError, one_of
 from ..file.container import (
     SAFETENSORS_SUFFIXES,
     file_status,
@@ -23,6 +23,7 @@ from ..file.container import (
 KEY = "embeds"  # the one tensor of a safetensors file of embeds
 PICKLE_SUFFIX = ".ipadpt"  # a pickled bare tensor, as IPAdapter_plus saved it
 FILE_KIND = "embeds"  # in messages
+CONCAT = "concat"  # the combination that keeps every reference
 _RANKS = (2, 3)
 
 
@@ -33,25 +34,30 @@ def _norm_average(embeds: Tensor) -> Tensor:
 
 
 EMBEDS_COMBINATIONS: dict[str, Callable[[Tensor], Tensor]] = {
-    **{name: COMBINATIONS[name].reduce for name in ("concat", "add", "subtract", "average")},
+    **{name: COMBINATIONS[name].reduce for name in (CONCAT, "add", "subtract", "average")},
     "norm average": _norm_average,
     **{name: COMBINATIONS[name].reduce for name in ("max", "min")},
 }
 
 
 def combine_embeds(embeds: Tensor, method: str) -> Tensor:
-    """Combine the embeds of several references, (R, E) or (R, S, E), into one (1, …); `concat` keeps them all.
+    """Combine the embeds of several references, (R, E) or (R, S, E), into one (1, …); `CONCAT` keeps them all.
 
     Raises:
         BadInputError: a method that is no key of `EMBEDS_COMBINATIONS`.
     """
-    if method not in EMBEDS_COMBINATIONS:
-        raise BadInputError(
-            f"combination method {method!r}",
-            expected=f"one of {', '.join(EMBEDS_COMBINATIONS)}",
-            action="choose one of them",
-        )
-    return EMBEDS_COMBINATIONS[method](embeds)
+    return one_of(method, EMBEDS_COMBINATIONS, "combination method")(embeds)
+
+
+def combine_sides(positive: Tensor, negative: Tensor, method: str) -> tuple[Tensor, Tensor]:
+    """References combined into one, of several negatives the first; `CONCAT` keeps all of both.
+
+    Raises:
+        BadInputError: as `combine_embeds`.
+    """
+    if method == CONCAT or len(positive) == 1:
+        return positive, negative
+    return combine_embeds(positive, method), negative[:1]
 
 
 def concat_embeds(parts: Sequence[Tensor]) -> Tensor:

@@ -1,8 +1,9 @@
 """Features of a picture put together from those of its tiles, which show more detail (IPAdapter_plus' "enhancer")."""
 
-# n tiles per side, g patches per side of a tile, S = 1 + g·g positions with the class token first, E feature width
+# R pictures, n tiles per side, g patches per side of a tile, S = 1 + g·g positions with the class token first, E feature width
 
 import math
+from collections.abc import Callable
 
 import torch
 from einops import rearrange
@@ -10,6 +11,25 @@ from torch import Tensor
 from torch.nn import functional
 
 from ..errors import BadInputError
+
+
+def enhance(pictures: Tensor, per_side: int, ratio: float, encode: Callable[[Tensor], Tensor]) -> Tensor:
+    """Features of pictures and of their tiles: two rows for a single picture, one for each of several.
+
+    Args:
+        pictures: (R, H, W, 3), 0..1.
+        per_side: n; 1 cuts no tiles.
+        ratio: as of `blend`.
+        encode: pictures to their features, (R, S, E) or (R, E).
+
+    Raises:
+        BadInputError: a picture of fewer pixels than tiles, or features that make up no square.
+    """
+    whole = encode(pictures)
+    if per_side == 1:
+        return whole
+    tiles = [join_tiles(encode(cut_tiles(picture[None], per_side))) for picture in pictures]
+    return blend(whole, torch.cat(tiles), ratio)
 
 
 def cut_tiles(picture: Tensor, per_side: int) -> Tensor:

@@ -1,11 +1,19 @@
 """A reference cut into overlapping squares, so that more of it is seen than one square (IPAdapter_plus' "tiled")."""
 
-# B pictures, H W their size, T tiles
+# B pictures, M masks, H W their size; h w the size of the part that is cut
 
 import math
 from dataclasses import dataclass
 
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from ..branch.masks import read_mask
+from ..encoder.pixels import middle
 from ..errors import BadInputError
+from .preparation import Resize
+from .sharpen import sharpen
 
 TILE = 256  # pixels
 _SQUARE = (0.75, 1.33)  # between these ratios of height to width a picture is made square
@@ -45,6 +53,39 @@ def tile_picture(height: int, width: int) -> Tiling:
         return _tiling((used, width), int(TILE * used / width), TILE)
     used = min(width, height * _LONGEST)
     return _tiling((height, used), TILE, int(TILE * used / height))
+
+
+def cut_pictures(image: Tensor, tiling: Tiling, sharpening: float, resize: Resize) -> list[Tensor]:
+    """Every tile of pictures (B, H, W, 3), as (B, 256, 256, 3) each.
+
+    Args:
+        sharpening: 0..1; 0 is none.
+    """
+    pixels = resize(middle(image.movedim(-1, 1), *tiling.crop), tiling.width, tiling.height)
+    tiles = [pixels[..., top : top + TILE, left : left + TILE] for top, left in tiling.corners]
+    return [(sharpen(tile, sharpening) if sharpening > 0 else tile).movedim(1, -1) for tile in tiles]
+
+
+def tile_masks(mask: Tensor | None, size: tuple[int, int], tiling: Tiling) -> list[Tensor]:
+    """The mask within every tile and 0 elsewhere, (M, h, w) each.
+
+    Args:
+        mask: (M, H, W); None is 1 everywhere.
+        size: height and width of the picture, to which the mask is brought first.
+    """
+    if mask is None:
+        whole = torch.ones(1, tiling.height, tiling.width)
+    else:
+        placed = functional.interpolate(read_mask(mask)[:, None], size=size, mode="bicubic")
+        target = (tiling.height, tiling.width)
+        whole = functional.interpolate(middle(placed, *tiling.crop), size=target, mode="bicubic")[:, 0]
+    masks = []
+    for top, left in tiling.corners:
+        part = torch.zeros_like(whole)
+        rectangle = (slice(None), slice(top, top + TILE), slice(left, left + TILE))
+        part[rectangle] = whole[rectangle]
+        masks.append(part)
+    return masks
 
 
 def _tiling(crop: tuple[int, int], height: int, width: int) -> Tiling:

@@ -4,12 +4,12 @@
 
 import math
 import random
-import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import MISSING, asdict, dataclass, fields
 from typing import TypeVar
 
-from ..errors import BadInputError
+from ..errors import BadInputError, one_of
+from ..numbers import parse_numbers
 
 T = TypeVar("T")
 CUSTOM, RANDOM = "custom", "random"
@@ -55,7 +55,7 @@ class Strategy:
     @classmethod
     def from_dict(cls, stated: Mapping[str, object]) -> "Strategy":
         """Raises BadInputError if an entry is missing."""
-        missing = [field.name for field in fields(cls)[:-1] if field.name not in stated]
+        missing = [field.name for field in fields(cls) if field.default is MISSING and field.name not in stated]
         if missing:
             raise BadInputError(
                 f"a weights strategy without {', '.join(missing)}",
@@ -96,9 +96,7 @@ def schedule_weights(strategy: Strategy, num_images: int) -> WeightSchedule:
     """
     curve = _curve(strategy)
     frames = len(curve)
-    if strategy.method not in METHODS:
-        raise BadInputError(f"method {strategy.method!r}", expected=f"one of {', '.join(METHODS)}", action="choose one")
-    pairs = _pairs(strategy.method, num_images)
+    pairs = _pairs(one_of(strategy.method, METHODS, "method"), num_images)
     weights: list[float] = []
     for number in range(max(1, len(pairs))):
         is_inverted = strategy.method == ALTERNATE and number % 2 == 1
@@ -134,28 +132,23 @@ def prompt_schedule(strategy: Strategy, prompts: str) -> str:
 
 
 def parse_weights(text: str) -> list[float]:
-    """Numbers separated by commas or line ends.
+    """At least one number; see `parse_numbers`.
 
     Raises:
         BadInputError: none, or something that is no number.
     """
-    try:
-        weights = [float(word) for word in re.split(r"[,\n]", text) if word.strip()]
-    except ValueError:
-        weights = []
-    if not weights or not all(map(math.isfinite, weights)):
+    weights = parse_numbers(text, "weights")
+    if not weights:
         raise BadInputError(
-            f"weights {text!r}", expected="numbers separated by commas, such as '1.0, 0.0'", action="correct the list"
+            "no weights", expected="numbers separated by commas, such as '1.0, 0.0'", action="write at least one"
         )
     return weights
 
 
 def _curve(strategy: Strategy) -> list[float]:
     weights = parse_weights(strategy.weights)
-    if strategy.timing == CUSTOM:
+    if one_of(strategy.timing, TIMINGS, "timing") == CUSTOM:
         return weights
-    if strategy.timing not in TIMINGS:
-        raise BadInputError(f"timing {strategy.timing!r}", expected=f"one of {', '.join(TIMINGS)}", action="choose one")
     start, end = weights[0], weights[-1]
     frames = max(strategy.frames, _FEWEST_FRAMES)
     window = range(strategy.start_frame, min(strategy.end_frame, frames))

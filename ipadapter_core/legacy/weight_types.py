@@ -1,13 +1,14 @@
 """Weight types: the names shared workflows give to layer presets, and the numbers that belong to them."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from ..backbone.sites import Sites
-from ..errors import BadInputError
+from ..errors import BadInputError, one_of
+from ..numbers import NUMBER, entries
 from ..strength.presets import resolve_preset
-from ..strength.site import SiteStrength
+from ..strength.site import AnyStrength, FrameStrength, SiteStrength
 
 
 @dataclass(frozen=True)
@@ -17,10 +18,12 @@ class WeightType:
     Attributes:
         preset: a key of `presets.PRESETS`.
         second: strength of the preset's second part where none is given; None takes the first one.
+        offered: in a widget; where not, the style and composition nodes choose it.
     """
 
     preset: str
     second: float | None = None
+    offered: bool = True
 
 
 WEIGHT_TYPES: dict[str, WeightType] = {
@@ -40,12 +43,11 @@ WEIGHT_TYPES: dict[str, WeightType] = {
     "style and composition": WeightType("style and composition", second=1.0),
     "style transfer precise": WeightType("precise style"),
     "composition precise": WeightType("precise composition"),
-    "strong style and composition": WeightType("strong style and composition", second=1.0),
+    "strong style and composition": WeightType("strong style and composition", second=1.0, offered=False),
 }
-_LAYER_WEIGHT = re.compile(r"(\d+)\s*:\s*([-+]?(?:\d+\.?\d*|\.\d+))")
+_LAYER_WEIGHT = re.compile(rf"(\d+)\s*:\s*({NUMBER})")
 
-# No widget offers the last one: the style and composition nodes choose it.
-OFFERED_WEIGHT_TYPES = tuple(WEIGHT_TYPES)[:-1]
+OFFERED_WEIGHT_TYPES = tuple(name for name, weight_type in WEIGHT_TYPES.items() if weight_type.offered)
 
 
 def resolve_weight_type(name: str, sites: Sites, weight: float, second: float | None = None) -> dict[int, SiteStrength]:
@@ -60,11 +62,39 @@ def resolve_weight_type(name: str, sites: Sites, weight: float, second: float | 
     Raises:
         BadInputError: an unknown weight type, or one that selects nothing on this model.
     """
-    weight_type = WEIGHT_TYPES.get(name)
-    if weight_type is None:
-        raise BadInputError(f"weight type {name!r}", expected=f"one of {', '.join(WEIGHT_TYPES)}", action="choose one")
+    weight_type = one_of(name, WEIGHT_TYPES, "weight type")
     second = weight_type.second if second is None else second
     return without_middle(resolve_preset(weight_type.preset, sites, weight, second), sites)
+
+
+def resolve_frames(
+    name: str, sites: Sites, weights: Sequence[float], seconds: Sequence[float], factors: Mapping[int, float]
+) -> Mapping[int, AnyStrength]:
+    """Strength of every site when weights change from frame to frame, by site index.
+
+    Args:
+        name: a weight type.
+        weights, seconds: one per frame, the last serves all further ones; see `resolve_weight_type`. No seconds take
+            the type's own.
+        factors: of `resolve_layer_weights`; without any the weight type decides.
+
+    Raises:
+        BadInputError: as `resolve_weight_type`.
+    """
+    resolved: list[dict[int, SiteStrength]] = []
+    for frame in range(max(len(weights), len(seconds))):
+        weight = weights[min(frame, len(weights) - 1)]
+        if factors:
+            resolved.append(resolve_layer_weights(factors, name, sites, weight))
+        else:
+            second = seconds[min(frame, len(seconds) - 1)] if seconds else None
+            resolved.append(resolve_weight_type(name, sites, weight, second))
+    if len(resolved) == 1:
+        return resolved[0]
+    return {
+        index: FrameStrength(tuple(frame[index].value for frame in resolved), strength.swap)
+        for index, strength in resolved[0].items()
+    }
 
 
 def without_middle(strengths: dict[int, SiteStrength], sites: Sites) -> dict[int, SiteStrength]:
@@ -80,7 +110,7 @@ def parse_layer_weights(text: str) -> dict[int, float]:
         BadInputError: an entry of another form.
     """
     factors: dict[int, float] = {}
-    for entry in filter(None, (part.strip() for part in re.split(r"[,\n;]", text))):
+    for entry in entries(text):
         match = _LAYER_WEIGHT.fullmatch(entry)
         if match is None:
             raise BadInputError(

@@ -7,13 +7,13 @@ from types import MappingProxyType
 
 from ..backbone.sites import Block, Role, Roles, Site, Sites
 from ..errors import BadInputError
+from ..numbers import NUMBER, entries
 from .site import SiteStrength
 
 GROUPS = ("input", "middle", "output", "style", "composition")
 
-_NUMBER = r"[-+]?(?:\d+\.?\d*|\.\d+)"
-_ENTRY = re.compile(rf"(?P<first>\d+)(?:-(?P<last>\d+))?\s*:\s*(?P<factor>{_NUMBER})")
-_BLOCK_ENTRY = re.compile(rf"(?P<block>[a-z_]+)\.(?P<id>\d+)(?:\.(?P<layer>\d+))?\s*:\s*(?P<factor>{_NUMBER})")
+_ENTRY = re.compile(rf"(?P<first>\d+)(?:-(?P<last>\d+))?\s*:\s*(?P<factor>{NUMBER})")
+_BLOCK_ENTRY = re.compile(rf"(?P<block>[a-z_]+)\.(?P<id>\d+)(?:\.(?P<layer>\d+))?\s*:\s*(?P<factor>{NUMBER})")
 
 
 @dataclass(frozen=True)
@@ -95,8 +95,7 @@ def parse_site_factors(text: str) -> tuple[SiteFactor, ...]:
     Raises:
         BadInputError: an entry of another form.
     """
-    entries = [entry.strip() for entry in re.split(r"[,\n;]", text)]
-    return tuple(_parse_entry(entry) for entry in entries if entry)
+    return tuple(_parse_entry(entry) for entry in entries(text))
 
 
 def _parse_entry(entry: str) -> SiteFactor:

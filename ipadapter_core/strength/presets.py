@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from ..backbone.sites import Role, Site, Sites
-from ..errors import BadInputError
+from ..errors import BadInputError, one_of
 from .site import SiteStrength
 
 
@@ -35,7 +35,12 @@ _FLOOR = 0.05
 
 @dataclass(frozen=True, kw_only=True)
 class Preset:
-    """Factors by role, by group of blocks, and over the depth of the network; all multiply. `graded`: role factors count too."""
+    """Factors by role, by group of blocks, and over the depth of the network; all multiply.
+
+    Attributes:
+        graded: the factors of the roles' own blocks count too.
+        needs_second: with one strength for both parts it is the same as "all".
+    """
 
     style: Part = ON
     composition: Part = ON
@@ -43,6 +48,7 @@ class Preset:
     groups: Mapping[str, float] | None = None
     depth: Callable[[float], float] | None = None
     graded: bool = False
+    needs_second: bool = False
 
     def part(self, role: Role) -> Part:
         return {Role.STYLE: self.style, Role.COMPOSITION: self.composition, Role.OTHER: self.other}[role]
@@ -55,7 +61,7 @@ PRESETS: dict[str, Preset] = {
     "composition": Preset(style=OFF, other=OFF, graded=True),
     "style and composition": Preset(composition=Part(second=True), other=OFF, graded=True),
     "strong style": Preset(composition=OFF),
-    "strong style and composition": Preset(composition=Part(second=True)),
+    "strong style and composition": Preset(composition=Part(second=True), needs_second=True),
     "precise style": Preset(composition=Part(second=True, swap=True), other=OFF, graded=True),
     "precise composition": Preset(
         style=Part(second=True, swap=True), other=Part(0.1, second=True, swap=True), graded=True
@@ -70,8 +76,7 @@ PRESETS: dict[str, Preset] = {
     "strong middle": Preset(groups={"input": _LOW, "output": _LOW}),
 }
 
-# With one strength for both parts this one is the same as "all".
-ONE_STRENGTH_PRESETS = tuple(name for name in PRESETS if name != "strong style and composition")
+ONE_STRENGTH_PRESETS = tuple(name for name, preset in PRESETS.items() if not preset.needs_second)
 
 
 def resolve_preset(
@@ -88,9 +93,7 @@ def resolve_preset(
     Raises:
         BadInputError: an unknown preset, or one that selects nothing on this model.
     """
-    if name not in PRESETS:
-        raise BadInputError(f"layer preset {name!r}", expected=f"one of {', '.join(PRESETS)}", action="choose one")
-    preset, roles = PRESETS[name], sites.roles
+    preset, roles = one_of(name, PRESETS, "layer preset"), sites.roles
     if unknown := sorted(set(preset.groups or {}).difference(sites.backbone.groups)):
         raise BadInputError(
             f"layer preset {name!r}, which is about the layers {', '.join(unknown)}",
@@ -110,7 +113,7 @@ def resolve_preset(
         raise BadInputError(
             f"layer preset {name!r} selects no attention layer of this model",
             expected="a model that has the preset's blocks",
-            action="use the preset 'all', or IPALayerWeights",
+            action="use the preset 'all', or weights for groups of layers",
         )
     return resolved
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from einops import rearrange
 from torch import Tensor
 
-from ..errors import BadInputError
+from ..errors import one_of
 
 _FULL_WIDTH = 1280  # channels of the widest layers of SD1.5 and SDXL, which a channel penalty leaves alone
 
@@ -65,6 +65,4 @@ VALUE_ONLY = SCALINGS["V only"]
 
 def find_scaling(name: str) -> Scaling:
     """Raises BadInputError for an unknown name."""
-    if name not in SCALINGS:
-        raise BadInputError(f"embeds scaling {name!r}", expected=f"one of {', '.join(SCALINGS)}", action="choose one")
-    return SCALINGS[name]
+    return one_of(name, SCALINGS, "embeds scaling")

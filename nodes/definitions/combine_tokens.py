@@ -1,12 +1,9 @@
 """`IPACombineTokens`: several references into one set of tokens."""
 
-import math
-import re
-
 from comfy_api.latest import io
 
 from ...ipadapter_core.branch.tokens import COMBINATIONS, ImageTokens, combine
-from ...ipadapter_core.errors import BadInputError
+from ...ipadapter_core.numbers import parse_numbers
 from ..sockets import CATEGORY, IPATokens
 
 MAX_INPUTS = 16
@@ -53,22 +50,5 @@ class IPACombineTokens(io.ComfyNode):
     @classmethod
     def execute(cls, tokens: dict[str, ImageTokens], method: str, weights: str) -> io.NodeOutput:
         parts = [part for part in tokens.values() if part is not None]
-        return io.NodeOutput(combine(parts, method, parse_factors(weights, len(parts))))
-
-
-def parse_factors(text: str, count: int) -> list[float]:
-    """Numbers separated by commas, spaces or line ends; 1 for each of `count` if there are none.
-
-    Raises:
-        BadInputError: something that is not a number.
-    """
-    words = [word for word in re.split(r"[,;\s]+", text) if word]
-    try:
-        factors = [float(word) for word in words]
-    except ValueError:
-        factors = [math.nan]
-    if not all(math.isfinite(factor) for factor in factors):
-        raise BadInputError(
-            f"weights {text!r}", expected="numbers separated by commas, such as '1, 0.5'", action="correct the list"
-        )
-    return factors or [1.0] * count
+        factors = parse_numbers(weights, "weights") or [1.0] * len(parts)
+        return io.NodeOutput(combine(parts, method, factors))

@@ -62,7 +62,7 @@ class IPAEncodeFace(io.ComfyNode):
                 io.ClipVision.Input(
                     "clip_vision",
                     optional=True,
-                    tooltip="FaceID-Plus: image encoder in place of the one IPALoadAdapter found. Neutral: unconnected.",
+                    tooltip="FaceID-Plus: image encoder in place of the one Load IP-Adapter found. Neutral: unconnected.",
                 ),
             ],
             outputs=[

@@ -46,10 +46,12 @@ class IPAEncodeImage(io.ComfyNode):
                 io.ClipVision.Input(
                     "clip_vision",
                     optional=True,
-                    tooltip="Image encoder to use in place of the one IPALoadAdapter found. Neutral: unconnected.",
+                    tooltip="Image encoder to use in place of the one Load IP-Adapter found. Neutral: unconnected.",
                 ),
             ],
-            outputs=[IPATokens.Output("tokens", tooltip="Image tokens for IPAApply or IPACombineTokens.")],
+            outputs=[
+                IPATokens.Output("tokens", tooltip="Image tokens, for Apply IP-Adapter or Combine IP-Adapter Tokens.")
+            ],
         )
 
     @classmethod

@@ -45,9 +45,12 @@ class IPALayerWeights(io.ComfyNode):
                     "from 0 in file order), '4-9: 0', 'output.1: 1.2'. Neutral: empty.",
                 ),
             ],
-            outputs=[IPAWeights.Output("layer_weights", tooltip="For layer_weights of IPAApply.")],
+            outputs=[IPAWeights.Output("layer_weights", tooltip="For layer_weights of Apply IP-Adapter.")],
         )
 
     @classmethod
-    def execute(cls, site_factors: str, **groups: float) -> io.NodeOutput:
+    def execute(
+        cls, input: float, middle: float, output: float, style: float, composition: float, site_factors: str
+    ) -> io.NodeOutput:
+        groups = dict(zip(GROUPS, (input, middle, output, style, composition), strict=True))
         return io.NodeOutput(LayerWeights(groups, parse_site_factors(site_factors)))

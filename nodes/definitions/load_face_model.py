@@ -33,7 +33,7 @@ class IPALoadFaceModel(io.ComfyNode):
                     "onnxruntime built for them.",
                 ),
             ],
-            outputs=[IPAFaceModel.Output("face_model", tooltip="The face model for IPAEncodeFace.")],
+            outputs=[IPAFaceModel.Output("face_model", tooltip="The face model for Encode Face for IP-Adapter.")],
         )
 
     @classmethod

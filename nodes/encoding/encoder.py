@@ -95,13 +95,14 @@ def from_clip_vision(
         raise BadInputError(
             f"a {clip_vision.model_type} as single file",
             expected="CLIP, SigLIP, DINOv2 or DINOv3",
-            action="use the encoder's transformers folder (config.json and safetensors) in IPALoadAdapter",
+            action="use the encoder's transformers folder (config.json and safetensors) in Load IP-Adapter",
         )
     width = config["hidden_size"]
 
     def run(pixels: Tensor, adapter: AdapterSpec) -> Tensor:
         out = clip_vision.model(pixel_values=pixels, intermediate_output=adapter.layer)
-        return out[2] if adapter.feature is Feature.IMAGE_EMBEDS else out[1]
+        features: Tensor = out[2] if adapter.feature is Feature.IMAGE_EMBEDS else out[1]
+        return features
 
     return VisionEncoder(
         name=name,

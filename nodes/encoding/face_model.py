@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ...ipadapter_core.errors import BadInputError, IPAdapterError, UnreadableFileError
+from ...ipadapter_core.errors import BadInputError, IPAdapterError, UnreadableFileError, one_of
 from ...ipadapter_core.face.detection import DETECTION_SIZES, Face
 from ...ipadapter_core.file.container import file_status
 from ..paths import fingerprint
@@ -156,9 +156,10 @@ def _insightface(folder: Path, provider: str) -> Any:
     from insightface.app import FaceAnalysis
 
     size = DETECTION_SIZES[0]
+    broken: tuple[type[Exception], ...] = (AssertionError, *broken_file_errors())
     try:
         analysis = FaceAnalysis(name=folder.name, root=str(folder.parents[1]), providers=[provider])
-    except (AssertionError, *broken_file_errors()) as error:
+    except broken as error:
         raise UnreadableFileError(
             f"face pack {folder.name}, which InsightFace cannot load ({error or 'it has no detector'})",
             expected="all of its ONNX files, undamaged",
@@ -172,7 +173,7 @@ def _provider(device: str) -> str:
     import onnxruntime
 
     available = onnxruntime.get_available_providers()
-    provider = PROVIDERS[device]
+    provider = one_of(device, PROVIDERS, "provider")
     if provider in available:
         return provider
     logger.warning(

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ...ipadapter_core.branch.tokens import ImageTokens
 from ...ipadapter_core.encoder.pixels import check_image
-from ...ipadapter_core.errors import BadInputError, MismatchError
+from ...ipadapter_core.errors import BadInputError, MismatchError, one_of
 from ...ipadapter_core.face.align import align_face
 from ...ipadapter_core.face.detection import Face, choose_faces
 from ...ipadapter_core.file.spec import CROPS, FaceSpec, Projection
@@ -47,7 +47,7 @@ def face_spec(adapter: LoadedAdapter) -> FaceSpec:
         raise MismatchError(
             f"{adapter.name}, a {adapter.spec.family} adapter, which reads no face embedding",
             expected="a FaceID adapter",
-            action="encode with IPAEncodeImage, or load a FaceID file",
+            action="use Encode Image for IP-Adapter, or load a FaceID file",
         )
     return adapter.spec.face
 
@@ -137,12 +137,13 @@ def structure_of(adapter: LoadedAdapter, version: str, structure: float) -> floa
     """
     if adapter.spec.projection is not Projection.IDENTITY_AND_FACE:
         return None
-    stated = VERSIONS[version]
+    stated = one_of(version, VERSIONS, "version")
     has_shortcut = face_spec(adapter).has_shortcut if stated is None else stated
     if has_shortcut is None:
         hint = " (its name suggests v2)" if "v2" in adapter.name.lower() else ""
         logger.warning(
-            "%s is FaceID-Plus v1 or v2, which have the same tensors%s: taken for v1. Set version of IPAEncodeFace.",
+            "%s is FaceID-Plus v1 or v2, which have the same tensors%s: taken for v1. Set version in Encode Face for "
+            "IP-Adapter.",
             adapter.name,
             hint,
         )

@@ -33,7 +33,8 @@ def choose(adapter: LoadedAdapter, clip_vision: object | None = None) -> VisionE
         raise MismatchError(
             f"{adapter.name}, a {adapter.spec.family} adapter, which reads faces",
             expected="an adapter that reads pictures",
-            action="encode with IPAEncodeFace (and IPALoadFaceModel), then connect its tokens to IPAApply",
+            action="use Encode Face for IP-Adapter (with Load Face Model for IP-Adapter), and connect its tokens to Apply "
+            "IP-Adapter",
         )
     return encoder_of(adapter, clip_vision)
 
@@ -52,7 +53,7 @@ def encoder_of(adapter: LoadedAdapter, clip_vision: object | None = None) -> Vis
         raise MismatchError(
             f"{adapter.name} without an image encoder (image_encoder is 'none' and no clip_vision is connected)",
             expected=encoder_need(adapter.spec),
-            action="set image_encoder of IPALoadAdapter to 'auto', or connect a CLIP_VISION to the encode node",
+            action="set image_encoder in Load IP-Adapter to 'auto', or connect a CLIP_VISION to the encode node",
         )
     check_encoder(encoder.spec, adapter.spec)
     return encoder
@@ -154,8 +155,8 @@ def _one_mask_per_picture(masks: Tensor, pictures: int) -> Tensor:
         raise BadInputError(
             "a reference mask that is all zero, so that nothing of the image counts",
             expected="1 where the reference counts",
-            action="remove it, or invert it: LoadImage's MASK is 1 where a picture is transparent, and all zero without "
-            "an alpha channel",
+            action="remove it, or invert it: the MASK of Load Image is 1 where a picture is transparent, and all zero "
+            "without an alpha channel",
         )
     return masks.expand(pictures, -1, -1)
 
@@ -165,7 +166,7 @@ def _warn_about(image: Tensor) -> None:
     if channels == RGBA:
         logger.warning(
             "The reference image has an alpha channel, which is not used. To leave its transparent part out, connect "
-            "LoadImage's MASK through InvertMask."
+            "the MASK of Load Image through Invert Mask."
         )
     if min(height, width) < SMALLEST_SIDE:
         logger.warning(

@@ -10,6 +10,7 @@ from .face import NODES as FACE_NODES
 from .load import NODES as LOAD_NODES
 from .noise import NODES as NOISE_NODES
 from .params import NODES as PARAMS_NODES
+from .precise import NODES as PRECISE_NODES
 from .preparation import NODES as PREPARATION_NODES
 from .scientist import NODES as SCIENTIST_NODES
 from .style import NODES as STYLE_NODES
@@ -25,6 +26,7 @@ NODES: tuple[type[io.ComfyNode], ...] = (
     *APPLY_NODES,
     *APPLY_EMBEDS_NODES,
     *STYLE_NODES,
+    *PRECISE_NODES,
     *SCIENTIST_NODES,
     *FACE_NODES,
     *ENHANCER_NODES,

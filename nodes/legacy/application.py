@@ -3,9 +3,7 @@
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
-from comfy.model_base import SDXL, SDXLRefiner
 from comfy.model_patcher import ModelPatcher
 from comfy_api.latest import io
 from torch import Tensor
@@ -15,23 +13,21 @@ from ...ipadapter_core.branch.masks import BILINEAR, read_mask
 from ...ipadapter_core.branch.schedule import percent_range
 from ...ipadapter_core.branch.tokens import ImageTokens
 from ...ipadapter_core.errors import MismatchError
-from ...ipadapter_core.legacy.weight_types import (
-    parse_layer_weights,
-    resolve_layer_weights,
-    resolve_weight_type,
-)
+from ...ipadapter_core.legacy.embeds import combine_sides
+from ...ipadapter_core.legacy.weight_types import parse_layer_weights, resolve_frames
 from ...ipadapter_core.strength.scaling import find_scaling
-from ...ipadapter_core.strength.site import AnyStrength, FrameStrength, SiteStrength
+from ...ipadapter_core.strength.site import AnyStrength
 from ..patching.application import Limits, fitting_sites, patch_sites
 from ..patching.narrowing import narrowed
 from ..sockets import LoadedAdapter
 from .face_features import encode_faces
-from .features import combine_sides, image_tokens, negative_features, positive_features
+from .features import image_tokens, negative_features, positive_features
 from .payload import Payload, read_payload
+from .unified import SDXL_NAME, base_of
 
 logger = logging.getLogger(__name__)
 
-Weight = float | Sequence[float]  # a list has one per frame
+Weight = float | Sequence[float] | Tensor  # a list or a tensor has one per frame
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -72,26 +68,21 @@ class LegacyUse:
         """Factor of the face's picture in FaceID-Plus v2."""
         if self.weight_faceidv2 is not None:
             return self.weight_faceidv2
-        weights = _as_list(self.weight)
-        return 2 * (weights[0] or 0.0)
+        return 2 * _per_frame(self.weight)[0]
 
 
 def apply_reference(
     model: ModelPatcher,
     ipadapter: object,
     image: Tensor,
-    image_negative: Tensor | None = None,
-    clip_vision: object | None = None,
+    use: LegacyUse,
+    image_negative: Tensor | None,
+    clip_vision: object | None,
     insightface: object | None = None,
-    **widgets: Any,
 ) -> io.NodeOutput:
-    """What most apply nodes do with their inputs. Errors as `read_payload` and `apply_image`.
-
-    Args:
-        widgets: of `LegacyUse`.
-    """
+    """What most apply nodes do with their inputs. Errors as `read_payload` and `apply_image`."""
     payload = read_payload(ipadapter, clip_vision, insightface)
-    return io.NodeOutput(apply_image(model, payload, image, LegacyUse(**widgets), image_negative))
+    return io.NodeOutput(apply_image(model, payload, image, use, image_negative))
 
 
 def apply_image(
@@ -155,36 +146,22 @@ def replace_cond(tokens: ImageTokens, other: ImageTokens) -> ImageTokens:
 
 def check_sdxl(model: ModelPatcher) -> None:
     """Raises MismatchError unless the model is SDXL or derived from it."""
-    if not isinstance(model.model, SDXL | SDXLRefiner):
+    if base_of(model) != SDXL_NAME:
         raise MismatchError(
             f"a model of class {type(model.model).__name__} in a style and composition node",
             expected="an SDXL model",
-            action="load an SDXL checkpoint, or use IPAApply with layer_preset 'style and composition'",
+            action="load an SDXL checkpoint, or use Apply IP-Adapter with layer_preset 'style and composition'",
         )
 
 
 def _strengths(sites: Sites, use: LegacyUse) -> Mapping[int, AnyStrength]:
-    weights, seconds = _as_list(use.weight), _as_list(use.second)
-    frames = max(len(weights), len(seconds))
+    seconds = [] if use.second is None else _per_frame(use.second)
     factors = parse_layer_weights(use.layer_weights)
-    resolved: list[dict[int, SiteStrength]] = []
-    for frame in range(frames):
-        weight, second = weights[min(frame, len(weights) - 1)], seconds[min(frame, len(seconds) - 1)]
-        assert weight is not None
-        if factors:
-            resolved.append(resolve_layer_weights(factors, use.weight_type, sites, weight))
-        else:
-            resolved.append(resolve_weight_type(use.weight_type, sites, weight, second))
-    if frames == 1:
-        return resolved[0]
-    return {
-        index: FrameStrength(tuple(frame[index].value for frame in resolved), strength.swap)
-        for index, strength in resolved[0].items()
-    }
+    return resolve_frames(use.weight_type, sites, _per_frame(use.weight), seconds, factors)
 
 
-def _as_list(weight: Weight | Tensor | None) -> list[float | None]:
-    if weight is None or isinstance(weight, int | float):
+def _per_frame(weight: Weight) -> list[float]:
+    if isinstance(weight, int | float):
         return [weight]
     values = weight.flatten().tolist() if isinstance(weight, Tensor) else weight
     return [float(value) for value in values] or [0.0]

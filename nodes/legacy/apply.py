@@ -1,17 +1,15 @@
 """The general apply nodes: a reference, and widgets that say how it acts."""
 
-from typing import Any
-
 from comfy.model_patcher import ModelPatcher
 from comfy_api.latest import io
 from torch import Tensor
 
-from ...ipadapter_core.errors import BadInputError
+from ...ipadapter_core.errors import BadInputError, one_of
 from . import schema
-from .application import LegacyUse, apply_image, apply_reference
+from .application import LegacyUse, Weight, apply_image, apply_reference
 from .payload import IPAdapterParams, read_payload
 
-_NATIVE = "IPAApplyImage, or IPAEncodeImage and IPAApply"
+_NATIVE = "Apply IP-Adapter from Image, or Encode Image for IP-Adapter and Apply IP-Adapter"
 # What the simple node calls a weight type.
 SIMPLE_TYPES = {"standard": "linear", "prompt is more important": "ease out", "style transfer": "style transfer"}
 
@@ -26,7 +24,7 @@ class IPAdapterSimple(io.ComfyNode):
             "IPAdapter",
             "ipadapter",
             "Steers a model with reference images.",
-            native="IPAApplyImage",
+            native="Apply IP-Adapter from Image",
             inputs=[
                 schema.model(),
                 schema.ipadapter(),
@@ -46,7 +44,15 @@ class IPAdapterSimple(io.ComfyNode):
 
     @classmethod
     def execute(
-        cls, model: ModelPatcher, ipadapter: object, image: Tensor, weight_type: str, **widgets: Any
+        cls,
+        model: ModelPatcher,
+        ipadapter: object,
+        image: Tensor,
+        weight: Weight,
+        start_at: float,
+        end_at: float,
+        weight_type: str,
+        attn_mask: Tensor | None = None,
     ) -> io.NodeOutput:
         payload = read_payload(ipadapter)
         if not payload.is_pipeline:
@@ -55,7 +61,13 @@ class IPAdapterSimple(io.ComfyNode):
                 expected="the output of IPAdapter Unified Loader",
                 action="connect that loader, or use IPAdapter Advanced and connect its clip_vision",
             )
-        use = LegacyUse(weight_type=SIMPLE_TYPES[weight_type], **widgets)
+        use = LegacyUse(
+            weight=weight,
+            weight_type=one_of(weight_type, SIMPLE_TYPES, "weight type"),
+            start_at=start_at,
+            end_at=end_at,
+            attn_mask=attn_mask,
+        )
         return io.NodeOutput(apply_image(model, payload, image, use))
 
 
@@ -85,8 +97,31 @@ class IPAdapterAdvanced(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, **inputs: Any) -> io.NodeOutput:
-        return apply_reference(**inputs)
+    def execute(
+        cls,
+        model: ModelPatcher,
+        ipadapter: object,
+        image: Tensor,
+        weight: Weight,
+        weight_type: str,
+        combine_embeds: str,
+        start_at: float,
+        end_at: float,
+        embeds_scaling: str,
+        image_negative: Tensor | None = None,
+        attn_mask: Tensor | None = None,
+        clip_vision: object | None = None,
+    ) -> io.NodeOutput:
+        use = LegacyUse(
+            weight=weight,
+            weight_type=weight_type,
+            combine_embeds=combine_embeds,
+            start_at=start_at,
+            end_at=end_at,
+            embeds_scaling=embeds_scaling,
+            attn_mask=attn_mask,
+        )
+        return apply_reference(model, ipadapter, image, use, image_negative, clip_vision)
 
 
 class IPAdapterBatch(io.ComfyNode):
@@ -99,7 +134,7 @@ class IPAdapterBatch(io.ComfyNode):
             "IPAdapter Batch (Adv.)",
             "ipadapter",
             "Steers every latent of a batch with the reference of its number; the last one serves further latents.",
-            native="docs/migrating.md to find another way: IPAApply gives all latents the same references",
+            native="docs/migrating.md to find another way: Apply IP-Adapter gives all latents the same references",
             inputs=[
                 schema.model(),
                 schema.ipadapter(),
@@ -115,8 +150,31 @@ class IPAdapterBatch(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, encode_batch_size: int, **inputs: Any) -> io.NodeOutput:
-        return apply_reference(**inputs, per_frame=True)
+    def execute(
+        cls,
+        model: ModelPatcher,
+        ipadapter: object,
+        image: Tensor,
+        weight: Weight,
+        weight_type: str,
+        start_at: float,
+        end_at: float,
+        embeds_scaling: str,
+        encode_batch_size: int,
+        image_negative: Tensor | None = None,
+        attn_mask: Tensor | None = None,
+        clip_vision: object | None = None,
+    ) -> io.NodeOutput:
+        use = LegacyUse(
+            weight=weight,
+            weight_type=weight_type,
+            start_at=start_at,
+            end_at=end_at,
+            embeds_scaling=embeds_scaling,
+            attn_mask=attn_mask,
+            per_frame=True,
+        )
+        return apply_reference(model, ipadapter, image, use, image_negative, clip_vision)
 
 
 class IPAdapterFromParams(io.ComfyNode):
@@ -129,7 +187,7 @@ class IPAdapterFromParams(io.ComfyNode):
             "IPAdapter from Params",
             "ipadapter/params",
             "Steers a model with the references of several regions.",
-            native="one IPAApplyImage per region, with its mask",
+            native="one Apply IP-Adapter from Image per region, with its mask",
             inputs=[
                 schema.model(),
                 schema.ipadapter(),
@@ -154,13 +212,18 @@ class IPAdapterFromParams(io.ComfyNode):
         clip_vision: object | None = None,
     ) -> io.NodeOutput:
         payload = read_payload(ipadapter, clip_vision)
-        images = ipadapter_params["image"]
-        own = ("weight", "weight_type", "start_at", "end_at", "attn_mask")
-        for number, image in enumerate(images):
+        for number, image in enumerate(ipadapter_params["image"]):
             if image is None:
                 continue
-            widgets = {name: ipadapter_params[name][number] for name in own}
-            use = LegacyUse(combine_embeds=combine_embeds, embeds_scaling=embeds_scaling, **widgets)
+            use = LegacyUse(
+                weight=ipadapter_params["weight"][number],
+                weight_type=ipadapter_params["weight_type"][number],
+                combine_embeds=combine_embeds,
+                start_at=ipadapter_params["start_at"][number],
+                end_at=ipadapter_params["end_at"][number],
+                embeds_scaling=embeds_scaling,
+                attn_mask=ipadapter_params["attn_mask"][number],
+            )
             model = apply_image(model, payload, image, use, image_negative)
         return io.NodeOutput(model)
 

@@ -1,14 +1,13 @@
 """The apply nodes that take embeds in place of a picture."""
 
-from typing import Any
-
 from comfy.model_patcher import ModelPatcher
 from comfy_api.latest import io
 from torch import Tensor
 
 from ...ipadapter_core.errors import BadInputError
+from ..patching.application import fitting_sites
 from . import schema
-from .application import LegacyUse, apply_tokens, fitting_sites, tokens_of
+from .application import LegacyUse, Weight, apply_tokens, tokens_of
 from .features import negative_features
 from .payload import read_payload
 
@@ -44,11 +43,10 @@ def _apply(
     model: ModelPatcher,
     ipadapter: object,
     pos_embed: Tensor,
-    neg_embed: Tensor | None = None,
-    clip_vision: object | None = None,
-    **widgets: Any,
+    use: LegacyUse,
+    neg_embed: Tensor | None,
+    clip_vision: object | None,
 ) -> io.NodeOutput:
-    use = LegacyUse(**widgets)
     payload = read_payload(ipadapter, clip_vision)
     fitting_sites(model, payload.adapter)
     if neg_embed is None:
@@ -69,12 +67,33 @@ class IPAdapterEmbeds(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
         return _schema(
-            "IPAdapterEmbeds", "IPAdapter Embeds", "Steers a model with embeds.", "IPAApply, which takes tokens"
+            "IPAdapterEmbeds", "IPAdapter Embeds", "Steers a model with embeds.", "Apply IP-Adapter, which takes tokens"
         )
 
     @classmethod
-    def execute(cls, **inputs: Any) -> io.NodeOutput:
-        return _apply(**inputs)
+    def execute(
+        cls,
+        model: ModelPatcher,
+        ipadapter: object,
+        pos_embed: Tensor,
+        weight: Weight,
+        weight_type: str,
+        start_at: float,
+        end_at: float,
+        embeds_scaling: str,
+        neg_embed: Tensor | None = None,
+        attn_mask: Tensor | None = None,
+        clip_vision: object | None = None,
+    ) -> io.NodeOutput:
+        use = LegacyUse(
+            weight=weight,
+            weight_type=weight_type,
+            start_at=start_at,
+            end_at=end_at,
+            embeds_scaling=embeds_scaling,
+            attn_mask=attn_mask,
+        )
+        return _apply(model, ipadapter, pos_embed, use, neg_embed, clip_vision)
 
 
 class IPAdapterEmbedsBatch(io.ComfyNode):
@@ -86,12 +105,34 @@ class IPAdapterEmbedsBatch(io.ComfyNode):
             "IPAdapterEmbedsBatch",
             "IPAdapter Embeds Batch",
             "Steers every latent of a batch with the embeds of its number.",
-            "docs/migrating.md to find another way: IPAApply gives all latents the same tokens",
+            "docs/migrating.md to find another way: Apply IP-Adapter gives all latents the same tokens",
         )
 
     @classmethod
-    def execute(cls, **inputs: Any) -> io.NodeOutput:
-        return _apply(**inputs, per_frame=True)
+    def execute(
+        cls,
+        model: ModelPatcher,
+        ipadapter: object,
+        pos_embed: Tensor,
+        weight: Weight,
+        weight_type: str,
+        start_at: float,
+        end_at: float,
+        embeds_scaling: str,
+        neg_embed: Tensor | None = None,
+        attn_mask: Tensor | None = None,
+        clip_vision: object | None = None,
+    ) -> io.NodeOutput:
+        use = LegacyUse(
+            weight=weight,
+            weight_type=weight_type,
+            start_at=start_at,
+            end_at=end_at,
+            embeds_scaling=embeds_scaling,
+            attn_mask=attn_mask,
+            per_frame=True,
+        )
+        return _apply(model, ipadapter, pos_embed, use, neg_embed, clip_vision)
 
 
 NODES: tuple[type[io.ComfyNode], ...] = (IPAdapterEmbeds, IPAdapterEmbedsBatch)

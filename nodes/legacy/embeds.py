@@ -21,7 +21,7 @@ from .payload import read_payload
 from .schema import EmbedsSocket, clip_vision, image, ipadapter, legacy_schema
 
 _MOST_EMBEDS = 5
-_NO_NATIVE = "IPAEncodeImage, which keeps what it encoded in memory"
+_NO_NATIVE = "Encode Image for IP-Adapter, which keeps what it encoded in memory"
 
 
 class IPAdapterEncoder(io.ComfyNode):
@@ -34,7 +34,7 @@ class IPAdapterEncoder(io.ComfyNode):
             "IPAdapter Encoder",
             "ipadapter/embeds",
             "Encodes reference images to embeds for IPAdapter Embeds.",
-            native="IPAEncodeImage",
+            native="Encode Image for IP-Adapter",
             inputs=[
                 ipadapter(),
                 image(),
@@ -84,7 +84,7 @@ class IPAdapterCombineEmbeds(io.ComfyNode):
             "IPAdapter Combine Embeds",
             "ipadapter/embeds",
             "Combines the embeds of several references.",
-            native="IPACombineTokens",
+            native="Combine IP-Adapter Tokens",
             inputs=[
                 EmbedsSocket.Input("embed1", tooltip="Embeds of one or more references."),
                 io.Combo.Input(

@@ -1,18 +1,18 @@
 """The apply nodes that see more detail: a reference is encoded in tiles as well."""
 
-from typing import Any
+from functools import partial
 
-import torch
 from comfy.model_patcher import ModelPatcher
 from comfy_api.latest import io
 from torch import Tensor
 
 from ...ipadapter_core.encoder.pixels import check_image
-from ...ipadapter_core.legacy.enhance import blend, cut_tiles, join_tiles
+from ...ipadapter_core.legacy.enhance import enhance
+from ..patching.application import fitting_sites
 from . import schema
-from .application import LegacyUse, apply_tokens, fitting_sites, tokens_of
+from .application import LegacyUse, Weight, apply_tokens, tokens_of
 from .features import negative_features, positive_features
-from .payload import Payload, read_payload
+from .payload import read_payload
 
 _MOST_TILES = 16  # per side
 
@@ -23,7 +23,7 @@ def _schema(node_id: str, display_name: str, *, ratio: float, combines: bool) ->
         display_name,
         "ipadapter/dev",
         "Steers a model with references that are encoded whole and in tiles, so that more detail is seen.",
-        native="IPACombineTokens on crops of the reference, from IPAEncodeImage",
+        native="Combine IP-Adapter Tokens on crops of the reference, from Encode Image for IP-Adapter",
         inputs=[
             schema.model(),
             schema.ipadapter(),
@@ -55,31 +55,20 @@ def _schema(node_id: str, display_name: str, *, ratio: float, combines: bool) ->
     )
 
 
-def enhanced_features(payload: Payload, image: Tensor, per_side: int, ratio: float) -> Tensor:
-    """Features of references and of their tiles; two rows for a single reference, one for each of several."""
-    whole = positive_features(payload, image)
-    if per_side == 1:
-        return whole
-    pictures = check_image(image)
-    tiles = [join_tiles(positive_features(payload, cut_tiles(picture[None], per_side))) for picture in pictures]
-    return blend(whole, torch.cat(tiles), ratio)
-
-
 def _apply(
     model: ModelPatcher,
     ipadapter: object,
     image: Tensor,
-    *,
+    use: LegacyUse,
     enhance_tiles: int,
     enhance_ratio: float,
-    image_negative: Tensor | None = None,
-    clip_vision: object | None = None,
-    **widgets: Any,
+    image_negative: Tensor | None,
+    clip_vision: object | None,
 ) -> io.NodeOutput:
-    use = LegacyUse(**widgets)
     payload = read_payload(ipadapter, clip_vision)
     fitting_sites(model, payload.adapter)
-    positive = enhanced_features(payload, image, enhance_tiles, enhance_ratio)
+    encode = partial(positive_features, payload)
+    positive = enhance(check_image(image), enhance_tiles, enhance_ratio, encode)
     negative = negative_features(payload, positive, image_negative)
     tokens = tokens_of(payload.adapter, positive, negative, use)
     return io.NodeOutput(apply_tokens(model, payload.adapter, tokens, use))
@@ -93,8 +82,33 @@ class IPAdapterClipVisionEnhancer(io.ComfyNode):
         return _schema("IPAdapterClipVisionEnhancer", "IPAdapter ClipVision Enhancer", ratio=1.0, combines=True)
 
     @classmethod
-    def execute(cls, **inputs: Any) -> io.NodeOutput:
-        return _apply(**inputs)
+    def execute(
+        cls,
+        model: ModelPatcher,
+        ipadapter: object,
+        image: Tensor,
+        weight: Weight,
+        weight_type: str,
+        combine_embeds: str,
+        start_at: float,
+        end_at: float,
+        embeds_scaling: str,
+        enhance_tiles: int,
+        enhance_ratio: float,
+        image_negative: Tensor | None = None,
+        attn_mask: Tensor | None = None,
+        clip_vision: object | None = None,
+    ) -> io.NodeOutput:
+        use = LegacyUse(
+            weight=weight,
+            weight_type=weight_type,
+            combine_embeds=combine_embeds,
+            start_at=start_at,
+            end_at=end_at,
+            embeds_scaling=embeds_scaling,
+            attn_mask=attn_mask,
+        )
+        return _apply(model, ipadapter, image, use, enhance_tiles, enhance_ratio, image_negative, clip_vision)
 
 
 class IPAdapterClipVisionEnhancerBatch(io.ComfyNode):
@@ -107,8 +121,33 @@ class IPAdapterClipVisionEnhancerBatch(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, encode_batch_size: int, **inputs: Any) -> io.NodeOutput:
-        return _apply(**inputs, per_frame=True)
+    def execute(
+        cls,
+        model: ModelPatcher,
+        ipadapter: object,
+        image: Tensor,
+        weight: Weight,
+        weight_type: str,
+        start_at: float,
+        end_at: float,
+        embeds_scaling: str,
+        enhance_tiles: int,
+        enhance_ratio: float,
+        encode_batch_size: int,
+        image_negative: Tensor | None = None,
+        attn_mask: Tensor | None = None,
+        clip_vision: object | None = None,
+    ) -> io.NodeOutput:
+        use = LegacyUse(
+            weight=weight,
+            weight_type=weight_type,
+            start_at=start_at,
+            end_at=end_at,
+            embeds_scaling=embeds_scaling,
+            attn_mask=attn_mask,
+            per_frame=True,
+        )
+        return _apply(model, ipadapter, image, use, enhance_tiles, enhance_ratio, image_negative, clip_vision)
 
 
 NODES: tuple[type[io.ComfyNode], ...] = (IPAdapterClipVisionEnhancer, IPAdapterClipVisionEnhancerBatch)

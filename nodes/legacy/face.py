@@ -1,19 +1,18 @@
 """The FaceID nodes: the face model's loader, and the apply nodes that also give the face they found."""
 
-from typing import Any
-
 from comfy.model_patcher import ModelPatcher
 from comfy_api.latest import io
 from torch import Tensor
 
 from ..encoding.face_model import USUAL_PACKS, load_face_model, pack_fingerprint
+from ..patching.application import fitting_sites
 from . import schema
-from .application import LegacyUse, apply_image, apply_tokens, fitting_sites
+from .application import LegacyUse, Weight, apply_image, apply_tokens
 from .face_features import encode_faces
 from .payload import read_payload
 
 _CATEGORY = "ipadapter/faceid"
-_NATIVE = "IPAEncodeFace and IPAApply"
+_NATIVE = "Encode Face for IP-Adapter and Apply IP-Adapter"
 
 
 class IPAdapterInsightFaceLoader(io.ComfyNode):
@@ -26,7 +25,7 @@ class IPAdapterInsightFaceLoader(io.ComfyNode):
             "IPAdapter InsightFace Loader",
             "ipadapter/loaders",
             "Loads the networks that find and recognise faces.",
-            native="IPALoadFaceModel",
+            native="Load Face Model for IP-Adapter",
             inputs=[
                 io.Combo.Input(
                     "provider",
@@ -81,9 +80,15 @@ def _apply_schema(node_id: str, display_name: str, description: str, *weights: i
 
 
 def _apply(
-    model: ModelPatcher, sources: dict[str, Any], image: Tensor, image_negative: Tensor | None, use: LegacyUse
+    model: ModelPatcher,
+    ipadapter: object,
+    image: Tensor,
+    use: LegacyUse,
+    image_negative: Tensor | None,
+    clip_vision: object | None,
+    insightface: object | None,
 ) -> io.NodeOutput:
-    payload = read_payload(**sources)
+    payload = read_payload(ipadapter, clip_vision, insightface)
     if payload.adapter.spec.face is None:  # as IPAdapter Advanced
         return io.NodeOutput(apply_image(model, payload, image, use, image_negative), image)
     fitting_sites(model, payload.adapter)
@@ -93,8 +98,6 @@ def _apply(
 
 class IPAdapterFaceID(io.ComfyNode):
     """Steer a model with a face."""
-
-    per_frame = False
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -106,16 +109,32 @@ class IPAdapterFaceID(io.ComfyNode):
         model: ModelPatcher,
         ipadapter: object,
         image: Tensor,
+        weight: Weight,
+        weight_faceidv2: float,
+        weight_type: str,
+        combine_embeds: str,
+        start_at: float,
+        end_at: float,
+        embeds_scaling: str,
         image_negative: Tensor | None = None,
+        attn_mask: Tensor | None = None,
         clip_vision: object | None = None,
         insightface: object | None = None,
-        **widgets: Any,
     ) -> io.NodeOutput:
-        sources = {"value": ipadapter, "clip_vision": clip_vision, "insightface": insightface}
-        return _apply(model, sources, image, image_negative, LegacyUse(**widgets, per_frame=cls.per_frame))
+        use = LegacyUse(
+            weight=weight,
+            weight_type=weight_type,
+            combine_embeds=combine_embeds,
+            start_at=start_at,
+            end_at=end_at,
+            embeds_scaling=embeds_scaling,
+            attn_mask=attn_mask,
+            weight_faceidv2=weight_faceidv2,
+        )
+        return _apply(model, ipadapter, image, use, image_negative, clip_vision, insightface)
 
 
-class IPAdapterFaceIDKolors(IPAdapterFaceID):
+class IPAdapterFaceIDKolors(io.ComfyNode):
     """Steer Kolors with a face."""
 
     @classmethod
@@ -130,11 +149,41 @@ class IPAdapterFaceIDKolors(IPAdapterFaceID):
             ),
         )
 
+    @classmethod
+    def execute(
+        cls,
+        model: ModelPatcher,
+        ipadapter: object,
+        image: Tensor,
+        weight: Weight,
+        weight_faceidv2: float,
+        weight_kolors: float,
+        weight_type: str,
+        combine_embeds: str,
+        start_at: float,
+        end_at: float,
+        embeds_scaling: str,
+        image_negative: Tensor | None = None,
+        attn_mask: Tensor | None = None,
+        clip_vision: object | None = None,
+        insightface: object | None = None,
+    ) -> io.NodeOutput:
+        use = LegacyUse(
+            weight=weight,
+            weight_type=weight_type,
+            combine_embeds=combine_embeds,
+            start_at=start_at,
+            end_at=end_at,
+            embeds_scaling=embeds_scaling,
+            attn_mask=attn_mask,
+            weight_faceidv2=weight_faceidv2,
+            weight_kolors=weight_kolors,
+        )
+        return _apply(model, ipadapter, image, use, image_negative, clip_vision, insightface)
 
-class IPAAdapterFaceIDBatch(IPAdapterFaceID):
+
+class IPAAdapterFaceIDBatch(io.ComfyNode):
     """One face per latent; the double A is part of the id."""
-
-    per_frame = True
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -143,6 +192,37 @@ class IPAAdapterFaceIDBatch(IPAdapterFaceID):
             "IPAdapter FaceID Batch",
             "Steers every latent of a batch with the face in the picture of its number.",
         )
+
+    @classmethod
+    def execute(
+        cls,
+        model: ModelPatcher,
+        ipadapter: object,
+        image: Tensor,
+        weight: Weight,
+        weight_faceidv2: float,
+        weight_type: str,
+        combine_embeds: str,
+        start_at: float,
+        end_at: float,
+        embeds_scaling: str,
+        image_negative: Tensor | None = None,
+        attn_mask: Tensor | None = None,
+        clip_vision: object | None = None,
+        insightface: object | None = None,
+    ) -> io.NodeOutput:
+        use = LegacyUse(
+            weight=weight,
+            weight_type=weight_type,
+            combine_embeds=combine_embeds,
+            start_at=start_at,
+            end_at=end_at,
+            embeds_scaling=embeds_scaling,
+            attn_mask=attn_mask,
+            weight_faceidv2=weight_faceidv2,
+            per_frame=True,
+        )
+        return _apply(model, ipadapter, image, use, image_negative, clip_vision, insightface)
 
 
 NODES: tuple[type[io.ComfyNode], ...] = (

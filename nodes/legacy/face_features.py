@@ -5,9 +5,10 @@ from torch import Tensor
 from ...ipadapter_core.branch.tokens import ImageTokens
 from ...ipadapter_core.errors import BadInputError, MismatchError
 from ...ipadapter_core.file.spec import FaceSpec, Projection
+from ...ipadapter_core.legacy.embeds import combine_sides
 from ..encoding.face_model import LICENCE, FaceModel
 from ..encoding.faces import face_tokens, find_faces
-from .features import combine_sides, negative_features, positive_features
+from .features import negative_features, positive_features
 from .payload import PLUS_V2, Payload
 
 _FIRST = "first"

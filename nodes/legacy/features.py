@@ -3,14 +3,13 @@
 import torch
 from comfy.clip_vision import clip_preprocess
 from torch import Tensor
-from torch.nn import functional
 
 from ...ipadapter_core.branch.masks import check_mask
 from ...ipadapter_core.branch.tokens import ImageTokens
 from ...ipadapter_core.encoder.pixels import check_image
 from ...ipadapter_core.errors import MismatchError
 from ...ipadapter_core.file.spec import Feature
-from ...ipadapter_core.legacy.embeds import combine_embeds
+from ...ipadapter_core.legacy.preparation import square_masks
 from ..cache import CACHE
 from ..encoding.encoder import VisionEncoder
 from ..encoding.pictures import digest
@@ -18,7 +17,6 @@ from ..progress import steps
 from ..sockets import LoadedAdapter
 from .payload import Payload
 
-_CONCAT = "concat"
 _RANKS = {Feature.IMAGE_EMBEDS: 2, Feature.HIDDEN_STATES: 3}
 
 
@@ -38,7 +36,7 @@ def positive_features(payload: Payload, image: Tensor, mask: Tensor | None = Non
     """
     adapter, encoder = payload.adapter, payload.encoder()
     pictures = check_image(image).cpu()
-    masks = None if mask is None else _square_masks(check_mask(mask), encoder.pixel_format.size)
+    masks = None if mask is None else square_masks(check_mask(mask), encoder.pixel_format.size)
     rows: list[Tensor] = []
     for index, picture in steps(enumerate(pictures), pictures):
         seen = None if masks is None else masks[min(index, len(masks) - 1)]
@@ -55,13 +53,6 @@ def negative_features(payload: Payload, positive: Tensor, image_negative: Tensor
     encoder = payload.encoder()
     size = encoder.pixel_format.size
     return _encode(payload.adapter, encoder, torch.zeros(1, size, size, 3), None)
-
-
-def combine_sides(positive: Tensor, negative: Tensor, method: str) -> tuple[Tensor, Tensor]:
-    """References combined into one, of several negatives the first; `concat` keeps all of both."""
-    if method == _CONCAT or len(positive) == 1:
-        return positive, negative
-    return combine_embeds(positive, method), negative[:1]
 
 
 def image_tokens(adapter: LoadedAdapter, positive: Tensor, negative: Tensor) -> ImageTokens:
@@ -98,11 +89,3 @@ def _encode(adapter: LoadedAdapter, encoder: VisionEncoder, picture: Tensor, mas
     spec, masked = adapter.spec, None if mask is None else digest(mask)
     key = ("embeds", encoder.identity, encoder.pixel_format, spec.feature, spec.layer, digest(picture), masked)
     return CACHE.get_or_make(key, Tensor, encode, lambda features: features.nbytes)
-
-
-def _square_masks(masks: Tensor, size: int) -> Tensor:
-    """(M, 1, size, size)."""
-    side = min(masks.shape[1:])
-    top, left = ((length - side) // 2 for length in masks.shape[1:])
-    square = masks[:, None, top : top + side, left : left + side]
-    return functional.interpolate(square, size=(size, size), mode="bicubic", antialias=True)

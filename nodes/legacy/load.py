@@ -18,7 +18,7 @@ class IPAdapterModelLoader(io.ComfyNode):
             "IPAdapter Model Loader",
             "ipadapter/loaders",
             "Loads an adapter file.",
-            native="IPALoadAdapter",
+            native="Load IP-Adapter",
             inputs=[
                 io.Combo.Input(
                     "ipadapter_file",

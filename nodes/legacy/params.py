@@ -11,7 +11,7 @@ from .payload import IPAdapterParams
 from .schema import ParamsSocket, image, legacy_schema, start_end, weight, weight_type
 
 _FEWEST, _MOST = 2, 5
-_NATIVE = "one IPAApplyImage per region, with its mask"
+_NATIVE = "one Apply IP-Adapter from Image per region, with its mask"
 _KEYS = tuple(IPAdapterParams.__annotations__)
 
 
@@ -133,8 +133,14 @@ def combine_params(parts: list[IPAdapterParams]) -> IPAdapterParams:
                 expected=f"lists for {', '.join(_KEYS)}",
                 action="connect the output of IPAdapter Regional Conditioning",
             )
-    joined: Any = {key: [entry for part in parts for entry in part[key]] for key in _KEYS}  # type: ignore[literal-required]
-    return joined
+    return IPAdapterParams(
+        image=[image for part in parts for image in part["image"]],
+        attn_mask=[mask for part in parts for mask in part["attn_mask"]],
+        weight=[weight for part in parts for weight in part["weight"]],
+        weight_type=[weight_type for part in parts for weight_type in part["weight_type"]],
+        start_at=[start for part in parts for start in part["start_at"]],
+        end_at=[end for part in parts for end in part["end_at"]],
+    )
 
 
 def _within(conditioning: list[Any] | None, mask: Tensor | None, strength: float) -> list[Any] | None:
@@ -143,7 +149,8 @@ def _within(conditioning: list[Any] | None, mask: Tensor | None, strength: float
         return conditioning
     masks = mask[None] if mask.ndim == 2 else mask
     values = {"mask": masks, "mask_strength": strength, "set_area_to_bounds": False}
-    return node_helpers.conditioning_set_values(conditioning, values)
+    within: list[Any] = node_helpers.conditioning_set_values(conditioning, values)
+    return within
 
 
 NODES: tuple[type[io.ComfyNode], ...] = (IPAdapterRegionalConditioning, IPAdapterCombineParams)

@@ -1,7 +1,5 @@
 """What the IPAdapter_plus nodes share: socket types, and the inputs that come back in nearly all of them."""
 
-from typing import Any
-
 from comfy_api.latest import io
 
 from ...ipadapter_core.legacy.weight_types import OFFERED_WEIGHT_TYPES
@@ -25,14 +23,14 @@ def legacy_schema(
     native: str,
     inputs: list[io.Input],
     outputs: list[io.Output],
-    **more: Any,
+    is_output_node: bool = False,
 ) -> io.Schema:
     """The schema of a compatibility node: deprecated, so that search offers the native nodes first.
 
     Args:
         description: what the node does.
-        native: the native way, as a clause such as "IPAApply with layer_preset".
-        more: further arguments of `io.Schema`.
+        native: the native way, as a clause such as "Apply IP-Adapter with layer_preset".
+        is_output_node: it runs though nothing is connected to it.
     """
     return io.Schema(
         node_id=node_id,
@@ -42,17 +40,17 @@ def legacy_schema(
         inputs=inputs,
         outputs=outputs,
         is_deprecated=True,
-        **more,
+        is_output_node=is_output_node,
     )
 
 
 def model() -> io.Input:
-    """`model`."""
+    """The model to steer."""
     return io.Model.Input("model", tooltip="The model to steer: SD1.5, SDXL or derived from them.")
 
 
 def ipadapter(*, optional: bool = False) -> io.Input:
-    """`ipadapter`; optional where it is only handed on."""
+    """The adapter; optional where it is only handed on."""
     return IPAdapterSocket.Input(
         "ipadapter",
         optional=optional,
@@ -63,6 +61,7 @@ def ipadapter(*, optional: bool = False) -> io.Input:
 
 
 def image(name: str = "image", tooltip: str = "Reference image; a batch is several references.") -> io.Input:
+    """A reference."""
     return io.Image.Input(name, tooltip=tooltip)
 
 
@@ -74,11 +73,12 @@ def weight(
     default: float = 1.0,
     tooltip: str = "How strongly the image acts; no unit. Neutral: 0, the model is unchanged.",
 ) -> io.Input:
+    """How strongly something acts."""
     return io.Float.Input(name, default=default, min=low, max=high, step=0.05, tooltip=tooltip)
 
 
 def face_weight() -> io.Input:
-    """`weight_faceidv2`."""
+    """How much the picture of a face counts beside its identity."""
     return weight(
         "weight_faceidv2",
         tooltip="FaceID-Plus v2: how much the face's picture counts beside its identity; no unit. Neutral: 1, as trained; "
@@ -87,7 +87,7 @@ def face_weight() -> io.Input:
 
 
 def weight_type() -> io.Input:
-    """WT."""
+    """How the weight is spread over the layers."""
     return io.Combo.Input(
         "weight_type",
         options=list(OFFERED_WEIGHT_TYPES),
@@ -97,7 +97,7 @@ def weight_type() -> io.Input:
 
 
 def combine_embeds(default: str = "concat") -> io.Input:
-    """CE."""
+    """How several references become one."""
     return io.Combo.Input(
         "combine_embeds",
         options=list(COMBINE_METHODS),
@@ -107,7 +107,7 @@ def combine_embeds(default: str = "concat") -> io.Input:
 
 
 def embeds_scaling() -> io.Input:
-    """ES."""
+    """What of the image branch the weight multiplies."""
     return io.Combo.Input(
         "embeds_scaling",
         options=list(SCALINGS),
@@ -118,7 +118,7 @@ def embeds_scaling() -> io.Input:
 
 
 def start_end() -> list[io.Input]:
-    """SE."""
+    """The part of the sampling in which the image acts: its start and its end."""
     return [
         io.Float.Input(
             "start_at",
@@ -140,6 +140,7 @@ def start_end() -> list[io.Input]:
 
 
 def encode_batch_size() -> io.Input:
+    """A widget of the batch nodes that has lost its meaning."""
     return io.Int.Input(
         "encode_batch_size",
         default=0,
@@ -150,12 +151,14 @@ def encode_batch_size() -> io.Input:
 
 
 def image_negative() -> io.Input:
+    """What stands in for a reference on the negative side."""
     return io.Image.Input(
         "image_negative", optional=True, tooltip="What the picture should move away from. Neutral: unconnected."
     )
 
 
 def attn_mask() -> io.Input:
+    """Where in the picture the image acts."""
     return io.Mask.Input(
         "attn_mask",
         optional=True,
@@ -164,6 +167,7 @@ def attn_mask() -> io.Input:
 
 
 def clip_vision() -> io.Input:
+    """An image encoder that goes before the loader's."""
     return io.ClipVision.Input(
         "clip_vision",
         optional=True,
@@ -172,6 +176,7 @@ def clip_vision() -> io.Input:
 
 
 def insightface() -> io.Input:
+    """A face model that goes before the loader's."""
     return InsightFaceSocket.Input(
         "insightface",
         optional=True,
@@ -179,8 +184,9 @@ def insightface() -> io.Input:
     )
 
 
-def model_output(name: str = "MODEL") -> io.Output:
-    return io.Model.Output(display_name=name, tooltip="The patched model; the one that came in is unchanged.")
+def model_output() -> io.Output:
+    """The patched model."""
+    return io.Model.Output(display_name="MODEL", tooltip="The patched model; the one that came in is unchanged.")
 
 
 def optional_inputs(*, face: bool = False) -> list[io.Input]:

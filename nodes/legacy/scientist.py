@@ -1,11 +1,11 @@
 """`IPAdapterMS`: any weight for any layer."""
 
-from typing import Any
-
+from comfy.model_patcher import ModelPatcher
 from comfy_api.latest import io
+from torch import Tensor
 
 from . import schema
-from .application import apply_reference
+from .application import LegacyUse, Weight, apply_reference
 
 
 class IPAdapterMS(io.ComfyNode):
@@ -18,7 +18,7 @@ class IPAdapterMS(io.ComfyNode):
             "IPAdapter Mad Scientist",
             "ipadapter/dev",
             "Steers a model with references, with a factor for every group of layers.",
-            native="IPAApply with IPALayerWeights",
+            native="Apply IP-Adapter with IP-Adapter Layer Weights",
             inputs=[
                 schema.model(),
                 schema.ipadapter(),
@@ -42,8 +42,36 @@ class IPAdapterMS(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, **inputs: Any) -> io.NodeOutput:
-        return apply_reference(**inputs)
+    def execute(
+        cls,
+        model: ModelPatcher,
+        ipadapter: object,
+        image: Tensor,
+        weight: Weight,
+        weight_faceidv2: float,
+        weight_type: str,
+        combine_embeds: str,
+        start_at: float,
+        end_at: float,
+        embeds_scaling: str,
+        layer_weights: str,
+        image_negative: Tensor | None = None,
+        attn_mask: Tensor | None = None,
+        clip_vision: object | None = None,
+        insightface: object | None = None,
+    ) -> io.NodeOutput:
+        use = LegacyUse(
+            weight=weight,
+            weight_type=weight_type,
+            combine_embeds=combine_embeds,
+            start_at=start_at,
+            end_at=end_at,
+            embeds_scaling=embeds_scaling,
+            attn_mask=attn_mask,
+            layer_weights=layer_weights,
+            weight_faceidv2=weight_faceidv2,
+        )
+        return apply_reference(model, ipadapter, image, use, image_negative, clip_vision, insightface)
 
 
 NODES: tuple[type[io.ComfyNode], ...] = (IPAdapterMS,)

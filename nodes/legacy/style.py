@@ -1,17 +1,17 @@
-"""The nodes that keep style and composition apart."""
-
-from typing import Any
+"""The nodes that take style and composition from different references."""
 
 from comfy.model_patcher import ModelPatcher
 from comfy_api.latest import io
 from torch import Tensor
 
+from ..patching.application import fitting_sites
 from . import schema
-from .application import LegacyUse, apply_reference, apply_tokens, check_sdxl, encode, fitting_sites
+from .application import LegacyUse, Weight, apply_tokens, check_sdxl, encode
 from .payload import read_payload
 
-_NATIVE = "IPAApply twice, with layer_preset 'style' and 'composition'"
-_BOOST_RANGE = {"low": -5.0, "high": 5.0}
+_NATIVE = "Apply IP-Adapter twice, with layer_preset 'style' and 'composition'"
+# by expand_style
+_WEIGHT_TYPES = {False: "style and composition", True: "strong style and composition"}
 
 
 def _style_composition_schema(node_id: str, display_name: str, *, combines: bool) -> io.Schema:
@@ -47,23 +47,13 @@ def _apply_style_composition(
     ipadapter: object,
     image_style: Tensor,
     image_composition: Tensor,
-    *,
-    weight_style: float,
-    weight_composition: float,
-    expand_style: bool,
-    image_negative: Tensor | None = None,
-    clip_vision: object | None = None,
-    **widgets: Any,
+    use: LegacyUse,
+    image_negative: Tensor | None,
+    clip_vision: object | None,
 ) -> io.NodeOutput:
     check_sdxl(model)
     payload = read_payload(ipadapter, clip_vision)
     fitting_sites(model, payload.adapter)
-    use = LegacyUse(
-        weight=weight_style,
-        second=weight_composition,
-        weight_type="strong style and composition" if expand_style else "style and composition",
-        **widgets,
-    )
     style, composition = (encode(payload, image, use, image_negative) for image in (image_style, image_composition))
     return io.NodeOutput(apply_tokens(model, payload.adapter, style, use, composition))
 
@@ -78,8 +68,36 @@ class IPAdapterStyleComposition(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, **inputs: Any) -> io.NodeOutput:
-        return _apply_style_composition(**inputs)
+    def execute(
+        cls,
+        model: ModelPatcher,
+        ipadapter: object,
+        image_style: Tensor,
+        image_composition: Tensor,
+        weight_style: Weight,
+        weight_composition: Weight,
+        expand_style: bool,
+        combine_embeds: str,
+        start_at: float,
+        end_at: float,
+        embeds_scaling: str,
+        image_negative: Tensor | None = None,
+        attn_mask: Tensor | None = None,
+        clip_vision: object | None = None,
+    ) -> io.NodeOutput:
+        use = LegacyUse(
+            weight=weight_style,
+            second=weight_composition,
+            weight_type=_WEIGHT_TYPES[expand_style],
+            combine_embeds=combine_embeds,
+            start_at=start_at,
+            end_at=end_at,
+            embeds_scaling=embeds_scaling,
+            attn_mask=attn_mask,
+        )
+        return _apply_style_composition(
+            model, ipadapter, image_style, image_composition, use, image_negative, clip_vision
+        )
 
 
 class IPAdapterStyleCompositionBatch(io.ComfyNode):
@@ -92,108 +110,35 @@ class IPAdapterStyleCompositionBatch(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, **inputs: Any) -> io.NodeOutput:
-        return _apply_style_composition(**inputs, per_frame=True)
+    def execute(
+        cls,
+        model: ModelPatcher,
+        ipadapter: object,
+        image_style: Tensor,
+        image_composition: Tensor,
+        weight_style: Weight,
+        weight_composition: Weight,
+        expand_style: bool,
+        start_at: float,
+        end_at: float,
+        embeds_scaling: str,
+        image_negative: Tensor | None = None,
+        attn_mask: Tensor | None = None,
+        clip_vision: object | None = None,
+    ) -> io.NodeOutput:
+        use = LegacyUse(
+            weight=weight_style,
+            second=weight_composition,
+            weight_type=_WEIGHT_TYPES[expand_style],
+            start_at=start_at,
+            end_at=end_at,
+            embeds_scaling=embeds_scaling,
+            attn_mask=attn_mask,
+            per_frame=True,
+        )
+        return _apply_style_composition(
+            model, ipadapter, image_style, image_composition, use, image_negative, clip_vision
+        )
 
 
-def _precise_schema(node_id: str, display_name: str, description: str, native: str, boost: io.Input) -> io.Schema:
-    return schema.legacy_schema(
-        node_id,
-        display_name,
-        "ipadapter",
-        description,
-        native=native,
-        inputs=[
-            schema.model(),
-            schema.ipadapter(),
-            schema.image(),
-            schema.weight(),
-            boost,
-            schema.combine_embeds(),
-            *schema.start_end(),
-            schema.embeds_scaling(),
-            *schema.optional_inputs(),
-        ],
-        outputs=[schema.model_output()],
-    )
-
-
-def _precise_style_schema(node_id: str, display_name: str) -> io.Schema:
-    boost = schema.weight(
-        "style_boost",
-        **_BOOST_RANGE,
-        tooltip="How strongly the picture is kept away from the reference's composition; no unit. Neutral: 0.",
-    )
-    description = "Steers a model with the style of a reference and away from its composition."
-    return _precise_schema(node_id, display_name, description, "IPAApply with layer_preset 'precise style'", boost)
-
-
-def _precise_composition_schema(node_id: str, display_name: str) -> io.Schema:
-    boost = schema.weight(
-        "composition_boost",
-        **_BOOST_RANGE,
-        default=0.0,
-        tooltip="How strongly the picture is kept away from all of the reference but its composition; no unit. "
-        "Neutral: 0.",
-    )
-    description = "Steers a model with the composition of a reference and away from its style."
-    native = "IPAApply with layer_preset 'precise composition'"
-    return _precise_schema(node_id, display_name, description, native, boost)
-
-
-class IPAdapterPreciseStyleTransfer(io.ComfyNode):
-    """Style without composition."""
-
-    @classmethod
-    def define_schema(cls) -> io.Schema:
-        return _precise_style_schema("IPAdapterPreciseStyleTransfer", "IPAdapter Precise Style Transfer")
-
-    @classmethod
-    def execute(cls, style_boost: float, **inputs: Any) -> io.NodeOutput:
-        return apply_reference(**inputs, weight_type="style transfer precise", second=style_boost)
-
-
-class IPAdapterPreciseStyleTransferBatch(io.ComfyNode):
-    """The same, one reference per latent."""
-
-    @classmethod
-    def define_schema(cls) -> io.Schema:
-        return _precise_style_schema("IPAdapterPreciseStyleTransferBatch", "IPAdapter Precise Style Transfer Batch")
-
-    @classmethod
-    def execute(cls, style_boost: float, **inputs: Any) -> io.NodeOutput:
-        return apply_reference(**inputs, weight_type="style transfer precise", second=style_boost, per_frame=True)
-
-
-class IPAdapterPreciseComposition(io.ComfyNode):
-    """Composition without style."""
-
-    @classmethod
-    def define_schema(cls) -> io.Schema:
-        return _precise_composition_schema("IPAdapterPreciseComposition", "IPAdapter Precise Composition")
-
-    @classmethod
-    def execute(cls, composition_boost: float, **inputs: Any) -> io.NodeOutput:
-        return apply_reference(**inputs, weight_type="composition precise", second=composition_boost)
-
-
-class IPAdapterPreciseCompositionBatch(io.ComfyNode):
-    """The same, one reference per latent."""
-
-    @classmethod
-    def define_schema(cls) -> io.Schema:
-        return _precise_composition_schema("IPAdapterPreciseCompositionBatch", "IPAdapter Precise Composition Batch")
-
-    @classmethod
-    def execute(cls, composition_boost: float, **inputs: Any) -> io.NodeOutput:
-        return apply_reference(**inputs, weight_type="composition precise", second=composition_boost, per_frame=True)
-
-
-NODES: tuple[type[io.ComfyNode], ...] = (
-    IPAdapterStyleComposition,
-    IPAdapterStyleCompositionBatch,
-    IPAdapterPreciseStyleTransfer,
-    IPAdapterPreciseStyleTransferBatch,
-    IPAdapterPreciseComposition,
-    IPAdapterPreciseCompositionBatch,
-)
+NODES: tuple[type[io.ComfyNode], ...] = (IPAdapterStyleComposition, IPAdapterStyleCompositionBatch)

@@ -1,20 +1,17 @@
 """The apply nodes that cut a reference into tiles, each of which acts on its own part of the picture."""
 
-from typing import Any
+from dataclasses import replace
 
 import comfy.utils
 import torch
 from comfy.model_patcher import ModelPatcher
 from comfy_api.latest import io
 from torch import Tensor
-from torch.nn import functional
 
-from ...ipadapter_core.branch.masks import read_mask
 from ...ipadapter_core.encoder.pixels import check_image
-from ...ipadapter_core.legacy.sharpen import sharpen
-from ...ipadapter_core.legacy.tiles import TILE, Tiling, tile_picture
+from ...ipadapter_core.legacy.tiles import cut_pictures, tile_masks, tile_picture
 from . import schema
-from .application import LegacyUse, apply_image
+from .application import LegacyUse, Weight, apply_image
 from .payload import read_payload
 
 
@@ -24,7 +21,7 @@ def _schema(node_id: str, display_name: str, *, combines: bool) -> io.Schema:
         display_name,
         "ipadapter/tiled",
         "Cuts a reference into tiles of 256 pixels; each steers its own part of the picture.",
-        native="one IPAApplyImage per part, with a mask",
+        native="one Apply IP-Adapter from Image per part, with a mask",
         inputs=[
             schema.model(),
             schema.ipadapter(),
@@ -53,54 +50,22 @@ def _schema(node_id: str, display_name: str, *, combines: bool) -> io.Schema:
     )
 
 
-def cut_pictures(image: Tensor, tiling: Tiling, sharpening: float) -> list[Tensor]:
-    """Every tile of pictures (B, H, W, 3), as (B, 256, 256, 3) each."""
-    pixels = _middle(image.movedim(-1, 1), tiling.crop)
-    pixels = comfy.utils.lanczos(pixels, tiling.width, tiling.height)
-    tiles = [pixels[..., top : top + TILE, left : left + TILE] for top, left in tiling.corners]
-    return [(sharpen(tile, sharpening) if sharpening > 0 else tile).movedim(1, -1) for tile in tiles]
-
-
-def tile_masks(mask: Tensor | None, size: tuple[int, int], tiling: Tiling) -> list[Tensor]:
-    """The mask within every tile and 0 elsewhere, (M, h, w) each.
-
-    Args:
-        mask: (M, H, W); None is 1 everywhere.
-        size: height and width of the picture, to which the mask is brought first.
-    """
-    if mask is None:
-        whole = torch.ones(1, tiling.height, tiling.width)
-    else:
-        placed = functional.interpolate(read_mask(mask)[:, None], size=size, mode="bicubic")
-        target = (tiling.height, tiling.width)
-        whole = functional.interpolate(_middle(placed, tiling.crop), size=target, mode="bicubic")[:, 0]
-    masks = []
-    for top, left in tiling.corners:
-        part = torch.zeros_like(whole)
-        rectangle = (slice(None), slice(top, top + TILE), slice(left, left + TILE))
-        part[rectangle] = whole[rectangle]
-        masks.append(part)
-    return masks
-
-
 def _apply(
     model: ModelPatcher,
     ipadapter: object,
     image: Tensor,
-    *,
+    use: LegacyUse,
     sharpening: float,
-    attn_mask: Tensor | None = None,
-    image_negative: Tensor | None = None,
-    clip_vision: object | None = None,
-    **widgets: Any,
+    image_negative: Tensor | None,
+    clip_vision: object | None,
 ) -> io.NodeOutput:
     payload = read_payload(ipadapter, clip_vision)
     pictures = check_image(image)
     tiling = tile_picture(*pictures.shape[1:3])
-    tiles = cut_pictures(pictures, tiling, sharpening)
-    masks = tile_masks(attn_mask, (pictures.shape[1], pictures.shape[2]), tiling)
+    tiles = cut_pictures(pictures, tiling, sharpening, comfy.utils.lanczos)
+    masks = tile_masks(use.attn_mask, (pictures.shape[1], pictures.shape[2]), tiling)
     for tile, mask in zip(tiles, masks, strict=True):
-        model = apply_image(model, payload, tile, LegacyUse(**widgets, attn_mask=mask), image_negative)
+        model = apply_image(model, payload, tile, replace(use, attn_mask=mask), image_negative)
     return io.NodeOutput(model, torch.cat(tiles), torch.cat(masks))
 
 
@@ -112,8 +77,32 @@ class IPAdapterTiled(io.ComfyNode):
         return _schema("IPAdapterTiled", "IPAdapter Tiled", combines=True)
 
     @classmethod
-    def execute(cls, **inputs: Any) -> io.NodeOutput:
-        return _apply(**inputs)
+    def execute(
+        cls,
+        model: ModelPatcher,
+        ipadapter: object,
+        image: Tensor,
+        weight: Weight,
+        weight_type: str,
+        combine_embeds: str,
+        start_at: float,
+        end_at: float,
+        sharpening: float,
+        embeds_scaling: str,
+        image_negative: Tensor | None = None,
+        attn_mask: Tensor | None = None,
+        clip_vision: object | None = None,
+    ) -> io.NodeOutput:
+        use = LegacyUse(
+            weight=weight,
+            weight_type=weight_type,
+            combine_embeds=combine_embeds,
+            start_at=start_at,
+            end_at=end_at,
+            embeds_scaling=embeds_scaling,
+            attn_mask=attn_mask,
+        )
+        return _apply(model, ipadapter, image, use, sharpening, image_negative, clip_vision)
 
 
 class IPAdapterTiledBatch(io.ComfyNode):
@@ -124,14 +113,32 @@ class IPAdapterTiledBatch(io.ComfyNode):
         return _schema("IPAdapterTiledBatch", "IPAdapter Tiled Batch", combines=False)
 
     @classmethod
-    def execute(cls, encode_batch_size: int, **inputs: Any) -> io.NodeOutput:
-        return _apply(**inputs, per_frame=True)
-
-
-def _middle(x: Tensor, size: tuple[int, int]) -> Tensor:
-    """The middle of (B, C, H, W), `size` high and wide."""
-    top, left = (x.shape[-2] - size[0]) // 2, (x.shape[-1] - size[1]) // 2
-    return x[..., top : top + size[0], left : left + size[1]]
+    def execute(
+        cls,
+        model: ModelPatcher,
+        ipadapter: object,
+        image: Tensor,
+        weight: Weight,
+        weight_type: str,
+        start_at: float,
+        end_at: float,
+        sharpening: float,
+        embeds_scaling: str,
+        encode_batch_size: int,
+        image_negative: Tensor | None = None,
+        attn_mask: Tensor | None = None,
+        clip_vision: object | None = None,
+    ) -> io.NodeOutput:
+        use = LegacyUse(
+            weight=weight,
+            weight_type=weight_type,
+            start_at=start_at,
+            end_at=end_at,
+            embeds_scaling=embeds_scaling,
+            attn_mask=attn_mask,
+            per_frame=True,
+        )
+        return _apply(model, ipadapter, image, use, sharpening, image_negative, clip_vision)
 
 
 NODES: tuple[type[io.ComfyNode], ...] = (IPAdapterTiled, IPAdapterTiledBatch)

@@ -12,7 +12,7 @@ from comfy_api.latest import io
 
 from ...ipadapter_core.backbone.backbones import discover_sites
 from ...ipadapter_core.backbone.sites import Sites
-from ...ipadapter_core.errors import IPAdapterError, MismatchError, UnreadableFileError
+from ...ipadapter_core.errors import IPAdapterError, MismatchError, UnreadableFileError, one_of
 from ...ipadapter_core.file.container import FileIdentity, file_identity
 from ...ipadapter_core.file.spec import AdapterSpec, Projection
 from ...ipadapter_core.legacy.catalog import Wanted, choose_adapter
@@ -76,7 +76,7 @@ def find_adapter(model: ModelPatcher, preset: str, presets: dict[str, dict[str, 
         MismatchError: the preset is not for such a model, or there is no such file.
     """
     sites = discover_sites(model.get_model_object("diffusion_model"))
-    wanted = presets[preset].get(base_of(model))
+    wanted = one_of(preset, presets, "preset").get(base_of(model))
     if wanted is None:
         raise MismatchError(
             f"the preset {preset} with a model of the {sites.family} kind",
@@ -139,7 +139,7 @@ def _schema(node_id: str, display_name: str, category: str, presets: dict[str, A
         display_name,
         category,
         description,
-        native="IPALoadAdapter",
+        native="Load IP-Adapter",
         inputs=[
             io.Model.Input("model", tooltip="The model the adapter is for; it goes out as it came in."),
             io.Combo.Input(

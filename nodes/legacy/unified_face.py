@@ -75,7 +75,7 @@ class IPAdapterUnifiedLoaderFaceID(io.ComfyNode):
             "IPAdapter Unified Loader FaceID",
             "ipadapter/faceid",
             "Loads the FaceID adapter a preset names, its image encoder and face model, and applies its LoRA.",
-            native="IPALoadAdapter, IPALoadFaceModel and IPAApplyFaceLora",
+            native="Load IP-Adapter, Load Face Model for IP-Adapter and Apply FaceID LoRA",
             inputs=[
                 io.Model.Input("model", tooltip="The model the adapter is for."),
                 io.Combo.Input(

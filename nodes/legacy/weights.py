@@ -20,6 +20,12 @@ _FRAMES = {
 }
 
 
+def _references() -> io.Input:
+    return io.Image.Input(
+        "image", optional=True, tooltip="References of the animation, one after another. Neutral: none."
+    )
+
+
 def _outputs() -> list[io.Output]:
     return [
         io.Float.Output(display_name="weights", tooltip="One weight per frame, as a list."),
@@ -77,9 +83,7 @@ class IPAdapterWeights(io.ComfyNode):
                     tooltip="'full batch': one pass per image. 'shift batches' and 'alternate batches': one pass from "
                     "each image to the next; alternating, an image keeps its output while it fades in and out.",
                 ),
-                io.Image.Input(
-                    "image", optional=True, tooltip="References of the animation, one after another. Neutral: none."
-                ),
+                _references(),
             ],
             outputs=_outputs(),
         )
@@ -116,9 +120,7 @@ class IPAdapterWeightsFromStrategy(io.ComfyNode):
             native=_NO_NATIVE,
             inputs=[
                 StrategySocket.Input("weights_strategy", tooltip="Settings from IPAdapter Weights."),
-                io.Image.Input(
-                    "image", optional=True, tooltip="References of the animation, one after another. Neutral: none."
-                ),
+                _references(),
             ],
             outputs=_outputs(),
         )

@@ -32,6 +32,10 @@ def narrowed(model: ModelPatcher, spec: AdapterSpec, tokens: ImageTokens, weight
             expected=f"a Kolors model, for {spec.family}",
             action="load Kolors with a loader that keeps this layer, such as the Kolors MZ nodes",
         )
-    matrix, bias = (None if part is None else weight * part.detach().float().cpu() for part in (matrix, layer.bias))
+    matrix, bias = (
+        None if part is None else weight * part.detach().float().cpu()
+        for part in (matrix, getattr(layer, "bias", None))
+    )
+    assert matrix is not None
     cond, uncond = (torch.nn.functional.linear(side.float(), matrix, bias) for side in (tokens.cond, tokens.uncond))
     return replace(tokens, cond=cond, uncond=uncond)

@@ -25,7 +25,7 @@ def place_of(x: Tensor, groups: Sequence[Group], whole: tuple[int, int]) -> tupl
     if x.stride()[-3:] != (height * width, width, 1):
         return None, True
     # A slice of the whole latent: where it begins in memory is where it lies.
-    top, left = divmod(x.storage_offset() % (height * width), width)
+    top, left = divmod(int(x.storage_offset()) % (height * width), width)
     if top + size[0] > height or left + size[1] > width:
         return None, True
     return Place(top, left, size[0], size[1], whole), False

@@ -57,7 +57,9 @@ class IPAttentionPatch:
         precision = extra_options.get("attn_precision")
         if self.base is None:
             heads = extra_options["n_heads"]
-            out = optimized_attention(q, k, v, heads, attn_precision=precision, transformer_options=extra_options)
+            out: Tensor = optimized_attention(
+                q, k, v, heads, attn_precision=precision, transformer_options=extra_options
+            )
         else:
             out = self.base(q, k, v, extra_options)
         if torch.compiler.is_compiling():
@@ -76,17 +78,19 @@ class IPAttentionPatch:
 
     def to(self, device_or_dtype: torch.device | torch.dtype) -> "IPAttentionPatch":
         """ComfyUI calls this with a device, then with a dtype; ours follow q instead, a foreign base follows this."""
-        moved = self.base.to(device_or_dtype) if hasattr(self.base, "to") else self.base
+        move = getattr(self.base, "to", None)
+        moved = self.base if move is None else move(device_or_dtype)
         return self if moved is self.base else replace(self, base=moved)
 
     def models(self) -> list[ModelPatcher]:
         """Networks needed while sampling: those that make the keys of single frames, and those of a foreign base."""
-        return [*self.networks, *(self.base.models() if hasattr(self.base, "models") else ())]
+        theirs = getattr(self.base, "models", None)
+        return [*self.networks, *(theirs() if theirs is not None else ())]
 
     def cleanup(self) -> None:
         """ComfyUI calls this after sampling; what a foreign base keeps is its own business."""
-        if hasattr(self.base, "cleanup"):
-            self.base.cleanup()
+        if (clean := getattr(self.base, "cleanup", None)) is not None:
+            clean()
 
 
 def install(model: ModelPatcher, sites: Sites, plan: PatchPlan, networks: tuple[ModelPatcher, ...]) -> None:
@@ -120,7 +124,9 @@ def _set(model: ModelPatcher, sites: Sites, site: Site, patch: IPAttentionPatch)
 
 
 def _installed(model: ModelPatcher) -> dict[tuple[Any, ...], AttentionPatch]:
-    return model.model_options["transformer_options"].get("patches_replace", {}).get("attn2", {})
+    options = model.model_options["transformer_options"]
+    slots: dict[tuple[Any, ...], AttentionPatch] = options.get("patches_replace", {}).get("attn2", {})
+    return slots
 
 
 def _fork(_model: ModelPatcher, clone: ModelPatcher) -> None:

@@ -93,10 +93,11 @@ def test_settings_and_masks(setting: dict, change: dict, found: str) -> None:
 
 
 def test_layer_weights_for_layers_that_are_not_there(setting: dict) -> None:
-    weights = comfy_host.run("IPALayerWeights", site_factors="99: 0", **dict.fromkeys(("input", "style"), 1.0))
+    groups = dict.fromkeys(("input", "middle", "output", "style", "composition"), 1.0)
+    weights = comfy_host.run("IPALayerWeights", site_factors="99: 0", **groups)
     message = message_of("IPAApply", **setting | {"layer_weights": weights})
     assert "layer weight for 99-99" in message
-    assert "'x'" in message_of("IPALayerWeights", site_factors="x")
+    assert "'x'" in message_of("IPALayerWeights", site_factors="x", **groups)
 
 
 def test_a_mask_of_zeros_says_that_nothing_happens(setting: dict, caplog: pytest.LogCaptureFixture) -> None:

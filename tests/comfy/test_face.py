@@ -265,7 +265,7 @@ def test_picture_nodes_send_a_face_adapter_to_the_face_node(
 ) -> None:
     plain = {"strength": 1.0, "start_percent": 0.0, "end_percent": 1.0, "layer_preset": "all", "model": model("sd15")}
     widgets = plain if node_id == "IPAApplyImage" else {"crop": "center"}
-    with pytest.raises(ValueError, match="IPAEncodeFace"):
+    with pytest.raises(ValueError, match="Encode Face for IP-Adapter"):
         comfy_host.run(node_id, adapter=load("faceid"), image=ONE, **widgets)
 
 

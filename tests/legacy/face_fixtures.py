@@ -1,6 +1,6 @@
 """What the tests of the FaceID nodes share: adapters, the face as IPAdapter_plus finds it, and the projections written out.
 
-The formulas are those of the facts page; nothing of the pack computes them.
+The formulas are IPAdapter_plus' own; nothing of the pack computes them.
 """
 
 import json

@@ -1,4 +1,4 @@
-"""What IPAdapter_plus' 37 nodes take and give, written from the facts page (section 1), never from our code."""
+"""What IPAdapter_plus' 37 nodes take and give, written from a description of them, never from our code."""
 
 from dataclasses import replace
 
@@ -31,10 +31,10 @@ CLIP_VISION = socket("clip_vision", "CLIP_VISION")
 NEGATIVE = socket("image_negative", "IMAGE")
 MASK = socket("attn_mask", "MASK")
 INSIGHTFACE = socket("insightface", "INSIGHTFACE")
-SE = (decimal("start_at", 0.0, 0, 1, 0.001), decimal("end_at", 1.0, 0, 1, 0.001))
-CE = combo("combine_embeds", *COMBINE)
-ES = combo("embeds_scaling", *SCALINGS)
-WT = combo("weight_type", *WEIGHT_TYPES)
+START_END = (decimal("start_at", 0.0, 0, 1, 0.001), decimal("end_at", 1.0, 0, 1, 0.001))
+COMBINE_EMBEDS = combo("combine_embeds", *COMBINE)
+EMBEDS_SCALING = combo("embeds_scaling", *SCALINGS)
+WEIGHT_TYPE = combo("weight_type", *WEIGHT_TYPES)
 WEIGHT_3 = decimal("weight", 1.0, -1, 3)
 WEIGHT_5 = decimal("weight", 1.0, -1, 5)
 FACE_V2 = decimal("weight_faceidv2", 1.0, -1, 5)
@@ -78,35 +78,62 @@ FACTS: dict[str, Facts] = {
         (
             *HEAD,
             WEIGHT_3,
-            *SE,
+            *START_END,
             combo("weight_type", "standard", "prompt is more important", "style transfer"),
             *optional(MASK),
         ),
         A_MODEL,
     ),
-    "IPAdapterAdvanced": Facts("IPAdapter Advanced", "ipadapter", (*HEAD, WEIGHT_5, WT, CE, *SE, ES, *USUAL), A_MODEL),
+    "IPAdapterAdvanced": Facts(
+        "IPAdapter Advanced",
+        "ipadapter",
+        (*HEAD, WEIGHT_5, WEIGHT_TYPE, COMBINE_EMBEDS, *START_END, EMBEDS_SCALING, *USUAL),
+        A_MODEL,
+    ),
     "IPAdapterBatch": Facts(
-        "IPAdapter Batch (Adv.)", "ipadapter", (*HEAD, WEIGHT_5, WT, *SE, ES, BATCH_SIZE, *USUAL), A_MODEL
+        "IPAdapter Batch (Adv.)",
+        "ipadapter",
+        (*HEAD, WEIGHT_5, WEIGHT_TYPE, *START_END, EMBEDS_SCALING, BATCH_SIZE, *USUAL),
+        A_MODEL,
     ),
     "IPAdapterFaceID": Facts(
-        "IPAdapter FaceID", "ipadapter/faceid", (*HEAD, WEIGHT_3, FACE_V2, WT, CE, *SE, ES, *FACE), FACE_OUT
+        "IPAdapter FaceID",
+        "ipadapter/faceid",
+        (*HEAD, WEIGHT_3, FACE_V2, WEIGHT_TYPE, COMBINE_EMBEDS, *START_END, EMBEDS_SCALING, *FACE),
+        FACE_OUT,
     ),
     "IPAdapterFaceIDKolors": Facts(
         "IPAdapter FaceID Kolors",
         "ipadapter/faceid",
-        (*HEAD, WEIGHT_3, FACE_V2, decimal("weight_kolors", 1.0, -1, 5), WT, CE, *SE, ES, *FACE),
+        (
+            *HEAD,
+            WEIGHT_3,
+            FACE_V2,
+            decimal("weight_kolors", 1.0, -1, 5),
+            WEIGHT_TYPE,
+            COMBINE_EMBEDS,
+            *START_END,
+            EMBEDS_SCALING,
+            *FACE,
+        ),
         FACE_OUT,
     ),
     "IPAAdapterFaceIDBatch": Facts(
-        "IPAdapter FaceID Batch", "ipadapter/faceid", (*HEAD, WEIGHT_3, FACE_V2, WT, CE, *SE, ES, *FACE), FACE_OUT
+        "IPAdapter FaceID Batch",
+        "ipadapter/faceid",
+        (*HEAD, WEIGHT_3, FACE_V2, WEIGHT_TYPE, COMBINE_EMBEDS, *START_END, EMBEDS_SCALING, *FACE),
+        FACE_OUT,
     ),
     "IPAdapterTiled": Facts(
-        "IPAdapter Tiled", "ipadapter/tiled", (*HEAD, WEIGHT_3, WT, CE, *SE, SHARPENING, ES, *USUAL), TILED_OUT
+        "IPAdapter Tiled",
+        "ipadapter/tiled",
+        (*HEAD, WEIGHT_3, WEIGHT_TYPE, COMBINE_EMBEDS, *START_END, SHARPENING, EMBEDS_SCALING, *USUAL),
+        TILED_OUT,
     ),
     "IPAdapterTiledBatch": Facts(
         "IPAdapter Tiled Batch",
         "ipadapter/tiled",
-        (*HEAD, WEIGHT_3, WT, *SE, SHARPENING, ES, BATCH_SIZE, *USUAL),
+        (*HEAD, WEIGHT_3, WEIGHT_TYPE, *START_END, SHARPENING, EMBEDS_SCALING, BATCH_SIZE, *USUAL),
         TILED_OUT,
     ),
     "IPAdapterEmbeds": Facts(
@@ -117,9 +144,9 @@ FACTS: dict[str, Facts] = {
             ADAPTER,
             socket("pos_embed", "EMBEDS"),
             WEIGHT_3,
-            WT,
-            *SE,
-            ES,
+            WEIGHT_TYPE,
+            *START_END,
+            EMBEDS_SCALING,
             *optional(socket("neg_embed", "EMBEDS"), MASK, CLIP_VISION),
         ),
         A_MODEL,
@@ -132,9 +159,9 @@ FACTS: dict[str, Facts] = {
             ADAPTER,
             socket("pos_embed", "EMBEDS"),
             WEIGHT_3,
-            WT,
-            *SE,
-            ES,
+            WEIGHT_TYPE,
+            *START_END,
+            EMBEDS_SCALING,
             *optional(socket("neg_embed", "EMBEDS"), MASK, CLIP_VISION),
         ),
         A_MODEL,
@@ -142,31 +169,61 @@ FACTS: dict[str, Facts] = {
     "IPAdapterStyleComposition": Facts(
         "IPAdapter Style & Composition SDXL",
         "ipadapter/style_composition",
-        (*STYLE, combo("combine_embeds", *COMBINE, default="average"), *SE, ES, *USUAL),
+        (*STYLE, combo("combine_embeds", *COMBINE, default="average"), *START_END, EMBEDS_SCALING, *USUAL),
         A_MODEL,
     ),
     "IPAdapterStyleCompositionBatch": Facts(
         "IPAdapter Style & Composition Batch SDXL",
         "ipadapter/style_composition",
-        (*STYLE, *SE, ES, *USUAL),
+        (*STYLE, *START_END, EMBEDS_SCALING, *USUAL),
         A_MODEL,
     ),
     "IPAdapterMS": Facts(
         "IPAdapter Mad Scientist",
         "ipadapter/dev",
-        (*HEAD, WEIGHT_5, FACE_V2, WT, CE, *SE, ES, text("layer_weights", multiline=True), *FACE),
+        (
+            *HEAD,
+            WEIGHT_5,
+            FACE_V2,
+            WEIGHT_TYPE,
+            COMBINE_EMBEDS,
+            *START_END,
+            EMBEDS_SCALING,
+            text("layer_weights", multiline=True),
+            *FACE,
+        ),
         A_MODEL,
     ),
     "IPAdapterClipVisionEnhancer": Facts(
         "IPAdapter ClipVision Enhancer",
         "ipadapter/dev",
-        (*HEAD, WEIGHT_5, WT, CE, *SE, ES, TILES, decimal("enhance_ratio", 1.0, 0, 1), *USUAL),
+        (
+            *HEAD,
+            WEIGHT_5,
+            WEIGHT_TYPE,
+            COMBINE_EMBEDS,
+            *START_END,
+            EMBEDS_SCALING,
+            TILES,
+            decimal("enhance_ratio", 1.0, 0, 1),
+            *USUAL,
+        ),
         A_MODEL,
     ),
     "IPAdapterClipVisionEnhancerBatch": Facts(
         "IPAdapter ClipVision Enhancer Batch",
         "ipadapter/dev",
-        (*HEAD, WEIGHT_5, WT, *SE, ES, TILES, decimal("enhance_ratio", 0.5, 0, 1), BATCH_SIZE, *USUAL),
+        (
+            *HEAD,
+            WEIGHT_5,
+            WEIGHT_TYPE,
+            *START_END,
+            EMBEDS_SCALING,
+            TILES,
+            decimal("enhance_ratio", 0.5, 0, 1),
+            BATCH_SIZE,
+            *USUAL,
+        ),
         A_MODEL,
     ),
     "IPAdapterFromParams": Facts(
@@ -176,8 +233,8 @@ FACTS: dict[str, Facts] = {
             MODEL,
             ADAPTER,
             socket("ipadapter_params", "IPADAPTER_PARAMS"),
-            CE,
-            ES,
+            COMBINE_EMBEDS,
+            EMBEDS_SCALING,
             *optional(NEGATIVE, CLIP_VISION),
         ),
         A_MODEL,
@@ -185,25 +242,25 @@ FACTS: dict[str, Facts] = {
     "IPAdapterPreciseStyleTransfer": Facts(
         "IPAdapter Precise Style Transfer",
         "ipadapter",
-        (*HEAD, WEIGHT_5, STYLE_BOOST, CE, *SE, ES, *USUAL),
+        (*HEAD, WEIGHT_5, STYLE_BOOST, COMBINE_EMBEDS, *START_END, EMBEDS_SCALING, *USUAL),
         A_MODEL,
     ),
     "IPAdapterPreciseStyleTransferBatch": Facts(
         "IPAdapter Precise Style Transfer Batch",
         "ipadapter",
-        (*HEAD, WEIGHT_5, STYLE_BOOST, CE, *SE, ES, *USUAL),
+        (*HEAD, WEIGHT_5, STYLE_BOOST, COMBINE_EMBEDS, *START_END, EMBEDS_SCALING, *USUAL),
         A_MODEL,
     ),
     "IPAdapterPreciseComposition": Facts(
         "IPAdapter Precise Composition",
         "ipadapter",
-        (*HEAD, WEIGHT_5, COMPOSITION_BOOST, CE, *SE, ES, *USUAL),
+        (*HEAD, WEIGHT_5, COMPOSITION_BOOST, COMBINE_EMBEDS, *START_END, EMBEDS_SCALING, *USUAL),
         A_MODEL,
     ),
     "IPAdapterPreciseCompositionBatch": Facts(
         "IPAdapter Precise Composition Batch",
         "ipadapter",
-        (*HEAD, WEIGHT_5, COMPOSITION_BOOST, CE, *SE, ES, *USUAL),
+        (*HEAD, WEIGHT_5, COMPOSITION_BOOST, COMBINE_EMBEDS, *START_END, EMBEDS_SCALING, *USUAL),
         A_MODEL,
     ),
     "IPAdapterUnifiedLoader": Facts(
@@ -353,8 +410,8 @@ FACTS: dict[str, Facts] = {
             IMAGE,
             decimal("image_weight", 1.0, -1, 3),
             decimal("prompt_weight", 1.0, 0, 10),
-            WT,
-            *SE,
+            WEIGHT_TYPE,
+            *START_END,
             *optional(socket("mask", "MASK"), socket("positive", "CONDITIONING"), socket("negative", "CONDITIONING")),
         ),
         (("IPADAPTER_PARAMS", "IPADAPTER_PARAMS"), ("CONDITIONING", "POSITIVE"), ("CONDITIONING", "NEGATIVE")),

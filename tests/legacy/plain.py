@@ -1,7 +1,7 @@
-"""IPAdapter_plus' arithmetic in the plainest form, written from the facts page: one function per layer of a UNet.
+"""IPAdapter_plus' arithmetic in the plainest form, from a description of it: one function per layer of a UNet.
 
-Nothing of the pack is used. Layers are addressed by ComfyUI's block names, and numbered by transformer in execution
-order as the facts page numbers them.
+Nothing of the pack is used. Layers are addressed by ComfyUI's block names, and numbered by transformer in the order
+they run.
 """
 
 import math
@@ -59,7 +59,7 @@ _SD15_STYLE = (0, 1, 2, 3, 9, 10, 11, 12, 13, 14, 15)
 def weights(
     name: str, layout: str, w: float, composition: float | None = None, boost: float | None = None
 ) -> dict[int, float]:
-    """Section 3 of the facts page: weight by transformer. What is not listed gets nothing."""
+    """Weight by transformer. What is not listed gets nothing."""
     count, middle, half = COUNT[layout], MIDDLE[layout], COUNT[layout] / 2
     every = range(count)
     is_sdxl = layout == "sdxl"
@@ -141,7 +141,7 @@ def install(model: Any, layout: str, adapters: Sequence[Plain]) -> Any:
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, options: dict[str, Any], layer: Layer, adapters: Sequence[Plain]) -> Tensor:
-    """Section 5 of the facts page, one latent at a time."""
+    """A cross-attention layer with adapters, one latent at a time."""
     heads, sides = options["n_heads"], options["cond_or_uncond"]
     out = softmax_attention(q, k, v, heads)
     latents = len(q) // len(sides)

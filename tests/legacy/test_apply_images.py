@@ -19,7 +19,7 @@ WIDGETS = {"weight": 0.8, "weight_type": "linear", "embeds_scaling": "V only", "
 
 
 def combined(embeds: Tensor, method: str) -> Tensor:
-    """Section 1 of the facts page, IPAdapterCombineEmbeds."""
+    """What IPAdapterCombineEmbeds makes of several references."""
     if method == "add":
         return sum(embeds)[None]
     if method == "subtract":

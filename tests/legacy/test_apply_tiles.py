@@ -1,4 +1,4 @@
-"""Tiled nodes and the clip-vision enhancer, against the geometry the facts page states."""
+"""Tiled nodes and the clip-vision enhancer, against their geometry written out."""
 
 import math
 from collections.abc import Callable

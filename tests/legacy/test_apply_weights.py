@@ -1,4 +1,4 @@
-"""Weight types, scalings, layer weights, ranges, masks: a whole UNet forward against the formula of the facts page."""
+"""Weight types, scalings, layer weights, ranges, masks: a whole UNet forward against the plain formula."""
 
 from collections.abc import Callable
 from pathlib import Path

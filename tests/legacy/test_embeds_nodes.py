@@ -1,4 +1,4 @@
-"""Encoder, Combine, Save and Load Embeds, against ComfyUI's own CLIP vision and the formulas of the facts page."""
+"""Encoder, Combine, Save and Load Embeds, against ComfyUI's own CLIP vision and the formulas written out."""
 
 from collections.abc import Callable
 from pathlib import Path

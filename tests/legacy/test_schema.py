@@ -107,8 +107,15 @@ def test_names_are_those_of_the_facts_page(base_directory: Path, node_id: str) -
 def test_it_is_deprecated_and_names_the_native_way(base_directory: Path, node_id: str) -> None:
     info = announced(node_id)
     assert info["deprecated"]
-    registered = [name for name in NATIVE if name in info["description"]]
-    assert registered or "docs/migrating.md" in info["description"]
+    titles = [title for name in NATIVE if (title := schema(name).display_name) in info["description"]]
+    assert titles or "docs/migrating.md" in info["description"]
+
+
+@each_node
+def test_texts_say_titles_of_nodes_that_stand_on_the_screen(base_directory: Path, node_id: str) -> None:
+    node = schema(node_id)
+    texts = [node.description, *(item.tooltip for item in (*node.inputs, *node.outputs))]
+    assert [text for text in texts for name in NATIVE if name in text] == []
 
 
 @each_node

@@ -132,7 +132,7 @@ MISTAKES = {
     "no picture": (f"{SAMPLE} nothing.png", "--image nothing.png (no such file)"),
     "text for a picture": (f"{SAMPLE} my.toml", "--image my.toml (not a picture"),
     "adapter that is none": (f"{SAMPLE} pictures/0.png", "image encoder"),
-    "strength": (f"{SAMPLE} pictures/0.png --strength high", "--strength high"),
+    "strength": (f"{SAMPLE} pictures/0.png --strength high", "--strength 'high'"),
     "size": (f"{SAMPLE} pictures/0.png --size huge", "--size huge"),
 }
 

@@ -100,7 +100,7 @@ def test_sample_finds_the_encoder_the_adapter_names(files, tmp_path):
         ({"base": "sdxl"}, MismatchError, "attention layers"),
         ({"adapter": "pictures/0.png"}, IPAdapterError, "0.png"),
         ({"image": "no.png"}, BadInputError, r"--image .*no\.png"),
-        ({"strength": "much"}, BadInputError, "--strength much"),
+        ({"strength": "much"}, BadInputError, "--strength 'much'"),
         ({"size": "big"}, BadInputError, "--size big"),
         ({"size": "60"}, BadInputError, "multiples of 8"),
         ({"blocks": "stile"}, BadInputError, "layer preset 'stile'"),

@@ -13,6 +13,7 @@ from ipadapter_core.legacy.embeds import (
     EMBEDS_COMBINATIONS,
     check_embeds,
     combine_embeds,
+    combine_sides,
     concat_embeds,
     holds_embeds,
     read_embeds,
@@ -51,6 +52,18 @@ def test_every_method_is_tested():
     assert set(EXPECTED) == set(EMBEDS_COMBINATIONS)
     with pytest.raises(BadInputError, match=r"'product'.*concat"):
         combine_embeds(torch.zeros(1, 2), "product")
+
+
+def test_sides_are_combined_but_for_concat_and_a_single_reference():
+    positive, negative = torch.tensor([A, B, C]), torch.tensor([C, B])
+    single = positive[:1]
+    for references, method in ((positive, "concat"), (single, "average")):
+        kept = combine_sides(references, negative, method)
+        assert kept[0] is references
+        assert kept[1] is negative
+    combined, first = combine_sides(positive, negative, "add")
+    assert torch.equal(combined, torch.tensor(EXPECTED["add"]))
+    assert first.tolist() == [C]
 
 
 def test_parts_must_be_of_one_kind():

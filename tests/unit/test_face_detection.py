@@ -103,6 +103,8 @@ def test_largest_first_and_all() -> None:
     assert choose_faces(faces, "largest") == [faces[1]]
     assert choose_faces(faces, "first") == [faces[0]]
     assert choose_faces(faces, "all") == faces
+    with pytest.raises(BadInputError, match=r"choice of faces 'smallest'.*largest, first, all"):
+        choose_faces(faces, "smallest")
 
 
 def test_normed_embedding_has_length_one() -> None:

@@ -1,13 +1,16 @@
-"""Where tiles lie, and how features of tiles become those of a picture."""
+"""Where tiles lie and what they hold, and how features of tiles become those of a picture."""
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import Tensor
+from torch.nn import functional
 
 from ipadapter_core.errors import BadInputError
-from ipadapter_core.legacy.enhance import blend, cut_tiles, join_tiles
-from ipadapter_core.legacy.tiles import TILE, tile_picture
+from ipadapter_core.legacy.enhance import blend, cut_tiles, enhance, join_tiles
+from ipadapter_core.legacy.sharpen import sharpen
+from ipadapter_core.legacy.tiles import TILE, cut_pictures, tile_masks, tile_picture
 
 SIDES = st.integers(1, 4000)
 
@@ -63,3 +66,55 @@ def test_one_picture_is_laid_beside_its_tiles_and_several_are_mixed() -> None:
     whole, tiles = torch.ones(1, 4), torch.full((1, 4), 3.0)
     assert torch.equal(blend(whole, tiles, 0.25), torch.tensor([[0.25] * 4, [3.0] * 4]))
     assert torch.equal(blend(whole.repeat(2, 1), tiles.repeat(2, 1), 0.25), torch.full((2, 4), 2.5))
+
+
+def shrunk(pictures: Tensor, width: int, height: int) -> Tensor:
+    return functional.interpolate(pictures, size=(height, width), mode="nearest")
+
+
+def test_every_picture_is_cut_where_the_tiling_says() -> None:
+    images = torch.rand(2, 300, 390, 3, generator=torch.Generator().manual_seed(0))
+    tiling = tile_picture(300, 390)
+    whole = shrunk(images[:, :, 45:345].movedim(-1, 1), 512, 512).movedim(1, -1)
+    tiles = cut_pictures(images, tiling, 0.0, shrunk)
+    for tile, (top, left) in zip(tiles, [(0, 0), (0, 256), (256, 0), (256, 256)], strict=True):
+        assert torch.equal(tile, whole[:, top : top + TILE, left : left + TILE])
+    sharp = cut_pictures(images, tiling, 0.5, shrunk)
+    assert torch.equal(sharp[3], sharpen(tiles[3].movedim(-1, 1), 0.5).movedim(1, -1))
+
+
+def test_a_mask_is_brought_to_the_picture_and_cut_as_it_is() -> None:
+    """A strip of 4 tiles; the mask is 1 in the picture's lower half, and laid out at half the picture's size."""
+    tiling = tile_picture(1024, 256)
+    mask = torch.zeros(2, 512, 128)
+    mask[:, 256:] = 1
+    masks = tile_masks(mask, (1024, 256), tiling)
+    assert [part.shape for part in masks] == [(2, 1024, 256)] * 4
+    assert not masks[0].any()
+    assert torch.equal(masks[3][:, 768:], torch.ones(2, 256, 256))
+    assert not masks[3][:, :768].any()
+    torch.testing.assert_close(sum(masks).sum(), torch.tensor(2 * 512 * 256.0), rtol=1e-3, atol=0)
+
+
+def test_without_a_mask_every_tile_is_whole() -> None:
+    masks = torch.cat(tile_masks(None, (100, 250), tile_picture(100, 250)))
+    assert [mask.sum().item() for mask in masks] == [TILE * TILE] * 3
+    assert masks.any(dim=0).all()
+
+
+def test_tiles_are_encoded_for_each_picture_and_one_tile_is_none() -> None:
+    """An encoder whose class token is a picture's mean and whose 4 patches are its quarters' means."""
+    encoded: list[int] = []
+
+    def encode(pictures: Tensor) -> Tensor:
+        encoded.append(len(pictures))
+        quarters = functional.adaptive_avg_pool2d(pictures.movedim(-1, 1), 2).flatten(2).movedim(1, -1)
+        return torch.cat((quarters.mean(dim=1, keepdim=True), quarters), dim=1)
+
+    pictures = torch.rand(3, 16, 16, 3, generator=torch.Generator().manual_seed(0))
+    whole = encode(pictures)
+    torch.testing.assert_close(enhance(pictures, 2, 0.25, encode), whole)  # tiles see the same here, averaged
+    assert encoded == [3, 3, 4, 4, 4]
+    assert torch.equal(enhance(pictures, 1, 0.25, encode), whole)
+    assert encoded[5:] == [3]
+    torch.testing.assert_close(enhance(pictures[:1], 2, 0.25, encode), torch.cat((whole[:1] * 0.25, whole[:1])))

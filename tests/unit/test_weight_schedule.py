@@ -130,7 +130,7 @@ def test_strategy_goes_through_a_plain_dictionary():
         Strategy.from_dict({name: value for name, value in stated.items() if name not in ("timing", "method")})
 
 
-@pytest.mark.parametrize("text", ["", " ,\n", "1, one", "nan", "1 2"])
+@pytest.mark.parametrize("text", ["", " ,\n", "1, one", "nan"])
 def test_bad_weights_are_named(text: str):
     with pytest.raises(BadInputError, match="numbers separated by commas"):
         parse_weights(text)

@@ -8,11 +8,12 @@ from ipadapter_core.legacy.weight_types import (
     OFFERED_WEIGHT_TYPES,
     WEIGHT_TYPES,
     parse_layer_weights,
+    resolve_frames,
     resolve_layer_weights,
     resolve_weight_type,
 )
 from ipadapter_core.strength.presets import resolve_preset
-from ipadapter_core.strength.site import SiteStrength
+from ipadapter_core.strength.site import FrameStrength, SiteStrength
 
 from .hand_made_sites import transformer_of
 
@@ -71,6 +72,28 @@ def test_precise_types_keep_their_sides(sdxl: Sites, name: str, swapped: set[int
         transformer_of(site, sdxl) for site in sdxl.sites if site.index in strengths and strengths[site.index].swap
     }
     assert found & {0, 3, 6} == swapped
+
+
+def test_weights_per_frame(sdxl: Sites) -> None:
+    """Transformer 3 is that of composition, 6 that of style; the shorter list goes on with its last number."""
+    numbers = {transformer_of(site, sdxl): site.index for site in sdxl.sites}
+    strengths = resolve_frames("style and composition", sdxl, [0.1, 0.2, 0.3], [0.5, 0.25], {})
+    assert strengths[numbers[6]] == FrameStrength((0.1, 0.2, 0.3))
+    assert strengths[numbers[3]].factors == pytest.approx((0.5, 0.25, 0.25))
+    own = resolve_frames("style and composition", sdxl, [0.1, 0.2], [], {})
+    assert own[numbers[3]].factors == (1.0, 1.0)
+    assert resolve_frames("composition precise", sdxl, [0.1, 0.2], [], {})[numbers[6]].swap
+
+
+def test_listed_layers_per_frame(sdxl: Sites) -> None:
+    numbers = {transformer_of(site, sdxl): site.index for site in sdxl.sites}
+    strengths = resolve_frames("linear", sdxl, [1.0, 0.5], [9.0], {3: 2.0})
+    assert strengths[numbers[3]].factors == (2.0, 1.0)
+    assert strengths[numbers[6]].factors == (0.0, 0.0)
+
+
+def test_one_weight_is_that_of_no_frame(sdxl: Sites) -> None:
+    assert resolve_frames("ease in", sdxl, [0.7], [], {}) == resolve_weight_type("ease in", sdxl, 0.7)
 
 
 def test_an_unknown_type_is_refused(sdxl: Sites) -> None:

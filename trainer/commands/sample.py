@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ipadapter_core.errors import BadInputError
+from ipadapter_core.numbers import parse_numbers
 
 from ..config import Precision
 from .options import AsJson
@@ -63,7 +64,7 @@ def sample(
     from ..watch.sampling import Sampler, SampleSettings, encode_prompt, encode_reference, sample_grid
 
     settings = SampleSettings(
-        strengths=_numbers(strength),
+        strengths=tuple(parse_numbers(strength, "--strength")),
         steps=steps,
         guidance=guidance,
         seed=seed,
@@ -94,15 +95,6 @@ def sample(
         "seconds": round(time.perf_counter() - began, 1),
     }
     emit(result, as_json)
-
-
-def _numbers(text: str) -> tuple[float, ...]:
-    try:
-        return tuple(float(part) for part in text.split(",") if part.strip())
-    except ValueError as error:
-        raise BadInputError(
-            f"--strength {text}", expected="numbers with commas between them", action="write for instance 0,0.5,1"
-        ) from error
 
 
 def _size(text: str) -> tuple[int, int]:

@@ -10,5 +10,5 @@ def check_family(spec: AdapterSpec) -> None:
         raise UnsupportedFamilyError(
             f"this is {spec.family}, which reads faces: the nodes run it, the trainer does not",
             expected="an adapter that reads pictures",
-            action="use it in ComfyUI with IPALoadAdapter and IPAEncodeFace",
+            action="use it in ComfyUI with Load IP-Adapter and Encode Face for IP-Adapter",
         )

@@ -1,0 +1,78 @@
+"""Negative images made of noise."""
+
+# B pictures, H W their size
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from torchvision.transforms import ElasticTransform
+from torchvision.transforms import functional as pictures
+
+from ..encoder.pixels import check_image
+from ..errors import one_of
+
+SIDE = 224  # pixels, of what comes out
+_SEEDS = 1_000_000_007
+_ELASTIC_ALPHA, _ELASTIC_SIGMA = 75.0, 3.5
+_SHUFFLE_NOISE = 0.75  # of the strength
+
+
+def _fade(x: Tensor, strength: float) -> Tensor:
+    return x * (1 - strength) + torch.rand_like(x) * strength
+
+
+def _dissolve(x: Tensor, strength: float) -> Tensor:
+    is_replaced = torch.rand_like(x) < strength
+    return torch.where(is_replaced, torch.rand_like(x), x)
+
+
+def _gaussian(x: Tensor, strength: float) -> Tensor:
+    return x + torch.randn_like(x) * strength
+
+
+def _shuffle(x: Tensor, strength: float) -> Tensor:
+    elastic = ElasticTransform(alpha=_ELASTIC_ALPHA, sigma=(1 - strength) * _ELASTIC_SIGMA)
+    x = pictures.hflip(pictures.vflip(elastic(x.movedim(-1, 1)))).movedim(1, -1).contiguous()
+    noise = torch.randn_like(x) * (_SHUFFLE_NOISE * strength)
+    return x * (1 - noise) + noise
+
+
+NOISES: dict[str, Callable[[Tensor, float], Tensor]] = {
+    "fade": _fade,
+    "dissolve": _dissolve,
+    "gaussian": _gaussian,
+    "shuffle": _shuffle,
+}
+
+
+def make_noise(kind: str, strength: float, blur: int, image: Tensor | None) -> Tensor:
+    """Noise over the middle square of pictures, or over black.
+
+    Args:
+        kind: a key of `NOISES`.
+        strength: 0 leaves the picture, 1 leaves nothing of it (gaussian and shuffle: something).
+        blur: size of a gaussian kernel in pixels; even ones are made odd, 0 is none.
+        image: (B, H, W, 3), 0..1.
+
+    Returns:
+        (B, 224, 224, 3), 0..1. The seed follows from the picture's content.
+
+    Raises:
+        BadInputError: an unknown kind.
+    """
+    add_noise = one_of(kind, NOISES, "noise type")
+    # Channels last, as pictures are in ComfyUI: the order in which random numbers fall on them.
+    x = torch.zeros(1, SIDE, SIDE, 3) if image is None else _square(check_image(image).cpu())
+    with torch.random.fork_rng(devices=[]):  # the global generator is the user's: it goes on as if nothing was drawn
+        torch.default_generator.manual_seed(int(x.sum().item()) % _SEEDS)
+        x = add_noise(x, strength).clamp(0, 1)
+    if blur:
+        x = pictures.gaussian_blur(x.movedim(-1, 1), blur + 1 - blur % 2).movedim(1, -1)
+    return x.contiguous()
+
+
+def _square(image: Tensor) -> Tensor:
+    x: Tensor = pictures.center_crop(image.movedim(-1, 1), [min(image.shape[1:3])] * 2)
+    x = pictures.resize(x, [SIDE, SIDE], pictures.InterpolationMode.BICUBIC, antialias=True)
+    return x.movedim(1, -1).contiguous()

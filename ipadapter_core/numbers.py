@@ -1,0 +1,33 @@
+"""Numbers that are listed as text."""
+
+import math
+import re
+
+from .errors import BadInputError
+
+NUMBER = r"[-+]?(?:\d+\.?\d*|\.\d+)"  # of an entry such as "3: 0.5", as a pattern
+
+
+def entries(text: str) -> list[str]:
+    """What stands between commas, semicolons and line ends, without the empty ones."""
+    return [entry for part in re.split(r"[,;\n]", text) if (entry := part.strip())]
+
+
+def parse_numbers(text: str, what: str) -> list[float]:
+    """Numbers separated by commas, semicolons, spaces or line ends; none of an empty text.
+
+    Args:
+        what: they are, for the message.
+
+    Raises:
+        BadInputError: something that is no finite number.
+    """
+    try:
+        numbers = [float(word) for entry in entries(text) for word in entry.split()]
+    except ValueError:
+        numbers = [math.nan]
+    if not all(map(math.isfinite, numbers)):
+        raise BadInputError(
+            f"{what} {text!r}", expected="numbers separated by commas, such as '1, 0.5'", action="correct the list"
+        )
+    return numbers
