@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from harness import apply, installed_patches, main, random_tokens, write_adapter
+from harness import applied, apply, installed_patches, main, random_tokens, write_adapter
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -123,11 +123,16 @@ def count_step(model: Any, batch: int) -> Counter[str]:
 def refusals_on_meta(model: Any, batch: int) -> int:
     """Patches that read something of a tensor on the meta device, which has no data to read."""
     refused = 0
+    sites = {site.address: site for site in applied(model).sites.sites}
     with torch.inference_mode():
         for _, patch in installed_patches(model):
-            site = patch.branches[0][0].plan.sites[patch.branches[0][1]]
+            site = sites[patch.address]
             q, k = (torch.empty(2 * batch, length, site.dim, device="meta") for length in (64, 7))
-            options = {"n_heads": site.heads, "cond_or_uncond": [1, 0], "activations_shape": [2, site.dim, 8, 8]}
+            options = model.model_options["transformer_options"] | {
+                "n_heads": site.heads,
+                "cond_or_uncond": [1, 0],
+                "activations_shape": [2, site.dim, 8, 8],
+            }
             try:
                 patch(q, k, k, {**options, "sigmas": torch.empty(2, device="meta")})
             except (NotImplementedError, RuntimeError):

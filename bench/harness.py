@@ -54,6 +54,12 @@ def apply(model: Any, adapter: Any, tokens: Any, **changes: Any) -> Any:
     return comfy_host.run("IPAApply", model=model, adapter=adapter, tokens=tokens, **{**PLAIN, **changes})
 
 
+def applied(model: Any) -> Any:
+    """What adapters do on a model: its sites and plans."""
+    options = model.model_options["transformer_options"]
+    return comfy_host.pack("nodes.patching.applied").applied_to(options)
+
+
 def installed_patches(model: Any) -> Iterator[tuple[tuple[Any, ...], Any]]:
     """Our patches on a model, each with its address in the UNet."""
     slots = model.model_options["transformer_options"].get("patches_replace", {}).get("attn2", {})

@@ -3,22 +3,23 @@
 Real dimensions: ComfyUI's own full-size SD1.5 and SDXL UNets, without weights, patched by IPAApply, and adapters of the
 published shapes, each weight one number repeated. Every patch is then called once as a sampler would call it, with
 float16 queries, cond and uncond in one batch. No adapter network is on the device meanwhile: a patch holds none, which
-`models_while_sampling` shows.
+`models_while_sampling` shows; but for an animation with a reference for every frame (`frames`), whose keys are made
+for the window that is sampled.
 """
 
-import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from diffusers import UNet2DConditionModel
-from harness import apply, installed_patches, main, random_tokens
-from torch import Tensor
+from harness import applied, apply, installed_patches, main, random_tokens
 
 from support import comfy_host, full_unet, published
 
 FAMILIES = ("sd15_base", "sd15_vit_g", "sd15_plus", "sd15_full_face", "sdxl_vit_h", "sdxl_big_g", "sdxl_plus")
 FULL_FACE_POSITIONS = 257  # of CLIP ViT-H/14 at 224 pixels; the other families state their number of tokens
+FRAMES, WINDOW = 300, 16
 LENGTH, TEXT_LENGTH = 4, 77  # queries do not matter here; an SD1.5 or SDXL prompt
 
 
@@ -30,18 +31,18 @@ def measure(_folder: Path) -> dict[str, Any]:
         for family in (family for family in FAMILIES if family.startswith(base)):
             details[family] = measure_family(model, published.PUBLISHED[family]())
             result[f"{family}_bytes"] = details[family]["bytes"]
+    frames = measure_frames(model, published.PUBLISHED["sdxl_plus"]())
     return {
         **result,
-        "counted": "every distinct storage held by the ResidentPlans of the patches on the model, per reference: the "
-        "float16 copies of keys and values of all layers, cond and uncond",
+        "frames": frames,
+        "counted": "every distinct storage a sampling run holds, per reference: the float16 copies of keys and values of "
+        "all layers, cond and uncond; of an animation those of one window, and its tokens on the host",
         "families": details,
     }
 
 
 def measure_family(model: Any, shapes: published.Shapes) -> dict[str, Any]:
-    build, types = comfy_host.pack("ipadapter_core.network.adapter").build_adapter, comfy_host.pack("nodes.sockets")
-    tensors = {name: torch.full((1,), 0.5, dtype=torch.float16).expand(shape) for name, shape in shapes.items()}
-    adapter = types.LoadedAdapter("bench", "bench", build(tensors, {}, types.WEIGHT_OPERATIONS), None)
+    adapter = load(shapes)
     tokens = adapter.spec.num_tokens or FULL_FACE_POSITIONS
     one, two = (
         resident(apply(model, adapter, random_tokens(adapter, tokens, adapter.spec.cross_attention_dim, references)))
@@ -54,6 +55,13 @@ def measure_family(model: Any, shapes: published.Shapes) -> dict[str, Any]:
         "two_references_bytes": two["bytes"],
         "models_while_sampling": one["models"],
     }
+
+
+def load(shapes: published.Shapes) -> Any:
+    """An adapter of these shapes, each weight one number repeated."""
+    build, types = comfy_host.pack("ipadapter_core.network.adapter").build_adapter, comfy_host.pack("nodes.sockets")
+    tensors = {name: torch.full((1,), 0.5, dtype=torch.float16).expand(shape) for name, shape in shapes.items()}
+    return types.LoadedAdapter("bench", "bench", build(tensors, {}, types.WEIGHT_OPERATIONS), None)
 
 
 def full_size_model(config: dict[str, Any]) -> Any:
@@ -69,42 +77,58 @@ def full_size_model(config: dict[str, Any]) -> Any:
     return comfy.model_patcher.ModelPatcher(detected.get_model({}, "", device="meta"), cpu, cpu)
 
 
-def resident(model: Any) -> dict[str, int]:
-    """Call every patch as a sampler does and count what stays behind."""
-    plans: dict[int, Any] = {}
-    patches = [patch for _, patch in installed_patches(model)]
+def resident(model: Any, latents: int = 1, frames: Sequence[int] = (0,)) -> dict[str, int]:
+    """Call every patch as a sampler does and count what the run keeps.
+
+    Args:
+        latents: per conditioning.
+        frames: numbers of the latents in a window, one window behind the other.
+    """
+    run_module, patches = comfy_host.pack("nodes.patching.run"), [patch for _, patch in installed_patches(model)]
+    sites = {site.address: site for site in applied(model).sites.sites}
+    run, most = run_module.Run(model.get_model_object("model_sampling")), 0
     with torch.inference_mode():
-        for patch in patches:
-            ((plan, slot),) = patch.branches
-            plans[id(plan)] = plan
-            site = plan.plan.sites[slot]
-            q = torch.zeros(2, LENGTH, site.dim, dtype=torch.float16)
-            text = torch.zeros(2, TEXT_LENGTH, site.dim, dtype=torch.float16)
-            options = {"n_heads": site.heads, "cond_or_uncond": [1, 0], "activations_shape": [2, site.dim, 2, 2]}
-            patch(q, text, text, {**options, "sigmas": torch.ones(2)})
-    tensors = [
-        tensor
-        for plan in plans.values()
-        for memo in dataclasses.fields(plan)
-        if memo.name != "plan"
-        for tensor in tensors_in(getattr(plan, memo.name))
-    ]
-    storages = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in tensors}
-    masters = {plan.plan.kv.data.untyped_storage().data_ptr() for plan in plans.values()}
-    assert storages.keys().isdisjoint(masters), "the copies for the device are not separate from the host's"
+        for start in range(0, len(frames), latents):
+            window = {"sub_idxs": list(frames[start : start + latents])}
+            options = model.model_options["transformer_options"]
+            options = options | {"cond_or_uncond": [1, 0], "ad_params": window, "sigmas": torch.ones(2)}
+            step = run_module.Step(run, options)
+            for patch in patches:
+                site = sites[patch.address]
+                q = torch.zeros(2 * latents, LENGTH, site.dim, dtype=torch.float16)
+                text = torch.zeros(2 * latents, TEXT_LENGTH, site.dim, dtype=torch.float16)
+                more = {"n_heads": site.heads, "activations_shape": [2, site.dim, 2, 2], run_module.STEP: step}
+                patch(q, text, text, options | more)
+            most = max(most, run.num_bytes)
     return {
-        "bytes": sum(storages.values()),
+        "bytes": most,
         "layers": len(patches),
-        "models": sum(len(patch.models()) for patch in patches),
+        "models": len({id(network) for patch in patches for network in patch.models()}),
     }
 
 
-def tensors_in(held: Any) -> list[Tensor]:
-    """All tensors of a memo: dictionaries and tuples of tensors."""
-    if isinstance(held, Tensor):
-        return [held]
-    parts = held.values() if isinstance(held, dict) else held or ()
-    return [tensor for part in parts for tensor in tensors_in(part)]
+def measure_frames(model: Any, shapes: published.Shapes) -> dict[str, int]:
+    """An animation with a reference for every frame, sampled in windows."""
+    adapter = load(shapes)
+    application, strength = (
+        comfy_host.pack("nodes.patching.application"),
+        comfy_host.pack("ipadapter_core.strength.site").SiteStrength(1.0),
+    )
+    sites = application.fitting_sites(model, adapter)
+    tokens = random_tokens(adapter, adapter.spec.num_tokens, adapter.spec.cross_attention_dim, FRAMES)
+    numbers = range(len(sites.sites))
+    of_site, strengths = dict.fromkeys(numbers, tokens), dict.fromkeys(numbers, strength)
+    patched = application.patch_sites(model, sites, adapter, of_site, strengths, application.Limits(), per_frame=True)
+    (plan,) = applied(patched).plans
+    counted = resident(patched, WINDOW, [*range(WINDOW), *range(WINDOW - 4, 2 * WINDOW - 4)])  # two windows
+    return {
+        "frames": FRAMES,
+        "window": WINDOW,
+        "device_bytes": counted["bytes"],
+        "foretold_bytes": plan.kv.num_bytes(WINDOW, 2),
+        "host_bytes": sum(each.num_bytes for each in {id(each): each for each in plan.kv.tokens.values()}.values()),
+        "models_while_sampling": counted["models"],
+    }
 
 
 if __name__ == "__main__":

@@ -145,7 +145,7 @@ def test_an_interrupted_sampling_leaves_nothing(
         def interrupt(*_: object, **__: object) -> None:
             raise comfy.model_management.InterruptProcessingException
 
-        interrupted.setattr(comfy_host.pack("nodes.patching.unet"), "add_image_attention", interrupt)
+        interrupted.setattr(comfy_host.pack("nodes.patching.run"), "add_image_attention", interrupt)
         with pytest.raises(comfy.model_management.InterruptProcessingException):
             sample(patched)
     gc.collect()  # the traceback held the frames

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 from support import comfy_host
 
@@ -65,15 +66,14 @@ def test_the_order_of_nodes_does_not_matter(
 
 def acting_steps(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
     """Whether the adapter acted, for every call of the model that follows."""
-    step, seen = comfy_host.pack("nodes.patching.run").Step, []
-    original, counted = step.image_branch, []
+    run, seen = comfy_host.pack("nodes.patching.run"), []
+    original, decided = run.add_image_attention, []
 
-    def image_branch(self: Any, *args: Any) -> Any:
-        result = original(self, *args)
-        if self not in counted:
-            counted.append(self)
-            seen.append(bool(result[2]))
-        return result
+    def add(out: Tensor, image: Tensor, mask: Tensor | None, gate: Tensor) -> Tensor:
+        if not decided or decided[-1] is not gate:  # one gate a call of the model
+            decided.append(gate)
+            seen.append(bool(gate))
+        return original(out, image, mask, gate)
 
-    monkeypatch.setattr(step, "image_branch", image_branch)
+    monkeypatch.setattr(run, "add_image_attention", add)
     return seen
