@@ -86,7 +86,7 @@ def resident(model: Any, latents: int = 1, frames: Sequence[int] = (0,)) -> dict
     """
     run_module, patches = comfy_host.pack("nodes.patching.run"), [patch for _, patch in installed_patches(model)]
     sites = {site.address: site for site in applied(model).sites.sites}
-    run, most = run_module.Run(model.get_model_object("model_sampling")), 0
+    run, most = run_module.Run(applied(model), model.get_model_object("model_sampling")), 0
     with torch.inference_mode():
         for start in range(0, len(frames), latents):
             window = {"sub_idxs": list(frames[start : start + latents])}

@@ -17,7 +17,7 @@ from ...ipadapter_core.branch.resident import Resident
 from ...ipadapter_core.branch.rows import Group, Rows, attention_rows, batch_rows
 from ...ipadapter_core.branch.schedule import SigmaRange
 from ...ipadapter_core.errors import MismatchError
-from .applied import KEY, applied_to
+from .applied import KEY, Applied, applied_to
 from .conditionings import by_number
 
 logger = logging.getLogger(__name__)
@@ -29,16 +29,21 @@ class Run:
     """One sampling, on one or several devices.
 
     Args:
-        model_sampling: the noise schedule it is sampled with.
+        applied: what adapters do on the model.
+        model_sampling: the noise schedule it is sampled with; None where that is unknown, and plans always act.
         guider: whose conditionings are sampled; None for a call of the model outside a sampler.
     """
 
-    def __init__(self, model_sampling: Any, guider: Any = None) -> None:
+    def __init__(self, applied: Applied | None, model_sampling: Any, guider: Any = None) -> None:
         self.guider = guider
-        self._model_sampling = model_sampling
+        # asked of the schedule here, as it reads numbers off the device
+        self._ranges = {
+            plan: plan.acting.sigmas(model_sampling.percent_to_sigma)
+            for plan in (applied.plans if applied else ())
+            if plan.acting is not None and model_sampling is not None
+        }
         self._lock = threading.Lock()  # of several devices, each has a thread
         self._residents: dict[tuple[object, ...], Resident] = {}
-        self._ranges: dict[PatchPlan, SigmaRange] = {}
         self._said: set[str] = set()
 
     def resident(self, plan: PatchPlan, device: torch.device, dtype: torch.dtype) -> Resident:
@@ -51,12 +56,7 @@ class Run:
 
     def sigmas(self, plan: PatchPlan) -> SigmaRange | None:
         """When a plan acts; None is always."""
-        if plan.acting is None or self._model_sampling is None:
-            return None
-        with self._lock:
-            if plan not in self._ranges:
-                self._ranges[plan] = plan.acting.sigmas(self._model_sampling.percent_to_sigma)
-            return self._ranges[plan]
+        return self._ranges.get(plan)
 
     def warn_once(self, message: str) -> None:
         with self._lock:
@@ -218,7 +218,7 @@ def step_of(options: Mapping[str, Any]) -> Step:
     was when the adapter was applied.
     """
     step, applied = options.get(STEP), applied_to(options)
-    return step if isinstance(step, Step) else Step(Run(applied.model_sampling if applied else None), options)
+    return step if isinstance(step, Step) else Step(Run(applied, applied.model_sampling if applied else None), options)
 
 
 def _window(options: Mapping[str, Any]) -> Sequence[int] | None:

@@ -37,8 +37,8 @@ def _in_run(executor: Callable[..., Any], *inputs: Any, **named: Any) -> Any:
     """OUTER_SAMPLE: one `Run` for this sampling; its guider's options are a copy that dies with it."""
     guider = executor.class_obj  # type: ignore[attr-defined]  # a WrapperExecutor
     check_compiler(guider.model_options)
-    run = Run(guider.model_patcher.get_model_object("model_sampling"), guider)
     options = guider.model_options.setdefault("transformer_options", {})
+    run = Run(applied_to(options), guider.model_patcher.get_model_object("model_sampling"), guider)
     options[RUN] = run
     try:
         return executor(*inputs, **named)
@@ -101,8 +101,10 @@ def _in_step(
 ) -> Any:
     """APPLY_MODEL: one `Step` for this call of the model."""
     model = executor.class_obj  # type: ignore[attr-defined]  # a WrapperExecutor
-    step = _step(transformer_options.get(RUN) or Run(model.model_sampling), x, transformer_options)
-    options, applied = {**transformer_options, STEP: step}, applied_to(transformer_options)
+    applied = applied_to(transformer_options)
+    run = transformer_options.get(RUN) or Run(applied, model.model_sampling)
+    step = _step(run, x, transformer_options)
+    options = {**transformer_options, STEP: step}
     if applied is None or not is_compiled(model, options):
         return executor(x, t, c_concat, c_crossattn, control, options, **named)
     with apart(step):

@@ -69,7 +69,7 @@ def test_what_a_run_keeps_is_kept_for_each_device(
     monkeypatch.setattr(run_module, "optimized_attention", attention_pytorch)
     options = patched.model_options["transformer_options"]
     plan = applied.applied_to(options).plans[0]
-    run = run_module.Run(patched.get_model_object("model_sampling"))
+    run = run_module.Run(applied.applied_to(options), patched.get_model_object("model_sampling"))
     site = plan.sites[0]
     made: dict[str, list[Tensor]] = {}
     for device in ("cpu", "meta", "cpu", "meta"):
