@@ -75,3 +75,28 @@ def test_a_model_of_another_base_is_refused(layout: str, adapter: Any, model: Ca
     other = {"sd15": "sdxl", "sdxl": "sd15"}[layout]
     with pytest.raises(ValueError, match="attention layers"):
         comfy_host.run("IPAApplyFaceLora", model=model(other), adapter=adapter[0], strength=1.0)
+
+
+@pytest.mark.parametrize("by", ["wrapper", "object patch"])
+@pytest.mark.parametrize("is_loaded", [False, True], ids=["fresh", "sampled before"])
+def test_a_compiled_model_takes_the_lora(
+    layout: str, adapter: Any, model: Callable, sample: Callable, by: str, is_loaded: bool
+) -> None:
+    """As ComfyUI's node compiles, and as other packs do: with the compiled network in place of the other."""
+    from comfy_api.torch_helpers import set_torch_compile_wrapper
+
+    loaded, _ = adapter
+    compiled = model(layout).clone()
+    if by == "wrapper":
+        set_torch_compile_wrapper(model=compiled, backend="eager")
+    else:
+        network = torch.compile(compiled.get_model_object("diffusion_model"), backend="eager")
+        compiled.add_object_patch("diffusion_model", network)
+    with torch.compiler.set_stance("force_eager"):  # what is compiled is not the question here
+        if is_loaded:
+            sample(compiled, steps=1)
+        patched = comfy_host.run("IPAApplyFaceLora", model=compiled, adapter=loaded, strength=1.0)
+        given = sample(patched, steps=1)
+    plain = comfy_host.run("IPAApplyFaceLora", model=model(layout), adapter=loaded, strength=1.0)
+    torch.testing.assert_close(given, sample(plain, steps=1), rtol=1e-4, atol=1e-3)
+    sample(model(layout), steps=1)  # leaves the shared network as it was

@@ -1,4 +1,4 @@
-"""An animation with a reference for every frame takes the memory of a window, and ComfyUI is told of it beforehand."""
+"""An animation takes the memory of a window, ComfyUI is told of it beforehand, and each frame has its own mask."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -125,3 +125,16 @@ def test_the_host_keeps_the_tokens_alone(patched: Callable) -> None:
     tokens = {id(each): each for each in plan.kv.tokens.values()}
     assert sum(each.num_bytes for each in tokens.values()) == 2 * 300 * TOKENS * tiny_unet.CONTEXT_DIM * 4
     assert plan.kv.shared is None
+
+
+def test_masked_out_frames_of_a_window_are_unpatched_ones(
+    sample: Callable, model: Callable, layout: str, make_adapter: Callable, make_tokens: Callable, apply: Callable
+) -> None:
+    frames, adapter = 10, make_adapter("base", layout)
+    masks = torch.stack([torch.full((8, 8), float(frame % 3 == 0)) for frame in range(frames)])
+    patched = apply(model(layout), adapter, make_tokens(adapter), mask=masks)
+    given = sample(windowed(patched), batch=frames, steps=1)
+    without = sample(windowed(model(layout)), batch=frames, steps=1)
+    whole = sample(windowed(apply(model(layout), adapter, make_tokens(adapter))), batch=frames, steps=1)
+    for frame in range(frames):
+        assert torch.equal(given[frame], (whole if frame % 3 == 0 else without)[frame])
