@@ -75,7 +75,8 @@ class Project:
         path = os.pathsep.join((str(Path(sys.executable).parent), os.environ["PATH"]))
         return subprocess.Popen(
             [self.folder / script, *arguments],
-            env=os.environ | {"PATH": path, "CHROMIUM": sys.executable},  # there is nothing to install
+            # There is nothing to install, and no plugin that the small projects need.
+            env=os.environ | {"PATH": path, "CHROMIUM": sys.executable, "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"},
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
