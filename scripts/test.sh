@@ -73,7 +73,7 @@ failed=0 ran=0 report=()
 record() {   # LABEL STATUS [LOG]
     local summary=''
     if (($# > 2)); then
-        summary=$(grep -E '^=+ .* in [0-9.]+s.* =+$' "$3" | tail -n 1 | sed -E 's/^=+ //; s/ =+$//')
+        summary=$(grep -E '^=+ .* in [0-9.]+s.* =+$' "$3" | tail -n 1 | sed -E 's/^=+ //; s/ =+$//') || true
         while IFS= read -r line; do report+=("$1: NOT run: $line"); done < <(sed -n 's/^SKIPPED //p' "$3")
     fi
     case $2 in
@@ -93,7 +93,7 @@ start() {   # LANE JOB
     pids[$1]=$! lane_jobs[$1]=$2
 }
 
-stop() {
+interrupt() {
     trap '' INT TERM HUP
     local pid waited=0
     for pid in ${pids[@]+"${pids[@]}"}; do
@@ -101,17 +101,26 @@ stop() {
     done
     for pid in ${pids[@]+"${pids[@]}"}; do
         while [[ -n $pid ]] && kill -0 "$pid" 2>/dev/null && ((waited++ < patience * 5)); do sleep 0.2; done
-        [[ -z $pid ]] || kill -KILL -- "-$pid" 2>/dev/null || true   # whatever is left of its children
     done
     say "stopped"
     exit 130
 }
 
+leave() {   # nothing behind: neither logs nor what is left of an interrupted lane
+    local pid
+    for pid in ${pids[@]+"${pids[@]}"}; do
+        [[ -z $pid ]] || kill -KILL -- "-$pid" 2>/dev/null || true
+    done
+    rm -rf "$logs"
+}
+
 progress() {   # how far each lane is
-    local lane line=''
+    local lane job share line=''
     for lane in "${!pids[@]}"; do
         [[ -n ${pids[lane]} ]] || continue
-        line+="${line:+, }${labels[${lane_jobs[lane]}]}$(grep -Eo '[0-9]+%' "$logs/${lane_jobs[lane]}" | tail -n 1 | sed 's/^/ at /')"
+        job=${lane_jobs[lane]}
+        share=$(grep -Eo '[0-9]+%' "$logs/$job" | tail -n 1) || true   # there is none at first
+        line+="${line:+, }${labels[job]}${share:+ at $share}"
     done
     say "$SECONDS s: $line"
 }
@@ -119,8 +128,8 @@ progress() {   # how far each lane is
 run_side_by_side() {
     local next=0 lane busy status told=$SECONDS
     logs=$(mktemp -d)
-    trap 'rm -rf "$logs"' EXIT
-    trap stop INT TERM HUP
+    trap leave EXIT
+    trap interrupt INT TERM HUP
     while :; do
         busy=no
         for ((lane = 0; lane < lanes; lane++)); do

@@ -32,7 +32,7 @@ def latents_of(pixels: Tensor) -> Tensor:
 
 
 def test_a_start_learns_words_from_what_is_not_held_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(adapter_start, "RECIPE", replace(adapter_start.RECIPE, steps=12, warmup=1, average=0.5))
+    monkeypatch.setattr(adapter_start, "RECIPE", replace(adapter_start.RECIPE, steps=6, warmup=1, average=0.5))
     monkeypatch.setattr(adapter_start, "BATCH", 8)
     models, pictures, path = demo_models(), letters(), tmp_path / "start.safetensors"
     overrides = [f'base.model="{models / DIFFUSERS}"', f'encoder.model="{models / ENCODER}"']

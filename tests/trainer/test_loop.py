@@ -94,7 +94,9 @@ class Interrupted:
 
 def test_watching_changes_nothing(config: Any) -> None:
     """Validation, pictures and the report draw from no generator that training uses."""
-    plain, watched = config("plain", validation={"images": 2, "every": 100}), config("watched", validation=WATCHED)
+    averaged = {"optimizer": {"ema_decay": 0.5}}
+    plain = config("plain", validation={"images": 2, "every": 100}, **averaged)
+    watched = config("watched", validation=WATCHED, **averaged)
     train(plain)
     train(watched)
     wanted, given = final_tensors(plain), final_tensors(watched)
@@ -109,8 +111,9 @@ def test_watching_changes_nothing(config: Any) -> None:
 def test_average_is_what_is_validated(config: Any) -> None:
     """With a decay near 1 the average stays at the start, and so does its validation loss."""
     slow = {"ema_decay": 0.99999999, "learning_rate": 0.01}
-    averaged = config("averaged", validation=WATCHED, optimizer=slow)
-    trained = config("trained", validation=WATCHED, optimizer={"learning_rate": 0.01})
+    at_both_ends = {"every": 4, "images": 2}
+    averaged = config("averaged", validation=at_both_ends, optimizer=slow)
+    trained = config("trained", validation=at_both_ends, optimizer={"learning_rate": 0.01})
     for one in (averaged, trained):
         train(one)
     moved = [
