@@ -26,6 +26,10 @@ class Applied:
     model_sampling: Any
     fill_slots: Callable[[Mapping[str, Any], Sites], dict[str, Any]]
 
+    def __deepcopy__(self, _memo: object) -> "Applied":
+        """Itself: packs copy a model's options whole, and this never changes."""
+        return self
+
     @property
     def running_order(self) -> tuple[Site, ...]:
         """All sites as the model runs them."""

@@ -2,10 +2,11 @@
 
 A row's side is the list it lies in: ComfyUI's `cond_or_uncond` only numbers the lists that a guider hands to the sampler.
 DualCFG's first one is its negative, PerpNeg's third one is empty, self-attention guidance runs the negative alone as
-number 0; and a conditioning with an area is copied into the other list under the same uuid.
+number 0; and a conditioning with an area is copied into the other list under the same uuid. A list that is none of the
+guider's, as the empty prompt that PerpNeg encodes for itself, is no positive and goes without the image.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,13 +14,9 @@ from torch import Tensor
 
 from ...ipadapter_core.branch.rows import COND, UNCOND, Group, Place
 
-# What guiders call their conditionings. DualCFG's middle one is what the positive is compared with, so it goes without
-# the image, as ComfyUI counts it among the negatives.
-_SIDE_OF_NAME = {"positive": COND, "negative": UNCOND, "middle": UNCOND, "empty_negative_prompt": UNCOND}
-_UNKNOWN = (
-    "A node samples a conditioning that is none of the guider's. IP-Adapter takes it for what its number says in ComfyUI: "
-    "the first for positive, the second for negative."
-)
+# What guiders call the conditionings that go without the image. DualCFG's middle one is what the positive is compared
+# with, as ComfyUI counts it among the negatives. What a guider of another pack calls otherwise is a positive.
+_WITHOUT_IMAGE = ("neg", "middle", "empty", "uncond")
 
 
 @dataclass(frozen=True)
@@ -58,22 +55,18 @@ def read_conditionings(
     lists: Sequence[Sequence[Mapping[str, Any]] | None],
     known: Mapping[str, Sequence[Mapping[str, Any]]],
     x: Tensor,
-    warn: Callable[[str], None] | None,
 ) -> Conditionings:
     """What the lists handed to the sampler are.
 
     Args:
         lists: as `calc_cond_batch` gets them; one may be None.
-        known: the guider's, by name.
+        known: the guider's, by name; without one a list's number is all there is to go by.
         x: (B, C, …, h, w).
-        warn: called with a message if a list is none of the guider's; None says nothing.
     """
-    sides: list[int] = []
-    for number, conditionings in enumerate(lists):
-        side = _side_of(conditionings, known) if conditionings else None
-        if side is None and conditionings and known and warn is not None:
-            warn(_UNKNOWN)
-        sides.append(by_number(number).side if side is None else side)
+    sides = [
+        _side_of(conditionings or (), known) if known else by_number(number).side
+        for number, conditionings in enumerate(lists)
+    ]
     size = (x.shape[-2], x.shape[-1])
     places = {
         (number, entry.get("uuid")): place
@@ -84,27 +77,26 @@ def read_conditionings(
     return Conditionings(tuple(sides), places, x.shape[0], size)
 
 
-def _side_of(
-    conditionings: Sequence[Mapping[str, Any]], known: Mapping[str, Sequence[Mapping[str, Any]]]
-) -> int | None:
+def _side_of(conditionings: Sequence[Mapping[str, Any]], known: Mapping[str, Sequence[Mapping[str, Any]]]) -> int:
     """The side of a list: known by identity, or of a copy (a context window's) by whose entries it has."""
-    for name, side in _SIDE_OF_NAME.items():
-        if known.get(name) is conditionings:
+    sides = {name: UNCOND if any(word in name for word in _WITHOUT_IMAGE) else COND for name in known}
+    for name, side in sides.items():
+        if known[name] is conditionings:
             return side
     uuids = [entry["uuid"] for entry in conditionings if "uuid" in entry]
     sides_of_uuid: dict[object, set[int]] = {}
     of_equal: set[int] = set()
-    for name, side in _SIDE_OF_NAME.items():
-        theirs = [entry.get("uuid") for entry in known.get(name) or ()]
+    for name, side in sides.items():
+        theirs = [entry.get("uuid") for entry in known[name] or ()]
         of_equal |= {side} if uuids and theirs == uuids else set()
         for uuid in theirs:
             sides_of_uuid.setdefault(uuid, set()).add(side)
     # An entry that lies on both sides, as a copy with an area does, says nothing.
-    of_entries = {side for uuid in uuids if len(sides := sides_of_uuid.get(uuid, set())) == 1 for side in sides}
+    of_entries = {side for uuid in uuids if len(both := sides_of_uuid.get(uuid, set())) == 1 for side in both}
     for found in (of_equal, of_entries):
         if len(found) == 1:
             return found.pop()
-    return None
+    return UNCOND
 
 
 def _place(area: Sequence[int] | None, whole: tuple[int, int]) -> Place | None:

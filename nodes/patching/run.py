@@ -46,6 +46,10 @@ class Run:
         self._residents: dict[tuple[object, ...], Resident] = {}
         self._said: set[str] = set()
 
+    def __deepcopy__(self, _memo: object) -> "Run":
+        """Itself: packs copy a model's options whole, but there is only one sampling."""
+        return self
+
     def resident(self, plan: PatchPlan, device: torch.device, dtype: torch.dtype) -> Resident:
         """The plan's tensors on a device."""
         key = (plan, device, dtype)
@@ -104,6 +108,10 @@ class Step:
         self._window, self._sigmas = _window(options), options.get("sigmas")
         self._rows: dict[tuple[int, int], Rows] = {}
         self._gates: dict[tuple[object, ...], Tensor] = {}
+
+    def __deepcopy__(self, _memo: object) -> "Step":
+        """Itself: packs copy a model's options whole, but there is only one call."""
+        return self
 
     @property
     def frames(self) -> tuple[int, ...]:

@@ -72,6 +72,10 @@ class IPAttentionPatch:
                 out = out + follower.callback(out, q, k, v, extra_options, **follower.arguments)
         return out
 
+    def __deepcopy__(self, _memo: object) -> "IPAttentionPatch":
+        """As for a clone: packs copy a model's options whole, with all patches, whose networks are not to be doubled."""
+        return replace(self, followers=list(self.followers))
+
     def add(self, callback: Callable[..., Tensor], **kwargs: Any) -> None:
         """Protocol of other packs: also call `callback(out, q, k, v, extra_options, **kwargs)` and add its result."""
         self.followers.append(Follower(callback, kwargs))

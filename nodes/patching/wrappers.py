@@ -84,7 +84,7 @@ def _note_conditionings(
     options = model_options.get("transformer_options", {})
     run = options.get(RUN)
     known = run.guider.conds if run is not None and run.guider is not None else {}
-    conditionings = read_conditionings(conds, known, x, None if run is None else run.warn_once)
+    conditionings = read_conditionings(conds, known, x)
     options = {**options, CONDITIONINGS: conditionings}
     return executor(model, conds, x, timestep, {**model_options, "transformer_options": options}, *more, **named)
 

@@ -1,5 +1,6 @@
 """Other packs before and after ours in the same attn2 slots."""
 
+import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -141,3 +142,23 @@ def test_a_foreign_patch_with_networks_and_devices_keeps_them(setting: tuple, ap
     if hasattr(patched, "model_patches_call_function"):  # ComfyUI calls it on any patch from 0.18 on
         patched.cleanup()
         assert WithNetwork.cleaned
+
+
+def test_options_that_another_pack_copies_whole(setting: tuple, apply: Callable, sample: Callable) -> None:
+    """At a node, and while sampling."""
+    model, adapter, tokens, _ = setting
+    patched = apply(model, adapter, tokens, end_percent=0.6)
+    wanted = sample(patched)
+    copied = patched.clone()
+    copied.model_options = copy.deepcopy(patched.model_options)
+    assert torch.equal(sample(copied), wanted)
+    seen = []
+
+    def wrapper(executor: Any, model: Any, conds: Any, x: Tensor, timestep: Any, model_options: dict) -> Any:
+        seen.append(1)
+        return executor(model, conds, x, timestep, copy.deepcopy(model_options))
+
+    while_sampling = patched.clone()
+    while_sampling.add_wrapper("calc_cond_batch", wrapper)
+    assert torch.equal(sample(while_sampling), wanted)
+    assert seen

@@ -68,6 +68,41 @@ def self_attention(model: Any) -> Any:
     return cfg(result.result[0])
 
 
+def perpendicular_node(model: Any) -> Any:
+    """The older node, which encodes its empty prompt itself and samples it alone, as number 0."""
+    from comfy_extras.nodes_perpneg import PerpNeg
+
+    made: Any = PerpNeg.execute(model=model, empty_conditioning=OTHER, neg_scale=1.0)
+    return cfg(made.result[0])
+
+
+def dual_model(model: Any) -> Any:
+    """The negative is sampled with a model of its own, from copies of the guider's conditionings."""
+    from comfy_extras import nodes_custom_sampler
+
+    if not hasattr(nodes_custom_sampler, "Guider_DualModel"):
+        pytest.skip("this ComfyUI has no such guider")
+    guider = nodes_custom_sampler.Guider_DualModel(model, model.clone())
+    guider.set_conds(POSITIVE, NEGATIVE)
+    guider.set_cfg(4.0)
+    return guider
+
+
+def other_names(model: Any) -> Any:
+    """A guider of another pack, with names of its own and the negative first."""
+    import comfy.samplers
+
+    class Guider(comfy.samplers.CFGGuider):
+        def predict_noise(self, x: Tensor, timestep: Tensor, model_options: dict, seed: int | None = None) -> Tensor:
+            lists = [self.conds["uncond_2"], self.conds["prompt_b"], self.conds["prompt_a"]]
+            first, second, third = comfy.samplers.calc_cond_batch(self.inner_model, lists, x, timestep, model_options)
+            return first + 2 * (second - first) + (third - first)
+
+    guider = Guider(model)
+    guider.inner_set_conds({"prompt_a": POSITIVE, "uncond_2": NEGATIVE, "prompt_b": OTHER})
+    return guider
+
+
 def with_area(text: list) -> list:
     """The text once for all of the picture and once for its left half; ComfyUI copies the latter to the other side."""
     tensor, options = text[0]
@@ -104,6 +139,9 @@ GUIDERS: dict[str, tuple[Callable[[Any], Any], dict[int, int]]] = {
     "dual nested": (nested, {0: 0, 1: 1, 2: 1}),
     "perpendicular": (perpendicular, {0: 0, 1: 1, 2: 1}),
     "self-attention": (self_attention, {0: 0, 1: 1}),
+    "perpendicular node": (perpendicular_node, {0: 0, 1: 1, 2: 1}),
+    "dual model": (dual_model, {0: 0, 1: 1}),
+    "names of another pack": (other_names, {0: 0, 1: 1, 2: 0}),
 }
 
 
