@@ -1,33 +1,51 @@
-"""`Backbone`: all that a kind of base model has to say for itself. The rows stand in `backbones.py`."""
+"""The kinds of base models there are: one row each. A new one is one file here, one in `nodes/patching`, and its rows."""
 
-from collections.abc import Callable, Mapping, Set
-from dataclasses import dataclass, field
+from typing import cast
 
 from torch import nn
 
-from ..operations import Operations
-from .sites import Block, Roles, Site
+from ..errors import MismatchError, UnsupportedFamilyError
+from .row import Backbone
+from .sites import Sites
+from .unet import UNET
+
+__all__ = ["BACKBONES", "Backbone", "discover_sites", "find_backbone", "original"]
+
+BACKBONES: dict[str, Backbone] = {row.name: row for row in (UNET,)}
 
 
-@dataclass(frozen=True, kw_only=True)
-class Backbone:
-    """A kind of base model: where its attention sites are and what they are made of.
+def discover_sites(diffusion_model: nn.Module) -> Sites:
+    """The sites of a base model, compiled or not.
 
-    Attributes:
-        name: also in an adapter's spec, to say what it was made for.
-        find: the sites of a model in checkpoint order; none where it is another kind of model.
-        groups: first parts of its sites' addresses, in the order they run: what layer weights and presets may name.
-        roles: what its blocks are known to carry.
-        site_projection: the trained weights of a site, made of the width of the tokens, the site's channels and the
-            layer classes; a module with `to_k_ip` and `to_v_ip`.
-        site_key: under which key below `ip_adapter.` the weights of a site stand, by its index.
-        families: names by (width of the text tokens, number of sites); for messages only.
+    Raises:
+        MismatchError: no kind of model known here.
     """
+    plain = original(diffusion_model)
+    for backbone in BACKBONES.values():
+        if sites := backbone.find(plain):
+            return Sites(backbone, sites)
+    raise MismatchError(
+        f"a model of class {type(plain).__name__} without cross-attention layers this project can patch",
+        expected="a UNet with text cross-attention (SD1.5, SD2.x, SDXL or a model derived from them)",
+        action="connect such a model",
+    )
 
-    name: str
-    find: Callable[[nn.Module], tuple[Site, ...]]
-    groups: tuple[str, ...]
-    roles: Callable[[Set[Block]], Roles]
-    site_projection: Callable[[int, int, Operations], nn.Module]
-    site_key: Callable[[int], str]
-    families: Mapping[tuple[int, int], str] = field(default_factory=dict)
+
+def original(module: nn.Module) -> nn.Module:
+    """The module itself, of one that `torch.compile` wrapped."""
+    return cast(nn.Module, getattr(module, "_orig_mod", module))
+
+
+def find_backbone(name: str) -> Backbone:
+    """The row of a kind of base model.
+
+    Raises:
+        UnsupportedFamilyError: there is none of this name.
+    """
+    if name not in BACKBONES:
+        raise UnsupportedFamilyError(
+            f"an adapter for a base model of the kind {name!r}",
+            expected=f"one of {', '.join(BACKBONES)}",
+            action="update IP-Adapter Studio, or choose another adapter",
+        )
+    return BACKBONES[name]

@@ -6,7 +6,7 @@ from enum import Enum
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from .registry import Backbone
+    from .row import Backbone
 
 # Group, block of that group, layer of that block: ("output", 1, 3).
 Address = tuple[str, int, int]

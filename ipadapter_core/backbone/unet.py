@@ -6,7 +6,7 @@ from typing import cast
 from torch import nn
 
 from ..operations import Operations
-from .registry import Backbone
+from .row import Backbone
 from .sites import Block, Role, Roles, Site
 
 _EXECUTION_ORDER = ("input", "middle", "output")

@@ -92,7 +92,7 @@ class AdapterSpec:
     Attributes:
         family: name shown to the user, such as "SDXL plus".
         base: the base model in words, such as "SDXL".
-        backbone: the kind of base model, a name of `backbone.backbones.BACKBONES`.
+        backbone: the kind of base model, a name of `backbone.registry.BACKBONES`.
         image_dim: width E of what the projection reads (`feature`).
         cross_attention_dim: width C of the base model's text tokens and of the image tokens.
         num_tokens: image tokens N per reference; None where every feature position gives one (full-face).

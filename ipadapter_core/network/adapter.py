@@ -7,7 +7,7 @@ from typing import Protocol, cast
 import torch
 from torch import Tensor, nn
 
-from ..backbone.backbones import find_backbone
+from ..backbone.registry import find_backbone
 from ..errors import UnreadableFileError
 from ..face.lora_file import check_lora, split_lora
 from ..file.container import SAFETENSORS_SUFFIXES, read_header, read_tensors, write_safetensors

@@ -1,6 +1,6 @@
 """Whether an adapter was made for a model."""
 
-from ..backbone.backbones import find_backbone
+from ..backbone.registry import find_backbone
 from ..backbone.sites import Sites
 from ..errors import MismatchError
 from ..file.spec import AdapterSpec

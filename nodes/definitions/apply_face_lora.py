@@ -4,7 +4,7 @@ import comfy.lora
 from comfy.model_patcher import ModelPatcher
 from comfy_api.latest import io
 
-from ...ipadapter_core.backbone.backbones import discover_sites, original
+from ...ipadapter_core.backbone.registry import discover_sites, original
 from ...ipadapter_core.backbone.unet_lora import lora_weights
 from ...ipadapter_core.errors import MismatchError
 from ...ipadapter_core.network.fit import check_sites

@@ -10,7 +10,7 @@ from comfy.model_base import SDXL, SDXLRefiner
 from comfy.model_patcher import ModelPatcher
 from comfy_api.latest import io
 
-from ...ipadapter_core.backbone.backbones import discover_sites
+from ...ipadapter_core.backbone.registry import discover_sites
 from ...ipadapter_core.backbone.sites import Sites
 from ...ipadapter_core.errors import IPAdapterError, MismatchError, UnreadableFileError, one_of
 from ...ipadapter_core.file.container import FileIdentity, file_identity

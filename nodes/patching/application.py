@@ -8,7 +8,7 @@ import torch
 from comfy.model_patcher import ModelPatcher
 from torch import Tensor
 
-from ...ipadapter_core.backbone.backbones import discover_sites
+from ...ipadapter_core.backbone.registry import discover_sites
 from ...ipadapter_core.backbone.sites import Sites
 from ...ipadapter_core.branch.frames import FrameKV
 from ...ipadapter_core.branch.kv import KVSource, SiteKV, active_sites, pack_sites, project_tokens

@@ -18,13 +18,14 @@ class Applied:
         sites: of the model.
         plans: one per adapter, in the order they were applied.
         model_sampling: the schedule as it was then; only for calls of the network past any sampler.
-        fill_slots: `transformer_options` in which every site has a patch of ours, also those no plan patches.
+        fill_slots: makes `transformer_options` in which every site has a patch of ours, also those no plan patches; None
+            where every site has one already.
     """
 
     sites: Sites
     plans: tuple[PatchPlan, ...]
     model_sampling: Any
-    fill_slots: Callable[[Mapping[str, Any], Sites], dict[str, Any]]
+    fill_slots: Callable[[Mapping[str, Any], Sites], dict[str, Any]] | None = None
 
     def __deepcopy__(self, _memo: object) -> "Applied":
         """Itself: packs copy a model's options whole, and this never changes."""

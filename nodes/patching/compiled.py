@@ -18,7 +18,7 @@ import torch
 from comfy.patcher_extension import WrappersMP
 from torch import Tensor
 
-from ...ipadapter_core.backbone.backbones import original
+from ...ipadapter_core.backbone.registry import original
 from ...ipadapter_core.errors import MismatchError
 
 if TYPE_CHECKING:

@@ -1,7 +1,6 @@
 """How a plan is hung into a model: one row for each kind of base model."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from comfy.model_patcher import ModelPatcher
@@ -12,21 +11,13 @@ from . import unet
 from .applied import KEY, Applied, applied_to
 from .wrappers import add_wrappers
 
+# Puts the plan of sites into a clone of the model, and has networks brought to the device for sampling.
+Install = Callable[[ModelPatcher, Sites, PatchPlan, tuple[ModelPatcher, ...]], None]
+# `transformer_options` in which every site has a patch of ours, for a compiled model; see `Applied`.
+FillSlots = Callable[[Mapping[str, Any], Sites], dict[str, Any]]
 
-@dataclass(frozen=True)
-class Half:
-    """ComfyUI's half of a kind of base model.
-
-    Attributes:
-        install: puts a plan into a clone of the model, and has networks brought to the device for sampling.
-        fill_slots: see `Applied`; the options themselves where a compiled model needs nothing.
-    """
-
-    install: Callable[[ModelPatcher, Sites, PatchPlan, tuple[ModelPatcher, ...]], None]
-    fill_slots: Callable[[Mapping[str, Any], Sites], dict[str, Any]] = lambda options, _sites: dict(options)
-
-
-INSTALL: dict[str, Half] = {"UNet": Half(unet.install, unet.fill_slots)}
+INSTALL: dict[str, Install] = {"UNet": unet.install}
+FILL_SLOTS: dict[str, FillSlots] = {"UNet": unet.fill_slots}  # a kind that needs no patch at every site has no row
 
 
 def install(
@@ -37,11 +28,11 @@ def install(
     Args:
         networks: what the plan's keys and values are made with while sampling, if anything.
     """
-    half, clone = INSTALL[sites.backbone.name], model.clone()
-    half.install(clone, sites, plan, networks)
+    name, clone = sites.backbone.name, model.clone()
+    INSTALL[name](clone, sites, plan, networks)
     options = clone.model_options["transformer_options"]
     before = applied_to(options)
     plans = (*(before.plans if before else ()), plan)
-    options[KEY] = Applied(sites, plans, clone.get_model_object("model_sampling"), half.fill_slots)
+    options[KEY] = Applied(sites, plans, clone.get_model_object("model_sampling"), FILL_SLOTS.get(name))
     add_wrappers(clone)
     return clone

@@ -107,8 +107,10 @@ def _in_step(
     options = {**transformer_options, STEP: step}
     if applied is None or not is_compiled(model, options):
         return executor(x, t, c_concat, c_crossattn, control, options, **named)
+    if applied.fill_slots is not None:
+        options = applied.fill_slots(options, applied.sites)
     with apart(step):
-        return executor(x, t, c_concat, c_crossattn, control, applied.fill_slots(options, applied.sites), **named)
+        return executor(x, t, c_concat, c_crossattn, control, options, **named)
 
 
 def _step(run: Run, x: Tensor, options: Mapping[str, Any]) -> Step:

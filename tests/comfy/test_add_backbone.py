@@ -20,9 +20,8 @@ from support.tiny_unet import CONTEXT_DIM
 @pytest.fixture
 def model(base_directory: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     """The toy as a MODEL, with its rows in both registries."""
-    installing = comfy_host.pack("nodes.patching.install")
-    monkeypatch.setitem(comfy_host.pack("ipadapter_core.backbone.backbones").BACKBONES, "Toy", toy.row())
-    monkeypatch.setitem(installing.INSTALL, "Toy", installing.Half(toy.install))
+    monkeypatch.setitem(comfy_host.pack("ipadapter_core.backbone.registry").BACKBONES, "Toy", toy.row())
+    monkeypatch.setitem(comfy_host.pack("nodes.patching.install").INSTALL, "Toy", toy.install)
     return toy.comfy_model()
 
 
@@ -134,6 +133,6 @@ def test_an_adapter_of_another_backbone_is_refused(model: Any, make_adapter: Cal
 
 
 def test_without_its_row_the_model_and_the_adapter_are_unknown(adapter: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delitem(comfy_host.pack("ipadapter_core.backbone.backbones").BACKBONES, "Toy")
+    monkeypatch.delitem(comfy_host.pack("ipadapter_core.backbone.registry").BACKBONES, "Toy")
     with pytest.raises(ValueError, match="an adapter for a base model of the kind 'Toy'"):
         comfy_host.run("IPALoadAdapter", adapter_file="toy.safetensors", image_encoder="none")

@@ -62,7 +62,7 @@ def small(base_directory: Path) -> Callable[[str], Any]:
 @pytest.fixture
 def setting(layout: str, small: Callable, base_directory: Path, make_tokens: Callable) -> tuple[Any, Any, Any]:
     model = small(layout)
-    discover = comfy_host.pack("ipadapter_core.backbone.backbones").discover_sites
+    discover = comfy_host.pack("ipadapter_core.backbone.registry").discover_sites
     shapes = tiny_adapter("base", site_dims=[site.dim for site in discover(model.model.diffusion_model).sites])
     name = f"small-{layout}.safetensors"
     write_safetensors(base_directory / "models" / "ipadapter" / name, random_tensors(shapes))

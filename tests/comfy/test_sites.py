@@ -68,7 +68,7 @@ def sites_of(name: str) -> Any:
     config = getattr(comfy.supported_models, name)({**common, **FULL_SIZE[name]})
     with torch.device("meta"):
         model = config.get_model({}, "", device="meta")
-    return comfy_host.pack("ipadapter_core.backbone.backbones").discover_sites(model.diffusion_model)
+    return comfy_host.pack("ipadapter_core.backbone.registry").discover_sites(model.diffusion_model)
 
 
 @pytest.mark.parametrize("name", FULL_SIZE)
@@ -116,7 +116,7 @@ def test_order_is_that_of_diffusers(base_directory: object, name: str, config: d
 
 @pytest.mark.parametrize("layout", ["sd15", "sdxl"])
 def test_tiny_models(unet: Callable, model: Callable, layout: str) -> None:
-    found = comfy_host.pack("ipadapter_core.backbone.backbones").discover_sites(model(layout).model.diffusion_model)
+    found = comfy_host.pack("ipadapter_core.backbone.registry").discover_sites(model(layout).model.diffusion_model)
     assert tuple(site.dim for site in found.sites) == tiny_unet.site_dims(unet(layout))
 
 

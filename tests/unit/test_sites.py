@@ -3,7 +3,7 @@
 import pytest
 from torch import nn
 
-from ipadapter_core.backbone.backbones import discover_sites
+from ipadapter_core.backbone.registry import discover_sites
 from ipadapter_core.backbone.sites import Sites
 from ipadapter_core.backbone.unet import is_deep
 from ipadapter_core.errors import MismatchError

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
 from importlib import metadata
 
-from ipadapter_core.backbone.backbones import find_backbone
+from ipadapter_core.backbone.registry import find_backbone
 from ipadapter_core.encoder.known import EncoderSpec
 from ipadapter_core.encoder.pixels import PixelFormat
 from ipadapter_core.errors import UnreadableFileError
