@@ -10,19 +10,18 @@ the number of a block stand: code made for one of them is used for all. So
 """
 
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any, cast
 
 import torch
 from comfy.patcher_extension import WrappersMP
 from torch import Tensor
 
 from ...ipadapter_core.backbone.registry import original
+from ...ipadapter_core.backbone.sites import Address
 from ...ipadapter_core.errors import MismatchError
-
-if TYPE_CHECKING:
-    from .run import Step
+from .run import Step, step_of
 
 _COMPILER_KEY = "torch.compile"  # under which ComfyUI's compile nodes register their wrapper
 _COMPILER_OPTIONS = "torch_compile_kwargs"  # in model_options
@@ -31,16 +30,30 @@ _UNKNOWN = ("", 0, 0)
 
 
 @torch.library.custom_op("ipadapter_studio::add_images", mutates_args=())
-def add_images(out: Tensor, q: Tensor, attn_precision: torch.dtype | None) -> Tensor:
+def _add_images(out: Tensor, q: Tensor, attn_precision: torch.dtype | None) -> Tensor:
     """`Step.add_images` of the step that is running."""
     step: Step = _running.step
     added = step.add_images(out, q, _UNKNOWN, (), attn_precision)
     return out.clone() if added is out else added  # an operation must not hand out its input
 
 
-@add_images.register_fake
+@_add_images.register_fake
 def _(out: Tensor, q: Tensor, attn_precision: torch.dtype | None) -> Tensor:
     return torch.empty_like(out)
+
+
+def add_images(
+    options: Mapping[str, Any],
+    out: Tensor,
+    q: Tensor,
+    address: Address,
+    feature_map: Sequence[int],
+    attn_precision: torch.dtype | None = None,
+) -> Tensor:
+    """`Step.add_images` of the call of the model whose `transformer_options` these are, compiled or not."""
+    if torch.compiler.is_compiling():
+        return cast(Tensor, _add_images(out, q, attn_precision))
+    return step_of(options).add_images(out, q, address, feature_map, attn_precision)
 
 
 def is_compiled(model: Any, options: Mapping[str, Any]) -> bool:
@@ -69,7 +82,7 @@ def check_compiler(model_options: Mapping[str, Any]) -> None:
 
 
 @contextmanager
-def apart(step: "Step") -> Iterator[None]:
+def apart(step: Step) -> Iterator[None]:
     """Inside, compiled code made without our patches is not used, and the operation belongs to this step.
 
     Autocast's cache flag is among the few things the compiler looks at in every piece of code, whatever it was told to

@@ -16,7 +16,6 @@ from ...ipadapter_core.branch.plan import PatchPlan
 from ...ipadapter_core.branch.schedule import SigmaRange
 from .applied import KEY
 from .compiled import add_images
-from .run import step_of
 
 AttentionPatch = Callable[[Tensor, Tensor, Tensor, dict[str, Any]], Tensor]
 
@@ -62,11 +61,8 @@ class IPAttentionPatch:
             )
         else:
             out = self.base(q, k, v, extra_options)
-        if torch.compiler.is_compiling():
-            out = add_images(out, q, precision)
-        else:
-            feature_map = extra_options.get("activations_shape", (0, 0))
-            out = step_of(extra_options).add_images(out, q, self.address, feature_map, precision)
+        feature_map = extra_options.get("activations_shape", (0, 0))
+        out = add_images(extra_options, out, q, self.address, feature_map, precision)
         for follower in self.followers:
             if follower.is_active(extra_options):
                 out = out + follower.callback(out, q, k, v, extra_options, **follower.arguments)

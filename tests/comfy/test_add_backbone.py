@@ -126,6 +126,18 @@ def test_presets_and_weights_name_what_the_row_names(apply: Callable, sample: Ca
         apply(layer_weights=other)
 
 
+def test_a_compiled_model_draws_the_same(model: Any, apply: Callable, sample: Callable) -> None:
+    from comfy_api.torch_helpers import set_torch_compile_wrapper
+    from comfy_extras.nodes_torch_compile import skip_torch_compile_dict
+
+    options = {"guard_filter_fn": skip_torch_compile_dict}
+    compiled = model.clone()
+    set_torch_compile_wrapper(model=compiled, backend="eager", options=options)
+    bare, patched = sample(model, steps=1), sample(apply(), steps=1)
+    for onto, wanted in ((compiled, bare), (apply(compiled), patched), (compiled, bare)):
+        torch.testing.assert_close(sample(onto, steps=1), wanted, rtol=1e-3, atol=1e-3)
+
+
 def test_an_adapter_of_another_backbone_is_refused(model: Any, make_adapter: Callable, make_tokens: Callable) -> None:
     adapter = make_adapter("base", "sd15")
     with pytest.raises(ValueError, match=r"an adapter for .* and a model of the .* kind"):

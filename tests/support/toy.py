@@ -109,12 +109,11 @@ def row() -> Any:
 
 def install(model: Any, _sites: Any, plan: Any, _networks: Any) -> None:
     """ComfyUI's half: one patch for all blocks, which adds what every applied adapter does there."""
-    step_of = comfy_host.pack("nodes.patching.run").step_of
+    add_images = comfy_host.pack("nodes.patching.compiled").add_images
     patches = model.model_options["transformer_options"].setdefault("patches", {})
     if HOOK not in patches:
-        model.set_model_patch(partial(_add, step_of), HOOK)
+        model.set_model_patch(partial(_add, add_images), HOOK)
 
 
-def _add(step_of: Any, attention: Tensor, q: Tensor, options: dict[str, Any]) -> Tensor:
-    address = ("block", options["block_index"], 0)
-    return step_of(options).add_images(attention, q, address, options["grid"])
+def _add(add_images: Any, attention: Tensor, q: Tensor, options: dict[str, Any]) -> Tensor:
+    return add_images(options, attention, q, ("block", options["block_index"], 0), options["grid"])
