@@ -4,8 +4,11 @@
 at full size only.
 """
 
+import json
+import tempfile
 from dataclasses import dataclass
 from functools import lru_cache
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -142,8 +145,10 @@ def _checkpoint(name: str) -> tuple[comfy.model_patcher.ModelPatcher, comfy.sd.C
 
 @lru_cache
 def _encoder(name: str) -> comfy.clip_vision.ClipVisionModel:
-    with torch.inference_mode(False):
-        clip_vision = comfy.clip_vision.ClipVisionModel({**_VISION, **ENCODERS[name]})
+    with torch.inference_mode(False), tempfile.TemporaryDirectory() as folder:
+        config = Path(folder) / "config.json"  # the older versions take no dictionary
+        config.write_text(json.dumps({**_VISION, **ENCODERS[name]}), encoding="utf-8")
+        clip_vision = comfy.clip_vision.ClipVisionModel(str(config))
         _randomise(clip_vision.model)
     return clip_vision
 
