@@ -52,7 +52,7 @@ def apply_inputs(reference: io.Input) -> list[io.Input]:
         IPAWeights.Input(
             "layer_weights",
             optional=True,
-            tooltip="Factors from IPALayerWeights that multiply the preset's. Neutral: unconnected.",
+            tooltip="Factors from IP-Adapter Layer Weights that multiply the preset's. Neutral: unconnected.",
         ),
         io.Mask.Input(
             "mask",
@@ -75,7 +75,7 @@ class IPAApply(io.ComfyNode):
             description="Steers a model with image tokens. Several may follow each other; their effects add up.",
             search_aliases=["ipadapter", "image prompt", "ip adapter apply", "IPAdapter Advanced", "IPAdapter Embeds"],
             inputs=apply_inputs(
-                IPATokens.Input("tokens", tooltip="Tokens from IPAEncodeImage, made with this adapter.")
+                IPATokens.Input("tokens", tooltip="Tokens from Encode Image for IP-Adapter, made with this adapter.")
             ),
             outputs=[io.Model.Output("model", tooltip="The patched model; the one that came in is unchanged.")],
         )

@@ -55,7 +55,7 @@ def apply_face_lora(model: ModelPatcher, adapter: LoadedAdapter, strength: float
         raise MismatchError(
             f"{adapter.name}, a {adapter.spec.family} adapter without a LoRA in its file",
             expected="a FaceID file that carries its LoRA, as the published .bin files do",
-            action="load the LoRA's own file with LoraLoaderModelOnly; portrait and Kolors have none and need none",
+            action="load the LoRA's own file with Load LoRA; portrait and Kolors have none and need none",
         )
     diffusion_model = original(model.get_model_object("diffusion_model"))
     sites = discover_sites(diffusion_model)
