@@ -6,9 +6,9 @@ from torch import Tensor
 
 from ...ipadapter_core.strength.layer_weights import LayerWeights
 from ..encoding.pictures import choose, encode_image
+from ..inputs import apply_inputs
 from ..patching.application import ApplySettings, apply_adapter
 from ..sockets import CATEGORY, LoadedAdapter
-from .apply import apply_inputs
 
 
 class IPAApplyImage(io.ComfyNode):
