@@ -54,7 +54,7 @@ def describe(adapter: LoadedAdapter) -> str:
     spec = adapter.spec
     tokens = "one token per image patch" if spec.num_tokens is None else f"{spec.num_tokens} tokens"
     encoder = f"{adapter.encoder.name}: {adapter.encoder.spec.name}" if adapter.encoder else "none loaded"
-    lora = "\nLoRA: in the file, for IPAApplyFaceLora" if adapter.network.lora else ""
+    lora = "\nLoRA: in the file, for Apply FaceID LoRA" if adapter.network.lora else ""
     return (
         f"{spec.family}\n{tokens}, {spec.num_sites} attention layers of {spec.base}\n"
         f"encoder needed: {encoder_need(spec)}\nencoder: {encoder}{lora}"

@@ -41,9 +41,9 @@ class PercentRange:
         start, end = self.start, self.end
         if not -_ROUNDING <= start <= end + _ROUNDING <= 1 + 2 * _ROUNDING:
             raise BadInputError(
-                f"start_percent {start:.7g} and end_percent {end:.7g}",
-                expected="0 <= start_percent <= end_percent <= 1",
-                action="set start_percent to where the image prompt begins and end_percent to where it ends",
+                f"an image prompt that acts from {start:.7g} to {end:.7g} of the sampling",
+                expected="0 <= start <= end <= 1",
+                action="let it start where the image prompt is to begin and end where it is to stop, both from 0 to 1",
             )
         end = min(max(end, 0.0), 1.0)
         object.__setattr__(self, "end", end)

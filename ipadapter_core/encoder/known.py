@@ -253,7 +253,7 @@ def check_encoder(encoder: EncoderSpec, spec: AdapterSpec) -> None:
         raise MismatchError(
             f"{encoder.name}, which gives {given or 'no'}{'-wide' if given else ''} {feature}",
             expected=f"for {spec.family}: {encoder_need(spec)}",
-            action="choose or connect that encoder, or let 'auto' find it",
+            action="choose or connect that encoder, or let it be found",
         )
 
 
@@ -299,7 +299,7 @@ def choose_encoder(
         raise MismatchError(
             f"several image encoders fit {spec.family}: {', '.join(matching)}",
             expected="one",
-            action="choose the one the adapter was trained with in image_encoder",
+            action="choose by its name the one the adapter was trained with",
         )
     return matching[0]
 

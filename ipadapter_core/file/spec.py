@@ -11,7 +11,7 @@ SPEC_KEY = "ipadapter.spec"
 DEFAULT_HEAD_DIM = 64
 PENULTIMATE = -2
 USUAL_BACKBONE = "UNet"
-CROPS = ("center", "pad", "stretch")  # how a picture becomes the encoder's square; see `preprocess.encoder_pixels`
+CROPS = ("center", "pad", "stretch")  # how a picture becomes the encoder's square; see `encoder.pixels.encoder_pixels`
 
 
 class Projection(str, Enum):

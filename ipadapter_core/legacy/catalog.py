@@ -65,7 +65,7 @@ def choose_adapter(
         raise MismatchError(
             f"several files that could be {preset}: {', '.join(unnamed)}",
             expected=f"one, or one named like {wanted.example}",
-            action=f"rename the one you mean to {wanted.example}, or choose it in IPAdapter Model Loader",
+            action=f"rename the one you mean to {wanted.example}, or choose it in a loader that lists files",
         )
     raise MismatchError(
         f"no file for the preset {preset} and this model among {found or 'no files at all'}",

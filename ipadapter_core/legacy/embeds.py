@@ -95,7 +95,7 @@ def read_embeds(path: Path) -> Tensor:
         raise UnreadableFileError(
             f"{path.name} holds {what} where embeds were looked for",
             expected="one tensor of shape [references, width] or [references, positions, width]",
-            action="choose a file that IPAdapter Save Embeds wrote",
+            action="choose a file that embeds were saved to",
         )
     return content.clone()  # the file may be replaced while they are in use
 
@@ -122,6 +122,6 @@ def check_embeds(embeds: object) -> Tensor:
         raise BadInputError(
             f"EMBEDS that are {found}",
             expected="a tensor of shape [references, width] or [references, positions, width]",
-            action="connect the output of an IPAdapter Encoder or Load Embeds node",
+            action="connect embeds as they were encoded or loaded",
         )
     return embeds

@@ -83,7 +83,7 @@ def _shrink(grids: Tensor) -> Tensor:
         raise BadInputError(
             f"image features of {positions} numbers or positions, which make up no square",
             expected="a square, such as the 1024 numbers of CLIP ViT-H or the 256 patches of a 224-pixel picture",
-            action="use an adapter for CLIP ViT-H, or IPAdapter Advanced, which cuts no tiles",
+            action="use an adapter for CLIP ViT-H, or a node that cuts no tiles",
         )
     large = rearrange(grids, "(i j) (h w) e -> 1 e (i h) (j w)", i=per_side, h=grid)
     small = functional.adaptive_avg_pool2d(large, grid)

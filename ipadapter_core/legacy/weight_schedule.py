@@ -60,7 +60,7 @@ class Strategy:
             raise BadInputError(
                 f"a weights strategy without {', '.join(missing)}",
                 expected=f"a strategy with {', '.join(field.name for field in fields(cls))}",
-                action="connect the weights_strategy output of IPAdapter Weights",
+                action="connect a strategy as a weights node makes it",
             )
         values = {field.name: stated[field.name] for field in fields(cls) if field.name in stated}
         weights = values["weights"]

@@ -6,61 +6,9 @@ from torch import Tensor
 
 from ...ipadapter_core.branch.tokens import ImageTokens
 from ...ipadapter_core.strength.layer_weights import LayerWeights
-from ...ipadapter_core.strength.presets import ONE_STRENGTH_PRESETS
+from ..inputs import apply_inputs
 from ..patching.application import ApplySettings, apply_adapter
-from ..sockets import CATEGORY, IPAAdapter, IPATokens, IPAWeights, LoadedAdapter
-
-
-def apply_inputs(reference: io.Input) -> list[io.Input]:
-    """What every node that patches a model with an adapter takes; `reference` is what it takes the image as."""
-    return [
-        io.Model.Input("model", tooltip="The model to steer: SD1.5, SD2.x, SDXL or derived from them."),
-        IPAAdapter.Input("adapter", tooltip="An adapter made for this kind of model."),
-        reference,
-        io.Float.Input(
-            "strength",
-            default=1.0,
-            min=-1.0,
-            max=5.0,
-            step=0.05,
-            tooltip="How strongly the image acts beside the text; no unit. 0 is neutral: the model is unchanged. "
-            "1 is as trained, 0.5 to 0.8 leaves more to the text.",
-        ),
-        io.Float.Input(
-            "start_percent",
-            default=0.0,
-            min=0.0,
-            max=1.0,
-            step=0.001,
-            tooltip="Where in the noise schedule the image begins to act, from 0 (start) to 1 (end). Neutral: 0.",
-        ),
-        io.Float.Input(
-            "end_percent",
-            default=1.0,
-            min=0.0,
-            max=1.0,
-            step=0.001,
-            tooltip="Where in the noise schedule the image stops acting, from 0 (start) to 1 (end). Neutral: 1.",
-        ),
-        io.Combo.Input(
-            "layer_preset",
-            options=list(ONE_STRENGTH_PRESETS),
-            default="all",
-            tooltip="Which attention layers take the image. Neutral: all. 'style' and 'composition' take only the "
-            "layers that carry them.",
-        ),
-        IPAWeights.Input(
-            "layer_weights",
-            optional=True,
-            tooltip="Factors from IPALayerWeights that multiply the preset's. Neutral: unconnected.",
-        ),
-        io.Mask.Input(
-            "mask",
-            optional=True,
-            tooltip="Where in the picture the image acts, 0..1, any size; a batch is one mask per latent. Neutral: 1 "
-            "everywhere, or unconnected.",
-        ),
-    ]
+from ..sockets import CATEGORY, IPATokens, LoadedAdapter
 
 
 class IPAApply(io.ComfyNode):
@@ -75,7 +23,7 @@ class IPAApply(io.ComfyNode):
             description="Steers a model with image tokens. Several may follow each other; their effects add up.",
             search_aliases=["ipadapter", "image prompt", "ip adapter apply", "IPAdapter Advanced", "IPAdapter Embeds"],
             inputs=apply_inputs(
-                IPATokens.Input("tokens", tooltip="Tokens from IPAEncodeImage, made with this adapter.")
+                IPATokens.Input("tokens", tooltip="Tokens from Encode Image for IP-Adapter, made with this adapter.")
             ),
             outputs=[io.Model.Output("model", tooltip="The patched model; the one that came in is unchanged.")],
         )

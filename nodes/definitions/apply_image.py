@@ -6,9 +6,9 @@ from torch import Tensor
 
 from ...ipadapter_core.strength.layer_weights import LayerWeights
 from ..encoding.pictures import choose, encode_image
+from ..inputs import apply_inputs
 from ..patching.application import ApplySettings, apply_adapter
 from ..sockets import CATEGORY, LoadedAdapter
-from .apply import apply_inputs
 
 
 class IPAApplyImage(io.ComfyNode):
@@ -20,7 +20,8 @@ class IPAApplyImage(io.ComfyNode):
             node_id="IPAApplyImage",
             display_name="Apply IP-Adapter from Image",
             category=CATEGORY,
-            description="Encodes reference images and steers a model with them: IPAEncodeImage and IPAApply in one.",
+            description="Encodes reference images and steers a model with them: Encode Image for IP-Adapter "
+            "and Apply IP-Adapter in one.",
             search_aliases=["ipadapter", "image prompt", "ip adapter", "IPAdapter", "reference image"],
             inputs=apply_inputs(
                 io.Image.Input("image", tooltip="Reference image; a batch is several references that act together.")

@@ -27,7 +27,7 @@ class IPAEncodeFace(io.ComfyNode):
             search_aliases=["faceid", "face id", "insightface", "portrait", "IPAdapter FaceID"],
             inputs=[
                 IPAAdapter.Input("adapter", tooltip="A FaceID adapter: FaceID, FaceID-Plus, portrait, Kolors FaceID."),
-                IPAFaceModel.Input("face_model", tooltip="From IPALoadFaceModel."),
+                IPAFaceModel.Input("face_model", tooltip="From Load Face Model for IP-Adapter."),
                 io.Image.Input(
                     "image", tooltip="Picture with a face; a batch is several references that act together."
                 ),
@@ -66,7 +66,7 @@ class IPAEncodeFace(io.ComfyNode):
                 ),
             ],
             outputs=[
-                IPATokens.Output("tokens", tooltip="Image tokens for IPAApply or IPACombineTokens."),
+                IPATokens.Output("tokens", tooltip="Image tokens, for Apply IP-Adapter or Combine IP-Adapter Tokens."),
                 io.Image.Output("face_image", tooltip="The faces as they were cut out, to see what was found."),
             ],
         )

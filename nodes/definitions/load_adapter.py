@@ -34,8 +34,8 @@ class IPALoadAdapter(io.ComfyNode):
                     options=encoder_choices(),
                     default=paths.AUTO,
                     tooltip="The image encoder of models/clip_vision. 'auto' (recommended) finds the one the adapter "
-                    "needs; 'none' if you connect a CLIP_VISION to IPAEncodeImage. A name ending in / is a folder "
-                    "with a transformers model.",
+                    "needs; 'none' if you connect a CLIP_VISION to Encode Image for IP-Adapter. A name ending in / "
+                    "is a folder with a transformers model.",
                 ),
             ],
             outputs=[IPAAdapter.Output("adapter", tooltip="The adapter with its image encoder.")],

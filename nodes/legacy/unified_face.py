@@ -16,9 +16,9 @@ from ...ipadapter_core.file.container import read_header
 from ...ipadapter_core.file.spec import Projection
 from ...ipadapter_core.legacy.catalog import Wanted
 from .. import paths
-from ..definitions.apply_face_lora import apply_face_lora
 from ..encoding.face_model import PROVIDERS, USUAL_PACKS, load_face_model, pack_fingerprint
 from ..loading import open_adapter
+from ..patching.face_lora import apply_face_lora
 from ..sockets import LoadedAdapter
 from .payload import make_pipeline
 from .schema import IPAdapterSocket, ipadapter, legacy_schema

@@ -53,7 +53,7 @@ def add_images(
     """`Step.add_images` of the call of the model whose `transformer_options` these are, compiled or not."""
     if torch.compiler.is_compiling():
         return cast(Tensor, _add_images(out, q, attn_precision))
-    return step_of(options).add_images(out, q, address, feature_map, attn_precision)
+    return step_of(options).add_images(out, q, address, feature_map, attn_precision, options)
 
 
 def is_compiled(model: Any, options: Mapping[str, Any]) -> bool:

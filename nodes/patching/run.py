@@ -138,6 +138,7 @@ class Step:
         address: Address,
         feature_map: Sequence[int],
         attn_precision: torch.dtype | None = None,
+        options: Mapping[str, Any] | None = None,
     ) -> Tensor:
         """The attention of a site with the image branch of every plan that patches it added.
 
@@ -146,6 +147,7 @@ class Step:
             address: of the site; what is said of it and of its feature map does not count in a compiled model.
             feature_map: the site's real shape, ending in height and width.
             attn_precision: that of the site, as ComfyUI hands it on.
+            options: what the site was called with, for packs that override the attention; None is what the model was.
         """
         if self.is_compiled:
             address, feature_map = self._next_site(q), self._feature_map(q.shape[1])
@@ -160,7 +162,7 @@ class Step:
                 optimized_attention,
                 heads=plan.sites[slot].heads,
                 attn_precision=attn_precision,
-                transformer_options=self._options,
+                transformer_options=self._options if options is None else options,
                 skip_reshape=True,
                 # the few image tokens lose more by a low-precision kernel than they gain
                 low_precision_attention=False,

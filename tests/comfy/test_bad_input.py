@@ -78,8 +78,8 @@ def test_a_model_without_cross_attention(setting: dict) -> None:
 @pytest.mark.parametrize(
     ("change", "found"),
     [
-        ({"start_percent": 0.8, "end_percent": 0.2}, "start_percent 0.8 and end_percent 0.2"),
-        ({"start_percent": -0.5}, "start_percent -0.5"),
+        ({"start_percent": 0.8, "end_percent": 0.2}, "acts from 0.8 to 0.2 of the sampling"),
+        ({"start_percent": -0.5}, "acts from -0.5 to 1 of the sampling"),
         ({"layer_preset": "linear"}, "layer preset 'linear'"),
         ({"mask": torch.full((1, 8, 8), 1.5)}, "values from 1.5 to 1.5"),
         ({"mask": torch.tensor([[[-0.2, 0.5]]])}, "values from -0.2 to 0.5"),

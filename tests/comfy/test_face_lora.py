@@ -65,7 +65,7 @@ def test_strength_zero_is_the_model_itself(layout: str, adapter: Any, model: Cal
 
 
 def test_an_adapter_without_lora_says_where_to_get_one(model: Callable, make_adapter: Callable) -> None:
-    with pytest.raises(ValueError, match=r"without a LoRA.*LoraLoaderModelOnly"):
+    with pytest.raises(ValueError, match=r"without a LoRA.*Load LoRA"):
         comfy_host.run(
             "IPAApplyFaceLora", model=model("sd15"), adapter=make_adapter("base", "sd15").loaded, strength=1.0
         )

@@ -73,9 +73,9 @@ def sites_of(name: str) -> Any:
 
 @pytest.mark.parametrize("name", FULL_SIZE)
 def test_number_of_sites(base_directory: object, name: str) -> None:
-    unet = sites_of(name)
-    assert len(unet.sites) == NUM_SITES[name]
-    assert (unet.sites[0].context_dim, len(unet.sites)) in unet.backbone.families
+    sites = sites_of(name)
+    assert len(sites.sites) == NUM_SITES[name]
+    assert (sites.sites[0].context_dim, len(sites.sites)) in sites.backbone.families
 
 
 @pytest.mark.parametrize(("name", "published"), [("SD15", SD15_SITES), ("SDXL", SDXL_SITES)])

@@ -58,7 +58,7 @@ def test_several_different_encoders_that_fit_are_left_to_the_user() -> None:
     with pytest.raises(MismatchError) as caught:
         choose_encoder(HIDDEN_1024, {"l": L, "l336": L_336, "dino": DINO}, FOLDERS)
     assert "several image encoders fit SD1.5 plus: l, l336. Expected: one" in str(caught.value)
-    assert "image_encoder" in str(caught.value)
+    assert "choose by its name" in str(caught.value)
 
 
 @pytest.mark.parametrize(

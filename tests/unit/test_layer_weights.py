@@ -11,11 +11,11 @@ from ipadapter_core.strength.presets import resolve_preset
 from ipadapter_core.strength.site import SiteStrength
 
 
-def apply(unet: Sites, text: str = "", **groups: float) -> dict[int, float]:
+def apply(sites: Sites, text: str = "", **groups: float) -> dict[int, float]:
     """Factors that differ from 1, by site index."""
     weights = LayerWeights(groups, parse_site_factors(text))
-    resolved = weights.apply(resolve_preset("all", unet, 1.0), unet)
-    assert set(resolved) == {site.index for site in unet.sites}
+    resolved = weights.apply(resolve_preset("all", sites, 1.0), sites)
+    assert set(resolved) == {site.index for site in sites.sites}
     return {index: strength.value for index, strength in resolved.items() if strength.value != 1}
 
 

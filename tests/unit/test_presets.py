@@ -85,10 +85,10 @@ WEIGHT_TYPES: dict[str, tuple[str, tuple[Table, Table]]] = {
 }
 
 
-def check(unet: Sites, resolved: dict[int, SiteStrength], table: Table) -> None:
-    assert set(resolved) == {site.index for site in unet.sites}
-    for site in unet.sites:
-        given, wanted = resolved[site.index], table[transformer_of(site, unet)]
+def check(sites: Sites, resolved: dict[int, SiteStrength], table: Table) -> None:
+    assert set(resolved) == {site.index for site in sites.sites}
+    for site in sites.sites:
+        given, wanted = resolved[site.index], table[transformer_of(site, sites)]
         value, swap = wanted if isinstance(wanted, tuple) else (wanted, False)
         assert given.value == pytest.approx(value, abs=1e-12), (site, given)
         assert not value or given.swap == swap, (site, given)
@@ -119,8 +119,8 @@ def test_without_a_second_strength_the_first_serves_both(sdxl: Sites, name: str)
 
 def test_presets_that_one_strength_can_tell_apart(sd15: Sites, sdxl: Sites) -> None:
     assert set(PRESETS).difference(ONE_STRENGTH_PRESETS) == {"strong style and composition"}
-    for unet in (sd15, sdxl):
-        resolved = [tuple(resolve_preset(name, unet, W).items()) for name in ONE_STRENGTH_PRESETS]
+    for sites in (sd15, sdxl):
+        resolved = [tuple(resolve_preset(name, sites, W).items()) for name in ONE_STRENGTH_PRESETS]
         assert len(set(resolved)) == len(resolved)
 
 

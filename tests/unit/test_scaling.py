@@ -15,13 +15,13 @@ TOKENS, REFERENCES = 3, 2
 EXACT = {"rtol": 0, "atol": 1e-10}
 
 
-def site_kv(unet: Sites, rows: int = 2, references: int = REFERENCES) -> SiteKV:
+def site_kv(sites: Sites, rows: int = 2, references: int = REFERENCES) -> SiteKV:
     generator = torch.Generator().manual_seed(0)
 
     def random() -> dict[int, Tensor]:
         shape = (rows, references * TOKENS)
         return {
-            site.index: torch.randn(*shape, site.dim, dtype=torch.float64, generator=generator) for site in unet.sites
+            site.index: torch.randn(*shape, site.dim, dtype=torch.float64, generator=generator) for site in sites.sites
         }
 
     return SiteKV(random(), random(), TOKENS)

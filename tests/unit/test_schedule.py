@@ -56,7 +56,7 @@ def test_a_step_acts_exactly_if_it_lies_between_start_and_end(first: float, seco
     [(0.6, 0.5), (-0.1, 1), (0, 1.1), (1.5, 2), (float("nan"), 1), (0, float("nan"))],
 )
 def test_impossible_ranges_are_refused(start: float, end: float) -> None:
-    phrase = f"Found: start_percent {start:g} and end_percent {end:g}. Expected: 0 <= start_percent <= end_percent <= 1"
+    phrase = f"acts from {start:g} to {end:g} of the sampling. Expected: 0 <= start <= end <= 1"
     with pytest.raises(BadInputError, match=re.escape(phrase)):
         percent_range(start, end)
 
@@ -75,5 +75,5 @@ def test_what_rounding_left_outside_counts_as_the_end_itself(start: float, end: 
 
 
 def test_a_range_that_is_just_too_long_is_shown_so_that_it_makes_sense() -> None:
-    with pytest.raises(BadInputError, match=r"end_percent 1\.00001\. Expected"):
+    with pytest.raises(BadInputError, match=r"to 1\.00001 of the sampling\. Expected"):
         percent_range(0, 1.00001)

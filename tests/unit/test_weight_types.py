@@ -18,21 +18,21 @@ from ipadapter_core.strength.site import FrameStrength, SiteStrength
 from .hand_made_sites import transformer_of
 
 
-def by_transformer(unet: Sites, strengths: dict[int, SiteStrength]) -> dict[int, float]:
+def by_transformer(sites: Sites, strengths: dict[int, SiteStrength]) -> dict[int, float]:
     return {
-        transformer_of(site, unet): round(strengths[site.index].value, 6)
-        for site in unet.sites
+        transformer_of(site, sites): round(strengths[site.index].value, 6)
+        for site in sites.sites
         if site.index in strengths
     }
 
 
 @pytest.mark.parametrize("name", WEIGHT_TYPES)
 def test_every_type_is_its_preset_without_the_middle(sd15: Sites, sdxl: Sites, name: str) -> None:
-    for unet in (sd15, sdxl):
+    for sites in (sd15, sdxl):
         weight_type = WEIGHT_TYPES[name]
-        whole = resolve_preset(weight_type.preset, unet, 0.7, weight_type.second)
-        given = resolve_weight_type(name, unet, 0.7)
-        middle = {site.index for site in unet.sites if site.group == "middle"}
+        whole = resolve_preset(weight_type.preset, sites, 0.7, weight_type.second)
+        given = resolve_weight_type(name, sites, 0.7)
+        middle = {site.index for site in sites.sites if site.group == "middle"}
         assert middle
         assert given == {index: strength for index, strength in whole.items() if index not in middle}
 

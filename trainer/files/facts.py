@@ -30,7 +30,7 @@ class Preprocess:
 
     Attributes:
         encoder_kind: "CLIP", "SigLIP", "DINOv2" …, as `EncoderSpec.kind`.
-        crop: `center`, `pad` or `stretch`, as `ipadapter_core.preprocess` means them.
+        crop: `center`, `pad` or `stretch`, as `ipadapter_core.encoder.pixels` means them.
         size: side in pixels.
         mean, std: per channel.
     """

@@ -1,4 +1,4 @@
-"""The decoupled cross-attention inside a diffusers UNet, by the same arithmetic as the nodes (`ipadapter_core.attention`).
+"""The decoupled cross-attention inside a diffusers UNet, by the arithmetic of the nodes (`branch.attention`).
 
 The K/V of every site come in by `cross_attention_kwargs={"image_kv": …}`: all of the adapter's own computation happens
 in one forward of the adapter, so that DDP, FSDP and gradient checkpointing see an ordinary module and a frozen UNet.

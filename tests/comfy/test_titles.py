@@ -1,0 +1,93 @@
+"""What people read names nodes by the titles on the screen, never by their ids; the core names no node at all."""
+
+import ast
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from support import comfy_host
+
+CORE, NODES = comfy_host.ROOT / "ipadapter_core", comfy_host.ROOT / "nodes"
+PAGES = [*sorted((NODES / "web" / "docs").glob("*.md")), *sorted((comfy_host.ROOT / "docs").glob("*.md"))]
+OF_FOLDERS = {"clip_vision"}  # inputs whose names are also those of ComfyUI's model folders
+
+
+@pytest.fixture(scope="module")
+def schemas(base_directory: Path) -> list[Any]:
+    """Of every node of the pack."""
+    import nodes
+
+    ids = {*(name for name in nodes.NODE_CLASS_MAPPINGS if name.startswith("IPA")), "PrepImageForClipVision"}
+    return [comfy_host.node(node_id).define_schema() for node_id in sorted(ids)]
+
+
+@pytest.fixture(scope="module")
+def ids(schemas: list[Any]) -> re.Pattern[str]:
+    """Ids of our nodes and of ComfyUI's own that are no titles."""
+    import nodes
+
+    titles = {schema.node_id: schema.display_name for schema in schemas}
+    titles |= {name: title for name, title in nodes.NODE_DISPLAY_NAME_MAPPINGS.items() if re.search("[a-z][A-Z]", name)}
+    names = {name for name, title in titles.items() if name != title}
+    assert {"IPAApply", "IPAdapterMS", "PrepImageForClipVision", "LoadImage"} <= names
+    return words(names)
+
+
+def words(names: set[str]) -> re.Pattern[str]:
+    return re.compile(rf"(?<![\w/])({'|'.join(sorted(map(re.escape, names)))})(?!\w)")
+
+
+def texts(folder: Path, *, docstrings: bool) -> Iterator[tuple[str, str]]:
+    """Every text in the source of a folder, and where it stands; names that are nothing but a name left out."""
+    for path in sorted(folder.rglob("*.py")):
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        first = {
+            id(node.body[0].value)
+            for node in ast.walk(tree)
+            if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef)
+            and ast.get_docstring(node) is not None
+        }
+        for node in ast.walk(tree):
+            if not isinstance(node, ast.Constant) or not isinstance(node.value, str) or node.value.isidentifier():
+                continue
+            if docstrings or id(node) not in first:
+                yield f"{path.relative_to(comfy_host.ROOT)}:{node.lineno}", node.value
+
+
+def named(found: Iterator[tuple[str, str]], names: re.Pattern[str]) -> list[str]:
+    return [f"{where} names {match[0]}" for where, text in found for match in names.finditer(text)]
+
+
+def test_messages_of_the_nodes_name_no_id(ids: re.Pattern[str]) -> None:
+    assert len(list(texts(NODES, docstrings=False))) > 100
+    assert named(texts(NODES, docstrings=False), ids) == []
+
+
+def test_schemas_name_no_id(schemas: list[Any], ids: re.Pattern[str]) -> None:
+    def shown(schema: Any) -> Iterator[tuple[str, str]]:
+        yield f"{schema.node_id}: description", f"{schema.display_name}. {schema.description}"
+        for item in (*schema.inputs, *schema.outputs):
+            template = getattr(getattr(item, "template", None), "input", None)
+            for part in filter(None, (item, template)):
+                yield f"{schema.node_id}: {part.id}", " ".join(filter(None, (part.display_name, part.tooltip)))
+
+    everything = [entry for schema in schemas for entry in shown(schema)]
+    assert len(everything) > len(schemas)
+    assert named(iter(everything), ids) == []
+
+
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: path.name)
+def test_pages_name_no_id(ids: re.Pattern[str], path: Path) -> None:
+    assert named(iter([(path.name, path.read_text(encoding="utf-8"))]), ids) == []
+
+
+def test_the_core_names_no_node_and_no_input_of_one(schemas: list[Any], ids: re.Pattern[str]) -> None:
+    titles = {title for title in (schema.display_name for schema in schemas) if " " in title}
+    inputs = {item.id for schema in schemas for item in schema.inputs if "_" in item.id} - OF_FOLDERS
+    everything = list(texts(CORE, docstrings=True))
+    hits = [hit for names in (ids, words(titles)) for hit in named(iter(everything), names)]
+    hits += named(texts(CORE, docstrings=False), words(inputs))  # its docstrings name its own arguments
+    assert "\n".join(hits) == ""
