@@ -106,7 +106,9 @@ def attention_rows(count: int, batch: Rows, groups: Sequence[Group]) -> Rows:
         return Rows(tuple(groups), batch.latents)
     blocks, rest = divmod(count, batch.latents)
     if rest == 0:
-        for is_single in (_has_uncond_number, _is_uncond):
+        # of tiles a couple repeats other rows than it means to
+        tests = (_has_uncond_number, _is_uncond) if len(batch.blocks) == len(groups) else ()
+        for is_single in tests:
             if coupled := _coupled(blocks, batch.blocks, [is_single(block) for block in batch.blocks]):
                 return Rows(coupled, batch.latents)
         if blocks % len(batch.blocks) == 0:

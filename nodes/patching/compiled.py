@@ -64,7 +64,10 @@ def is_compiled(model: Any, options: Mapping[str, Any]) -> bool:
         options: its `transformer_options`.
     """
     wrappers = options.get("wrappers", {}).get(WrappersMP.APPLY_MODEL, {})
-    return _COMPILER_KEY in wrappers or original(model.diffusion_model) is not model.diffusion_model
+    return _COMPILER_KEY in wrappers or any(
+        original(module) is not module  # packs compile single blocks as well
+        for module in model.diffusion_model.modules()
+    )
 
 
 def check_compiler(model_options: Mapping[str, Any]) -> None:

@@ -36,6 +36,7 @@ class Run:
 
     def __init__(self, applied: Applied | None, model_sampling: Any, guider: Any = None) -> None:
         self.guider = guider
+        self.is_compiled: bool | None = None  # not known before the first call of the model
         # asked of the schedule here, as it reads numbers off the device
         self._ranges = {
             plan: plan.acting.sigmas(model_sampling.percent_to_sigma)

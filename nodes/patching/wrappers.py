@@ -43,7 +43,7 @@ def _in_run(executor: Callable[..., Any], *inputs: Any, **named: Any) -> Any:
     try:
         return executor(*inputs, **named)
     finally:
-        del options[RUN]
+        options.pop(RUN, None)
 
 
 def _count_memory(
@@ -105,7 +105,9 @@ def _in_step(
     run = transformer_options.get(RUN) or Run(applied, model.model_sampling)
     step = _step(run, x, transformer_options)
     options = {**transformer_options, STEP: step}
-    if applied is None or not is_compiled(model, options):
+    if run.is_compiled is None:
+        run.is_compiled = is_compiled(model, options)
+    if applied is None or not run.is_compiled:
         return executor(x, t, c_concat, c_crossattn, control, options, **named)
     if applied.fill_slots is not None:
         options = applied.fill_slots(options, applied.sites)

@@ -137,6 +137,21 @@ def test_two_adapters_after_one(setting: tuple, apply: Callable, sample: Callabl
 
 
 @whole_graph
+def test_a_pack_that_compiles_single_blocks(setting: tuple, apply: Callable, sample: Callable) -> None:
+    from comfy_extras.nodes_torch_compile import skip_torch_compile_dict
+
+    model, adapter, tokens = setting
+    blocks = model.clone()
+    for name, module in model.get_model_object("diffusion_model").named_modules():
+        if type(module).__name__ == "BasicTransformerBlock":
+            options = {"guard_filter_fn": skip_torch_compile_dict}
+            blocks.add_object_patch(f"diffusion_model.{name}", torch.compile(module, backend="eager", options=options))
+    without, with_it = sample(model, steps=1), sample(apply(model, adapter, tokens), steps=1)
+    for patched, wanted in ((blocks, without), (apply(blocks, adapter, tokens), with_it), (blocks, without)):
+        same(sample(patched, steps=1), wanted)
+
+
+@whole_graph
 def test_the_network_is_still_compiled(
     setting: tuple, apply: Callable, sample: Callable, monkeypatch: pytest.MonkeyPatch
 ) -> None:

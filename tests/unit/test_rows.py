@@ -83,6 +83,13 @@ def test_rows_inside_the_model_that_fit_no_pattern() -> None:
         attention_rows(2, batch, batch.blocks)
 
 
+def test_a_couple_of_tiles_is_refused() -> None:
+    """It takes the first half of the rows for the first conditioning, which of tiles they are not."""
+    with pytest.raises(MismatchError, match="an attention layer is called with 6 rows"):
+        attention_rows(6, Rows((U, C, U, C), 1), [U, C])
+    assert spelled(attention_rows(8, Rows((U, C, U, C), 1), [U, C])) == "ucucucuc"
+
+
 def test_equal_sides_at_different_places_are_told_apart() -> None:
     left, right = (Group(0, COND, Place(0, start, 4, 4, (4, 8))) for start in (0, 4))
     assert batch_rows(4, [left, right], 2).places == (left.place, right.place)
