@@ -121,8 +121,11 @@ def test_no_two_nodes_overlap(path: Path):
 
 
 @pytest.mark.slow
-@pytest.mark.smoke
-@each_workflow
+@pytest.mark.parametrize(
+    "path",
+    # between them those without models of their own have every node
+    [pytest.param(path, id=path.stem, marks=[pytest.mark.smoke] * (path.stem not in DEMO)) for path in WORKFLOWS],
+)
 def test_it_draws(path: Path, client: Client, object_info: Any):
     drawn = pictures(client, convert_ui_to_api(made_small(read(path)), object_info))
     count, side = DEMO.get(path.stem, (1, SIZE))
