@@ -2,6 +2,7 @@
 
 # M masks, L cells of a feature map, G blocks of rows, B latents per block
 
+import threading
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Sequence
 from typing import TypeVar
@@ -22,7 +23,7 @@ _T = TypeVar("_T")
 
 
 class Resident:
-    """Copies and selections of a plan's tensors, made when first asked for; not for several threads at once.
+    """Copies and selections of a plan's tensors, made when first asked for; several threads may ask.
 
     Args:
         device, dtype: those of the queries.
@@ -31,6 +32,7 @@ class Resident:
     def __init__(self, plan: PatchPlan, device: torch.device, dtype: torch.dtype) -> None:
         self.plan = plan
         self.device, self.dtype = device, dtype
+        self._lock = threading.Lock()
         self._key: Hashable = None
         self._packed: PackedKV | None = None
         self._views: OrderedDict[Hashable, _SiteViews] = OrderedDict()
@@ -49,7 +51,8 @@ class Resident:
 
     def kv(self, slot: int, rows: Rows, moment: Moment) -> tuple[Tensor, Tensor]:
         """K and V of site `slot` of the plan for these rows: (G, H, T, D), or (G·B, H, T, D) if it is per frame."""
-        return self._site_views(rows, moment)[slot]
+        with self._lock:  # two threads may be at different windows
+            return self._site_views(rows, moment)[slot]
 
     def mask(self, feature_map: Sequence[int], cells: int, rows: Rows, frames: tuple[int, ...]) -> Tensor | None:
         """The mask for an image branch of these rows and `cells` tokens, as (1 or G·B, L, 1); None if there is none.
@@ -74,12 +77,13 @@ class Resident:
         places = rows.places
         is_one = len(mask) == 1 and len(set(places)) == 1
         key = (height, width, places[:1] if is_one else (places, rows.latents, frames))
-        return _remember(
-            self._masks,
-            key,
-            _MOST_MAPS,
-            lambda: self._mask_rows(height, width, places[:1] if is_one else places, frames),
-        )
+        with self._lock:
+            return _remember(
+                self._masks,
+                key,
+                _MOST_MAPS,
+                lambda: self._mask_rows(height, width, places[:1] if is_one else places, frames),
+            )
 
     def _mask_rows(self, height: int, width: int, places: Sequence[Place | None], frames: tuple[int, ...]) -> Tensor:
         assert self.plan.mask is not None

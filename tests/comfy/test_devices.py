@@ -1,5 +1,6 @@
 """Parts of one sampling on several devices, each with a thread, as ComfyUI's multi-GPU work units run them."""
 
+import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -102,3 +103,44 @@ def test_a_gate_is_decided_once_per_step(
     adapter = make_adapter("base", layout)
     sample(apply(model(layout), adapter, make_tokens(adapter), **USE), steps=3)
     assert len(calls) == 3
+
+
+@pytest.mark.parametrize("kind", ["keys", "masks"])
+def test_threads_at_different_windows_do_not_mix(
+    layout: str, kind: str, model: Callable, make_adapter: Callable, make_tokens: Callable, apply: Callable
+) -> None:
+    frames, latents, adapter = 9, 2, make_adapter("base", layout)
+    run_module, applied = comfy_host.pack("nodes.patching.run"), comfy_host.pack("nodes.patching.applied").applied_to
+    if kind == "masks":
+        patched = apply(model(layout), adapter, make_tokens(adapter), mask=torch.rand(frames, 8, 8))
+    else:
+        application = comfy_host.pack("nodes.patching.application")
+        sites = application.fitting_sites(model(layout), adapter.loaded)
+        strength = comfy_host.pack("ipadapter_core.strength.site").SiteStrength(1.0)
+        numbers, tokens = range(len(sites.sites)), make_tokens(adapter, references=frames)
+        of_site, strengths = dict.fromkeys(numbers, tokens), dict.fromkeys(numbers, strength)
+        limits = application.Limits()
+        patched = application.patch_sites(
+            model(layout), sites, adapter.loaded, of_site, strengths, limits, per_frame=True
+        )
+    options = patched.model_options["transformer_options"]
+    site = applied(options).plans[0].sites[0]
+    q = torch.randn(2 * latents, 64, site.dim, generator=torch.Generator().manual_seed(1))
+
+    def draw(run: Any, start: int) -> Tensor:
+        window = {"sub_idxs": [start, start + 1]}
+        step = run_module.Step(run, options | {"cond_or_uncond": [1, 0], "ad_params": window})
+        with torch.inference_mode():
+            return step.add_images(q, q, site.address, (8, 8))
+
+    alone = {start: draw(run_module.Run(applied(options), None), start) for start in range(frames - 1)}
+    shared, interval = run_module.Run(applied(options), None), sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)  # threads take turns as often as they can
+    try:
+        with ThreadPoolExecutor(8) as pool:
+            starts = list(alone) * 20
+            drawn = list(pool.map(lambda start: draw(shared, start), starts))
+    finally:
+        sys.setswitchinterval(interval)
+    for start, given in zip(starts, drawn, strict=True):
+        torch.testing.assert_close(given, alone[start], rtol=1e-4, atol=1e-4)
