@@ -31,6 +31,14 @@ class Applied:
         """Itself: packs copy a model's options whole, and this never changes."""
         return self
 
+    def keep_slots(self, options: Mapping[str, Any]) -> Mapping[str, Any]:
+        """`transformer_options` in which our patch is back at every planned site whose slot another pack took over."""
+        if self.fill_slots is None:
+            return options
+        planned = {address for plan in self.plans for address in plan.slots}
+        sites = tuple(site for site in self.sites.sites if site.address in planned)
+        return self.fill_slots(options, Sites(self.sites.backbone, sites))
+
     @property
     def running_order(self) -> tuple[Site, ...]:
         """All sites as the model runs them."""

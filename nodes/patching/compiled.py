@@ -27,9 +27,14 @@ _COMPILER_KEY = "torch.compile"  # under which ComfyUI's compile nodes register 
 _COMPILER_OPTIONS = "torch_compile_kwargs"  # in model_options
 _running = threading.local()
 _UNKNOWN = ("", 0, 0)
+_RECORDING_MODES = ("reduce-overhead", "max-autotune")
 
 
-@torch.library.custom_op("ipadapter_studio::add_images", mutates_args=())
+# What records kernels to play them back must leave the operation out: it is another one at every step.
+_UNRECORDED = getattr(torch.Tag, "cudagraph_unsafe", None)
+_define: Any = torch.library.custom_op  # an older PyTorch's knows no tags
+
+
 def _add_images(out: Tensor, q: Tensor, attn_precision: torch.dtype | None) -> Tensor:
     """`Step.add_images` of the step that is running."""
     step: Step = _running.step
@@ -37,9 +42,16 @@ def _add_images(out: Tensor, q: Tensor, attn_precision: torch.dtype | None) -> T
     return out.clone() if added is out else added  # an operation must not hand out its input
 
 
-@_add_images.register_fake
-def _(out: Tensor, q: Tensor, attn_precision: torch.dtype | None) -> Tensor:
+def _shape_of_images(out: Tensor, q: Tensor, attn_precision: torch.dtype | None) -> Tensor:
     return torch.empty_like(out)
+
+
+_operation = _define(
+    "ipadapter_studio::add_images",
+    mutates_args=(),
+    **({} if _UNRECORDED is None else {"tags": (_UNRECORDED,)}),
+)(_add_images)
+_operation.register_fake(_shape_of_images)
 
 
 def add_images(
@@ -52,7 +64,7 @@ def add_images(
 ) -> Tensor:
     """`Step.add_images` of the call of the model whose `transformer_options` these are, compiled or not."""
     if torch.compiler.is_compiling():
-        return cast(Tensor, _add_images(out, q, attn_precision))
+        return cast(Tensor, _operation(out, q, attn_precision))
     return step_of(options).add_images(out, q, address, feature_map, attn_precision, options)
 
 
@@ -76,11 +88,15 @@ def check_compiler(model_options: Mapping[str, Any]) -> None:
     Raises:
         MismatchError: it is such a one.
     """
-    if model_options.get(_COMPILER_OPTIONS, {}).get("backend") == "cudagraphs":
+    given = model_options.get(_COMPILER_OPTIONS) or {}
+    records = given.get("backend") == "cudagraphs"
+    if _UNRECORDED is None:  # an older PyTorch, in which nothing can be left out
+        records |= given.get("mode") in _RECORDING_MODES or bool((given.get("options") or {}).get("triton.cudagraphs"))
+    if records:
         raise MismatchError(
-            "a model compiled with the backend cudagraphs, and an IP-Adapter on it",
+            "a model compiled with the backend cudagraphs, or a mode that uses it, and an IP-Adapter on it",
             expected="a compiler that asks the IP-Adapter at every step",
-            action="set backend of TorchCompileModel to 'inductor'",
+            action="set backend of TorchCompileModel to 'inductor', with the usual mode",
         )
 
 

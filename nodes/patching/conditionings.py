@@ -79,7 +79,7 @@ def read_conditionings(
 
 def _side_of(conditionings: Sequence[Mapping[str, Any]], known: Mapping[str, Sequence[Mapping[str, Any]]]) -> int:
     """The side of a list: known by identity, or of a copy (a context window's) by whose entries it has."""
-    sides = {name: UNCOND if any(word in name for word in _WITHOUT_IMAGE) else COND for name in known}
+    sides = {name: _side_of_known(name, theirs or ()) for name, theirs in known.items()}
     for name, side in sides.items():
         if known[name] is conditionings:
             return side
@@ -99,9 +99,16 @@ def _side_of(conditionings: Sequence[Mapping[str, Any]], known: Mapping[str, Seq
     return UNCOND
 
 
+def _side_of_known(name: str, conditionings: Sequence[Mapping[str, Any]]) -> int:
+    """The side of a guider's list, by its name or by how ComfyUI's guiders mark their further negatives."""
+    is_marked = name != "positive" and any(entry.get("prompt_type") == "negative" for entry in conditionings)
+    return UNCOND if is_marked or any(word in name for word in _WITHOUT_IMAGE) else COND
+
+
 def _place(area: Sequence[int] | None, whole: tuple[int, int]) -> Place | None:
     """A conditioning's area as the sampler cuts it out."""
     if area is None or len(area) != 4:
         return None
     height, width, top, left = area
-    return Place(top, left, min(whole[0] - top, height), min(whole[1] - left, width), whole)
+    place = Place(top, left, min(whole[0] - top, height), min(whole[1] - left, width), whole)
+    return None if (place.height, place.width) == whole else place

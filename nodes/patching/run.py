@@ -7,7 +7,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from comfy.ldm.modules.attention import optimized_attention
+from comfy.ldm.modules import attention as comfy_attention
 from torch import Tensor
 
 from ...ipadapter_core.backbone.sites import Address
@@ -23,6 +23,7 @@ from .conditionings import by_number
 logger = logging.getLogger(__name__)
 
 STEP = f"{KEY}_step"  # in transformer_options
+_WHOLE_SHAPE = 4  # dimensions of a feature map with its rows
 
 
 class Run:
@@ -106,8 +107,8 @@ class Step:
         self.is_compiled = False
         self._calls = 0
         self._numbers: Sequence[int] = options.get("cond_or_uncond") or (0,)
-        self._window, self._sigmas = _window(options), options.get("sigmas")
-        self._rows: dict[tuple[int, int], Rows] = {}
+        self._window, self._sigmas = window_of(options), options.get("sigmas")
+        self._rows: dict[tuple[object, ...], Rows] = {}
         self._gates: dict[tuple[object, ...], Tensor] = {}
 
     def __deepcopy__(self, _memo: object) -> "Step":
@@ -122,14 +123,23 @@ class Step:
             return ()
         return tuple(range(rows) if self._window is None or len(self._window) != rows else self._window)
 
-    def rows(self, count: int) -> Rows:
-        """Whose the rows of an attention layer are. Errors as `attention_rows`."""
-        key = (count, len(self._numbers))
+    def rows(self, count: int, called: int | None = None, numbers: Sequence[int] | None = None) -> Rows:
+        """Whose the rows of an attention layer are. Errors as `attention_rows`.
+
+        Args:
+            called: rows the network was called with, where a pack between ComfyUI's model and it changed them.
+            numbers: `cond_or_uncond` as it reaches the layer.
+        """
+        numbers = self._numbers if numbers is None else numbers
+        key = (count, called, tuple(numbers))
         if key not in self._rows:
-            groups = [self._groups.get(number) or by_number(number) for number in self._numbers]
+            groups = [self._groups.get(number) or by_number(number) for number in numbers]
             if self._batch is None:
                 self._batch = batch_rows(count, groups, None)
-            self._rows[key] = attention_rows(count, self._batch, groups)
+            batch = self._batch
+            if called not in (None, batch.count):
+                batch = batch_rows(called or 0, groups, batch.latents)
+            self._rows[key] = attention_rows(count, batch, groups)
         return self._rows[key]
 
     def add_images(
@@ -146,13 +156,14 @@ class Step:
         Args:
             out, q: (G·B, L, H·D); `out` is what the site gives without images.
             address: of the site; what is said of it and of its feature map does not count in a compiled model.
-            feature_map: the site's real shape, ending in height and width.
+            feature_map: the site's real shape: rows, channels, height and width, or the last two alone.
             attn_precision: that of the site, as ComfyUI hands it on.
             options: what the site was called with, for packs that override the attention; None is what the model was.
         """
         if self.is_compiled:
             address, feature_map = self._next_site(q), self._feature_map(q.shape[1])
-        rows = self.rows(q.shape[0])
+        called = feature_map[0] if len(feature_map) == _WHOLE_SHAPE else None
+        rows = self.rows(q.shape[0], called, None if options is None else options.get("cond_or_uncond"))
         for plan in self._applied.plans if self._applied else ():
             if address not in plan.slots:
                 continue
@@ -160,7 +171,7 @@ class Step:
             slot = plan.slots[address]
             resident = self.run.resident(plan, q.device, q.dtype)
             attend = partial(
-                optimized_attention,
+                comfy_attention.optimized_attention,  # as it is now: packs and tests put another in its place
                 heads=plan.sites[slot].heads,
                 attn_precision=attn_precision,
                 transformer_options=self._options if options is None else options,
@@ -180,7 +191,7 @@ class Step:
             MismatchError: the model does not run its sites in their order.
         """
         order = self._applied.running_order if self._applied else ()
-        site = order[self._calls] if self._calls < len(order) else None
+        site = order[self._calls % len(order)] if order else None  # a pack may run the network several times
         self._calls += 1
         if site is None or site.dim != q.shape[-1]:
             raise MismatchError(
@@ -232,7 +243,7 @@ def step_of(options: Mapping[str, Any]) -> Step:
     return step if isinstance(step, Step) else Step(Run(applied, applied.model_sampling if applied else None), options)
 
 
-def _window(options: Mapping[str, Any]) -> Sequence[int] | None:
+def window_of(options: Mapping[str, Any]) -> Sequence[int] | None:
     """Numbers of the frames in ComfyUI's context window, else in AnimateDiff's; None without a window."""
     window = options.get("context_window")
     if window is None:

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
-from comfy.ldm.modules.attention import optimized_attention
+from comfy.ldm.modules import attention as comfy_attention
 from comfy.model_patcher import ModelPatcher
 from comfy.patcher_extension import CallbacksMP
 from torch import Tensor
@@ -56,7 +56,7 @@ class IPAttentionPatch:
         precision = extra_options.get("attn_precision")
         if self.base is None:
             heads = extra_options["n_heads"]
-            out: Tensor = optimized_attention(
+            out: Tensor = comfy_attention.optimized_attention(
                 q, k, v, heads, attn_precision=precision, transformer_options=extra_options
             )
         else:

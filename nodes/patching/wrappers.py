@@ -15,7 +15,7 @@ from ...ipadapter_core.branch.rows import batch_rows
 from .applied import KEY, applied_to
 from .compiled import apart, check_compiler, is_compiled
 from .conditionings import Conditionings, by_number, read_conditionings
-from .run import STEP, Run, Step
+from .run import STEP, Run, Step, window_of
 from .tiles import place_of
 
 RUN, CONDITIONINGS = f"{KEY}_run", f"{KEY}_conditionings"  # in transformer_options
@@ -104,10 +104,11 @@ def _in_step(
     applied = applied_to(transformer_options)
     run = transformer_options.get(RUN) or Run(applied, model.model_sampling)
     step = _step(run, x, transformer_options)
-    options = {**transformer_options, STEP: step}
+    options: Mapping[str, Any] = {**transformer_options, STEP: step}
     if run.is_compiled is None:
         run.is_compiled = is_compiled(model, options)
     if applied is None or not run.is_compiled:
+        options = options if applied is None else applied.keep_slots(options)
         return executor(x, t, c_concat, c_crossattn, control, options, **named)
     if applied.fill_slots is not None:
         options = applied.fill_slots(options, applied.sites)
@@ -126,6 +127,9 @@ def _step(run: Run, x: Tensor, options: Mapping[str, Any]) -> Step:
     tile, is_partial = place_of(x, groups, conditionings.size)
     if tile is not None:
         groups = [replace(group, place=tile) for group in groups]
-    rows = batch_rows(len(x), groups, conditionings.latents)
+    latents, window = conditionings.latents, window_of(options)
+    if window is not None and len(x) % (len(groups) * len(window)) == 0:
+        latents = len(window)  # cut by a pack between the sampler's conditionings and the model
+    rows = batch_rows(len(x), groups, latents)
     by_their_number = {group.number: group for group in reversed(groups)}
-    return Step(run, options, rows, by_their_number, conditionings.latents, size, is_partial)
+    return Step(run, options, rows, by_their_number, latents, size, is_partial)

@@ -65,9 +65,10 @@ def test_what_a_run_keeps_is_kept_for_each_device(
     adapter = make_adapter("base", layout)
     patched = apply(model(layout), adapter, make_tokens(adapter), **USE)
     run_module, applied = comfy_host.pack("nodes.patching.run"), comfy_host.pack("nodes.patching.applied")
-    from comfy.ldm.modules.attention import attention_pytorch  # the others ask how much memory the device has
+    from comfy.ldm.modules import attention
 
-    monkeypatch.setattr(run_module, "optimized_attention", attention_pytorch)
+    # the others ask how much memory the device has
+    monkeypatch.setattr(attention, "optimized_attention", attention.attention_pytorch)
     options = patched.model_options["transformer_options"]
     plan = applied.applied_to(options).plans[0]
     run = run_module.Run(applied.applied_to(options), patched.get_model_object("model_sampling"))

@@ -21,10 +21,10 @@ CUDA, LATENTS = "cuda:0", 3
 @pytest.fixture
 def add(monkeypatch: pytest.MonkeyPatch, base_directory: object) -> Callable[..., list[Tensor]]:
     """Call every patched site with queries on the device, as a sampler does; a cond and an uncond side."""
-    from comfy.ldm.modules.attention import attention_pytorch  # ComfyUI's choice on a GPU
+    from comfy.ldm.modules import attention
 
     run, applied = comfy_host.pack("nodes.patching.run"), comfy_host.pack("nodes.patching.applied").applied_to
-    monkeypatch.setattr(run, "optimized_attention", attention_pytorch)
+    monkeypatch.setattr(attention, "optimized_attention", attention.attention_pytorch)  # ComfyUI's choice on a GPU
 
     def call(model: Any, dtype: torch.dtype, **more: Any) -> list[Tensor]:
         options = model.model_options["transformer_options"] | {"cond_or_uncond": [0, 1]} | more

@@ -208,8 +208,8 @@ def test_a_prompt_for_an_area_leaves_every_list_on_its_side(
     step = comfy_host.pack("nodes.patching.run").Step
     original = step.rows
 
-    def rows(self: Any, count: int) -> Any:
-        found = original(self, count)
+    def rows(self: Any, *args: Any) -> Any:
+        found = original(self, *args)
         seen.update((block.number, block.side, block.place is not None) for block in found.blocks)
         return found
 
@@ -233,8 +233,8 @@ def _watch(monkeypatch: pytest.MonkeyPatch, note: Callable[[int, int], None]) ->
     forward = tiny_text_hook(text)
     monkeypatch.setattr("comfy.ldm.modules.diffusionmodules.openaimodel.UNetModel._forward", forward)
 
-    def rows(self: Any, count: int) -> Any:
-        found = original(self, count)
+    def rows(self: Any, *args: Any) -> Any:
+        found = original(self, *args)
         sides = [side for side in found.sides for _ in range(found.latents)]
         for side, context in zip(sides, text["context"], strict=True):
             note(side, _text_of(context))
