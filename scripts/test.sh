@@ -14,6 +14,7 @@ older_versions=(0.20.1 0.18.2 0.16.3)
 lanes=2                # as many as the usual machine of a check has cores
 sign_of_life=30        # seconds
 patience=40            # seconds that an interrupted lane may take to stop its server and its browser
+insist=10              # seconds until it is interrupted again: a training in a test takes the first as its own
 cd "$root"
 
 say() { printf 'test.sh: %s\n' "$*" >&2; }
@@ -100,7 +101,10 @@ interrupt() {
         [[ -z $pid ]] || kill -INT -- "-$pid" 2>/dev/null || true   # pytest then stops what it started
     done
     for pid in ${pids[@]+"${pids[@]}"}; do
-        while [[ -n $pid ]] && kill -0 "$pid" 2>/dev/null && ((waited++ < patience * 5)); do sleep 0.2; done
+        while [[ -n $pid ]] && kill -0 "$pid" 2>/dev/null && ((waited++ < patience * 5)); do
+            sleep 0.2
+            ((waited % (insist * 5))) || kill -INT "$pid" 2>/dev/null || true
+        done
     done
     say "stopped"
     exit 130

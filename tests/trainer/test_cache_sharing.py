@@ -5,15 +5,21 @@ import random
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping
+from functools import partial
 from pathlib import Path
 
+import pytest
 import torch
+from filelock import FileLock
 from torch import Tensor
 
 from support import processes
 from support.cache_worker import RECIPE, SHARD_SIZE, blocks, entry, fill, key
+from support.crash import DIED, die_before_write
 from trainer.cache.sharing import Share, fill_store
 from trainer.cache.store import CacheStore
+
+FEWEST = 30  # writes to die at; found: 46
 
 
 def _store(folder: Path) -> CacheStore:
@@ -24,7 +30,8 @@ def _check_complete(folder: Path, entries: int) -> None:
     store = _store(folder)
     assert [problem for _, problem in store.check() if problem] == []
     assert not list(folder.rglob("*.partial"))
-    assert not list(folder.rglob("*.lock"))
+    for left in folder.rglob("*.lock"):  # of a process that died when the block was made
+        FileLock(left).acquire(blocking=False).lock.release()
     for number in range(entries):
         read = store.get(key(number))
         assert all(torch.equal(read[part], tensor) for part, tensor in entry(number).items())
@@ -37,6 +44,7 @@ def test_processes_at_once_make_each_entry_once(tmp_path: Path) -> None:
         process.join(60)
     assert [process.exitcode for process in both] == [0, 0]
     assert Counter(log.read_text().split()) == dict.fromkeys(map(key, range(entries)), 1)
+    assert not list(folder.rglob("*.lock"))
     _check_complete(folder, entries)
 
 
@@ -56,6 +64,24 @@ def test_kills_at_random_moments_leave_nothing_damaged_and_cost_a_block_each(tmp
     assert fill(folder, entries, 0, log).computed > 0
     assert _lines(log) <= entries + kills * SHARD_SIZE
     _check_complete(folder, entries)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
+def test_a_crash_at_any_write_costs_a_block(tmp_path: Path) -> None:
+    entries, deaths, status = 2 * SHARD_SIZE, 0, DIED
+    while status == DIED:
+        folder, log = tmp_path / f"cache {deaths}", tmp_path / f"log {deaths}"
+        status = die_before_write(deaths, partial(fill, folder, entries, 0, log))
+        assert not _store(folder).damaged
+        fill(folder, entries, 0, log)
+        assert _lines(log) <= entries + SHARD_SIZE
+        for left in folder.rglob("*.partial"):  # a day later
+            os.utime(left, (0, 0))
+        _store(folder).clean()
+        _check_complete(folder, entries)
+        deaths += 1
+    assert status == 0
+    assert deaths > FEWEST
 
 
 def _lines(log: Path) -> int:

@@ -1,29 +1,18 @@
 """A process that dies at any write of a checkpoint leaves whole checkpoints behind, and the newest of them."""
 
 import os
-import random
 import shutil
-import sys
 from collections.abc import Callable
 from pathlib import Path
-from types import FrameType
-from typing import Any
 
 import pytest
-import torch
 
+from support.crash import DIED, NEVER, die_before_write
 from support.training import make_config, write_pictures
 from trainer.run import Run, open_run
 from trainer.state import clean_up, find_checkpoints
 
-# What changes a disk, by the names of Python's and of the libraries' own functions. A torch file grows record by record;
-# at its end it is still without its directory.
-WRITES = {
-    *("open", "rename", "replace", "mkdir", "unlink", "rmdir", "fsync"),
-    *("serialize_file", "serialize", "write_end_of_file"),
-}
 FEWEST = 30  # places to die at; found: 47
-DIED = 9
 Files = dict[str, bytes]
 
 
@@ -52,29 +41,6 @@ def take_step(run: Run) -> None:
     run.state.counters.step += 1
 
 
-def save_and_die(run: Run, write: int) -> int:
-    """Save a checkpoint in a copy of this process, which ends before the write of a number; its exit code."""
-    child = os.fork()
-    if child == 0:
-        left = write
-
-        def count(frame: FrameType, event: str, function: Any) -> None:
-            nonlocal left
-            if event == "c_call" and function.__name__ in WRITES:
-                if left == 0:
-                    os._exit(DIED)
-                left -= 1
-
-        random.seed(0)  # Python seeds a copy of a process anew, and a checkpoint holds the generator's state
-        sys.setprofile(count)
-        try:
-            run.state.save()
-        finally:
-            os._exit(0 if left >= 0 else 1)
-    _, status = os.waitpid(child, 0)
-    return os.waitstatus_to_exitcode(status)
-
-
 def contents(run: Run) -> dict[str, Files]:
     """Files of every checkpoint by its name."""
     return {
@@ -85,13 +51,12 @@ def contents(run: Run) -> dict[str, Files]:
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
 def test_a_crash_at_any_write_leaves_whole_checkpoints(run: Run, tmp_path: Path) -> None:
-    torch.set_num_threads(1)  # a copy of a process has none of its other threads
     folder, before = run.config.run / "checkpoints", tmp_path / "before"
     run.state.save()
     shutil.copytree(folder, before)
     wanted = contents(run)
     take_step(run)
-    assert save_and_die(run, sys.maxsize) == 0
+    assert die_before_write(NEVER, run.state.save) == 0
     assert list(contents(run)) == ["step-00000002"]
     wanted |= contents(run)
 
@@ -99,7 +64,7 @@ def test_a_crash_at_any_write_leaves_whole_checkpoints(run: Run, tmp_path: Path)
     while status == DIED:
         shutil.rmtree(folder)
         shutil.copytree(before, folder)
-        status = save_and_die(run, deaths)
+        status = die_before_write(deaths, run.state.save)
         left = contents(run)
         assert left
         damaged = [

@@ -18,7 +18,7 @@ STUBS = {
     "env.sh": 'case $1 in ruff | mypy | comfy) exit ;; esac; exec "$@"',
     "comfyui.sh": 'printf "%s" "$(dirname "$0")/comfyui-${1:-9.9}"',
 }
-SIGN_OF_LIFE = "sign_of_life=30"
+SOONER = {"sign_of_life": 0, "insist": 1}  # seconds
 WAITS_FOR_THE_OTHER = """
 import time
 from pathlib import Path
@@ -40,9 +40,11 @@ def test_child():
     code = "import signal, time; signal.signal(signal.SIGINT, signal.SIG_IGN); print('.', flush=True); time.sleep(300)"
     with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE) as child:
         child.stdout.read(1)
-        Path("part").write_text(str(child.pid))
-        Path("part").rename("{me}")
+        Path("{me} part").write_text(str(child.pid))
+        Path("{me} part").rename("{me}")
         try:
+            time.sleep(300)
+        except KeyboardInterrupt:  # as a training does, which asks its loop to end
             time.sleep(300)
         finally:
             Path("{me} left").touch()
@@ -60,8 +62,10 @@ class Project:
         (folder / "scripts" / "comfyui-9.9" / "comfyui_version.py").write_text('__version__ = "9.9"\n')
         shutil.copytree(ROOT / ".ci", folder / ".ci")
         script = (ROOT / "scripts" / "test.sh").read_text()
-        assert SIGN_OF_LIFE in script
-        self.write_script("test.sh", script.replace(SIGN_OF_LIFE, "sign_of_life=0 "))
+        for setting, value in SOONER.items():
+            script, count = re.subn(f"(?m)^{setting}=\\d+", f"{setting}={value}", script)
+            assert count == 1
+        self.write_script("test.sh", script)
         for name, text in STUBS.items():
             self.write_script(name, f"#!/usr/bin/env bash\n{text}\n")
         (folder / "pytest.ini").write_text("[pytest]\ntestpaths = tests/unit\nmarkers = smoke\n")
