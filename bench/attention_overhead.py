@@ -131,7 +131,7 @@ def refusals_on_meta(model: Any, batch: int) -> int:
             options = model.model_options["transformer_options"] | {
                 "n_heads": site.heads,
                 "cond_or_uncond": [1, 0],
-                "activations_shape": [2, site.dim, 8, 8],
+                "activations_shape": [2 * batch, site.dim, 8, 8],
             }
             try:
                 patch(q, k, k, {**options, "sigmas": torch.empty(2, device="meta")})

@@ -97,7 +97,11 @@ def resident(model: Any, latents: int = 1, frames: Sequence[int] = (0,)) -> dict
                 site = sites[patch.address]
                 q = torch.zeros(2 * latents, LENGTH, site.dim, dtype=torch.float16)
                 text = torch.zeros(2 * latents, TEXT_LENGTH, site.dim, dtype=torch.float16)
-                more = {"n_heads": site.heads, "activations_shape": [2, site.dim, 2, 2], run_module.STEP: step}
+                more = {
+                    "n_heads": site.heads,
+                    "activations_shape": [2 * latents, site.dim, 2, 2],
+                    run_module.STEP: step,
+                }
                 patch(q, text, text, options | more)
             most = max(most, run.num_bytes)
     return {

@@ -137,8 +137,8 @@ class Step:
             if self._batch is None:
                 self._batch = batch_rows(count, groups, None)
             batch = self._batch
-            if called not in (None, batch.count):
-                batch = batch_rows(called or 0, groups, batch.latents)
+            if called and called != batch.count and called % (len(groups) * batch.latents) == 0:
+                batch = batch_rows(called, groups, batch.latents)
             self._rows[key] = attention_rows(count, batch, groups)
         return self._rows[key]
 
