@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from ...ipadapter_core.backbone.sites import Site, Sites
@@ -39,7 +40,7 @@ class Applied:
         sites = tuple(site for site in self.sites.sites if site.address in planned)
         return self.fill_slots(options, Sites(self.sites.backbone, sites))
 
-    @property
+    @cached_property
     def running_order(self) -> tuple[Site, ...]:
         """All sites as the model runs them."""
         return tuple(sorted(self.sites.sites, key=lambda site: (site.depth, site.address)))

@@ -36,8 +36,18 @@ _define: Any = torch.library.custom_op  # an older PyTorch's knows no tags
 
 
 def _add_images(out: Tensor, q: Tensor, attn_precision: torch.dtype | None) -> Tensor:
-    """`Step.add_images` of the step that is running."""
-    step: Step = _running.step
+    """`Step.add_images` of the step that is running.
+
+    Raises:
+        MismatchError: none is, as nothing showed that the model is compiled.
+    """
+    step: Step | None = getattr(_running, "step", None)
+    if step is None:
+        raise MismatchError(
+            "a model that was compiled in a way of its own, and an IP-Adapter on it",
+            expected="a model compiled as TorchCompileModel does it",
+            action="compile it with TorchCompileModel, or remove the node that compiles it",
+        )
     added = step.add_images(out, q, _UNKNOWN, (), attn_precision)
     return out.clone() if added is out else added  # an operation must not hand out its input
 
