@@ -140,6 +140,7 @@ run_side_by_side() {
             if [[ -n ${pids[lane]:-} ]] && ! kill -0 "${pids[lane]}" 2>/dev/null; then
                 status=0
                 wait "${pids[lane]}" || status=$?
+                kill -KILL -- "-${pids[lane]}" 2>/dev/null || true   # a server that a crashed pytest left
                 pids[lane]=''
                 say "${labels[${lane_jobs[lane]}]}, which ended after $SECONDS s:"
                 cat "$logs/${lane_jobs[lane]}"
