@@ -130,7 +130,7 @@ def measure_frames(model: Any, shapes: published.Shapes) -> dict[str, int]:
         "window": WINDOW,
         "device_bytes": counted["bytes"],
         "foretold_bytes": plan.kv.num_bytes(WINDOW, 2),
-        "host_bytes": sum(each.num_bytes for each in {id(each): each for each in plan.kv.tokens.values()}.values()),
+        "host_bytes": sum(each.num_bytes for each in set(plan.kv.tokens.values())),
         "models_while_sampling": counted["models"],
     }
 

@@ -47,7 +47,7 @@ class FrameKV:
         """K and V of the frames of this moment, in their order."""
         frames = moment.frames
         strengths = {site.index: _picked(self.strengths[site.index], frames) for site in self.sites}
-        sides = {id(tokens): _sides(tokens, frames).to(device) for tokens in self.tokens.values()}
+        sides = {tokens: _sides(tokens, frames).to(device) for tokens in set(self.tokens.values())}
         parts = [
             pack_sites(self._site_kv(site, frames, sides, device), (site,), strengths, self.scaling)
             for site in self.sites
@@ -71,7 +71,7 @@ class FrameKV:
         return int(self.tokens[site.index].cond.shape[1])
 
     def _site_kv(
-        self, site: Site, frames: tuple[int, ...], sides: Mapping[int, Tensor], device: torch.device
+        self, site: Site, frames: tuple[int, ...], sides: Mapping[ImageTokens, Tensor], device: torch.device
     ) -> SiteKV:
         if self.shared is not None:
             rows = [side for side in range(2) for _ in frames]
@@ -79,7 +79,7 @@ class FrameKV:
             tokens = self.shared.tokens
         else:
             given = self.tokens[site.index]
-            projection, seen = self.adapter.site(site.index), sides[id(given)]
+            projection, seen = self.adapter.site(site.index), sides[given]
             key, value = projection.to_k_ip(seen), projection.to_v_ip(seen)
             tokens = given.cond.shape[1]
         return SiteKV({site.index: key}, {site.index: value}, tokens)

@@ -119,7 +119,7 @@ def patch_sites(
     per_frame = per_frame and any(max(len(of.cond), len(of.uncond)) > 1 for of in tokens.values())
     source: KVSource
     if per_frame:
-        for of in {id(of): of for of in tokens.values()}.values():
+        for of in set(tokens.values()):
             _site_kv(adapter, replace(of, cond=of.cond[:1], uncond=of.uncond[:1]))  # finds damaged weights
         source = FrameKV(active, strengths, adapter.network, tokens, scaling=scaling)
     else:
@@ -136,9 +136,11 @@ def patch_sites(
 
 def _joined(adapter: LoadedAdapter, tokens: Mapping[int, ImageTokens]) -> SiteKV:
     """Keys and values of every site for its own tokens."""
-    of_site = {index: _site_kv(adapter, tokens_of_site) for index, tokens_of_site in tokens.items()}
-    keys, values = ({index: getattr(kv, part)[index] for index, kv in of_site.items()} for part in ("keys", "values"))
-    return SiteKV(keys, values, next((kv.tokens for kv in of_site.values()), None))
+    made = {of: _site_kv(adapter, of) for of in set(tokens.values())}
+    keys, values = (
+        {index: getattr(made[of], part)[index] for index, of in tokens.items()} for part in ("keys", "values")
+    )
+    return SiteKV(keys, values, next((kv.tokens for kv in made.values()), None))
 
 
 def _site_kv(adapter: LoadedAdapter, tokens: ImageTokens) -> SiteKV:

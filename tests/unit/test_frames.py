@@ -79,6 +79,27 @@ def test_a_weight_per_frame_repeats_shared_keys(tiny: Sites, adapter: IPAdapter,
                 torch.testing.assert_close(given[1][row], wanted[1][side] * factors[min(frame, 2)])
 
 
+def test_tokens_that_sites_share_are_picked_and_moved_once(
+    tiny: Sites, adapter: IPAdapter, tokens: ImageTokens, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from ipadapter_core.branch import frames
+
+    picked: list[ImageTokens] = []
+    original = frames._sides
+
+    def counted(given: ImageTokens, window: tuple[int, ...]) -> Tensor:
+        picked.append(given)
+        return original(given, window)
+
+    monkeypatch.setattr(frames, "_sides", counted)
+    other = ImageTokens(tokens.cond + 1, tokens.uncond, "a")
+    strengths = dict.fromkeys(range(3), SiteStrength(1.0))
+    FrameKV(tiny.sites, strengths, adapter, {0: tokens, 1: other, 2: tokens}).at(
+        At((0, 2)), device=CPU, dtype=torch.float32
+    )
+    assert len(picked) == 2
+
+
 def test_a_site_that_is_off_in_this_window_keeps_its_slot(tiny: Sites, adapter: IPAdapter, tokens: ImageTokens) -> None:
     strengths = {0: SiteStrength(1.0), 1: FrameStrength((0.0, 0.0, 1.0)), 2: SiteStrength(1.0)}
     source = FrameKV(tiny.sites, strengths, adapter, dict.fromkeys(range(3), tokens))
