@@ -99,6 +99,8 @@ def _apply(
 class IPAdapterFaceID(io.ComfyNode):
     """Steer a model with a face."""
 
+    per_frame = False
+
     @classmethod
     def define_schema(cls) -> io.Schema:
         return _apply_schema("IPAdapterFaceID", "IPAdapter FaceID", "Steers a model with the identity of a face.")
@@ -130,6 +132,7 @@ class IPAdapterFaceID(io.ComfyNode):
             embeds_scaling=embeds_scaling,
             attn_mask=attn_mask,
             weight_faceidv2=weight_faceidv2,
+            per_frame=cls.per_frame,
         )
         return _apply(model, ipadapter, image, use, image_negative, clip_vision, insightface)
 
@@ -182,8 +185,10 @@ class IPAdapterFaceIDKolors(io.ComfyNode):
         return _apply(model, ipadapter, image, use, image_negative, clip_vision, insightface)
 
 
-class IPAAdapterFaceIDBatch(io.ComfyNode):
+class IPAAdapterFaceIDBatch(IPAdapterFaceID):
     """One face per latent; the double A is part of the id."""
+
+    per_frame = True
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -192,37 +197,6 @@ class IPAAdapterFaceIDBatch(io.ComfyNode):
             "IPAdapter FaceID Batch",
             "Steers every latent of a batch with the face in the picture of its number.",
         )
-
-    @classmethod
-    def execute(
-        cls,
-        model: ModelPatcher,
-        ipadapter: object,
-        image: Tensor,
-        weight: Weight,
-        weight_faceidv2: float,
-        weight_type: str,
-        combine_embeds: str,
-        start_at: float,
-        end_at: float,
-        embeds_scaling: str,
-        image_negative: Tensor | None = None,
-        attn_mask: Tensor | None = None,
-        clip_vision: object | None = None,
-        insightface: object | None = None,
-    ) -> io.NodeOutput:
-        use = LegacyUse(
-            weight=weight,
-            weight_type=weight_type,
-            combine_embeds=combine_embeds,
-            start_at=start_at,
-            end_at=end_at,
-            embeds_scaling=embeds_scaling,
-            attn_mask=attn_mask,
-            weight_faceidv2=weight_faceidv2,
-            per_frame=True,
-        )
-        return _apply(model, ipadapter, image, use, image_negative, clip_vision, insightface)
 
 
 NODES: tuple[type[io.ComfyNode], ...] = (

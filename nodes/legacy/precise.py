@@ -60,6 +60,8 @@ def _precise_composition_schema(node_id: str, display_name: str) -> io.Schema:
 class IPAdapterPreciseStyleTransfer(io.ComfyNode):
     """Style without composition."""
 
+    per_frame = False
+
     @classmethod
     def define_schema(cls) -> io.Schema:
         return _precise_style_schema("IPAdapterPreciseStyleTransfer", "IPAdapter Precise Style Transfer")
@@ -89,49 +91,25 @@ class IPAdapterPreciseStyleTransfer(io.ComfyNode):
             end_at=end_at,
             embeds_scaling=embeds_scaling,
             attn_mask=attn_mask,
+            per_frame=cls.per_frame,
         )
         return apply_reference(model, ipadapter, image, use, image_negative, clip_vision)
 
 
-class IPAdapterPreciseStyleTransferBatch(io.ComfyNode):
+class IPAdapterPreciseStyleTransferBatch(IPAdapterPreciseStyleTransfer):
     """The same, one reference per latent."""
+
+    per_frame = True
 
     @classmethod
     def define_schema(cls) -> io.Schema:
         return _precise_style_schema("IPAdapterPreciseStyleTransferBatch", "IPAdapter Precise Style Transfer Batch")
 
-    @classmethod
-    def execute(
-        cls,
-        model: ModelPatcher,
-        ipadapter: object,
-        image: Tensor,
-        weight: Weight,
-        style_boost: Weight,
-        combine_embeds: str,
-        start_at: float,
-        end_at: float,
-        embeds_scaling: str,
-        image_negative: Tensor | None = None,
-        attn_mask: Tensor | None = None,
-        clip_vision: object | None = None,
-    ) -> io.NodeOutput:
-        use = LegacyUse(
-            weight=weight,
-            weight_type="style transfer precise",
-            second=style_boost,
-            combine_embeds=combine_embeds,
-            start_at=start_at,
-            end_at=end_at,
-            embeds_scaling=embeds_scaling,
-            attn_mask=attn_mask,
-            per_frame=True,
-        )
-        return apply_reference(model, ipadapter, image, use, image_negative, clip_vision)
-
 
 class IPAdapterPreciseComposition(io.ComfyNode):
     """Composition without style."""
+
+    per_frame = False
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -162,45 +140,19 @@ class IPAdapterPreciseComposition(io.ComfyNode):
             end_at=end_at,
             embeds_scaling=embeds_scaling,
             attn_mask=attn_mask,
+            per_frame=cls.per_frame,
         )
         return apply_reference(model, ipadapter, image, use, image_negative, clip_vision)
 
 
-class IPAdapterPreciseCompositionBatch(io.ComfyNode):
+class IPAdapterPreciseCompositionBatch(IPAdapterPreciseComposition):
     """The same, one reference per latent."""
+
+    per_frame = True
 
     @classmethod
     def define_schema(cls) -> io.Schema:
         return _precise_composition_schema("IPAdapterPreciseCompositionBatch", "IPAdapter Precise Composition Batch")
-
-    @classmethod
-    def execute(
-        cls,
-        model: ModelPatcher,
-        ipadapter: object,
-        image: Tensor,
-        weight: Weight,
-        composition_boost: Weight,
-        combine_embeds: str,
-        start_at: float,
-        end_at: float,
-        embeds_scaling: str,
-        image_negative: Tensor | None = None,
-        attn_mask: Tensor | None = None,
-        clip_vision: object | None = None,
-    ) -> io.NodeOutput:
-        use = LegacyUse(
-            weight=weight,
-            weight_type="composition precise",
-            second=composition_boost,
-            combine_embeds=combine_embeds,
-            start_at=start_at,
-            end_at=end_at,
-            embeds_scaling=embeds_scaling,
-            attn_mask=attn_mask,
-            per_frame=True,
-        )
-        return apply_reference(model, ipadapter, image, use, image_negative, clip_vision)
 
 
 NODES: tuple[type[io.ComfyNode], ...] = (
