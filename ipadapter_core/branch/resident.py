@@ -74,23 +74,17 @@ class Resident:
                 expected="one token per cell, to lay the mask on",
                 action="remove the mask of the IP-Adapter, or the node that merges tokens",
             )
-        places = rows.places
-        is_one = len(mask) == 1 and len(set(places)) == 1
-        key = (height, width, places[:1] if is_one else (places, rows.latents, frames))
+        places, last = rows.places, len(mask) - 1
+        picked = tuple(min(frame, last) for frame in frames)
+        if not last and len(set(places)) == 1:  # one row serves all
+            places, picked = places[:1], (0,)
         with self._lock:
             return _remember(
                 self._masks,
-                key,
+                (height, width, places, picked),
                 _MOST_MAPS,
-                lambda: self._mask_rows(height, width, places[:1] if is_one else places, frames),
+                lambda: torch.cat([self._mask_cells(height, width, place)[list(picked)] for place in places]),
             )
-
-    def _mask_rows(self, height: int, width: int, places: Sequence[Place | None], frames: tuple[int, ...]) -> Tensor:
-        assert self.plan.mask is not None
-        last = len(self.plan.mask) - 1
-        picked = [min(frame, last) for frame in frames] if last or len(places) > 1 else [0]
-        parts = [self._mask_cells(height, width, place)[picked] for place in places]
-        return torch.cat(parts)
 
     def _mask_cells(self, height: int, width: int, place: Place | None) -> Tensor:
         """Every mask over the cells of a feature map, (M, L, 1): resized once, frames are picked from it."""

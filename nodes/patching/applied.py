@@ -34,11 +34,13 @@ class Applied:
 
     def keep_slots(self, options: Mapping[str, Any]) -> Mapping[str, Any]:
         """`transformer_options` in which our patch is back at every planned site whose slot another pack took over."""
-        if self.fill_slots is None:
-            return options
-        planned = {address for plan in self.plans for address in plan.slots}
-        sites = tuple(site for site in self.sites.sites if site.address in planned)
-        return self.fill_slots(options, Sites(self.sites.backbone, sites))
+        return options if self.fill_slots is None else self.fill_slots(options, self._planned)
+
+    @cached_property
+    def _planned(self) -> Sites:
+        addresses = {address for plan in self.plans for address in plan.slots}
+        sites = tuple(site for site in self.sites.sites if site.address in addresses)
+        return Sites(self.sites.backbone, sites)
 
     @cached_property
     def running_order(self) -> tuple[Site, ...]:

@@ -96,7 +96,7 @@ class IPAttentionPatch:
 def install(model: ModelPatcher, sites: Sites, plan: PatchPlan, networks: tuple[ModelPatcher, ...]) -> None:
     """Put a plan into the slots of its sites; the model is a clone made for it."""
     for site in plan.sites:
-        found = _installed(model).get(site.address) or _installed(model).get(site.block)
+        found = _at(_installed(model), site)
         if isinstance(found, IPAttentionPatch):
             patch = replace(found, networks=(*found.networks, *networks), followers=list(found.followers))
         else:
@@ -111,7 +111,7 @@ def fill_slots(options: Mapping[str, Any], sites: Sites) -> dict[str, Any]:
     replacements = options.get("patches_replace", {})
     slots = dict(replacements.get("attn2", {}))
     for site in sites.sites:
-        found = slots.get(site.address) or slots.get(site.block)
+        found = _at(slots, site)
         if not isinstance(found, IPAttentionPatch):
             slots[site.address] = IPAttentionPatch(site.address, found)
     return {**options, "patches_replace": {**replacements, "attn2": slots}}
@@ -127,6 +127,11 @@ def _installed(model: ModelPatcher) -> dict[tuple[Any, ...], AttentionPatch]:
     options = model.model_options["transformer_options"]
     slots: dict[tuple[Any, ...], AttentionPatch] = options.get("patches_replace", {}).get("attn2", {})
     return slots
+
+
+def _at(slots: Mapping[Any, AttentionPatch], site: Site) -> AttentionPatch | None:
+    """What ComfyUI calls at a site: the patch of its layer, else that of its block."""
+    return slots.get(site.address) or slots.get(site.block)
 
 
 def _fork(_model: ModelPatcher, clone: ModelPatcher) -> None:
