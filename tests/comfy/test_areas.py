@@ -14,12 +14,6 @@ LEFT, RIGHT = (SIZE, SIZE // 2, 0, 0), (SIZE, SIZE // 2, 0, SIZE // 2)
 pytestmark = pytest.mark.parametrize("layout", ["sd15", "sdxl"])
 
 
-@pytest.fixture
-def setting(layout: str, model: Callable, make_adapter: Callable, make_tokens: Callable) -> tuple[Any, Any, Any]:
-    adapter = make_adapter("base", layout)
-    return model(layout), adapter, make_tokens(adapter)
-
-
 def prompt(seed: int, area: tuple[int, int, int, int] | None = None) -> list:
     generator = torch.Generator().manual_seed(seed)
     text = torch.randn(1, 7, tiny_unet.CONTEXT_DIM, generator=generator)

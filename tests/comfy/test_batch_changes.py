@@ -16,12 +16,6 @@ CLOSE = {"rtol": 1e-3, "atol": 1e-3}
 pytestmark = pytest.mark.parametrize("layout", LAYOUTS)
 
 
-@pytest.fixture
-def setting(layout: str, model: Callable, make_adapter: Callable, make_tokens: Callable) -> tuple[Any, Any, Any]:
-    adapter = make_adapter("base", layout)
-    return model(layout), adapter, make_tokens(adapter)
-
-
 def text(seed: int, tokens: int = 7) -> Tensor:
     return torch.randn(1, tokens, tiny_unet.CONTEXT_DIM, generator=torch.Generator().manual_seed(seed))
 

@@ -97,10 +97,8 @@ def test_a_second_reference_another_preset_and_a_split_batch(
     model, adapter, tokens = setting
     base = model if is_behind else compiled(model)
 
-    def both(**use: Any) -> tuple[Any, Any]:
-        given = {"tokens": tokens} | use
-        patched = apply(base, adapter, given["tokens"], **{k: v for k, v in given.items() if k != "tokens"})
-        plain = apply(model, adapter, given["tokens"], **{k: v for k, v in given.items() if k != "tokens"})
+    def both(tokens: Any = tokens, **use: Any) -> tuple[Any, Any]:
+        patched, plain = (apply(onto, adapter, tokens, **use) for onto in (base, model))
         return (compiled(patched) if is_behind else patched), plain
 
     for use in (

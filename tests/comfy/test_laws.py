@@ -15,12 +15,6 @@ LAYOUTS = ("sd15", "sdxl")
 pytestmark = [pytest.mark.smoke, pytest.mark.parametrize("layout", LAYOUTS)]
 
 
-@pytest.fixture
-def setting(layout: str, model: Callable, make_adapter: Callable, make_tokens: Callable) -> tuple[Any, Any, Any]:
-    adapter = make_adapter("base", layout)
-    return model(layout), adapter, make_tokens(adapter)
-
-
 def attn2(model: Any) -> dict:
     return dict(model.model_options["transformer_options"].get("patches_replace", {}).get("attn2", {}))
 

@@ -13,12 +13,6 @@ CLOSE = {"rtol": 1e-3, "atol": 1e-3}
 pytestmark = pytest.mark.parametrize("layout", ["sd15", "sdxl"])
 
 
-@pytest.fixture
-def setting(layout: str, model: Callable, make_adapter: Callable, make_tokens: Callable) -> tuple[Any, Any, Any]:
-    adapter = make_adapter("base", layout)
-    return model(layout), adapter, make_tokens(adapter)
-
-
 def part_of(value: Any, index: int, count: int) -> Any:
     return value.chunk(count)[index] if isinstance(value, Tensor) else value
 

@@ -85,6 +85,15 @@ def make_tokens() -> Callable[..., Any]:
     return make
 
 
+@pytest.fixture
+def setting(
+    layout: str, model: Callable[[str], Any], make_adapter: Callable[..., AdapterFile], make_tokens: Callable[..., Any]
+) -> tuple[Any, AdapterFile, Any]:
+    """A MODEL, an adapter for it, and tokens of one reference; a test that asks for it has a parameter `layout`."""
+    adapter = make_adapter("base", layout)
+    return model(layout), adapter, make_tokens(adapter)
+
+
 @pytest.fixture(scope="session")
 def apply() -> Callable[..., Any]:
     """IPAApply with neutral settings unless told otherwise."""
