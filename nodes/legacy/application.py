@@ -2,18 +2,21 @@
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
 
 from comfy.model_patcher import ModelPatcher
-from comfy_api.latest import io
 from torch import Tensor
 
 from ...ipadapter_core.backbone.sites import Role, Sites
 from ...ipadapter_core.branch.masks import BILINEAR, read_mask
 from ...ipadapter_core.branch.schedule import percent_range
 from ...ipadapter_core.branch.tokens import ImageTokens
+from ...ipadapter_core.encoder.pixels import check_image
 from ...ipadapter_core.errors import MismatchError
 from ...ipadapter_core.legacy.embeds import combine_sides
+from ...ipadapter_core.legacy.enhance import enhance
 from ...ipadapter_core.legacy.weight_types import parse_layer_weights, resolve_frames
 from ...ipadapter_core.strength.scaling import find_scaling
 from ...ipadapter_core.strength.site import AnyStrength
@@ -22,7 +25,7 @@ from ..patching.narrowing import narrowed
 from ..sockets import LoadedAdapter
 from .face_features import encode_faces
 from .features import image_tokens, negative_features, positive_features
-from .payload import Payload, read_payload
+from .payload import Payload
 from .unified import SDXL_NAME, base_of
 
 logger = logging.getLogger(__name__)
@@ -43,6 +46,7 @@ class LegacyUse:
         per_frame: image i is for latent i; else all act together on every latent.
         weight_faceidv2: how much the face's picture counts in FaceID-Plus v2; None is twice the weight.
         weight_kolors: factor of the layer through which a Kolors model narrows the tokens of its FaceID; 1 is neutral.
+        enhance_tiles, enhance_ratio: as of `enhance`, for adapters that read whole pictures; 1 tile is none.
     """
 
     weight: Weight = 1.0
@@ -57,6 +61,12 @@ class LegacyUse:
     per_frame: bool = False
     weight_faceidv2: float | None = None
     weight_kolors: float = 1.0
+    enhance_tiles: int = 1
+    enhance_ratio: float = 1.0
+
+    def but(self, **changes: Any) -> "LegacyUse":
+        """The same with other values."""
+        return replace(self, **changes)
 
     @property
     def method(self) -> str:
@@ -71,35 +81,29 @@ class LegacyUse:
         return 2 * _per_frame(self.weight)[0]
 
 
-def apply_reference(
-    model: ModelPatcher,
-    ipadapter: object,
-    image: Tensor,
-    use: LegacyUse,
-    image_negative: Tensor | None,
-    clip_vision: object | None,
-    insightface: object | None = None,
-) -> io.NodeOutput:
-    """What most apply nodes do with their inputs. Errors as `read_payload` and `apply_image`."""
-    payload = read_payload(ipadapter, clip_vision, insightface)
-    return io.NodeOutput(apply_image(model, payload, image, use, image_negative))
-
-
 def apply_image(
     model: ModelPatcher, payload: Payload, image: Tensor, use: LegacyUse, image_negative: Tensor | None = None
-) -> ModelPatcher:
-    """Encode references and patch a clone of the model. Errors as `apply_tokens` and `positive_features`."""
+) -> tuple[ModelPatcher, Tensor]:
+    """Encode references and patch a clone of the model. Returns and raises as `encode` and `apply_tokens`."""
     fitting_sites(model, payload.adapter)
-    return apply_tokens(model, payload.adapter, encode(payload, image, use, image_negative), use)
+    tokens, pictures = encode(payload, image, use, image_negative)
+    return apply_tokens(model, payload.adapter, tokens, use), pictures
 
 
-def encode(payload: Payload, image: Tensor, use: LegacyUse, image_negative: Tensor | None = None) -> ImageTokens:
-    """Image tokens of references, or of the faces in them, combined as the widgets say."""
+def encode(
+    payload: Payload, image: Tensor, use: LegacyUse, image_negative: Tensor | None = None
+) -> tuple[ImageTokens, Tensor]:
+    """Image tokens of references, or of the faces in them, combined as the widgets say, and the pictures they show.
+
+    Raises:
+        MismatchError, BadInputError: as `encode_faces`, `positive_features` and `image_tokens`.
+    """
     if payload.adapter.spec.face is not None:
-        return encode_faces(payload, image, use.method, use.structure, image_negative)[0]
-    positive = positive_features(payload, image)
+        return encode_faces(payload, image, use.method, use.structure, image_negative)
+    features = partial(positive_features, payload)
+    positive = enhance(check_image(image), use.enhance_tiles, use.enhance_ratio, features)
     negative = negative_features(payload, positive, image_negative)
-    return tokens_of(payload.adapter, positive, negative, use)
+    return tokens_of(payload.adapter, positive, negative, use), image
 
 
 def tokens_of(adapter: LoadedAdapter, positive: Tensor, negative: Tensor, use: LegacyUse) -> ImageTokens:

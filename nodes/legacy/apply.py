@@ -6,8 +6,9 @@ from torch import Tensor
 
 from ...ipadapter_core.errors import BadInputError, one_of
 from . import schema
-from .application import LegacyUse, Weight, apply_image, apply_reference
-from .payload import IPAdapterParams, read_payload
+from .application import LegacyUse, Weight, apply_image
+from .apply_node import ApplyNode
+from .payload import read_payload
 
 _NATIVE = "Apply IP-Adapter from Image, or Encode Image for IP-Adapter and Apply IP-Adapter"
 # What the simple node calls a weight type.
@@ -68,10 +69,10 @@ class IPAdapterSimple(io.ComfyNode):
             end_at=end_at,
             attn_mask=attn_mask,
         )
-        return io.NodeOutput(apply_image(model, payload, image, use))
+        return io.NodeOutput(*apply_image(model, payload, image, use))
 
 
-class IPAdapterAdvanced(io.ComfyNode):
+class IPAdapterAdvanced(ApplyNode):
     """The node with all usual widgets."""
 
     @classmethod
@@ -96,36 +97,11 @@ class IPAdapterAdvanced(io.ComfyNode):
             outputs=[schema.model_output()],
         )
 
-    @classmethod
-    def execute(
-        cls,
-        model: ModelPatcher,
-        ipadapter: object,
-        image: Tensor,
-        weight: Weight,
-        weight_type: str,
-        combine_embeds: str,
-        start_at: float,
-        end_at: float,
-        embeds_scaling: str,
-        image_negative: Tensor | None = None,
-        attn_mask: Tensor | None = None,
-        clip_vision: object | None = None,
-    ) -> io.NodeOutput:
-        use = LegacyUse(
-            weight=weight,
-            weight_type=weight_type,
-            combine_embeds=combine_embeds,
-            start_at=start_at,
-            end_at=end_at,
-            embeds_scaling=embeds_scaling,
-            attn_mask=attn_mask,
-        )
-        return apply_reference(model, ipadapter, image, use, image_negative, clip_vision)
 
-
-class IPAdapterBatch(io.ComfyNode):
+class IPAdapterBatch(ApplyNode):
     """One reference per latent."""
+
+    per_frame = True
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -149,35 +125,8 @@ class IPAdapterBatch(io.ComfyNode):
             outputs=[schema.model_output()],
         )
 
-    @classmethod
-    def execute(
-        cls,
-        model: ModelPatcher,
-        ipadapter: object,
-        image: Tensor,
-        weight: Weight,
-        weight_type: str,
-        start_at: float,
-        end_at: float,
-        embeds_scaling: str,
-        encode_batch_size: int,
-        image_negative: Tensor | None = None,
-        attn_mask: Tensor | None = None,
-        clip_vision: object | None = None,
-    ) -> io.NodeOutput:
-        use = LegacyUse(
-            weight=weight,
-            weight_type=weight_type,
-            start_at=start_at,
-            end_at=end_at,
-            embeds_scaling=embeds_scaling,
-            attn_mask=attn_mask,
-            per_frame=True,
-        )
-        return apply_reference(model, ipadapter, image, use, image_negative, clip_vision)
 
-
-class IPAdapterFromParams(io.ComfyNode):
+class IPAdapterFromParams(ApplyNode):
     """One adapter per region."""
 
     @classmethod
@@ -199,33 +148,6 @@ class IPAdapterFromParams(io.ComfyNode):
             ],
             outputs=[schema.model_output()],
         )
-
-    @classmethod
-    def execute(
-        cls,
-        model: ModelPatcher,
-        ipadapter: object,
-        ipadapter_params: IPAdapterParams,
-        combine_embeds: str,
-        embeds_scaling: str,
-        image_negative: Tensor | None = None,
-        clip_vision: object | None = None,
-    ) -> io.NodeOutput:
-        payload = read_payload(ipadapter, clip_vision)
-        for number, image in enumerate(ipadapter_params["image"]):
-            if image is None:
-                continue
-            use = LegacyUse(
-                weight=ipadapter_params["weight"][number],
-                weight_type=ipadapter_params["weight_type"][number],
-                combine_embeds=combine_embeds,
-                start_at=ipadapter_params["start_at"][number],
-                end_at=ipadapter_params["end_at"][number],
-                embeds_scaling=embeds_scaling,
-                attn_mask=ipadapter_params["attn_mask"][number],
-            )
-            model = apply_image(model, payload, image, use, image_negative)
-        return io.NodeOutput(model)
 
 
 NODES: tuple[type[io.ComfyNode], ...] = (IPAdapterSimple, IPAdapterAdvanced, IPAdapterBatch, IPAdapterFromParams)

@@ -1,14 +1,15 @@
 """Whose nodes answer to the ids of IPAdapter_plus: its own wherever it is installed, ours elsewhere."""
 
 import logging
+from functools import cache
 
 from aiohttp.web import Application
-from comfy_api.latest import io
 from server import PromptServer
 
 import nodes as comfy_nodes  # ComfyUI's own module of this name
 
 from . import NODES
+from .interface import first_interface
 
 logger = logging.getLogger(__name__)
 
@@ -16,12 +17,13 @@ logger = logging.getLogger(__name__)
 TELLING_IDS = ("IPAdapterAdvanced", "IPAdapterModelLoader", "IPAdapterUnifiedLoader")
 
 
-def ids() -> dict[str, type[io.ComfyNode]]:
-    """Our compatibility nodes by id."""
-    return {node.GET_SCHEMA().node_id: node for node in NODES}
+@cache  # classes are told apart by identity
+def ids() -> dict[str, type]:
+    """Our compatibility nodes by id, as ComfyUI registers them."""
+    return {node.GET_SCHEMA().node_id: first_interface(node) for node in NODES}
 
 
-def nodes_to_register() -> list[type[io.ComfyNode]]:
+def nodes_to_register() -> list[type]:
     """Our compatibility nodes, but for the ids another pack has registered before us."""
     taken = {node_id for node_id, node in ids().items() if _registered(node_id) not in (None, node)}
     if taken.intersection(TELLING_IDS):

@@ -1,15 +1,10 @@
 """The FaceID nodes: the face model's loader, and the apply nodes that also give the face they found."""
 
-from comfy.model_patcher import ModelPatcher
 from comfy_api.latest import io
-from torch import Tensor
 
 from ..encoding.face_model import USUAL_PACKS, load_face_model, pack_fingerprint
-from ..patching.application import fitting_sites
 from . import schema
-from .application import LegacyUse, Weight, apply_image, apply_tokens
-from .face_features import encode_faces
-from .payload import read_payload
+from .apply_node import ApplyNode
 
 _CATEGORY = "ipadapter/faceid"
 _NATIVE = "Encode Face for IP-Adapter and Apply IP-Adapter"
@@ -79,65 +74,15 @@ def _apply_schema(node_id: str, display_name: str, description: str, *weights: i
     )
 
 
-def _apply(
-    model: ModelPatcher,
-    ipadapter: object,
-    image: Tensor,
-    use: LegacyUse,
-    image_negative: Tensor | None,
-    clip_vision: object | None,
-    insightface: object | None,
-) -> io.NodeOutput:
-    payload = read_payload(ipadapter, clip_vision, insightface)
-    if payload.adapter.spec.face is None:  # as IPAdapter Advanced
-        return io.NodeOutput(apply_image(model, payload, image, use, image_negative), image)
-    fitting_sites(model, payload.adapter)
-    tokens, faces = encode_faces(payload, image, use.method, use.structure, image_negative)
-    return io.NodeOutput(apply_tokens(model, payload.adapter, tokens, use), faces)
-
-
-class IPAdapterFaceID(io.ComfyNode):
+class IPAdapterFaceID(ApplyNode):
     """Steer a model with a face."""
-
-    per_frame = False
 
     @classmethod
     def define_schema(cls) -> io.Schema:
         return _apply_schema("IPAdapterFaceID", "IPAdapter FaceID", "Steers a model with the identity of a face.")
 
-    @classmethod
-    def execute(
-        cls,
-        model: ModelPatcher,
-        ipadapter: object,
-        image: Tensor,
-        weight: Weight,
-        weight_faceidv2: float,
-        weight_type: str,
-        combine_embeds: str,
-        start_at: float,
-        end_at: float,
-        embeds_scaling: str,
-        image_negative: Tensor | None = None,
-        attn_mask: Tensor | None = None,
-        clip_vision: object | None = None,
-        insightface: object | None = None,
-    ) -> io.NodeOutput:
-        use = LegacyUse(
-            weight=weight,
-            weight_type=weight_type,
-            combine_embeds=combine_embeds,
-            start_at=start_at,
-            end_at=end_at,
-            embeds_scaling=embeds_scaling,
-            attn_mask=attn_mask,
-            weight_faceidv2=weight_faceidv2,
-            per_frame=cls.per_frame,
-        )
-        return _apply(model, ipadapter, image, use, image_negative, clip_vision, insightface)
 
-
-class IPAdapterFaceIDKolors(io.ComfyNode):
+class IPAdapterFaceIDKolors(ApplyNode):
     """Steer Kolors with a face."""
 
     @classmethod
@@ -151,38 +96,6 @@ class IPAdapterFaceIDKolors(io.ComfyNode):
                 tooltip="Factor of the layer through which Kolors narrows the tokens; no unit. Neutral: 1.",
             ),
         )
-
-    @classmethod
-    def execute(
-        cls,
-        model: ModelPatcher,
-        ipadapter: object,
-        image: Tensor,
-        weight: Weight,
-        weight_faceidv2: float,
-        weight_kolors: float,
-        weight_type: str,
-        combine_embeds: str,
-        start_at: float,
-        end_at: float,
-        embeds_scaling: str,
-        image_negative: Tensor | None = None,
-        attn_mask: Tensor | None = None,
-        clip_vision: object | None = None,
-        insightface: object | None = None,
-    ) -> io.NodeOutput:
-        use = LegacyUse(
-            weight=weight,
-            weight_type=weight_type,
-            combine_embeds=combine_embeds,
-            start_at=start_at,
-            end_at=end_at,
-            embeds_scaling=embeds_scaling,
-            attn_mask=attn_mask,
-            weight_faceidv2=weight_faceidv2,
-            weight_kolors=weight_kolors,
-        )
-        return _apply(model, ipadapter, image, use, image_negative, clip_vision, insightface)
 
 
 class IPAAdapterFaceIDBatch(IPAdapterFaceID):

@@ -1,11 +1,9 @@
 """The nodes that give one side of a reference, its style or its composition, and keep the other away."""
 
-from comfy.model_patcher import ModelPatcher
 from comfy_api.latest import io
-from torch import Tensor
 
 from . import schema
-from .application import LegacyUse, Weight, apply_reference
+from .apply_node import ApplyNode
 
 _BOOST_RANGE = {"low": -5.0, "high": 5.0}
 
@@ -57,43 +55,12 @@ def _precise_composition_schema(node_id: str, display_name: str) -> io.Schema:
     return _precise_schema(node_id, display_name, description, native, boost)
 
 
-class IPAdapterPreciseStyleTransfer(io.ComfyNode):
+class IPAdapterPreciseStyleTransfer(ApplyNode):
     """Style without composition."""
-
-    per_frame = False
 
     @classmethod
     def define_schema(cls) -> io.Schema:
         return _precise_style_schema("IPAdapterPreciseStyleTransfer", "IPAdapter Precise Style Transfer")
-
-    @classmethod
-    def execute(
-        cls,
-        model: ModelPatcher,
-        ipadapter: object,
-        image: Tensor,
-        weight: Weight,
-        style_boost: Weight,
-        combine_embeds: str,
-        start_at: float,
-        end_at: float,
-        embeds_scaling: str,
-        image_negative: Tensor | None = None,
-        attn_mask: Tensor | None = None,
-        clip_vision: object | None = None,
-    ) -> io.NodeOutput:
-        use = LegacyUse(
-            weight=weight,
-            weight_type="style transfer precise",
-            second=style_boost,
-            combine_embeds=combine_embeds,
-            start_at=start_at,
-            end_at=end_at,
-            embeds_scaling=embeds_scaling,
-            attn_mask=attn_mask,
-            per_frame=cls.per_frame,
-        )
-        return apply_reference(model, ipadapter, image, use, image_negative, clip_vision)
 
 
 class IPAdapterPreciseStyleTransferBatch(IPAdapterPreciseStyleTransfer):
@@ -106,43 +73,12 @@ class IPAdapterPreciseStyleTransferBatch(IPAdapterPreciseStyleTransfer):
         return _precise_style_schema("IPAdapterPreciseStyleTransferBatch", "IPAdapter Precise Style Transfer Batch")
 
 
-class IPAdapterPreciseComposition(io.ComfyNode):
+class IPAdapterPreciseComposition(ApplyNode):
     """Composition without style."""
-
-    per_frame = False
 
     @classmethod
     def define_schema(cls) -> io.Schema:
         return _precise_composition_schema("IPAdapterPreciseComposition", "IPAdapter Precise Composition")
-
-    @classmethod
-    def execute(
-        cls,
-        model: ModelPatcher,
-        ipadapter: object,
-        image: Tensor,
-        weight: Weight,
-        composition_boost: Weight,
-        combine_embeds: str,
-        start_at: float,
-        end_at: float,
-        embeds_scaling: str,
-        image_negative: Tensor | None = None,
-        attn_mask: Tensor | None = None,
-        clip_vision: object | None = None,
-    ) -> io.NodeOutput:
-        use = LegacyUse(
-            weight=weight,
-            weight_type="composition precise",
-            second=composition_boost,
-            combine_embeds=combine_embeds,
-            start_at=start_at,
-            end_at=end_at,
-            embeds_scaling=embeds_scaling,
-            attn_mask=attn_mask,
-            per_frame=cls.per_frame,
-        )
-        return apply_reference(model, ipadapter, image, use, image_negative, clip_vision)
 
 
 class IPAdapterPreciseCompositionBatch(IPAdapterPreciseComposition):

@@ -1,14 +1,12 @@
 """`IPAdapterMS`: any weight for any layer."""
 
-from comfy.model_patcher import ModelPatcher
 from comfy_api.latest import io
-from torch import Tensor
 
 from . import schema
-from .application import LegacyUse, Weight, apply_reference
+from .apply_node import ApplyNode
 
 
-class IPAdapterMS(io.ComfyNode):
+class IPAdapterMS(ApplyNode):
     """The "mad scientist": factors by layer."""
 
     @classmethod
@@ -40,38 +38,6 @@ class IPAdapterMS(io.ComfyNode):
             ],
             outputs=[schema.model_output()],
         )
-
-    @classmethod
-    def execute(
-        cls,
-        model: ModelPatcher,
-        ipadapter: object,
-        image: Tensor,
-        weight: Weight,
-        weight_faceidv2: float,
-        weight_type: str,
-        combine_embeds: str,
-        start_at: float,
-        end_at: float,
-        embeds_scaling: str,
-        layer_weights: str,
-        image_negative: Tensor | None = None,
-        attn_mask: Tensor | None = None,
-        clip_vision: object | None = None,
-        insightface: object | None = None,
-    ) -> io.NodeOutput:
-        use = LegacyUse(
-            weight=weight,
-            weight_type=weight_type,
-            combine_embeds=combine_embeds,
-            start_at=start_at,
-            end_at=end_at,
-            embeds_scaling=embeds_scaling,
-            attn_mask=attn_mask,
-            layer_weights=layer_weights,
-            weight_faceidv2=weight_faceidv2,
-        )
-        return apply_reference(model, ipadapter, image, use, image_negative, clip_vision, insightface)
 
 
 NODES: tuple[type[io.ComfyNode], ...] = (IPAdapterMS,)

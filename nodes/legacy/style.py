@@ -1,17 +1,11 @@
 """The nodes that take style and composition from different references."""
 
-from comfy.model_patcher import ModelPatcher
 from comfy_api.latest import io
-from torch import Tensor
 
-from ..patching.application import fitting_sites
 from . import schema
-from .application import LegacyUse, Weight, apply_tokens, check_sdxl, encode
-from .payload import read_payload
+from .apply_node import ApplyNode
 
 _NATIVE = "Apply IP-Adapter twice, with layer_preset 'style' and 'composition'"
-# by expand_style
-_WEIGHT_TYPES = {False: "style and composition", True: "strong style and composition"}
 
 
 def _style_composition_schema(node_id: str, display_name: str, *, combines: bool) -> io.Schema:
@@ -42,23 +36,7 @@ def _style_composition_schema(node_id: str, display_name: str, *, combines: bool
     )
 
 
-def _apply_style_composition(
-    model: ModelPatcher,
-    ipadapter: object,
-    image_style: Tensor,
-    image_composition: Tensor,
-    use: LegacyUse,
-    image_negative: Tensor | None,
-    clip_vision: object | None,
-) -> io.NodeOutput:
-    check_sdxl(model)
-    payload = read_payload(ipadapter, clip_vision)
-    fitting_sites(model, payload.adapter)
-    style, composition = (encode(payload, image, use, image_negative) for image in (image_style, image_composition))
-    return io.NodeOutput(apply_tokens(model, payload.adapter, style, use, composition))
-
-
-class IPAdapterStyleComposition(io.ComfyNode):
+class IPAdapterStyleComposition(ApplyNode):
     """Style of one reference, composition of another."""
 
     @classmethod
@@ -67,77 +45,16 @@ class IPAdapterStyleComposition(io.ComfyNode):
             "IPAdapterStyleComposition", "IPAdapter Style & Composition SDXL", combines=True
         )
 
-    @classmethod
-    def execute(
-        cls,
-        model: ModelPatcher,
-        ipadapter: object,
-        image_style: Tensor,
-        image_composition: Tensor,
-        weight_style: Weight,
-        weight_composition: Weight,
-        expand_style: bool,
-        combine_embeds: str,
-        start_at: float,
-        end_at: float,
-        embeds_scaling: str,
-        image_negative: Tensor | None = None,
-        attn_mask: Tensor | None = None,
-        clip_vision: object | None = None,
-    ) -> io.NodeOutput:
-        use = LegacyUse(
-            weight=weight_style,
-            second=weight_composition,
-            weight_type=_WEIGHT_TYPES[expand_style],
-            combine_embeds=combine_embeds,
-            start_at=start_at,
-            end_at=end_at,
-            embeds_scaling=embeds_scaling,
-            attn_mask=attn_mask,
-        )
-        return _apply_style_composition(
-            model, ipadapter, image_style, image_composition, use, image_negative, clip_vision
-        )
 
-
-class IPAdapterStyleCompositionBatch(io.ComfyNode):
+class IPAdapterStyleCompositionBatch(ApplyNode):
     """The same for every latent of a batch."""
+
+    per_frame = True
 
     @classmethod
     def define_schema(cls) -> io.Schema:
         return _style_composition_schema(
             "IPAdapterStyleCompositionBatch", "IPAdapter Style & Composition Batch SDXL", combines=False
-        )
-
-    @classmethod
-    def execute(
-        cls,
-        model: ModelPatcher,
-        ipadapter: object,
-        image_style: Tensor,
-        image_composition: Tensor,
-        weight_style: Weight,
-        weight_composition: Weight,
-        expand_style: bool,
-        start_at: float,
-        end_at: float,
-        embeds_scaling: str,
-        image_negative: Tensor | None = None,
-        attn_mask: Tensor | None = None,
-        clip_vision: object | None = None,
-    ) -> io.NodeOutput:
-        use = LegacyUse(
-            weight=weight_style,
-            second=weight_composition,
-            weight_type=_WEIGHT_TYPES[expand_style],
-            start_at=start_at,
-            end_at=end_at,
-            embeds_scaling=embeds_scaling,
-            attn_mask=attn_mask,
-            per_frame=True,
-        )
-        return _apply_style_composition(
-            model, ipadapter, image_style, image_composition, use, image_negative, clip_vision
         )
 
 

@@ -1,7 +1,5 @@
 """The apply nodes that cut a reference into tiles, each of which acts on its own part of the picture."""
 
-from dataclasses import replace
-
 import comfy.utils
 import torch
 from comfy.model_patcher import ModelPatcher
@@ -65,7 +63,7 @@ def _apply(
     tiles = cut_pictures(pictures, tiling, sharpening, comfy.utils.lanczos)
     masks = tile_masks(use.attn_mask, (pictures.shape[1], pictures.shape[2]), tiling)
     for tile, mask in zip(tiles, masks, strict=True):
-        model = apply_image(model, payload, tile, replace(use, attn_mask=mask), image_negative)
+        model, _ = apply_image(model, payload, tile, use.but(attn_mask=mask), image_negative)
     return io.NodeOutput(model, torch.cat(tiles), torch.cat(masks))
 
 

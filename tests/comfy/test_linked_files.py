@@ -3,6 +3,7 @@
 import os
 import shutil
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -137,7 +138,7 @@ def test_the_unified_loaders_are_cached_too(
         ("IPAdapterUnifiedLoaderCommunity", "Composition"),
         ("IPAdapterUnifiedLoaderFaceID", "FACEID"),
     ):
-        fingerprint = comfy_host.node(node).fingerprint_inputs
+        fingerprint = partial(comfy_host.fingerprint, node)
         before = fingerprint(preset=None, model=None)
         assert before
         assert fingerprint(preset=preset, model=None) == before

@@ -32,7 +32,7 @@ pytestmark = pytest.mark.smoke
 
 
 def schema(node_id: str) -> Any:
-    return comfy_host.node(node_id).define_schema()
+    return comfy_host.schema(node_id)
 
 
 def test_every_node_of_the_pack_is_registered_and_no_other(base_directory: Path) -> None:

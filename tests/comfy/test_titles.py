@@ -21,7 +21,7 @@ def schemas(base_directory: Path) -> list[Any]:
     import nodes
 
     ids = {*(name for name in nodes.NODE_CLASS_MAPPINGS if name.startswith("IPA")), "PrepImageForClipVision"}
-    return [comfy_host.node(node_id).define_schema() for node_id in sorted(ids)]
+    return [comfy_host.schema(node_id) for node_id in sorted(ids)]
 
 
 @pytest.fixture(scope="module")

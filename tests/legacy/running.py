@@ -27,10 +27,7 @@ _VISION = {
 }
 
 
-def outputs(node_id: str, **inputs: object) -> tuple[Any, ...]:
-    """Execute a node as ComfyUI does, in inference mode, and return all its outputs."""
-    with torch.inference_mode():
-        return comfy_host.node(node_id).EXECUTE_NORMALIZED(**inputs).args
+outputs = comfy_host.call
 
 
 def clip_vision(seed: int = 0) -> Any:

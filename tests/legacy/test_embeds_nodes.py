@@ -1,6 +1,7 @@
 """Encoder, Combine, Save and Load Embeds, against ComfyUI's own CLIP vision and the formulas written out."""
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -122,13 +123,13 @@ def test_what_is_saved_can_be_loaded(base_directory: Path) -> None:
     import folder_paths
 
     saved = [
-        comfy_host.node("IPAdapterSaveEmbeds").EXECUTE_NORMALIZED(embeds=embeds, filename_prefix="faces/mine")
+        comfy_host.node("IPAdapterSaveEmbeds")().save(embeds=embeds, filename_prefix="faces/mine")
         for embeds in (FIRST, SECOND)
     ]
-    files = [entry for output in saved for entry in output.ui["embeds"]]
+    files = [entry for output in saved for entry in output["ui"]["embeds"]]
     assert [entry["filename"] for entry in files] == ["mine_00001_.safetensors", "mine_00002_.safetensors"]
     assert {(entry["subfolder"], entry["type"]) for entry in files} == {("faces", "output")}
-    assert all(output.result is None for output in saved)
+    assert {output["result"] for output in saved} == {()}
 
     source = Path(folder_paths.get_input_directory()) / "embeds"
     source.mkdir(parents=True)
@@ -137,11 +138,11 @@ def test_what_is_saved_can_be_loaded(base_directory: Path) -> None:
     torch.save(FIRST, source / "old.ipadpt")
     (source / "notes.txt").touch()
     info = comfy_host.node("IPAdapterLoadEmbeds").INPUT_TYPES()["required"]["embeds"]
-    assert info[1]["options"] == ["embeds/mine.safetensors", "embeds/old.ipadpt"]
+    assert info[0] == ["embeds/mine.safetensors", "embeds/old.ipadpt"]
     assert torch.equal(outputs("IPAdapterLoadEmbeds", embeds="embeds/mine.safetensors")[0], SECOND)
     assert torch.equal(outputs("IPAdapterLoadEmbeds", embeds="embeds/old.ipadpt")[0], FIRST)
 
-    fingerprint = comfy_host.node("IPAdapterLoadEmbeds").fingerprint_inputs
+    fingerprint = partial(comfy_host.fingerprint, "IPAdapterLoadEmbeds")
     before = fingerprint(embeds="embeds/old.ipadpt")
     torch.save(SECOND, source / "old.ipadpt")
     assert fingerprint(embeds="embeds/old.ipadpt") != before
@@ -160,12 +161,12 @@ def test_what_cannot_be_read_is_not_listed(base_directory: Path, kind: str, suff
     path = UNREADABLE[kind][0](source / f"a{suffix}")
     node = comfy_host.node("IPAdapterLoadEmbeds")
     try:
-        options = node.INPUT_TYPES()["required"]["embeds"][1]["options"]
+        options = node.INPUT_TYPES()["required"]["embeds"][0]
         # that nothing can be read from it shows only when it is opened
         assert [name for name in options if "strange" in name] == ["strange/a.ipadpt"] * (
             kind == "read error" and suffix == ".ipadpt"
         )
-        node.fingerprint_inputs(embeds=None)
+        node.IS_CHANGED(embeds=None)
         with pytest.raises(ValueError, match=UNREADABLE[kind][1]):
             outputs("IPAdapterLoadEmbeds", embeds=f"strange/a{suffix}")
     finally:

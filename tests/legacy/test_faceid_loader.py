@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -104,8 +105,8 @@ def test_a_lora_that_cannot_be_read_is_left_out(
     loras = loader.folder / "models" / "loras"
     (loras / "a-faceid_sd15_lora.safetensors").symlink_to("nowhere")
     (loras / "b-faceid_sd15_lora.safetensors").write_bytes(b"<html>")
-    node = comfy_host.node("IPAdapterUnifiedLoaderFaceID")
-    before = node.fingerprint_inputs(preset="FACEID")
+    fingerprint = partial(comfy_host.fingerprint, "IPAdapterUnifiedLoaderFaceID")
+    before = fingerprint(preset="FACEID")
     with caplog.at_level(logging.WARNING):
         with_lora, _ = loader.run(model("sd15"), "FACEID")
     assert lora_change(with_lora) == 4 * 32, "the adapter's own"
@@ -114,7 +115,7 @@ def test_a_lora_that_cannot_be_read_is_left_out(
     layer = "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn2_to_k"
     file = {f"{layer}.lora_up.weight": torch.ones(32, 2), f"{layer}.lora_down.weight": torch.ones(2, 16)}
     write_safetensors(loras / "b-faceid_sd15_lora.safetensors", file)
-    assert node.fingerprint_inputs(preset="FACEID") != before
+    assert fingerprint(preset="FACEID") != before
 
 
 def test_a_faceid_without_any_lora_says_what_is_missing(loader: Loader, model: Callable) -> None:

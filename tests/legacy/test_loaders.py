@@ -1,6 +1,7 @@
 """Loaders: what goes out on IPADAPTER, which file a preset means, and whose nodes answer when IPAdapter_plus is here."""
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -185,7 +186,7 @@ def test_what_cannot_be_read_is_left_out_with_a_warning(
     make, reason = UNREADABLE[kind]
     write_safetensors(folder / "mine.safetensors", tensors("plus", "sd15", H_WIDTH))
     strange = make(folder.parent / place / "ip-adapter-plus_sd15.safetensors")
-    fingerprint = comfy_host.node("IPAdapterUnifiedLoader").fingerprint_inputs
+    fingerprint = partial(comfy_host.fingerprint, "IPAdapterUnifiedLoader")
     try:
         with caplog.at_level("WARNING"):
             assert load(model("sd15"), PLUS)["ipadapter"]["file"] == "mine.safetensors"

@@ -6,6 +6,7 @@ import os
 import sys
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -37,9 +38,30 @@ def pack(name: str) -> ModuleType:
     return importlib.import_module(f"{prefix}.{name}")
 
 
-def run(node_id: str, **inputs: object) -> object:
-    """Execute a node as ComfyUI does, in inference mode, and return its first output."""
+def call(node_id: str, **inputs: object) -> tuple[Any, ...]:
+    """Execute a node as ComfyUI does, in inference mode, and return all its outputs."""
     import torch
 
+    found = node(node_id)
     with torch.inference_mode():
-        return node(node_id).EXECUTE_NORMALIZED(**inputs).result[0]
+        if hasattr(found, "EXECUTE_NORMALIZED"):
+            return found.EXECUTE_NORMALIZED(**inputs).args
+        result = getattr(found(), found.FUNCTION)(**inputs)  # of ComfyUI's first node interface
+    return result["result"] if isinstance(result, dict) else result
+
+
+def schema(node_id: str) -> Any:
+    """A node's inputs, outputs and texts."""
+    return node(node_id).GET_SCHEMA()
+
+
+def fingerprint(node_id: str, **inputs: object) -> Any:
+    """What ComfyUI compares to know whether a node has to run again."""
+    found = node(node_id)
+    compared = found.IS_CHANGED if hasattr(found, "IS_CHANGED") else found.fingerprint_inputs
+    return compared(**inputs)
+
+
+def run(node_id: str, **inputs: object) -> object:
+    """The first output of `call`."""
+    return call(node_id, **inputs)[0]
