@@ -58,7 +58,7 @@ def _apply(
             )
         neg_embed = negative_features(payload, pos_embed)
     tokens = tokens_of(payload.adapter, pos_embed, neg_embed, use)
-    return io.NodeOutput(apply_tokens(model, payload.adapter, tokens, use))
+    return io.NodeOutput(apply_tokens(model, payload.adapter, tokens, use), None)  # as other apply nodes give a picture
 
 
 class IPAdapterEmbeds(io.ComfyNode):
