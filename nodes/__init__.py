@@ -14,6 +14,7 @@ from .definitions.layer_weights import IPALayerWeights
 from .definitions.load_adapter import IPALoadAdapter
 from .definitions.load_face_model import IPALoadFaceModel
 from .legacy.coexistence import nodes_to_register
+from .legacy.payload import forget_foreign
 from .paths import register_folders
 
 NODES: tuple[type[io.ComfyNode], ...] = (
@@ -35,7 +36,7 @@ class IPAdapterStudio(ComfyExtension):
     @override
     async def on_load(self) -> None:
         register_folders()
-        free_with_models()
+        free_with_models(forget_foreign)
 
     @override
     async def get_node_list(self) -> list[type[io.ComfyNode]]:

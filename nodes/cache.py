@@ -58,8 +58,11 @@ class ByteCache:
 CACHE = ByteCache(MAX_BYTES)
 
 
-def free_with_models() -> None:
+def free_with_models(*others: Callable[[], None]) -> None:
     """From now on, empty the cache whenever ComfyUI unloads all models: its buttons, `/free`, out of memory.
+
+    Args:
+        others: what empties other stores; called at the same time.
 
     ComfyUI offers no hook for this. A ModelPatcher is told when it is detached, but in the same words when it makes room
     for the next model of the same queue, and not at all if that was before. Hence the function itself is wrapped.
@@ -68,7 +71,8 @@ def free_with_models() -> None:
 
     @functools.wraps(unload)
     def unload_all_models() -> None:
-        CACHE.clear()
+        for clear in (CACHE.clear, *others):
+            clear()
         unload()
 
     comfy.model_management.unload_all_models = unload_all_models

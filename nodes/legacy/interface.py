@@ -131,7 +131,6 @@ def _first_form(kind: str, details: dict[str, Any]) -> tuple[Any, dict[str, Any]
     return list(details["options"]), {name: value for name, value in details.items() if name not in _COMBO_ONLY}
 
 
-
 def _caller(node: type[io.ComfyNode], method: Method) -> Callable[..., Any]:
     """The method: takes arguments as IPAdapter_plus did, and returns its tuple."""
     known = inspect.signature(node.execute).parameters

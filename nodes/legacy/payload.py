@@ -135,6 +135,11 @@ def _model(pipeline: Any, part: str) -> Any:
 _built: "OrderedDict[int, tuple[Mapping[str, Tensor], LoadedAdapter]]" = OrderedDict()
 
 
+def forget_foreign() -> None:
+    """Drop the adapters built for other packs, and our hold on their tensors."""
+    _built.clear()
+
+
 def _foreign(raw: Mapping[str, Any]) -> LoadedAdapter:
     sites = raw["ip_adapter"]
     if id(sites) not in _built:

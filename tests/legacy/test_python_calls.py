@@ -3,6 +3,8 @@
 The adapter is a plain dictionary, as such packs make it themselves, with nothing of ours in it.
 """
 
+import gc
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -275,3 +277,16 @@ def test_embeds_of_a_base_adapter_need_no_negative(base_directory: Path, model: 
     )
     patched, _ = called("IPAdapterEmbeds", "apply_ipadapter", *arguments, clip_vision=clip_vision())
     draw(patched)
+
+
+def test_an_adapter_of_another_pack_is_let_go_with_the_models(given: dict) -> None:
+    """Kept from one queue to the next, so that nothing is projected again, until ComfyUI frees models."""
+    import comfy.model_management
+
+    foreign, read = given["full"][1], comfy_host.pack("nodes.legacy.payload").read_payload
+    adapter_id = read(foreign).adapter.adapter_id
+    assert read(foreign).adapter.adapter_id == adapter_id
+    gone = weakref.ref(read(foreign).adapter.network)
+    comfy.model_management.unload_all_models()
+    gc.collect()
+    assert gone() is None
