@@ -42,7 +42,7 @@ SILENCE = 600  # seconds a busy machine may take to load a model
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ComfyServer]:
     """The server."""
     folder = tmp_path_factory.mktemp("server")
-    models = _models(folder / "models")
+    models = write_models(folder / "models")
     extra = folder / "extra.yaml"
     paths = {"base_path": str(models), "custom_nodes": str(PACKS), "insightface": "insightface", "loras": "loras"}
     extra.write_text(yaml.safe_dump({"tests": paths}), encoding="utf-8")
@@ -52,10 +52,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ComfyServer]:
         *("--extra-model-paths-config", str(extra)),
         *("--whitelist-custom-nodes", shared.pack, "tiny_models"),
     )
-    references.put_into(shared.input)
-    pixels = face_files.picture((face_files.RED, 100, 60, 64), size=(320, 288))
-    Image.fromarray((pixels[0] * 255).byte().numpy()).save(shared.input / REFERENCE)  # what the workflows load
-    tiny_files.write_embeds(shared.input / "face.ipadpt")
+    write_inputs(shared.input)
     with shared:
         yield shared
 
@@ -92,7 +89,7 @@ def page(server: ComfyServer, browser: Browser) -> Iterator[Page]:
         yield tab
 
 
-def _models(folder: Path) -> Path:
+def write_models(folder: Path) -> Path:
     """The tiny models, the demo's, an adapter for SDXL, a FaceID adapter, and what the legacy workflows load."""
     for name in MODEL_FOLDERS:
         (folder / name).mkdir(parents=True)
@@ -111,3 +108,11 @@ def _models(folder: Path) -> Path:
     for pack in FACE_PACKS:
         face_files.write_pack(folder / "insightface" / "models" / pack)
     return folder
+
+
+def write_inputs(folder: Path) -> None:
+    """The pictures and embeds that workflows load."""
+    references.put_into(folder)
+    pixels = face_files.picture((face_files.RED, 100, 60, 64), size=(320, 288))
+    Image.fromarray((pixels[0] * 255).byte().numpy()).save(folder / REFERENCE)
+    tiny_files.write_embeds(folder / "face.ipadpt")
