@@ -68,7 +68,7 @@ def _apply(
     payload = read_payload(ipadapter, clip_vision)
     fitting_sites(model, payload.adapter)
     encode = partial(positive_features, payload)
-    positive = enhance(check_image(image), enhance_tiles, enhance_ratio, encode)
+    positive = enhance(check_image(image), min(enhance_tiles, _MOST_TILES), enhance_ratio, encode)
     negative = negative_features(payload, positive, image_negative)
     tokens = tokens_of(payload.adapter, positive, negative, use)
     return io.NodeOutput(apply_tokens(model, payload.adapter, tokens, use))

@@ -216,6 +216,18 @@ def test_one_tile_is_the_picture(setting: Callable, reference: Callable, vision:
     assert_draws(given, inputs["model"], "sdxl", [reference(features, torch.zeros_like(features))])
 
 
+def test_more_tiles_than_16_per_side_are_16(setting: Callable, reference: Callable, vision: Any) -> None:
+    """A linked number is not held to the widget's range."""
+    images = random_image(2, 64, 64)
+    inputs = setting("plus") | WIDGETS | {"image": images, "enhance_tiles": 20, "enhance_ratio": 0.3}
+    given = outputs("IPAdapterClipVisionEnhancer", **inputs, combine_embeds="concat")[0]
+    with torch.inference_mode():
+        tiles = torch.cat([enhanced(vision, images[n : n + 1], 16) for n in range(2)])
+        positive = vision.encode_image(images).penultimate_hidden_states * 0.3 + tiles * 0.7
+        negative = vision.encode_image(torch.zeros(1, 28, 28, 3)).penultimate_hidden_states
+    assert_draws(given, inputs["model"], "sdxl", [reference(positive, negative, "plus")])
+
+
 def test_pooled_embeds_are_treated_as_a_square_picture() -> None:
     join = comfy_host.pack("ipadapter_core.legacy.enhance").join_tiles
     embeds = torch.randn(4, 1024, generator=torch.Generator().manual_seed(0))
