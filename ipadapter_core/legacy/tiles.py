@@ -17,9 +17,7 @@ from .sharpen import sharpen
 TILE = 256  # pixels
 _SQUARE = (0.75, 1.33)  # between these ratios of height to width a picture is made square
 _LONGEST = 4  # tiles
-_MOST_RESIZED = (
-    32  # tiles; all of a strip one pixel high would take gigabytes when resized, and its middle alone is seen
-)
+_MOST_RESIZED = 32  # tiles; all of a strip one pixel high would take gigabytes, and its middle alone is seen
 
 
 @dataclass(frozen=True)

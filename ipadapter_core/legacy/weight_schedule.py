@@ -154,7 +154,8 @@ def _curve(strategy: Strategy) -> list[float]:
         change = [random.uniform(start, end) for _ in window]
     else:
         change = [start + (end - start) * EASINGS[strategy.timing](step / steps) for step in range(len(window))]
-    change[-1:] = [end] * min(1, len(window))
+    if change:
+        change[-1] = end
     before = min(strategy.start_frame, frames)
     return [start] * before + change + [end] * (frames - before - len(change))
 
