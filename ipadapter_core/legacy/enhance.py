@@ -12,13 +12,15 @@ from torch.nn import functional
 
 from ..errors import BadInputError
 
+MOST_TILES = 16  # per side
+
 
 def enhance(pictures: Tensor, per_side: int, ratio: float, encode: Callable[[Tensor], Tensor]) -> Tensor:
     """Features of pictures and of their tiles: two rows for a single picture, one for each of several.
 
     Args:
         pictures: (R, H, W, 3), 0..1.
-        per_side: n; 1 cuts no tiles.
+        per_side: n, as if it was `MOST_TILES` where it is more; 1 cuts no tiles.
         ratio: as of `blend`.
         encode: pictures to their features, (R, S, E) or (R, E).
 
@@ -28,7 +30,8 @@ def enhance(pictures: Tensor, per_side: int, ratio: float, encode: Callable[[Ten
     whole = encode(pictures)
     if per_side == 1:
         return whole
-    tiles = [join_tiles(encode(cut_tiles(picture[None], per_side))) for picture in pictures]
+    count = min(per_side, MOST_TILES)
+    tiles = [join_tiles(encode(cut_tiles(picture[None], count))) for picture in pictures]
     return blend(whole, torch.cat(tiles), ratio)
 
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
-from torchvision.transforms import ElasticTransform
+from torchvision.transforms import Compose, ElasticTransform, RandomHorizontalFlip, RandomVerticalFlip
 from torchvision.transforms import functional as pictures
 
 from ..encoder.pixels import check_image
@@ -16,6 +16,7 @@ SIDE = 224  # pixels, of what comes out
 _SEEDS = 1_000_000_007
 _ELASTIC_ALPHA, _ELASTIC_SIGMA = 75.0, 3.5
 _SHUFFLE_NOISE = 0.75  # of the strength
+_FLIPS = Compose([RandomVerticalFlip(1.0), RandomHorizontalFlip(1.0)])  # always, but each draws a random number first
 
 
 def _fade(x: Tensor, strength: float) -> Tensor:
@@ -33,7 +34,8 @@ def _gaussian(x: Tensor, strength: float) -> Tensor:
 
 def _shuffle(x: Tensor, strength: float) -> Tensor:
     elastic = ElasticTransform(alpha=_ELASTIC_ALPHA, sigma=(1 - strength) * _ELASTIC_SIGMA)
-    x = pictures.hflip(pictures.vflip(elastic(x.movedim(-1, 1)))).movedim(1, -1).contiguous()
+    # Channels first, as the warped and flipped picture lies in memory: torch draws other numbers for contiguous tensors.
+    x = _FLIPS(elastic(x.movedim(-1, 1))).contiguous().movedim(1, -1)
     noise = torch.randn_like(x) * (_SHUFFLE_NOISE * strength)
     return x * (1 - noise) + noise
 

@@ -4,6 +4,7 @@
 
 from collections.abc import Callable
 
+import torch
 from torch import Tensor
 from torch.nn import functional
 
@@ -32,7 +33,7 @@ def prepare(image: Tensor, crop_position: str, sharpening: float, resize: Resize
 
     Args:
         image: (B, H, W, 3), 0..1.
-        crop_position: one of `CROP_POSITIONS`; "pad" puts black bars in place of a cut.
+        crop_position: one of `CROP_POSITIONS`; "pad" puts equal black bars in place of a cut.
         sharpening: 0..1; 0 is none.
 
     Returns:
@@ -51,16 +52,25 @@ def prepare(image: Tensor, crop_position: str, sharpening: float, resize: Resize
 def square_masks(masks: Tensor, size: int) -> Tensor:
     """The middle squares of masks (M, H, W), as (M, 1, size, size)."""
     side = min(masks.shape[1:])
-    square = middle(masks[:, None], side, side)
-    return functional.interpolate(square, size=(size, size), mode="bicubic", antialias=True)
+    return resize_mask(middle(masks[:, None], side, side), (size, size))
+
+
+def resize_mask(masks: Tensor, size: tuple[int, int]) -> Tensor:
+    """Masks (M, 1, H, W) at another height and width, as they lie over pictures; a little outside 0..1 at edges."""
+    return functional.interpolate(masks, size=size, mode="bicubic", antialias=True)
+
+
+def cut_to_bytes(pictures: Tensor) -> Tensor:
+    """Pictures 0..1 as bytes on the CPU, cut off and not rounded: a number between two of them becomes the lower one."""
+    return (255 * pictures).to("cpu", torch.uint8)
 
 
 def _square(x: Tensor, position: str) -> Tensor:
     height, width = x.shape[-2:]
     if position == PAD:
-        side = max(height, width)
-        top, left = (side - height) // 2, (side - width) // 2
-        return functional.pad(x, (left, side - width - left, top, side - height - top))
+        across, along = (max(0, longer - shorter) // 2 for longer, shorter in ((height, width), (width, height)))
+        # alike at both ends: an odd difference leaves one pixel, which the resize evens out
+        return functional.pad(x, (across, across, along, along))
     side = min(height, width)
     above, before = POSITIONS[position]
     top, left = above(height - side), before(width - side)

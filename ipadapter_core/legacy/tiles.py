@@ -1,23 +1,23 @@
 """A reference cut into overlapping squares, so that more of it is seen than one square (IPAdapter_plus' "tiled")."""
 
-# B pictures, M masks, H W their size; h w the size of the part that is cut
+# B pictures, M masks, H W their size; h w the size of what is cut into tiles
 
 import math
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn import functional
+from torchvision.transforms.functional import center_crop
 
 from ..branch.masks import read_mask
-from ..encoder.pixels import middle
 from ..errors import BadInputError
-from .preparation import Resize
+from .preparation import Resize, resize_mask
 from .sharpen import sharpen
 
 TILE = 256  # pixels
 _SQUARE = (0.75, 1.33)  # between these ratios of height to width a picture is made square
 _LONGEST = 4  # tiles
+_MOST_RESIZED = 32  # tiles; all of a strip one pixel high would take gigabytes, and its middle alone is seen
 
 
 @dataclass(frozen=True)
@@ -26,11 +26,13 @@ class Tiling:
 
     Attributes:
         crop: height and width of the middle part that is used, in pixels of the picture.
-        height, width: what that part is resized to.
-        corners: top and left of every tile in the resized part, row by row.
+        resized: height and width that part is resized to.
+        height, width: of the middle of that, which is cut into tiles.
+        corners: top and left of every tile in what is cut, row by row.
     """
 
     crop: tuple[int, int]
+    resized: tuple[int, int]
     height: int
     width: int
     corners: tuple[tuple[int, int], ...]
@@ -47,23 +49,26 @@ def tile_picture(height: int, width: int) -> Tiling:
     ratio = height / width
     if _SQUARE[0] < ratio < _SQUARE[1]:
         side = min(height, width)
-        return _tiling((side, side), 2 * TILE, 2 * TILE)
+        return _tiling((side, side), (2 * TILE, 2 * TILE))
     if ratio > 1:
-        used = min(height, width * _LONGEST)
-        return _tiling((used, width), int(TILE * used / width), TILE)
-    used = min(width, height * _LONGEST)
-    return _tiling((height, used), TILE, int(TILE * used / height))
+        used = min(height, width * _MOST_RESIZED)
+        return _tiling((used, width), (int(TILE * used / width), TILE))
+    used = min(width, height * _MOST_RESIZED)
+    return _tiling((height, used), (TILE, int(TILE * used / height)))
 
 
 def cut_pictures(image: Tensor, tiling: Tiling, sharpening: float, resize: Resize) -> list[Tensor]:
     """Every tile of pictures (B, H, W, 3), as (B, 256, 256, 3) each.
 
     Args:
-        sharpening: 0..1; 0 is none.
+        sharpening: 0..1 of what was resized, before it is cut; 0 is none.
     """
-    pixels = resize(middle(image.movedim(-1, 1), *tiling.crop), tiling.width, tiling.height)
-    tiles = [pixels[..., top : top + TILE, left : left + TILE] for top, left in tiling.corners]
-    return [(sharpen(tile, sharpening) if sharpening > 0 else tile).movedim(1, -1) for tile in tiles]
+    height, width = tiling.resized
+    pixels = resize(center_crop(image.movedim(-1, 1), list(tiling.crop)), width, height)
+    if sharpening > 0:
+        pixels = sharpen(pixels, sharpening)
+    pixels = center_crop(pixels, [tiling.height, tiling.width]).movedim(1, -1)
+    return [pixels[:, top : top + TILE, left : left + TILE] for top, left in tiling.corners]
 
 
 def tile_masks(mask: Tensor | None, size: tuple[int, int], tiling: Tiling) -> list[Tensor]:
@@ -76,9 +81,8 @@ def tile_masks(mask: Tensor | None, size: tuple[int, int], tiling: Tiling) -> li
     if mask is None:
         whole = torch.ones(1, tiling.height, tiling.width)
     else:
-        placed = functional.interpolate(read_mask(mask)[:, None], size=size, mode="bicubic")
-        target = (tiling.height, tiling.width)
-        whole = functional.interpolate(middle(placed, *tiling.crop), size=target, mode="bicubic")[:, 0]
+        placed = center_crop(resize_mask(read_mask(mask)[:, None], size), list(tiling.crop))
+        whole = center_crop(resize_mask(placed, tiling.resized), [tiling.height, tiling.width])[:, 0]
     masks = []
     for top, left in tiling.corners:
         part = torch.zeros_like(whole)
@@ -88,9 +92,10 @@ def tile_masks(mask: Tensor | None, size: tuple[int, int], tiling: Tiling) -> li
     return masks
 
 
-def _tiling(crop: tuple[int, int], height: int, width: int) -> Tiling:
+def _tiling(crop: tuple[int, int], resized: tuple[int, int]) -> Tiling:
+    height, width = (min(length, _LONGEST * TILE) for length in resized)
     corners = ((top, left) for top in _starts(height) for left in _starts(width))
-    return Tiling(crop, height, width, tuple(corners))
+    return Tiling(crop, resized, height, width, tuple(corners))
 
 
 def _starts(size: int) -> list[int]:

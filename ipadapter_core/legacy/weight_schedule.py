@@ -6,17 +6,15 @@ import math
 import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, asdict, dataclass, fields
-from typing import TypeVar
 
 from ..errors import BadInputError, one_of
 from ..numbers import parse_numbers
 
-T = TypeVar("T")
-CUSTOM, RANDOM = "custom", "random"
+CUSTOM, LINEAR, RANDOM = "custom", "linear", "random"
 FULL_BATCH, SHIFT, ALTERNATE = "full batch", "shift batches", "alternate batches"
 METHODS = (FULL_BATCH, SHIFT, ALTERNATE)
 EASINGS: dict[str, Callable[[float], float]] = {  # 0..1 of the window to 0..1 of the way
-    "linear": lambda x: x,
+    LINEAR: lambda x: x,
     "ease_in_out": lambda x: (1 - math.cos(math.pi * x)) / 2,
     "ease_in": lambda x: math.sin(math.pi * x / 2),
     "ease_out": lambda x: 1 - math.cos(math.pi * x / 2),
@@ -34,7 +32,8 @@ class Strategy:
         timing: one of `TIMINGS`.
         frames: of one pass; in a custom one as many as there are weights.
         start_frame, end_frame: where in a pass the change begins, and the first frame after it.
-        add_starting_frames, add_ending_frames: frames that repeat the first and the last weight and image.
+        add_starting_frames, add_ending_frames: frames that repeat the first and the last weight, and show the first and
+            the last source image on both sides.
         method: one of `METHODS`.
         frame_count: source images N.
     """
@@ -105,12 +104,9 @@ def schedule_weights(strategy: Strategy, num_images: int) -> WeightSchedule:
     second = [pair[1] for pair in pairs for _ in range(frames)] if strategy.method != FULL_BATCH else []
     in_effect = Strategy(**{**asdict(strategy), "frames": frames, "frame_count": num_images})
     before, after = strategy.add_starting_frames, strategy.add_ending_frames
-    return WeightSchedule(
-        in_effect,
-        _padded(weights, before, after),
-        _padded(first, before, after) if first else None,
-        _padded(second, before, after) if second else None,
-    )
+    weights = [weights[0]] * before + weights + [weights[-1]] * after
+    first, second = ([0] * before + order + [num_images - 1] * after if order else [] for order in (first, second))
+    return WeightSchedule(in_effect, weights, first or None, second or None)
 
 
 def prompt_schedule(strategy: Strategy, prompts: str) -> str:
@@ -152,18 +148,14 @@ def _curve(strategy: Strategy) -> list[float]:
     start, end = weights[0], weights[-1]
     frames = max(strategy.frames, _FEWEST_FRAMES)
     window = range(strategy.start_frame, min(strategy.end_frame, frames))
-    # Drawn from the settings, so that a graph queued twice gives the same pictures.
-    draw = random.Random(repr((start, end, window)))
-    steps = len(window) - 1
-
-    def inside(step: int) -> float:
-        if step == steps:
-            return end
-        if strategy.timing == RANDOM:
-            return draw.uniform(start, end)
-        return start + (end - start) * EASINGS[strategy.timing](step / steps)
-
-    change = [inside(step) for step in range(len(window))]
+    steps = max(len(window) - 1, 1)
+    if strategy.timing == RANDOM:
+        # Python's own generator, as in IPAdapter_plus: whoever seeds it gets the same weights
+        change = [random.uniform(start, end) for _ in window]
+    else:
+        change = [start + (end - start) * EASINGS[strategy.timing](step / steps) for step in range(len(window))]
+    if change:
+        change[-1] = end
     before = min(strategy.start_frame, frames)
     return [start] * before + change + [end] * (frames - before - len(change))
 
@@ -181,7 +173,3 @@ def _pairs(method: str, num_images: int) -> list[tuple[int, int]]:
     pairs = [(number, number + 1) for number in range(num_images - 1)]
     # alternately, so that an image keeps its side while it fades in and out again
     return pairs if method == SHIFT else [pair if pair[0] % 2 == 0 else pair[::-1] for pair in pairs]
-
-
-def _padded(values: list[T], before: int, after: int) -> list[T]:
-    return [values[0]] * before + values + [values[-1]] * after

@@ -52,13 +52,18 @@ def face_spec(adapter: LoadedAdapter) -> FaceSpec:
     return adapter.spec.face
 
 
+def nearest_bytes(image: Tensor) -> Tensor:
+    """Pictures (B, H, W, channels), 0..1, as (B, H, W, 3), uint8, on the CPU."""
+    return (255 * check_image(image).cpu()).round().to(torch.uint8)
+
+
 def find_faces(
-    model: FaceModel, image: Tensor, spec: FaceSpec, choice: str, *, frames_close_ups: bool
+    model: FaceModel, pictures: Tensor, spec: FaceSpec, choice: str, *, frames_close_ups: bool
 ) -> FaceReferences:
     """Find, choose and cut out the faces of pictures.
 
     Args:
-        image: (B, H, W, channels), 0..1.
+        pictures: (B, H, W, 3), uint8.
         choice: one of `FACE_CHOICES`, for each picture.
         frames_close_ups: look again in a black frame where no face is found.
 
@@ -66,7 +71,6 @@ def find_faces(
         BadInputError: a picture without a face.
         MismatchError: a face model whose embeddings the adapter does not read.
     """
-    pictures = (255 * check_image(image).cpu()).round().to(torch.uint8)
     identities, crops = [], []
     for number, picture in steps(enumerate(pictures, 1), pictures):
         found = _find(model, picture, frames_close_ups)

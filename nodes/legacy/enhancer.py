@@ -2,10 +2,9 @@
 
 from comfy_api.latest import io
 
+from ...ipadapter_core.legacy.enhance import MOST_TILES
 from . import schema
 from .apply_node import ApplyNode
-
-_MOST_TILES = 16  # per side
 
 
 def _schema(node_id: str, display_name: str, *, ratio: float, combines: bool) -> io.Schema:
@@ -28,7 +27,7 @@ def _schema(node_id: str, display_name: str, *, ratio: float, combines: bool) ->
                 "enhance_tiles",
                 default=2,
                 min=1,
-                max=_MOST_TILES,
+                max=MOST_TILES,
                 tooltip="Tiles per side; 3 is 3 x 3 tiles. Neutral: 1, the whole picture only.",
             ),
             io.Float.Input(

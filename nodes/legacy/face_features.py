@@ -3,9 +3,11 @@
 from torch import Tensor
 
 from ...ipadapter_core.branch.tokens import ImageTokens
+from ...ipadapter_core.encoder.pixels import check_image
 from ...ipadapter_core.errors import BadInputError, MismatchError
 from ...ipadapter_core.file.spec import FaceSpec, Projection
 from ...ipadapter_core.legacy.embeds import combine_sides
+from ...ipadapter_core.legacy.preparation import cut_to_bytes
 from ..encoding.face_model import LICENCE, FaceModel
 from ..encoding.faces import face_tokens, find_faces
 from .features import negative_features, positive_features
@@ -43,7 +45,8 @@ def encode_faces(
             expected="InsightFace's FaceAnalysis, or what speaks its language",
             action="connect IPAdapter InsightFace Loader",
         )
-    faces = find_faces(FaceModel("the face model", payload.face_model), image, face, _FIRST, frames_close_ups=False)
+    model = FaceModel("the face model", payload.face_model)
+    faces = find_faces(model, cut_to_bytes(check_image(image)), face, _FIRST, frames_close_ups=False)
     identities, _ = combine_sides(faces.identities, faces.identities, method)
     if not adapter.spec.reads_pictures:
         return face_tokens(adapter, identities), faces.pictures

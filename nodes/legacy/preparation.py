@@ -7,7 +7,7 @@ from PIL import Image
 from torch import Tensor
 
 from ...ipadapter_core.errors import one_of
-from ...ipadapter_core.legacy.preparation import CROP_POSITIONS, Resize, prepare
+from ...ipadapter_core.legacy.preparation import CROP_POSITIONS, Resize, cut_to_bytes, prepare
 from .schema import legacy_schema
 
 INTERPOLATIONS = ("LANCZOS", "BICUBIC", "HAMMING", "BILINEAR", "BOX", "NEAREST")  # Pillow's
@@ -22,7 +22,7 @@ def pillow_resize(interpolation: str) -> Resize:
     resampling = Image.Resampling[one_of(interpolation, INTERPOLATIONS, "interpolation")]
 
     def resize(pictures: Tensor, width: int, height: int) -> Tensor:
-        pixels = (255 * pictures.movedim(1, -1)).round().to("cpu", torch.uint8).numpy()
+        pixels = cut_to_bytes(pictures.movedim(1, -1)).numpy()
         resized = [np.asarray(Image.fromarray(picture).resize((width, height), resampling)) for picture in pixels]
         return torch.from_numpy(np.stack(resized)).movedim(-1, 1).float() / 255
 

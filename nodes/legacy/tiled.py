@@ -1,6 +1,5 @@
 """The apply nodes that cut a reference into tiles, each of which acts on its own part of the picture."""
 
-import comfy.utils
 import torch
 from comfy.model_patcher import ModelPatcher
 from comfy_api.latest import io
@@ -11,6 +10,7 @@ from ...ipadapter_core.legacy.tiles import cut_pictures, tile_masks, tile_pictur
 from . import schema
 from .application import LegacyUse, Weight, apply_image
 from .payload import read_payload
+from .preparation import pillow_resize
 
 
 def _schema(node_id: str, display_name: str, *, combines: bool) -> io.Schema:
@@ -34,7 +34,8 @@ def _schema(node_id: str, display_name: str, *, combines: bool) -> io.Schema:
                 min=0.0,
                 max=1.0,
                 step=0.05,
-                tooltip="Contrast-adaptive sharpening of the tiles, 0..1; no unit. Neutral: 0, none.",
+                tooltip="Contrast-adaptive sharpening of the whole picture before it is cut, 0..1; no unit. "
+                "Neutral: 0, none.",
             ),
             schema.embeds_scaling(),
             *([] if combines else [schema.encode_batch_size()]),
@@ -60,7 +61,7 @@ def _apply(
     payload = read_payload(ipadapter, clip_vision)
     pictures = check_image(image)
     tiling = tile_picture(*pictures.shape[1:3])
-    tiles = cut_pictures(pictures, tiling, sharpening, comfy.utils.lanczos)
+    tiles = cut_pictures(pictures, tiling, sharpening, pillow_resize("LANCZOS"))
     masks = tile_masks(use.attn_mask, (pictures.shape[1], pictures.shape[2]), tiling)
     for tile, mask in zip(tiles, masks, strict=True):
         model, _ = apply_image(model, payload, tile, use.but(attn_mask=mask), image_negative)

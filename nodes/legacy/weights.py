@@ -6,7 +6,14 @@ import torch
 from comfy_api.latest import io
 from torch import Tensor
 
-from ...ipadapter_core.legacy.weight_schedule import METHODS, TIMINGS, Strategy, prompt_schedule, schedule_weights
+from ...ipadapter_core.legacy.weight_schedule import (
+    LINEAR,
+    METHODS,
+    TIMINGS,
+    Strategy,
+    prompt_schedule,
+    schedule_weights,
+)
 from .schema import StrategySocket, legacy_schema
 
 _NO_NATIVE = "it too: there is no native weight schedule yet (docs/migrating.md)"
@@ -15,8 +22,8 @@ _FRAMES = {
     "frames": (0, "Frames of one pass of the curve; at least 2 unless timing is custom. Neutral: 0."),
     "start_frame": (0, "Frame of a pass at which the weight begins to change. Neutral: 0."),
     "end_frame": (_MOST_FRAMES, "First frame of a pass at which the last weight is reached. Neutral: 9999, the end."),
-    "add_starting_frames": (0, "Frames put in front that repeat the first weight and image. Neutral: 0."),
-    "add_ending_frames": (0, "Frames added at the end that repeat the last weight and image. Neutral: 0."),
+    "add_starting_frames": (0, "Frames put in front: the first weight, the first image on both outputs. Neutral: 0."),
+    "add_ending_frames": (0, "Frames added at the end: the last weight, the last image on both outputs. Neutral: 0."),
 }
 
 
@@ -69,7 +76,7 @@ class IPAdapterWeights(io.ComfyNode):
                 io.Combo.Input(
                     "timing",
                     options=list(TIMINGS),
-                    default=TIMINGS[0],
+                    default=LINEAR,
                     tooltip="How the weight changes from the first to the last; 'custom' takes the list as it is.",
                 ),
                 *(

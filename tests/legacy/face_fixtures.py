@@ -12,6 +12,7 @@ import torch
 from insightface.utils import face_align
 from torch import Tensor
 from torch.nn import functional
+from torchvision.transforms import functional as pictures
 
 from legacy import plain
 from legacy.running import outputs
@@ -53,8 +54,11 @@ def load(name: str) -> Any:
 
 
 def first_face(face_model: Any, image: Tensor, size: int = 224) -> tuple[Tensor, Tensor, Tensor]:
-    """As IPAdapter_plus finds it: normed and raw embedding (1, 512), aligned picture (1, size, size, 3), 0..1."""
-    bgr = (image[0] * 255).round().to(torch.uint8).numpy()[..., ::-1].copy()
+    """As IPAdapter_plus finds it: normed and raw embedding (1, 512), aligned picture (1, size, size, 3), 0..1.
+
+    A number between two bytes becomes the lower one.
+    """
+    bgr = np.array(pictures.to_pil_image(image[0].movedim(-1, 0)))[..., ::-1].copy()
     face_model.prepare(ctx_id=0, det_size=(640, 640))
     face = face_model.get(bgr)[0]
     crop = face_align.norm_crop(bgr, face.kps, size)[..., ::-1].copy()

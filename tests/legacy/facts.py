@@ -369,7 +369,7 @@ FACTS: dict[str, Facts] = {
         "ipadapter/weights",
         (
             text("weights", "1.0, 0.0", multiline=True),
-            combo("timing", "custom", "linear", "ease_in_out", "ease_in", "ease_out", "random"),
+            combo("timing", "custom", "linear", "ease_in_out", "ease_in", "ease_out", "random", default="linear"),
             *(
                 replace(whole(name, default, 0, 9999), step=1)
                 for name, default in (

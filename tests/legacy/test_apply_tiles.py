@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 from torch.nn import functional
+from torchvision.transforms import functional as pictures
 
 from legacy import plain
 from legacy.apply_fixtures import adapter, assert_draws
@@ -53,41 +54,90 @@ def reference(base_directory: Path) -> Callable[..., plain.Plain]:
     return make
 
 
-# (height, width) of the picture; of the part that is used; of what that is resized to; corners of the tiles
+# (height, width) of the picture; of what is cut into tiles; corners of the tiles
 GEOMETRY = [
-    ((300, 300), (300, 300), (512, 512), [(0, 0), (0, 256), (256, 0), (256, 256)]),
-    ((300, 390), (300, 300), (512, 512), [(0, 0), (0, 256), (256, 0), (256, 256)]),
-    ((600, 300), (600, 300), (512, 256), [(0, 0), (256, 0)]),
-    ((200, 300), (200, 300), (256, 384), [(0, 0), (0, 128)]),
-    ((100, 250), (100, 250), (256, 640), [(0, 0), (0, 192), (0, 384)]),
-    ((900, 100), (400, 100), (1024, 256), [(0, 0), (256, 0), (512, 0), (768, 0)]),
-    ((60, 500), (60, 240), (256, 1024), [(0, 0), (0, 256), (0, 512), (0, 768)]),
+    ((300, 300), (512, 512), [(0, 0), (0, 256), (256, 0), (256, 256)]),
+    ((300, 390), (512, 512), [(0, 0), (0, 256), (256, 0), (256, 256)]),
+    ((390, 301), (512, 512), [(0, 0), (0, 256), (256, 0), (256, 256)]),
+    ((600, 300), (512, 256), [(0, 0), (256, 0)]),
+    ((200, 300), (256, 384), [(0, 0), (0, 128)]),
+    ((100, 250), (256, 640), [(0, 0), (0, 192), (0, 384)]),
+    ((901, 100), (1024, 256), [(0, 0), (256, 0), (512, 0), (768, 0)]),
+    ((60, 500), (256, 1024), [(0, 0), (0, 256), (0, 512), (0, 768)]),
 ]
+each_geometry = pytest.mark.parametrize(("picture", "size", "corners"), GEOMETRY, ids=str)
 
 
-def cut(image: Tensor, used: tuple[int, int], size: tuple[int, int], corners: list[tuple[int, int]]) -> list[Tensor]:
-    """Tiles of (1, H, W, 3), with PIL."""
-    pixels = Image.fromarray((255 * image[0]).round().byte().numpy())
-    left, top = (pixels.width - used[1]) // 2, (pixels.height - used[0]) // 2
-    pixels = pixels.crop((left, top, left + used[1], top + used[0]))
-    pixels = pixels.resize((size[1], size[0]), Image.Resampling.LANCZOS)
-    boxes = [pixels.crop((x, y, x + SIDE, y + SIDE)) for y, x in corners]
-    return [torch.from_numpy(np.array(box))[None] / 255 for box in boxes]
+def laid_out(x: Any, height: int, width: int, resize: Callable[[Any, int, int], Any]) -> Any:
+    """A picture or mask of this size, as it is cut into tiles. An over-long one is cropped after it is resized."""
+    if 0.75 < height / width < 1.33:
+        return resize(pictures.center_crop(x, [min(height, width)]), 512, 512)
+    if height > width:
+        return pictures.center_crop(
+            resize(x, int(SIDE * height / width), SIDE), [min(SIDE * height // width, 1024), SIDE]
+        )
+    return pictures.center_crop(resize(x, SIDE, int(SIDE * width / height)), [SIDE, min(SIDE * width // height, 1024)])
 
 
-@pytest.mark.parametrize(("picture", "used", "size", "corners"), GEOMETRY, ids=str)
-def test_tiles_and_masks(setting: Callable, picture: tuple, used: tuple, size: tuple, corners: list) -> None:
-    image = (255 * random_image(1, *picture)).round() / 255
-    inputs = setting() | WIDGETS | {"image": image, "combine_embeds": "concat", "sharpening": 0.0}
+def bicubic(mask: Tensor, height: int, width: int) -> Tensor:
+    return functional.interpolate(mask, size=(height, width), mode="bicubic", antialias=True)
+
+
+def whole(image: Tensor, sharpening: float) -> Tensor:
+    """What is cut into tiles, (H, W, 3), of (1, H, W, 3). All that was resized is sharpened."""
+
+    def resize(pixels: Image.Image, height: int, width: int) -> Tensor:
+        resized = torch.from_numpy(np.array(pixels.resize((width, height), Image.Resampling.LANCZOS))).float() / 255
+        return (cas(resized, sharpening) if sharpening else resized).movedim(-1, 0)
+
+    pixels = pictures.to_pil_image(image[0].movedim(-1, 0))  # bytes cut off, not rounded
+    return laid_out(pixels, *image.shape[1:3], resize).movedim(0, -1)
+
+
+def cas(picture: Tensor, amount: float) -> Tensor:
+    """Contrast-adaptive sharpening of (H, W, 3), black beyond its edge."""
+    wide = functional.pad(picture, (0, 0, 1, 1, 1, 1))
+    height, width = picture.shape[:2]
+    n, w, e, s = (wide[y : y + height, x : x + width] for y, x in ((0, 1), (1, 0), (1, 2), (2, 1)))
+    diagonal = torch.stack([wide[y : y + height, x : x + width] for y in (0, 2) for x in (0, 2)])
+    cross = torch.stack([n, w, picture, e, s])
+    low, high = cross.amin(0) + diagonal.amin(0), cross.amax(0) + diagonal.amax(0)
+    strength = -(torch.minimum(low, 2 - high) / high).clamp(0, 1).sqrt() * (amount * (1 / 5 - 1 / 8) + 1 / 8)
+    return ((strength * (n + w + e + s) + picture) / (1 + 4 * strength)).nan_to_num(nan=0.0).clamp(0, 1)
+
+
+@each_geometry
+@pytest.mark.parametrize("sharpening", [0.0, 0.5])
+def test_tiles(setting: Callable, picture: tuple, size: tuple, corners: list, sharpening: float) -> None:
+    """Byte for byte: of numbers between two bytes the lower one; sharpened before they are cut."""
+    image = random_image(1, *picture)
+    inputs = setting() | WIDGETS | {"image": image, "combine_embeds": "concat", "sharpening": sharpening}
     _, tiles, masks = outputs("IPAdapterTiled", **inputs)
-    wanted = torch.cat(cut(image, used, size, corners))
-    assert tiles.shape == wanted.shape
-    assert (tiles - wanted).abs().max() < 2 / 255
-    assert masks.shape == (len(corners), *size)
-    for mask, (top, left) in zip(masks, corners, strict=True):
+    wanted = whole(image, sharpening)
+    assert wanted.shape == (*size, 3)
+    assert len(tiles) == len(masks) == len(corners)
+    for tile, mask, (top, left) in zip(tiles, masks, corners, strict=True):
+        torch.testing.assert_close(tile, wanted[top : top + SIDE, left : left + SIDE], rtol=0, atol=1e-6)
         square = torch.zeros(size)
         square[top : top + SIDE, left : left + SIDE] = 1
         assert torch.equal(mask, square)
+
+
+@each_geometry
+@pytest.mark.parametrize("mask_size", [(70, 90), (1500, 900)])
+def test_a_mask_goes_the_way_of_the_picture(
+    setting: Callable, picture: tuple, size: tuple, corners: list, mask_size: tuple
+) -> None:
+    """Brought to the picture's size first, then where the picture goes; both times with antialiasing."""
+    mask = random_image(1, *mask_size)[..., 0]
+    inputs = setting() | WIDGETS | {"image": random_image(1, *picture), "combine_embeds": "concat", "sharpening": 0.0}
+    masks = outputs("IPAdapterTiled", **inputs, attn_mask=mask)[2]
+    wanted = laid_out(bicubic(mask[:, None], *picture), *picture, bicubic)[0, 0]
+    for part, (top, left) in zip(masks, corners, strict=True):
+        there = (slice(top, top + SIDE), slice(left, left + SIDE))
+        torch.testing.assert_close(part[there], wanted[there], rtol=0, atol=1e-5)
+        assert part.count_nonzero() == part[there].count_nonzero()
+        assert part.shape == size
 
 
 @pytest.mark.parametrize("batch", ["", "Batch"])
@@ -106,14 +156,6 @@ def test_every_tile_acts_on_its_part(setting: Callable, reference: Callable, vis
         torch.testing.assert_close(masks[number : number + 1], mask, rtol=0, atol=1e-5)
         adapters.append(reference(positive, torch.zeros_like(positive), masks=mask, per_frame=bool(batch)))
     assert_draws(given, inputs["model"], "sdxl", adapters, latents=2)
-
-
-def test_tiles_are_sharpened(setting: Callable) -> None:
-    inputs = setting() | WIDGETS | {"image": random_image(1, 300, 300), "combine_embeds": "concat"}
-    plain_tiles, sharp = (outputs("IPAdapterTiled", **inputs, sharpening=amount)[1] for amount in (0.0, 0.5))
-    wanted = comfy_host.pack("ipadapter_core.legacy.sharpen").sharpen(plain_tiles.movedim(-1, 1), 0.5).movedim(1, -1)
-    torch.testing.assert_close(sharp, wanted)
-    assert not torch.allclose(sharp, plain_tiles)
 
 
 def shrink(grids: list[Tensor], per_side: int, side: int) -> Tensor:
@@ -172,6 +214,18 @@ def test_one_tile_is_the_picture(setting: Callable, reference: Callable, vision:
     given = outputs("IPAdapterClipVisionEnhancer", **inputs, combine_embeds="concat")[0]
     features = vision.encode_image(image).image_embeds
     assert_draws(given, inputs["model"], "sdxl", [reference(features, torch.zeros_like(features))])
+
+
+def test_more_tiles_than_16_per_side_are_16(setting: Callable, reference: Callable, vision: Any) -> None:
+    """A linked number is not held to the widget's range."""
+    images = random_image(2, 64, 64)
+    inputs = setting("plus") | WIDGETS | {"image": images, "enhance_tiles": 20, "enhance_ratio": 0.3}
+    given = outputs("IPAdapterClipVisionEnhancer", **inputs, combine_embeds="concat")[0]
+    with torch.inference_mode():
+        tiles = torch.cat([enhanced(vision, images[n : n + 1], 16) for n in range(2)])
+        positive = vision.encode_image(images).penultimate_hidden_states * 0.3 + tiles * 0.7
+        negative = vision.encode_image(torch.zeros(1, 28, 28, 3)).penultimate_hidden_states
+    assert_draws(given, inputs["model"], "sdxl", [reference(positive, negative, "plus")])
 
 
 def test_pooled_embeds_are_treated_as_a_square_picture() -> None:

@@ -60,6 +60,16 @@ def test_faceid_and_portrait(base_directory: Path, face_model: Any, model: Calla
     assert (shown - crop).abs().max() < 5 / 255
 
 
+def test_a_face_is_found_and_cut_out_of_bytes_that_are_cut_off(
+    base_directory: Path, face_model: Any, model: Callable
+) -> None:
+    write(base_directory, "sd15", "portrait", "face-bytes.safetensors")
+    image = (ONE * 254 + 0.7) / 255  # rounded, nearly all would be one more
+    inputs = {"model": model("sd15"), "ipadapter": load("face-bytes.safetensors"), "insightface": face_model}
+    _, shown = outputs("IPAdapterFaceID", image=image, **inputs, **WIDGETS)
+    assert (shown - first_face(face_model, image)[2]).mean().abs() < 0.1 / 255
+
+
 @pytest.mark.parametrize(("name", "scale"), [("plus", None), ("plusv2", 0.6)])
 def test_faceid_plus_is_v2_where_its_name_says_so(
     base_directory: Path, face_model: Any, model: Callable, layout: str, name: str, scale: float | None

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torchvision.transforms import functional as pictures
 
 from legacy.running import outputs, random_image
 from support import comfy_host
@@ -31,9 +32,21 @@ def test_resampling_is_pillows(base_directory: Path, interpolation: str, positio
     (prepared,) = outputs("PrepImageForClipVision", image=image, **widgets)
     resampling = getattr(Image.Resampling, interpolation)
     for given, made in zip(image, prepared, strict=True):
-        picture = Image.fromarray((given[rows].numpy() * 255).round().astype(np.uint8))
+        picture = pictures.to_pil_image(given[rows].movedim(-1, 0))  # bytes cut off, not rounded
         expected = np.asarray(picture.resize((224, 224), resampling)) / 255
         assert np.allclose(made.numpy(), expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("size", [(224, 113), (113, 224), (113, 150)])
+def test_pad_adds_the_same_on_both_ends(base_directory: Path, size: tuple[int, int]) -> None:
+    """So that an odd difference stays one pixel off square, which the resize evens out."""
+    image = random_image(1, *size)
+    (prepared,) = outputs("PrepImageForClipVision", image=image, **{**PREP, "crop_position": "pad"})
+    black = abs(size[0] - size[1]) // 2
+    across, along = (0, black) if size[0] < size[1] else (black, 0)
+    framed = pictures.pad(image[0].movedim(-1, 0), [across, along, across, along])
+    expected = pictures.to_pil_image(framed).resize((224, 224), Image.Resampling.LANCZOS)
+    assert np.allclose(prepared[0].numpy(), np.asarray(expected) / 255, atol=1e-6)
 
 
 def test_an_unknown_interpolation_is_refused(base_directory: Path) -> None:

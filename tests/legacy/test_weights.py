@@ -2,6 +2,7 @@
 
 import json
 import math
+import random
 from pathlib import Path
 from typing import Any
 
@@ -50,18 +51,33 @@ def test_inverted_weights_are_reversed_not_one_minus(base_directory: Path) -> No
 @pytest.mark.parametrize(
     ("method", "weights", "first", "second"),
     [
-        ("shift batches", [1, 1, 0.5, 0, 1, 0.5, 0, 0, 0], [0, 0, 0, 0, 1, 1, 1, 1, 1], [1, 1, 1, 1, 2, 2, 2, 2, 2]),
-        ("alternate batches", [1, 1, 0.5, 0, 0, 0.5, 1, 1, 1], [0, 0, 0, 0, 2, 2, 2, 2, 2], [1] * 9),
+        ("full batch", [1, 1, 0.5, 0] + [1, 0.5, 0] * 2 + [0, 0], [0] * 4 + [1] * 3 + [2] * 5, None),
+        ("shift batches", [1, 1, 0.5, 0, 1, 0.5, 0, 0, 0], [0] * 4 + [1] * 3 + [2] * 2, [0] + [1] * 3 + [2] * 5),
+        ("alternate batches", [1, 1, 0.5, 0, 0, 0.5, 1, 1, 1], [0] * 4 + [2] * 5, [0] + [1] * 6 + [2] * 2),
     ],
 )
 def test_cross_fades(
-    base_directory: Path, method: str, weights: list[float], first: list[int], second: list[int]
+    base_directory: Path, method: str, weights: list[float], first: list[int], second: list[int] | None
 ) -> None:
+    """Added frames have the first and the last weight, and in both outputs the first and the last source image."""
     widgets = {**WIDGETS, "method": method, "add_starting_frames": 1, "add_ending_frames": 2}
-    given, _, total, image_1, image_2, _ = outputs("IPAdapterWeights", **widgets, image=numbered(3))
+    given, inverted, total, image_1, image_2, _ = outputs("IPAdapterWeights", **widgets, image=numbered(3))
     assert given == weights
-    assert total == 9
+    assert inverted == weights[::-1]
+    assert total == len(weights)
     assert (numbers(image_1), numbers(image_2)) == (first, second)
+
+
+@pytest.mark.parametrize("frames", [2, 40])
+def test_random_weights_are_pythons(base_directory: Path, frames: int) -> None:
+    """From its global generator: whoever seeds that gets the same picture. The last weight is the one stated."""
+    widgets = {**WIDGETS, "weights": "0.2, 0.9", "timing": "random", "frames": frames}
+    random.seed(3)
+    expected = [random.uniform(0.2, 0.9) for _ in range(frames)]
+    after = random.random()
+    random.seed(3)
+    assert outputs("IPAdapterWeights", **widgets)[0] == [*expected[:-1], 0.9]
+    assert random.random() == after
 
 
 def test_strategy_runs_again_for_another_batch(base_directory: Path) -> None:

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import pytest
 import torch
 from torch import Tensor
-from torchvision.transforms import ElasticTransform
+from torchvision.transforms import ElasticTransform, RandomHorizontalFlip, RandomVerticalFlip
 from torchvision.transforms import functional as pictures
 
 from ipadapter_core.errors import BadInputError
@@ -40,11 +40,13 @@ def gaussian(x: Tensor, s: float) -> Tensor:
 
 
 def shuffle(x: Tensor, s: float) -> Tensor:
-    warped = (
-        ElasticTransform(alpha=75.0, sigma=(1 - s) * 3.5)(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1).flip(1).flip(2)
-    )
-    n = 0.75 * s * torch.randn(x.shape)
-    return warped * (1 - n) + n
+    """The flips draw a number each; the noise falls on channels-first memory, on which torch draws other numbers."""
+    warped = ElasticTransform(alpha=75.0, sigma=(1 - s) * 3.5)(x.permute(0, 3, 1, 2).contiguous())
+    flipped = RandomHorizontalFlip(p=1.0)(RandomVerticalFlip(p=1.0)(warped))
+    assert flipped.is_contiguous()
+    seen = flipped.permute(0, 2, 3, 1)
+    n = 0.75 * s * torch.randn_like(seen)
+    return seen * (1 - n) + n
 
 
 FORMULAS: dict[str, Callable[[Tensor, float], Tensor]] = {

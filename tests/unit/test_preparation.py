@@ -45,12 +45,18 @@ def test_crop(size: tuple[int, int], position: str, expected: list[list[int]]) -
     assert corners(prepared) == expected
 
 
-@pytest.mark.parametrize("size", [(224, 113), (113, 224)])
-def test_pad_puts_black_on_both_ends(size: tuple[int, int]) -> None:
-    prepared = prepare(torch.full((1, *size, 3), 0.6), "pad", 0.0, nearest)
-    along = prepared[0, 112, :, 0] if size[1] < size[0] else prepared[0, :, 112, 0]
-    filled = torch.tensor([0.0] * 55 + [0.6] * 113 + [0.0] * 56)  # the odd pixel is at the end
-    assert torch.equal(along, filled)
+@pytest.mark.parametrize(("size", "framed"), [((224, 113), (224, 223)), ((113, 224), (223, 224)), ((2, 4), (4, 4))])
+def test_pad_puts_the_same_black_on_both_ends(size: tuple[int, int], framed: tuple[int, int]) -> None:
+    seen: list[Tensor] = []
+
+    def resize(pictures: Tensor, width: int, height: int) -> Tensor:
+        seen.append(pictures)
+        return nearest(pictures, width, height)
+
+    prepare(torch.full((1, *size, 3), 0.6), "pad", 0.0, resize)
+    assert seen[0].shape == (1, 3, *framed)
+    assert torch.equal(seen[0], seen[0].flip(2, 3))
+    assert seen[0].count_nonzero() == 3 * size[0] * size[1]
 
 
 def test_the_host_resizes_squares_to_224() -> None:

@@ -74,13 +74,28 @@ def shrunk(pictures: Tensor, width: int, height: int) -> Tensor:
 
 def test_every_picture_is_cut_where_the_tiling_says() -> None:
     images = torch.rand(2, 300, 390, 3, generator=torch.Generator().manual_seed(0))
-    tiling = tile_picture(300, 390)
-    whole = shrunk(images[:, :, 45:345].movedim(-1, 1), 512, 512).movedim(1, -1)
-    tiles = cut_pictures(images, tiling, 0.0, shrunk)
-    for tile, (top, left) in zip(tiles, [(0, 0), (0, 256), (256, 0), (256, 256)], strict=True):
-        assert torch.equal(tile, whole[:, top : top + TILE, left : left + TILE])
-    sharp = cut_pictures(images, tiling, 0.5, shrunk)
-    assert torch.equal(sharp[3], sharpen(tiles[3].movedim(-1, 1), 0.5).movedim(1, -1))
+    whole = shrunk(images[:, :, 45:345].movedim(-1, 1), 512, 512)
+    corners = [(0, 0), (0, 256), (256, 0), (256, 256)]
+    for amount, expected in ((0.0, whole), (0.5, sharpen(whole, 0.5))):
+        tiles = cut_pictures(images, tile_picture(300, 390), amount, shrunk)
+        for tile, (top, left) in zip(tiles, corners, strict=True):
+            assert torch.equal(tile, expected[..., top : top + TILE, left : left + TILE].movedim(1, -1))
+
+
+@pytest.mark.parametrize("is_tall", [True, False])
+def test_of_a_strip_no_more_is_resized_than_memory_bears(is_tall: bool) -> None:
+    """The middle of what is resized is the middle of the strip."""
+    strip = torch.linspace(0, 1, 200_001)[None, :, None, None].expand(1, -1, 1, 3)
+    image = strip if is_tall else strip.transpose(1, 2)
+    sizes: list[tuple[int, int]] = []
+
+    def resize(pictures: Tensor, width: int, height: int) -> Tensor:
+        sizes.append((height, width))
+        return shrunk(pictures, width, height)
+
+    tiles = cut_pictures(image, tile_picture(*image.shape[1:3]), 0.0, resize)
+    assert sizes == [(8192, 256) if is_tall else (256, 8192)]
+    assert abs(torch.cat(tiles).mean().item() - 0.5) < 1e-4
 
 
 def test_a_mask_is_brought_to_the_picture_and_cut_as_it_is() -> None:
@@ -91,7 +106,7 @@ def test_a_mask_is_brought_to_the_picture_and_cut_as_it_is() -> None:
     masks = tile_masks(mask, (1024, 256), tiling)
     assert [part.shape for part in masks] == [(2, 1024, 256)] * 4
     assert not masks[0].any()
-    assert torch.equal(masks[3][:, 768:], torch.ones(2, 256, 256))
+    torch.testing.assert_close(masks[3][:, 768:], torch.ones(2, 256, 256))
     assert not masks[3][:, :768].any()
     torch.testing.assert_close(sum(masks).sum(), torch.tensor(2 * 512 * 256.0), rtol=1e-3, atol=0)
 

@@ -51,13 +51,11 @@ def test_custom_takes_the_weights_as_they_are():
     assert schedule.strategy.frames == 3
 
 
-def test_random_stays_in_range_ends_at_the_last_weight_and_comes_out_the_same_again():
+def test_random_stays_in_range_and_ends_at_the_last_weight():
     drawn = weights(timing="random", frames=200)
     assert drawn[-1] == 0.0
     assert all(0 <= weight <= 1 for weight in drawn)
     assert len(set(drawn)) == 200
-    assert drawn == weights(timing="random", frames=200)
-    assert drawn != weights(timing="random", frames=200, weights="0.9, 0.0")
 
 
 @pytest.mark.parametrize(
@@ -100,11 +98,11 @@ def test_alternating_inverts_within_the_curves_own_range():
     assert schedule.weights == pytest.approx([0.9, 0.7, 0.5, 0.5, 0.7, 0.9])
 
 
-def test_padding_repeats_images_too():
+def test_padding_repeats_the_first_and_the_last_source_image_on_both_sides():
     strategy = replace(PLAIN, frames=2, method="shift batches", add_starting_frames=1, add_ending_frames=2)
     schedule = schedule_weights(strategy, 2)
     assert schedule.weights == [1, 1, 0, 0, 0]
-    assert (schedule.first, schedule.second) == ([0] * 5, [1] * 5)
+    assert (schedule.first, schedule.second) == ([0, 0, 0, 1, 1], [0, 1, 1, 1, 1])
 
 
 @pytest.mark.parametrize(
