@@ -1,5 +1,6 @@
 """docs/migrating.md names every old node, the native nodes there are, and the presets that old weight types become."""
 
+import inspect
 import re
 from pathlib import Path
 
@@ -39,3 +40,16 @@ def test_weight_types_become_their_presets() -> None:
         name: WEIGHT_TYPES[name].preset for name in OLD_WEIGHT_TYPES
     }
     assert set(stated.values()) <= set(PRESETS)
+
+
+def test_the_calls_are_those_of_the_classes(base_directory: Path) -> None:
+    """By the first node of each row: its method, its arguments in their order."""
+    ids = {facts.display_name: node_id for node_id, facts in FACTS.items()}
+    section = TEXT.split("\n## Programs and packs\n")[1].split("\n## ")[0]
+    rows = re.findall(r"^  \| (IPAdapter[^,|]*?)(?:,[^|]*)? \| `(\w+)\(([^)]*)\)`", section, re.MULTILINE)
+    assert len(rows) == 6
+    for title, method, arguments in rows:
+        node = comfy_host.node(ids[title])
+        assert node.FUNCTION == method
+        stated = [argument.partition("=")[0].strip() for argument in arguments.split(",")]
+        assert list(inspect.signature(getattr(node(), method)).parameters) == stated, title
