@@ -50,6 +50,6 @@ def test_the_calls_are_those_of_the_classes(base_directory: Path) -> None:
     assert len(rows) == 6
     for title, method, arguments in rows:
         node = comfy_host.node(ids[title])
-        assert node.FUNCTION == method
+        assert method == node.FUNCTION
         stated = [argument.partition("=")[0].strip() for argument in arguments.split(",")]
         assert list(inspect.signature(getattr(node(), method)).parameters) == stated, title
