@@ -2,11 +2,11 @@
 
 # B pictures, H W their size
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
-from torchvision.transforms import ElasticTransform
+from torchvision.transforms import ElasticTransform, RandomHorizontalFlip, RandomVerticalFlip
 from torchvision.transforms import functional as pictures
 
 from ..encoder.pixels import check_image
@@ -16,6 +16,7 @@ SIDE = 224  # pixels, of what comes out
 _SEEDS = 1_000_000_007
 _ELASTIC_ALPHA, _ELASTIC_SIGMA = 75.0, 3.5
 _SHUFFLE_NOISE = 0.75  # of the strength
+_FORMER_SEED, _FORMER_MOST, _FORMER_LEAST = 0, 0.25, 0.05  # of the normal noise, as a standard deviation
 
 
 def _fade(x: Tensor, strength: float) -> Tensor:
@@ -76,3 +77,24 @@ def _square(image: Tensor) -> Tensor:
     x: Tensor = pictures.center_crop(image.movedim(-1, 1), [min(image.shape[1:3])] * 2)
     x = pictures.resize(x, [SIDE, SIDE], pictures.InterpolationMode.BICUBIC, antialias=True)
     return x.movedim(1, -1).contiguous()
+
+
+def former_noise(images: Sequence[Tensor], clarity: float) -> Tensor:
+    """The negative image that apply nodes made by themselves before March 2024: references warped, flipped, noised.
+
+    Args:
+        images: each (B, H, W, 3), 0..1.
+        clarity: above 0, 1 at most; the less, the less is left to recognise.
+
+    Returns:
+        All of them, (B, 224, 224, 3), 0..1. The same for the same pictures.
+    """
+    squares = torch.cat([_square(check_image(image).cpu()) for image in images])
+    x = squares.movedim(-1, 1).contiguous()  # random numbers fell on channels first
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(_FORMER_SEED)
+        x = ElasticTransform(alpha=_ELASTIC_ALPHA, sigma=clarity * _ELASTIC_SIGMA)(x)
+        for flip in (RandomVerticalFlip(p=1.0), RandomHorizontalFlip(p=1.0)):  # each draws a number all the same
+            x = flip(x).contiguous()
+        x = x + torch.randn_like(x) * (_FORMER_MOST * (1 - clarity) + _FORMER_LEAST)
+    return x.clamp(0, 1).movedim(1, -1).contiguous()
