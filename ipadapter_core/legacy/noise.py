@@ -89,12 +89,12 @@ def former_noise(images: Sequence[Tensor], clarity: float) -> Tensor:
     Returns:
         All of them, (B, 224, 224, 3), 0..1. The same for the same pictures.
     """
-    squares = torch.cat([_square(check_image(image).cpu()) for image in images])
-    x = squares.movedim(-1, 1).contiguous()  # random numbers fell on channels first
+    x = torch.cat([_square(check_image(image).cpu()) for image in images]).movedim(-1, 1)
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(_FORMER_SEED)
         x = ElasticTransform(alpha=_ELASTIC_ALPHA, sigma=clarity * _ELASTIC_SIGMA)(x)
         for flip in (RandomVerticalFlip(p=1.0), RandomHorizontalFlip(p=1.0)):  # each draws a number all the same
-            x = flip(x).contiguous()
+            x = flip(x)
+        x = x.contiguous().movedim(1, -1)  # a view: of memory in another order other normal numbers are drawn
         x = x + torch.randn_like(x) * (_FORMER_MOST * (1 - clarity) + _FORMER_LEAST)
-    return x.clamp(0, 1).movedim(1, -1).contiguous()
+    return x.clamp(0, 1).contiguous()
