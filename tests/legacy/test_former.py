@@ -7,16 +7,15 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from torchvision.transforms import InterpolationMode, v2
 
 from legacy.apply_fixtures import LAYOUTS, adapter, error, forward
 from legacy.fact_records import Input
 from legacy.former_facts import FORMER, GONE, SCALINGS
+from legacy.former_fixtures import ROUNDING, assert_same, noised
 from legacy.running import clip_vision, outputs, random_image
 from support import comfy_host
 
 DOCS = comfy_host.ROOT / "nodes" / "web" / "docs"
-ROUNDING = 1e-5  # relative: features are encoded in batches of other sizes
 BOTH = {"base": "image_embeds", "plus": "penultimate_hidden_states"}
 
 each_node = pytest.mark.parametrize("node_id", FORMER)
@@ -34,33 +33,10 @@ def layout(request: pytest.FixtureRequest) -> str:
     return request.param
 
 
-def noised(image: Tensor, noise: float) -> Tensor:
-    """The negative image as huggingface/diffusers#6318 and the README of January 2024 describe it."""
-    side = min(image.shape[1:3])
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        steps = (
-            v2.CenterCrop(side),
-            v2.Resize((224, 224), interpolation=InterpolationMode.BICUBIC, antialias=True),
-            v2.ElasticTransform(alpha=75.0, sigma=noise * 3.5),
-            v2.RandomVerticalFlip(p=1.0),
-            v2.RandomHorizontalFlip(p=1.0),
-        )
-        warped = v2.Compose(steps)(image.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
-        return (warped + (0.25 * (1 - noise) + 0.05) * torch.randn_like(warped)).clamp(0, 1)
-
-
 def advanced(model: Any, payload: Any, image: Tensor, vision: Any, **widgets: Any) -> Any:
     usual = {"weight": 0.7, "weight_type": "linear", "combine_embeds": "concat", "start_at": 0.0, "end_at": 1.0}
     usual |= {"embeds_scaling": "V only", "clip_vision": vision}
     return outputs("IPAdapterAdvanced", model=model, ipadapter=payload, image=image, **(usual | widgets))[0]
-
-
-def assert_same(given: Any, wanted: Any, model: Any, **settings: Any) -> None:
-    """Both patched MODELs compute the same, and not what the model does without."""
-    expected = forward(wanted, **settings)
-    assert error(forward(given, **settings), expected) < ROUNDING
-    assert error(forward(model, **settings), expected) > 300 * ROUNDING, "the adapter does nothing here"
 
 
 def described(item: Input) -> tuple[Any, ...]:
