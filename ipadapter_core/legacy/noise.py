@@ -89,7 +89,7 @@ def former_noise(images: Sequence[Tensor], clarity: float) -> Tensor:
     Returns:
         All of them, (B, 224, 224, 3), 0..1. The same for the same pictures.
     """
-    x = torch.cat([_square(check_image(image).cpu()) for image in images]).movedim(-1, 1)
+    x: Tensor = torch.cat([_square(check_image(image).cpu()) for image in images]).movedim(-1, 1)
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(_FORMER_SEED)
         x = ElasticTransform(alpha=_ELASTIC_ALPHA, sigma=clarity * _ELASTIC_SIGMA)(x)
