@@ -56,6 +56,12 @@ FORMER: dict[str, Facts] = {
         (socket("embed1", "EMBEDS"), socket("embed2", "EMBEDS")),
         AN_EMBED,
     ),
+    "InsightFaceLoader": Facts(
+        "Load InsightFace",
+        "ipadapter",
+        (combo("provider", "CPU", "CUDA", "ROCM"),),
+        (("INSIGHTFACE", "INSIGHTFACE"),),
+    ),
     "PrepImageForInsightFace": Facts(
         "Prepare Image For InsightFace",
         "ipadapter",

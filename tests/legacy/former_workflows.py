@@ -167,33 +167,32 @@ def encoded() -> Former:
 
 
 def face() -> Former:
-    """The face model's loader under its former id, and the picture prepared for it."""
-
-    def loader(page: Scene) -> Output:
-        return page.add("IPAdapterInsightFaceLoader")["INSIGHTFACE"]
+    """The face model's former loader, and the picture prepared for it."""
 
     def prepared(page: Scene) -> Output:
         return page.add("PrepImageForInsightFace", image=page.picture(), pad_around=False)["IMAGE"]
 
-    def inputs(page: Scene) -> dict[str, Any]:
-        parts = {"ipadapter": page.file(FACE_PLUS_V2), "clip_vision": page.vision(), "insightface": loader(page)}
+    def inputs(page: Scene, loader: str) -> dict[str, Any]:
+        face_model = page.add(loader)["INSIGHTFACE"]
+        parts = {"ipadapter": page.file(FACE_PLUS_V2), "clip_vision": page.vision(), "insightface": face_model}
         return {**parts, "image": prepared(page), "model": page.model, "weight": 0.8}
 
     def former(page: Scene) -> Output:
-        return page.add("IPAdapterApplyFaceID", faceid_v2=True, weight_v2=1.2, **inputs(page))["MODEL"]
+        return page.add("IPAdapterApplyFaceID", faceid_v2=True, weight_v2=1.2, **inputs(page, "InsightFaceLoader"))[
+            "MODEL"
+        ]
 
     def today(page: Scene) -> Output:
-        return page.add("IPAdapterFaceID", weight_faceidv2=1.2, **inputs(page))["MODEL"]
+        return page.add("IPAdapterFaceID", weight_faceidv2=1.2, **inputs(page, "IPAdapterInsightFaceLoader"))["MODEL"]
 
-    ids = {"IPAdapterInsightFaceLoader": "InsightFaceLoader"}
-    return Former(*pair("former_face", former, today), ids, {"IPAdapterInsightFaceLoader": 1})
+    return Former(*pair("former_face", former, today), {}, {})
 
 
 def first_face() -> Former:
     """Of December 2023, when the face model went where the image encoder goes."""
 
     def former(page: Scene) -> Output:
-        loader = page.add("IPAdapterInsightFaceLoader")["INSIGHTFACE"]
+        loader = page.add("InsightFaceLoader")["INSIGHTFACE"]
         inputs = {"ipadapter": page.file(FACE), "clip_vision": loader, "image": page.picture(), "model": page.model}
         return page.add("IPAdapterApply", weight=0.9, **inputs)["MODEL"]
 
@@ -202,8 +201,7 @@ def first_face() -> Former:
         inputs = {"ipadapter": page.file(FACE), "insightface": loader, "image": page.picture(), "model": page.model}
         return page.add("IPAdapterFaceID", weight=0.9, **inputs)["MODEL"]
 
-    ids = {"IPAdapterInsightFaceLoader": "InsightFaceLoader"}
-    return Former(*pair("former_first_face", former, today), ids, {"IPAdapterInsightFaceLoader": 1})
+    return Former(*pair("former_first_face", former, today), {}, {})
 
 
 def copied() -> Former:

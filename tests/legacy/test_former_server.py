@@ -102,6 +102,30 @@ def links(workflow: dict[str, Any]) -> set[tuple[Any, ...]]:
     return {(source, slot, target, inputs[target][entry]) for _, source, slot, target, entry, _ in workflow["links"]}
 
 
+def test_the_page_renames_in_subgraphs_too_and_leaves_installed_nodes_alone(page: Page) -> None:
+    """Such as those of an IPAdapter_plus of before March 2024, whose encoder has the old inputs."""
+    encoder = {"type": "IPAdapterEncoder", "inputs": [{"name": "image_1"}]}
+    copied = {"type": "IPAdapterAdvancedV2", "inputs": []}
+    unknown = {"type": "NobodyKnows", "inputs": []}
+    workflow = {"nodes": [encoder, unknown], "definitions": {"subgraphs": [{"nodes": [copied]}]}}
+    renamed = f"""(async () => {{
+        const extension = app.extensions.find(each => each.name === "IPAdapterStudio.FormerNodes");
+        const types = async () => {{
+            const workflow = {json.dumps(workflow)};
+            await extension.beforeConfigureGraph(workflow);
+            return [...workflow.nodes, ...workflow.definitions.subgraphs[0].nodes].map(node => node.type);
+        }};
+        const before = await types();
+        extension.beforeRegisterNodeDef(null, {{name: "IPAdapterEncoder", input: {{required: {{image_1: []}}}}}});
+        extension.beforeRegisterNodeDef(null, {{name: "IPAdapterAdvancedV2", input: {{}}}});
+        return [before, await types()];
+    }})()"""
+    assert page.evaluate(renamed) == [
+        ["IPAdapterEncoder2023", "NobodyKnows", "IPAdapterAdvanced"],
+        ["IPAdapterEncoder", "NobodyKnows", "IPAdapterAdvancedV2"],
+    ]
+
+
 def test_every_form_is_saved_under_an_id_of_then() -> None:
     ids = {node["type"] for make in (*RUNNING, *SAYING) for node in make().saved["nodes"]}
     assert {"IPAdapterApply", "IPAdapterApplyFaceID", "IPAdapterApplyEncoded", "InsightFaceLoader"} <= ids

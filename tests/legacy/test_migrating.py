@@ -46,7 +46,7 @@ def test_every_dropped_node_is_named_with_what_it_becomes(base_directory: Path) 
     rows = table("Nodes that IPAdapter_plus dropped")
     told = comfy_host.pack("nodes.legacy.former.renaming").rows()
     saved_as = {row["becomes"]: row["id"] for row in told if "has" in row}
-    ids = {saved_as.get(node_id, node_id) for node_id in FORMER} | {"InsightFaceLoader"}
+    ids = {saved_as.get(node_id, node_id) for node_id in FORMER}
     assert ids <= set(re.findall(r"`(\w+)`", " ".join(missing for missing, _ in rows)))
     titles = {facts.display_name for facts in (FACTS | FORMER).values()}
     assert set(re.findall(r"\*([^*]+)\*", " ".join(here for _, here in rows))) <= titles

@@ -8,6 +8,7 @@ from comfy_api.latest import io
 
 from .apply import NODES as APPLY_NODES
 from .embeds import NODES as EMBEDS_NODES
+from .face_loader import NODES as FACE_LOADER_NODES
 from .gone import NODES as GONE_NODES
 from .layer_sliders import NODES as LAYER_SLIDER_NODES
 from .preparation import NODES as PREPARATION_NODES
@@ -15,6 +16,7 @@ from .preparation import NODES as PREPARATION_NODES
 NODES: tuple[type[io.ComfyNode], ...] = (
     *APPLY_NODES,
     *EMBEDS_NODES,
+    *FACE_LOADER_NODES,
     *PREPARATION_NODES,
     *LAYER_SLIDER_NODES,
     *GONE_NODES,
