@@ -2,7 +2,12 @@
 // What becomes what, and when, stands in former.json; nodes/legacy/former/renaming.py does the same to prompts.
 import { app } from "../../scripts/app.js";
 
-const table = fetch(new URL("former.json", import.meta.url)).then((answer) => answer.json());
+const table = fetch(new URL("former.json", import.meta.url))
+  .then((answer) => answer.json())
+  .catch((error) => {
+    console.warn(`IP-Adapter Studio cannot read former.json: old ids stay as they are. ${error}`);
+    return []; // a file is better opened with nodes missing than not at all
+  });
 const installed = new Map(); // names of inputs by node id
 
 function* nodesOf(workflow) {
