@@ -13,7 +13,8 @@ from .definitions.encode_image import IPAEncodeImage
 from .definitions.layer_weights import IPALayerWeights
 from .definitions.load_adapter import IPALoadAdapter
 from .definitions.load_face_model import IPALoadFaceModel
-from .legacy.coexistence import nodes_to_register
+from .legacy.coexistence import former_nodes_to_register, nodes_to_register
+from .legacy.former.renaming import rename_in_prompts
 from .legacy.payload import forget_foreign
 from .paths import register_folders
 
@@ -31,16 +32,17 @@ NODES: tuple[type[io.ComfyNode], ...] = (
 
 
 class IPAdapterStudio(ComfyExtension):
-    """Registers the model folder and the nodes, and frees what they keep when ComfyUI frees models."""
+    """Registers the model folder and the nodes, reads old prompts, and frees what they keep when ComfyUI does."""
 
     @override
     async def on_load(self) -> None:
         register_folders()
         free_with_models(forget_foreign)
+        rename_in_prompts()
 
     @override
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
-        return [*NODES, *nodes_to_register()]
+        return [*NODES, *nodes_to_register(), *former_nodes_to_register()]
 
 
 async def comfy_entrypoint() -> IPAdapterStudio:

@@ -25,6 +25,7 @@ PICKLE_SUFFIX = ".ipadpt"  # a pickled bare tensor, as IPAdapter_plus saved it
 FILE_KIND = "embeds"  # in messages
 CONCAT = "concat"  # the combination that keeps every reference
 _RANKS = (2, 3)
+FILE_RANKS = (2, 3, 4)  # before March 2024 both sides lay behind each other: (2, R, E) or (2, R, S, E)
 
 
 def _norm_average(embeds: Tensor) -> Tensor:
@@ -77,7 +78,7 @@ def concat_embeds(parts: Sequence[Tensor]) -> Tensor:
 
 def save_embeds(path: Path, embeds: Tensor) -> None:
     """Write embeds as safetensors; `read_embeds` reads them back."""
-    write_aside(path, lambda part: write_safetensors(part, {KEY: check_embeds(embeds)}, {}))
+    write_aside(path, lambda part: write_safetensors(part, {KEY: check_embeds(embeds, FILE_RANKS)}, {}))
 
 
 def read_embeds(path: Path) -> Tensor:
@@ -90,7 +91,7 @@ def read_embeds(path: Path) -> Tensor:
         content: object = read_tensors(path, FILE_KIND).tensors.get(KEY)
     else:
         content = read_pickle(path, FILE_KIND)
-    if not isinstance(content, Tensor) or content.ndim not in _RANKS or not content.is_floating_point():
+    if not isinstance(content, Tensor) or content.ndim not in FILE_RANKS or not content.is_floating_point():
         what = f"a tensor of shape {list(content.shape)}" if isinstance(content, Tensor) else "something else"
         raise UnreadableFileError(
             f"{path.name} holds {what} where embeds were looked for",
@@ -111,13 +112,13 @@ def holds_embeds(path: Path) -> bool:
         return False
 
 
-def check_embeds(embeds: object) -> Tensor:
+def check_embeds(embeds: object, ranks: Sequence[int] = _RANKS) -> Tensor:
     """What came through an EMBEDS socket.
 
     Raises:
-        BadInputError: no tensor of embeds' rank.
+        BadInputError: no tensor of one of the ranks.
     """
-    if not isinstance(embeds, Tensor) or embeds.ndim not in _RANKS:
+    if not isinstance(embeds, Tensor) or embeds.ndim not in ranks:
         found = list(embeds.shape) if isinstance(embeds, Tensor) else type(embeds).__name__
         raise BadInputError(
             f"EMBEDS that are {found}",

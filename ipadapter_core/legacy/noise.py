@@ -2,7 +2,7 @@
 
 # B pictures, H W their size
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -17,6 +17,7 @@ _SEEDS = 1_000_000_007
 _ELASTIC_ALPHA, _ELASTIC_SIGMA = 75.0, 3.5
 _SHUFFLE_NOISE = 0.75  # of the strength
 _FLIPS = Compose([RandomVerticalFlip(1.0), RandomHorizontalFlip(1.0)])  # always, but each draws a random number first
+_FORMER_SEED, _FORMER_MOST, _FORMER_LEAST = 0, 0.25, 0.05  # of the normal noise, as a standard deviation
 
 
 def _fade(x: Tensor, strength: float) -> Tensor:
@@ -32,10 +33,16 @@ def _gaussian(x: Tensor, strength: float) -> Tensor:
     return x + torch.randn_like(x) * strength
 
 
+def _warp(x: Tensor, smoothness: float) -> Tensor:
+    """Pictures (B, H, W, 3) warped and flipped both ways."""
+    elastic = ElasticTransform(alpha=_ELASTIC_ALPHA, sigma=smoothness * _ELASTIC_SIGMA)
+    # A view of channels-first memory, as it comes out: torch draws other numbers for it than for contiguous tensors.
+    warped: Tensor = _FLIPS(elastic(x.movedim(-1, 1))).contiguous().movedim(1, -1)
+    return warped
+
+
 def _shuffle(x: Tensor, strength: float) -> Tensor:
-    elastic = ElasticTransform(alpha=_ELASTIC_ALPHA, sigma=(1 - strength) * _ELASTIC_SIGMA)
-    # Channels first, as the warped and flipped picture lies in memory: torch draws other numbers for contiguous tensors.
-    x = _FLIPS(elastic(x.movedim(-1, 1))).contiguous().movedim(1, -1)
+    x = _warp(x, 1 - strength)
     noise = torch.randn_like(x) * (_SHUFFLE_NOISE * strength)
     return x * (1 - noise) + noise
 
@@ -78,3 +85,23 @@ def _square(image: Tensor) -> Tensor:
     x: Tensor = pictures.center_crop(image.movedim(-1, 1), [min(image.shape[1:3])] * 2)
     x = pictures.resize(x, [SIDE, SIDE], pictures.InterpolationMode.BICUBIC, antialias=True)
     return x.movedim(1, -1).contiguous()
+
+
+def former_noise(images: Sequence[Tensor], clarity: float) -> Tensor:
+    """The negative image that apply nodes made by themselves before March 2024: references warped, flipped, noised.
+
+    The numbers are those that diffusers issue 6318 states.
+
+    Args:
+        images: each (B, H, W, 3), 0..1.
+        clarity: above 0, 1 at most; the less, the less is left to recognise.
+
+    Returns:
+        All of them, (B, 224, 224, 3), 0..1. The same for the same pictures.
+    """
+    x = torch.cat([_square(check_image(image).cpu()) for image in images])
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(_FORMER_SEED)
+        x = _warp(x, clarity)
+        x = x + torch.randn_like(x) * (_FORMER_MOST * (1 - clarity) + _FORMER_LEAST)
+    return x.clamp(0, 1).contiguous()

@@ -4,11 +4,13 @@ import logging
 from functools import cache
 
 from aiohttp.web import Application
+from comfy_api.latest import io
 from server import PromptServer
 
 import nodes as comfy_nodes  # ComfyUI's own module of this name
 
 from . import NODES
+from .former import NODES as FORMER_NODES
 from .interface import first_interface
 
 logger = logging.getLogger(__name__)
@@ -31,6 +33,12 @@ def nodes_to_register() -> list[type]:
         return []
     _watch()
     return [node for node_id, node in ids().items() if node_id not in taken]
+
+
+def former_nodes_to_register() -> list[type[io.ComfyNode]]:
+    """The nodes it dropped, but for those a pack has registered before us: an old IPAdapter_plus may be installed."""
+    by_id = ((node.GET_SCHEMA().node_id, node) for node in FORMER_NODES)
+    return [node for node_id, node in by_id if _registered(node_id) in (None, node)]
 
 
 def give_way() -> None:

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from ...ipadapter_core.legacy.embeds import (
     EMBEDS_COMBINATIONS,
+    FILE_RANKS,
     check_embeds,
     combine_embeds,
     concat_embeds,
@@ -144,7 +145,7 @@ class IPAdapterSaveEmbeds(io.ComfyNode):
 
     @classmethod
     def execute(cls, embeds: Tensor, filename_prefix: str) -> io.NodeOutput:
-        checked = check_embeds(embeds)
+        checked = check_embeds(embeds, FILE_RANKS)
         folder, name, counter, subfolder, _ = folder_paths.get_save_image_path(
             filename_prefix, folder_paths.get_output_directory()
         )

@@ -39,6 +39,7 @@ def test_every_node_of_the_pack_is_registered_and_no_other(base_directory: Path)
     import nodes
 
     legacy = set(comfy_host.pack("nodes.legacy.coexistence").ids())
+    legacy |= {node.GET_SCHEMA().node_id for node in comfy_host.pack("nodes.legacy.former").NODES}
     assert {name for name in nodes.NODE_CLASS_MAPPINGS if name.startswith("IPA")} - legacy == set(CONTRACT)
 
 

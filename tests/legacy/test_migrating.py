@@ -8,6 +8,7 @@ from ipadapter_core.legacy.weight_types import WEIGHT_TYPES
 from ipadapter_core.strength.presets import PRESETS
 from legacy.facts import FACTS
 from legacy.facts import WEIGHT_TYPES as OLD_WEIGHT_TYPES
+from legacy.former_facts import FORMER, SCALINGS
 from support import comfy_host
 
 TEXT = (comfy_host.ROOT / "docs" / "migrating.md").read_text(encoding="utf-8")
@@ -53,3 +54,25 @@ def test_the_calls_are_those_of_the_classes(base_directory: Path) -> None:
         assert method == node.FUNCTION
         stated = [argument.partition("=")[0].strip() for argument in arguments.split(",")]
         assert list(inspect.signature(getattr(node(), method)).parameters) == stated, title
+
+
+def test_every_dropped_node_is_named_with_what_it_becomes(base_directory: Path) -> None:
+    rows = table("Nodes that IPAdapter_plus dropped")
+    told = comfy_host.pack("nodes.legacy.former.renaming").rows()
+    saved_as = {row["becomes"]: row["id"] for row in told if "has" in row}
+    ids = {saved_as.get(node_id, node_id) for node_id in FORMER}
+    assert ids <= set(re.findall(r"`(\w+)`", " ".join(missing for missing, _ in rows)))
+    titles = {facts.display_name for facts in (FACTS | FORMER).values()}
+    assert set(re.findall(r"\*([^*]+)\*", " ".join(here for _, here in rows))) <= titles
+    section = TEXT.split("\n## Nodes that IPAdapter_plus dropped\n")[1].split("\n## ")[0].replace("\n", " ")
+    assert [name for name, scaling in SCALINGS.items() if f"*{name}* is *{scaling}*" not in section] == []
+
+
+def test_ids_of_other_families_are_listed_and_not_here(base_directory: Path) -> None:
+    import nodes
+
+    rows = table("Nodes of packs for FLUX, SD3 and Anima")
+    assert all(re.fullmatch(r"[\w-]+/[\w-]+", pack) for pack, _ in rows)
+    ids = {name for _, cell in rows for name in re.findall(r"`(\w+)`", cell)}
+    assert len(ids) == 8
+    assert not ids & nodes.NODE_CLASS_MAPPINGS.keys()

@@ -6,6 +6,7 @@ from typing import Any
 
 from legacy.fact_records import Facts, Input
 from legacy.facts import FACTS
+from legacy.former_facts import FORMER
 
 from .core_nodes import CORE, EXTRA_VALUES
 
@@ -15,7 +16,7 @@ Value = Any
 
 
 def facts_of(kind: str) -> Facts:
-    return FACTS[kind] if kind in FACTS else CORE[kind]
+    return (FACTS | FORMER | CORE)[kind]
 
 
 @dataclass(frozen=True)
