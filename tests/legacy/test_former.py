@@ -223,10 +223,10 @@ def test_sliders_write_layer_weights(base_directory: Path, model: Callable, visi
     layers = {f"layer{number}": 0.0 for number in range(12)}
     (text,) = outputs("IPAdapterLayerWeightsSlider", **(layers | {"layer3": 0.5, "layer6": -1.0, "layer11": 1.0}))
     given, _ = outputs("IPAdapterMS", layer_weights=text, **inputs)
-    (wanted,) = outputs("IPAdapterMS", layer_weights="3:0.5, 6:-1", **inputs)  # SDXL has no layer 11
+    wanted, _ = outputs("IPAdapterMS", layer_weights="3:0.5, 6:-1", **inputs)  # SDXL has no layer 11
     assert_same(given, wanted, model("sdxl"))
     (none,) = outputs("IPAdapterLayerWeightsSlider", **layers)
-    (nothing,) = outputs("IPAdapterMS", layer_weights=none, **inputs)
+    nothing, _ = outputs("IPAdapterMS", layer_weights=none, **inputs)
     assert torch.equal(forward(nothing), forward(model("sdxl")))
 
 
