@@ -16,6 +16,16 @@ _COMBO_ONLY = ("options", "multiselect")  # details of a choice that the first i
 _LOADER = ("model", "preset", "lora_strength", "provider", "ipadapter")
 
 
+class Choices(list[str]):
+    """Values of a choice, to which what gives a COMBO can be linked, as to a choice of the third interface.
+
+    ComfyUI asks `!=` whether two types fit.
+    """
+
+    def __ne__(self, other: object) -> bool:
+        return other != io.Combo.io_type and super().__ne__(other)
+
+
 @dataclass(frozen=True)
 class Method:
     """How IPAdapter_plus calls what a node does.
@@ -128,7 +138,7 @@ def input_types(node: type[io.ComfyNode]) -> dict[str, dict[str, tuple[Any, dict
 def _first_form(kind: str, details: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
     if kind != io.Combo.io_type:
         return kind, details
-    return list(details["options"]), {name: value for name, value in details.items() if name not in _COMBO_ONLY}
+    return Choices(details["options"]), {name: value for name, value in details.items() if name not in _COMBO_ONLY}
 
 
 def _caller(node: type[io.ComfyNode], method: Method) -> Callable[..., Any]:
