@@ -197,6 +197,14 @@ def test_embeds_of_the_other_kind_say_which_node_to_use(base_directory: Path, mo
     for wrong in (today, torch.stack((pooled, pooled))):
         with pytest.raises(ValueError, match=r"\[2, references, positions, .*ipadapter_plus on.*IPAdapter Embeds"):
             outputs("IPAdapterApplyEncoded", ipadapter=payload, embeds=wrong, model=model("sdxl"), weight=1.0)
+    for nothing in (None, [pooled, pooled]):
+        with pytest.raises(
+            ValueError, match=r"Found: EMBEDS that are .*\[2, references, positions, .*IPAdapter Embeds"
+        ):
+            outputs("IPAdapterApplyEncoded", ipadapter=payload, embeds=nothing, model=model("sdxl"), weight=1.0)
+    for wrong in (pooled, today[:1].expand(3, -1, -1), None):
+        with pytest.raises(ValueError, match=r"Expected: .*\[2, references, width\].*IPAdapter Combine Embeds"):
+            outputs("IPAdapterBatchEmbeds", embed1=wrong, embed2=wrong)
     with pytest.raises(ValueError, match=r"shapes .*set both Encode IPAdapter Image nodes alike"):
         outputs("IPAdapterBatchEmbeds", embed1=torch.stack((pooled, pooled)), embed2=torch.stack((today, today)))
 

@@ -251,6 +251,23 @@ def test_without_a_picture_it_says_so(given: dict, encoder: Any) -> None:
             called(node_id, "apply_ipadapter", *given["full"], **everything())
 
 
+@pytest.mark.parametrize("strange", [None, [torch.zeros(1, 20)]], ids=["none", "list"])
+def test_embeds_that_are_none_say_so(given: dict, encoder: Any, strange: Any) -> None:
+    usual = torch.zeros(1, 1, 1)
+    for positive, negative in ((strange, usual), (usual, strange or [])):
+        with pytest.raises(ValueError, match="Found: EMBEDS that are"):
+            called("IPAdapterEmbeds", "apply_ipadapter", *given["full"], positive, 1.0, "linear", 0, 1, negative)
+
+
+@pytest.mark.parametrize("node_id", ["IPAdapter", "IPAdapterTiled", "IPAdapterEncoder"])
+def test_every_node_says_that_it_has_no_picture(given: dict, node_id: str) -> None:
+    """Such as image_2 of IPAdapter Weights, of which a full batch makes none."""
+    model, payload = given["full"]
+    models = {} if node_id == "IPAdapterEncoder" else {"model": model}
+    with pytest.raises(ValueError, match="Found: no image"):
+        called(node_id, comfy_host.node(node_id).FUNCTION, **models, ipadapter=payload, image=None)
+
+
 def test_weights_per_frame(given: dict, encoder: Any, draw: Callable) -> None:
     """A list, as animations pass it."""
     weights = [0.2, 1.0]
