@@ -77,6 +77,7 @@ def test_texts_and_help_page(base_directory: Path, node_id: str) -> None:
     assert page.startswith(f"# {facts.display_name}\n")
     for heading in ("## What it did", "## Inputs", "## Native way", "## What differs"):
         assert heading in page
+    assert ("saved with it run" in page) == (node_id not in GONE)
     rows = " ".join(line.split("|")[1] for line in page.splitlines() if line.startswith("| `"))
     assert [item.name for item in facts.inputs if f"`{item.name}`" not in rows] == []
 
