@@ -206,6 +206,11 @@ def test_embeds_of_the_other_kind_say_which_node_to_use(base_directory: Path, mo
     for wrong in (pooled, today[:1].expand(3, -1, -1), None):
         with pytest.raises(ValueError, match=r"Expected: .*\[2, references, width\].*IPAdapter Combine Embeds"):
             outputs("IPAdapterBatchEmbeds", embed1=wrong, embed2=wrong)
+    widgets = {"weight": 1.0, "weight_type": "linear", "start_at": 0.0, "end_at": 1.0, "embeds_scaling": "V only"}
+    for kind, former in (("base", torch.stack((pooled, pooled))), ("plus", torch.stack((today, today)))):
+        inputs = {"model": model("sdxl"), "ipadapter": adapter(base_directory, "sdxl", kind).payload, **widgets}
+        with pytest.raises(ValueError, match=r"before March 2024 .*Apply IPAdapter from Encoded"):
+            outputs("IPAdapterEmbeds", pos_embed=former, neg_embed=former, **inputs)
     with pytest.raises(ValueError, match=r"shapes .*set both Encode IPAdapter Image nodes alike"):
         outputs("IPAdapterBatchEmbeds", embed1=torch.stack((pooled, pooled)), embed2=torch.stack((today, today)))
 
