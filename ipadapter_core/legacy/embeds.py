@@ -25,7 +25,6 @@ PICKLE_SUFFIX = ".ipadpt"  # a pickled bare tensor, as IPAdapter_plus saved it
 FILE_KIND = "embeds"  # in messages
 CONCAT = "concat"  # the combination that keeps every reference
 _RANKS = (2, 3)
-FORMER_WAY = "embeds of before March 2024 go into Apply IPAdapter from Encoded"  # in messages
 FILE_RANKS = (2, 3, 4)  # before March 2024 both sides lay behind each other: (2, R, E) or (2, R, S, E)
 
 
@@ -123,7 +122,7 @@ def check_embeds(embeds: object, ranks: Sequence[int] = _RANKS) -> Tensor:
         raise BadInputError(
             describe_embeds(embeds),
             expected="a tensor of shape [references, width] or [references, positions, width]",
-            action=f"connect embeds of IPAdapter Encoder; {FORMER_WAY}",
+            action="connect embeds of one side, as they are encoded since March 2024",
         )
     return embeds
 
