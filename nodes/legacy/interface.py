@@ -87,6 +87,16 @@ METHODS: dict[str, Method] = {
 }
 
 
+class Choices(list[Any]):
+    """Values of a choice that also take a link of the third interface's choices.
+
+    ComfyUI's page lets them be linked, but its server calls a list another type: it asks whether the two differ.
+    """
+
+    def __ne__(self, other: object) -> bool:
+        return other != io.Combo.io_type and super().__ne__(other)
+
+
 def first_interface(node: type[io.ComfyNode]) -> type:
     """A node of the third interface as a class of the first: same id, inputs, outputs and texts."""
     schema = node.GET_SCHEMA()
@@ -128,7 +138,7 @@ def input_types(node: type[io.ComfyNode]) -> dict[str, dict[str, tuple[Any, dict
 def _first_form(kind: str, details: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
     if kind != io.Combo.io_type:
         return kind, details
-    return list(details["options"]), {name: value for name, value in details.items() if name not in _COMBO_ONLY}
+    return Choices(details["options"]), {name: value for name, value in details.items() if name not in _COMBO_ONLY}
 
 
 def _caller(node: type[io.ComfyNode], method: Method) -> Callable[..., Any]:
