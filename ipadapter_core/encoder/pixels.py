@@ -30,14 +30,20 @@ class PixelFormat:
         return cls(int(size), (r, g, b), (r_std, g_std, b_std))
 
 
-def check_image(image: Tensor) -> Tensor:
+def check_image(image: object) -> Tensor:
     """An IMAGE as (B, H, W, 3) float32 in 0..1; grey is repeated, values slightly outside are clipped.
 
     A fourth channel is dropped: what of a reference counts is the business of a mask.
 
     Raises:
-        BadInputError: another rank, an empty side, or NaN and infinite values.
+        BadInputError: no tensor, another rank, an empty side, or NaN and infinite values.
     """
+    if not isinstance(image, Tensor):  # an output may be None, such as that of a node with nothing connected
+        raise BadInputError(
+            "no image" if image is None else f"a {type(image).__name__} in place of an image",
+            expected="an IMAGE",
+            action="look at the node that the image comes from: it gave none",
+        )
     if image.ndim == 3:
         image = image[None]
     if image.ndim != 4 or 0 in image.shape or image.shape[-1] not in (1, 3, 4):

@@ -119,10 +119,14 @@ def check_embeds(embeds: object, ranks: Sequence[int] = _RANKS) -> Tensor:
         BadInputError: no tensor of one of the ranks.
     """
     if not isinstance(embeds, Tensor) or embeds.ndim not in ranks:
-        found = list(embeds.shape) if isinstance(embeds, Tensor) else type(embeds).__name__
         raise BadInputError(
-            f"EMBEDS that are {found}",
+            describe_embeds(embeds),
             expected="a tensor of shape [references, width] or [references, positions, width]",
-            action="connect embeds as they were encoded or loaded",
+            action="connect embeds of one side, as they are encoded since March 2024",
         )
     return embeds
+
+
+def describe_embeds(embeds: object) -> str:
+    """What came through an EMBEDS socket, in a message."""
+    return f"EMBEDS that are {list(embeds.shape) if isinstance(embeds, Tensor) else type(embeds).__name__}"

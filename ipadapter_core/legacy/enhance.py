@@ -20,7 +20,7 @@ def enhance(pictures: Tensor, per_side: int, ratio: float, encode: Callable[[Ten
 
     Args:
         pictures: (R, H, W, 3), 0..1.
-        per_side: n, as if it was `MOST_TILES` where it is more; 1 cuts no tiles.
+        per_side: n, as if it was `MOST_TILES` where it is more; 1 or less cuts no tiles.
         ratio: as of `blend`.
         encode: pictures to their features, (R, S, E) or (R, E).
 
@@ -28,7 +28,7 @@ def enhance(pictures: Tensor, per_side: int, ratio: float, encode: Callable[[Ten
         BadInputError: a picture of fewer pixels than tiles, or features that make up no square.
     """
     whole = encode(pictures)
-    if per_side == 1:
+    if per_side <= 1:
         return whole
     count = min(per_side, MOST_TILES)
     tiles = [join_tiles(encode(cut_tiles(picture[None], count))) for picture in pictures]

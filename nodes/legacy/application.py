@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
+import torch
 from comfy.model_patcher import ModelPatcher
 from torch import Tensor
 
@@ -30,7 +31,7 @@ from .unified import SDXL_NAME, base_of
 
 logger = logging.getLogger(__name__)
 
-Weight = float | Sequence[float] | Tensor  # a list or a tensor has one per frame
+Weight = float | Sequence[float] | Tensor  # a list or a tensor has one per frame; packs give NumPy's as well
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -79,6 +80,12 @@ class LegacyUse:
         if self.weight_faceidv2 is not None:
             return self.weight_faceidv2
         return 2 * _per_frame(self.weight)[0]
+
+
+def list_weights(weight: Weight) -> list[float]:
+    """Every weight of one or of many."""
+    listed: list[float] = torch.as_tensor(weight, dtype=torch.float64).flatten().tolist()
+    return listed
 
 
 def apply_image(
@@ -165,10 +172,7 @@ def _strengths(sites: Sites, use: LegacyUse) -> Mapping[int, AnyStrength]:
 
 
 def _per_frame(weight: Weight) -> list[float]:
-    if isinstance(weight, int | float):
-        return [weight]
-    values = weight.flatten().tolist() if isinstance(weight, Tensor) else weight
-    return [float(value) for value in values] or [0.0]
+    return list_weights(weight) or [0.0]
 
 
 def _composition_sites(sites: Sites) -> set[int]:

@@ -5,6 +5,7 @@ from comfy_api.latest import io
 from torch import Tensor
 
 from ...ipadapter_core.errors import BadInputError
+from ...ipadapter_core.legacy.embeds import FILE_RANKS, check_embeds
 from ..patching.application import fitting_sites
 from . import schema
 from .application import LegacyUse, Weight, apply_tokens, tokens_of
@@ -49,6 +50,7 @@ def _apply(
 ) -> io.NodeOutput:
     payload = read_payload(ipadapter, clip_vision)
     fitting_sites(model, payload.adapter)
+    pos_embed = check_embeds(pos_embed, FILE_RANKS)
     if neg_embed is None:
         if payload.clip_vision is None:
             raise BadInputError(
@@ -57,7 +59,7 @@ def _apply(
                 action="connect the second output of IPAdapter Encoder to neg_embed, or a Load CLIP Vision node",
             )
         neg_embed = negative_features(payload, pos_embed)
-    tokens = tokens_of(payload.adapter, pos_embed, neg_embed, use)
+    tokens = tokens_of(payload.adapter, pos_embed, check_embeds(neg_embed, FILE_RANKS), use)
     return io.NodeOutput(apply_tokens(model, payload.adapter, tokens, use), None)  # as other apply nodes give a picture
 
 

@@ -12,6 +12,7 @@ from torch import Tensor
 from ...ipadapter_core.errors import BadInputError
 from ..patching.application import fitting_sites
 from .application import LegacyUse, Weight, apply_image, apply_tokens, check_sdxl, encode
+from .params import combine_params
 from .payload import IPAdapterParams, Payload, read_payload
 
 # by expand_style
@@ -68,7 +69,8 @@ class ApplyNode(io.ComfyNode):
             The model, and the pictures that act: faces as they were cut out, other pictures as they came, None of regions.
 
         Raises:
-            BadInputError, MismatchError: as `read_payload`, `encode` and `apply_tokens`; no picture at all.
+            BadInputError, MismatchError: as `read_payload`, `encode` and `apply_tokens`; no picture at all, or
+                regions that lack a list.
         """
         payload = read_payload(ipadapter, clip_vision, insightface)
         use = LegacyUse(
@@ -98,7 +100,11 @@ class ApplyNode(io.ComfyNode):
             images = [image_style, image_style if image_composition is None else image_composition]
             return _apply_style_and_composition(model, payload, images, use, image_negative)
         if image is None:
-            raise BadInputError("no image", expected="a reference image", action="connect one to image")
+            raise BadInputError(
+                "no image",
+                expected="a reference image",
+                action="connect one to image, or to image_style where there is such an input",
+            )
         patched, pictures = apply_image(model, payload, image, use, image_negative)
         return io.NodeOutput(patched, pictures)
 
@@ -106,6 +112,7 @@ class ApplyNode(io.ComfyNode):
 def _apply_regions(
     model: ModelPatcher, payload: Payload, params: IPAdapterParams, use: LegacyUse, image_negative: Tensor | None
 ) -> ModelPatcher:
+    params = combine_params([params])
     for number, image in enumerate(params["image"]):
         if image is None:
             continue

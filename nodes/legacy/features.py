@@ -18,6 +18,7 @@ from ..sockets import LoadedAdapter
 from .payload import Payload
 
 _RANKS = {Feature.IMAGE_EMBEDS: 2, Feature.HIDDEN_STATES: 3}
+_FORMER = "; embeds of before March 2024 go into Apply IPAdapter from Encoded"
 
 
 def positive_features(payload: Payload, image: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -71,6 +72,7 @@ def image_tokens(adapter: LoadedAdapter, positive: Tensor, negative: Tensor) -> 
                 f"embeds of shape {list(side.shape)} for {spec.family}",
                 expected=f"{wanted}{spec.image_dim}]" if wanted else "a face",
                 action="encode the reference with this adapter and the image encoder it needs"
+                + (_FORMER if side.ndim > (rank or 0) else "")
                 if wanted
                 else "use IPAdapter FaceID, which finds the face in a picture",
             )

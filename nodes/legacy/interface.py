@@ -97,6 +97,16 @@ METHODS: dict[str, Method] = {
 }
 
 
+class Choices(list[Any]):
+    """Values of a choice that also take a link of the third interface's choices.
+
+    ComfyUI's page lets them be linked, but its server calls a list another type: it asks whether the two differ.
+    """
+
+    def __ne__(self, other: object) -> bool:
+        return other != io.Combo.io_type and super().__ne__(other)
+
+
 def first_interface(node: type[io.ComfyNode]) -> type:
     """A node of the third interface as a class of the first: same id, inputs, outputs and texts."""
     schema = node.GET_SCHEMA()

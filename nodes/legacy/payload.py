@@ -131,8 +131,8 @@ def _model(pipeline: Any, part: str) -> Any:
     return entry.get("model") if isinstance(entry, Mapping) else None
 
 
-# Raw adapters of other packs, by the identity of their tensors, which are kept so that no other takes their place.
-_built: "OrderedDict[int, tuple[Mapping[str, Tensor], LoadedAdapter]]" = OrderedDict()
+# Raw adapters of other packs, by the identity of their parts, which are kept so that no others take their place.
+_built: "OrderedDict[tuple[int, ...], tuple[list[Mapping[str, Tensor]], LoadedAdapter]]" = OrderedDict()
 
 
 def forget_foreign() -> None:
@@ -141,15 +141,16 @@ def forget_foreign() -> None:
 
 
 def _foreign(raw: Mapping[str, Any]) -> LoadedAdapter:
-    sites = raw["ip_adapter"]
-    if id(sites) not in _built:
+    parts = [raw[part] for part in PARTS]
+    key = tuple(map(id, parts))
+    if key not in _built:
         tensors = {f"{part}.{name}": tensor for part in PARTS for name, tensor in raw[part].items()}
         network = build_adapter(tensors, {}, WEIGHT_OPERATIONS)
         loaded = LoadedAdapter(name="an adapter of another pack", adapter_id=uuid4().hex, network=network, encoder=None)
-        _built[id(sites)] = (sites, loaded)
+        _built[key] = (parts, loaded)
         while len(_built) > _MOST_FOREIGN:
             _built.popitem(last=False)
-    return _built[id(sites)][1]
+    return _built[key][1]
 
 
 def _describe(value: object) -> str:

@@ -1,6 +1,6 @@
 """Weights over the frames of an animation, cross-fades between references, and prompts to go with them."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import torch
 from comfy_api.latest import io
@@ -14,6 +14,7 @@ from ...ipadapter_core.legacy.weight_schedule import (
     prompt_schedule,
     schedule_weights,
 )
+from .application import Weight, list_weights
 from .schema import StrategySocket, legacy_schema
 
 _NO_NATIVE = "it too: there is no native weight schedule yet (docs/migrating.md)"
@@ -194,9 +195,8 @@ class IPAdapterCombineWeights(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, weights_1: float | Sequence[float], weights_2: float | Sequence[float]) -> io.NodeOutput:
-        parts = ([part] if isinstance(part, int | float) else part for part in (weights_1, weights_2))
-        weights = [float(weight) for part in parts for weight in part]
+    def execute(cls, weights_1: Weight, weights_2: Weight) -> io.NodeOutput:
+        weights = [*list_weights(weights_1), *list_weights(weights_2)]
         return io.NodeOutput(weights, len(weights))
 
 

@@ -77,6 +77,7 @@ def test_texts_and_help_page(base_directory: Path, node_id: str) -> None:
     assert page.startswith(f"# {facts.display_name}\n")
     for heading in ("## What it did", "## Inputs", "## Native way", "## What differs"):
         assert heading in page
+    assert ("saved with it run" in page) == (node_id not in GONE)
     rows = " ".join(line.split("|")[1] for line in page.splitlines() if line.startswith("| `"))
     assert [item.name for item in facts.inputs if f"`{item.name}`" not in rows] == []
 
@@ -197,6 +198,19 @@ def test_embeds_of_the_other_kind_say_which_node_to_use(base_directory: Path, mo
     for wrong in (today, torch.stack((pooled, pooled))):
         with pytest.raises(ValueError, match=r"\[2, references, positions, .*ipadapter_plus on.*IPAdapter Embeds"):
             outputs("IPAdapterApplyEncoded", ipadapter=payload, embeds=wrong, model=model("sdxl"), weight=1.0)
+    for nothing in (None, [pooled, pooled]):
+        with pytest.raises(
+            ValueError, match=r"Found: EMBEDS that are .*\[2, references, positions, .*IPAdapter Embeds"
+        ):
+            outputs("IPAdapterApplyEncoded", ipadapter=payload, embeds=nothing, model=model("sdxl"), weight=1.0)
+    for wrong in (pooled, today[:1].expand(3, -1, -1), None):
+        with pytest.raises(ValueError, match=r"Expected: .*\[2, references, width\].*IPAdapter Combine Embeds"):
+            outputs("IPAdapterBatchEmbeds", embed1=wrong, embed2=wrong)
+    widgets = {"weight": 1.0, "weight_type": "linear", "start_at": 0.0, "end_at": 1.0, "embeds_scaling": "V only"}
+    for kind, former in (("base", torch.stack((pooled, pooled))), ("plus", torch.stack((today, today)))):
+        inputs = {"model": model("sdxl"), "ipadapter": adapter(base_directory, "sdxl", kind).payload, **widgets}
+        with pytest.raises(ValueError, match=r"before March 2024 .*Apply IPAdapter from Encoded"):
+            outputs("IPAdapterEmbeds", pos_embed=former, neg_embed=former, **inputs)
     with pytest.raises(ValueError, match=r"shapes .*set both Encode IPAdapter Image nodes alike"):
         outputs("IPAdapterBatchEmbeds", embed1=torch.stack((pooled, pooled)), embed2=torch.stack((today, today)))
 

@@ -125,3 +125,11 @@ def test_installed_nodes_stay_what_they_are(renewed: Callable) -> None:
 @pytest.mark.parametrize("body", [{}, {"prompt": None}, {"prompt": {"1": None, "2": {"class_type": "IPAdapterV2"}}}])
 def test_what_is_no_prompt_is_left_to_comfyui(renaming: Any, body: dict[str, Any]) -> None:
     assert renaming.renew(copy.deepcopy(body)) == body
+
+
+@pytest.mark.parametrize("strange", [[], {}, 7, None], ids=repr)
+def test_a_strange_node_does_not_keep_the_others_from_becoming_todays(renaming: Any, strange: Any) -> None:
+    prompt = {"1": {"class_type": strange, "inputs": {}}, "2": {"class_type": "IPAdapterV2", "inputs": {}}}
+    renewed = renaming.renew({"prompt": prompt})["prompt"]
+    assert renewed["1"] == {"class_type": strange, "inputs": {}}
+    assert renewed["2"]["class_type"] == "IPAdapter"

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -245,8 +246,26 @@ def test_faces_through_the_general_node(
 
 
 def test_without_a_picture_it_says_so(given: dict, encoder: Any) -> None:
+    for node_id in ("IPAdapterAdvanced", "IPAdapterStyleComposition"):
+        with pytest.raises(ValueError, match=r"Found: no image\b.*\bimage_style\b"):
+            called(node_id, "apply_ipadapter", *given["full"], **everything())
+
+
+@pytest.mark.parametrize("strange", [None, [torch.zeros(1, 20)]], ids=["none", "list"])
+def test_embeds_that_are_none_say_so(given: dict, encoder: Any, strange: Any) -> None:
+    usual = torch.zeros(1, 1, 1)
+    for positive, negative in ((strange, usual), (usual, strange or [])):
+        with pytest.raises(ValueError, match="Found: EMBEDS that are"):
+            called("IPAdapterEmbeds", "apply_ipadapter", *given["full"], positive, 1.0, "linear", 0, 1, negative)
+
+
+@pytest.mark.parametrize("node_id", ["IPAdapter", "IPAdapterTiled", "IPAdapterEncoder"])
+def test_every_node_says_that_it_has_no_picture(given: dict, node_id: str) -> None:
+    """Such as image_2 of IPAdapter Weights, of which a full batch makes none."""
+    model, payload = given["full"]
+    models = {} if node_id == "IPAdapterEncoder" else {"model": model}
     with pytest.raises(ValueError, match="Found: no image"):
-        called("IPAdapterAdvanced", "apply_ipadapter", *given["full"], **everything())
+        called(node_id, comfy_host.node(node_id).FUNCTION, **models, ipadapter=payload, image=None)
 
 
 def test_weights_per_frame(given: dict, encoder: Any, draw: Callable) -> None:
@@ -262,6 +281,36 @@ def test_weights_per_frame(given: dict, encoder: Any, draw: Callable) -> None:
     assert torch.equal(draw(patched), draw(by_tensor))
     assert torch.equal(draw(patched)[0], draw(constant)[0])
     assert not torch.equal(draw(patched)[1], draw(constant)[1])
+
+
+@pytest.mark.parametrize("weight", [np.float32(0.5), np.int64(1), np.array(0.5), np.array([0.5, 0.5], np.float32)])
+def test_a_weight_may_be_a_number_of_numpy(given: dict, encoder: Any, draw: Callable, weight: Any) -> None:
+    """As packs that schedule weights hand them on."""
+    patched, _ = called(
+        "IPAdapterBatch", "apply_ipadapter", *given["full"], **everything(image=PICTURES, weight=weight)
+    )
+    plain = np.ravel(weight).tolist()[0]
+    usual, _ = called("IPAdapterBatch", "apply_ipadapter", *given["full"], **everything(image=PICTURES, weight=plain))
+    assert torch.equal(draw(patched), draw(usual))
+    assert outputs("IPAdapterCombineWeights", weights_1=weight, weights_2=0.2)[0] == [*np.ravel(weight).tolist(), 0.2]
+
+
+def test_an_adapter_is_told_by_both_of_its_parts(given: dict) -> None:
+    """A pack may join the attention layers of one file and the projection of another."""
+    read, (_, payload) = comfy_host.pack("nodes.legacy.payload").read_payload, given["full"]
+    raw = payload["ipadapter"]["model"]
+    other = {**raw, "image_proj": {name: 2 * tensor for name, tensor in raw["image_proj"].items()}}
+    first, second = (read(each).adapter for each in (raw, other))
+    assert first.adapter_id != second.adapter_id
+    stated = (dict(each.network.state_dict())["image_proj.latents"] for each in (first, second))
+    torch.testing.assert_close(*(factor * latents for factor, latents in zip((2, 1), stated, strict=True)))
+    assert read(raw).adapter.adapter_id == first.adapter_id
+
+
+def test_regions_that_lack_a_list_are_named(given: dict) -> None:
+    params = {"image": [PICTURES], "weight": [1.0], "weight_type": ["linear"], "start_at": [0.0], "end_at": [1.0]}
+    with pytest.raises(ValueError, match="Found: IPADAPTER_PARAMS without attn_mask"):
+        called("IPAdapterFromParams", "apply_ipadapter", *given["full"], ipadapter_params=params)
 
 
 def test_embeds_of_a_base_adapter_need_no_negative(base_directory: Path, model: Callable, draw: Callable) -> None:

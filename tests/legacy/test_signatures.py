@@ -28,9 +28,11 @@ def test_execute_names_the_inputs_of_the_schema(base_directory: Path, node_id: s
 
 @pytest.mark.parametrize("node_id", FACTS)
 def test_the_old_method_names_every_input(base_directory: Path, node_id: str) -> None:
-    """And asks for none that a saved workflow need not have."""
+    """And asks for none that a saved workflow need not have; null is what it takes if such a one is left out."""
     found = comfy_host.node(node_id)
     parameters = named(getattr(found(), found.FUNCTION))
     assert {item.name for item in FACTS[node_id].inputs} <= {parameter.name for parameter in parameters}
     must_be_given = {parameter.name for parameter in parameters if parameter.default is inspect.Parameter.empty}
     assert must_be_given <= {item.name for item in FACTS[node_id].inputs if not item.optional}
+    defaults = {parameter.name: parameter.default for parameter in parameters}
+    assert {defaults[item.name] for item in FACTS[node_id].inputs if item.optional} <= {None}

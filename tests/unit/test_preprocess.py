@@ -164,6 +164,8 @@ def test_one_pixel_becomes_its_colour(crop: str) -> None:
 @pytest.mark.parametrize(
     ("image", "phrase"),
     [
+        (None, "no image"),
+        ([torch.rand(1, 5, 7, 3)], "a list in place of an image"),
         (torch.rand(5, 7), "an image of shape [5, 7]"),
         (torch.rand(1, 5, 7, 2), "an image of shape [1, 5, 7, 2]"),
         (torch.rand(1, 4, 64, 64), "an image of shape [1, 4, 64, 64]"),
@@ -174,7 +176,7 @@ def test_one_pixel_becomes_its_colour(crop: str) -> None:
         (torch.full((1, 2, 2, 3), float("inf")), "an image with NaN or infinite values"),
     ],
 )
-def test_what_is_no_picture_says_why(image: Tensor, phrase: str) -> None:
+def test_what_is_no_picture_says_why(image: object, phrase: str) -> None:
     with pytest.raises(BadInputError) as caught:
         check_image(image)
     assert str(caught.value).startswith(f"Found: {phrase}. Expected: ")

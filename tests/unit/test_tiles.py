@@ -130,6 +130,7 @@ def test_tiles_are_encoded_for_each_picture_and_one_tile_is_none() -> None:
     whole = encode(pictures)
     torch.testing.assert_close(enhance(pictures, 2, 0.25, encode), whole)  # tiles see the same here, averaged
     assert encoded == [3, 3, 4, 4, 4]
-    assert torch.equal(enhance(pictures, 1, 0.25, encode), whole)
-    assert encoded[5:] == [3]
+    for count in (1, 0, -2):  # a linked number knows no least
+        assert torch.equal(enhance(pictures, count, 0.25, encode), whole)
+    assert encoded[5:] == [3, 3, 3]
     torch.testing.assert_close(enhance(pictures[:1], 2, 0.25, encode), torch.cat((whole[:1] * 0.25, whole[:1])))

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from ....ipadapter_core.errors import BadInputError, one_of
 from ....ipadapter_core.file.spec import Feature
+from ....ipadapter_core.legacy.embeds import describe_embeds
 from ....ipadapter_core.legacy.noise import former_noise
 from ...patching.application import fitting_sites
 from .. import schema
@@ -15,9 +16,9 @@ from ..application import LegacyUse, Weight, apply_image, apply_tokens, tokens_o
 from ..face_features import encode_faces
 from ..payload import PLUS_V2, Payload, read_payload
 from . import schema as former
+from .embeds import SIDES
 
 _CATEGORY = "ipadapter"
-_SIDES = 2  # positive and negative
 # Dimensions of embeds with both sides behind each other; a FaceID adapter reads none.
 _STACKED_RANKS = {Feature.IMAGE_EMBEDS: 3, Feature.HIDDEN_STATES: 4}
 
@@ -185,10 +186,10 @@ class IPAdapterApplyEncoded(io.ComfyNode):
         adapter = read_payload(ipadapter).adapter
         fitting_sites(model, adapter)
         rank = _STACKED_RANKS.get(adapter.spec.feature)
-        if rank is not None and (embeds.ndim != rank or len(embeds) != _SIDES):
+        if rank is not None and not (isinstance(embeds, Tensor) and embeds.ndim == rank and len(embeds) == SIDES):
             raise BadInputError(
-                f"embeds of shape {list(embeds.shape)} for {adapter.spec.family}",
-                expected=f"[{_SIDES}, references, {'positions, ' if rank == 4 else ''}{adapter.spec.image_dim}], both sides "
+                f"{describe_embeds(embeds)} for {adapter.spec.family}",
+                expected=f"[{SIDES}, references, {'positions, ' if rank == 4 else ''}{adapter.spec.image_dim}], both sides "
                 "behind each other",
                 action="connect Encode IPAdapter Image, with ipadapter_plus "
                 f"{'on' if rank == 4 else 'off'} for this adapter; for embeds of IPAdapter Encoder use IPAdapter Embeds",

@@ -6,14 +6,14 @@ import torch
 from comfy_api.latest import io
 from torch import Tensor
 
-from ....ipadapter_core.errors import MismatchError
-from ....ipadapter_core.legacy.embeds import check_embeds
+from ....ipadapter_core.errors import BadInputError, MismatchError
+from ....ipadapter_core.legacy.embeds import describe_embeds
 from ....ipadapter_core.legacy.noise import former_noise
 from .. import schema
 from . import schema as former
 
 _SLOTS = 4
-_STACKED = (3, 4)  # dimensions
+SIDES, _STACKED = 2, (3, 4)  # positive and negative; dimensions
 
 
 class IPAdapterEncoder2023(io.ComfyNode):
@@ -93,7 +93,7 @@ class IPAdapterBatchEmbeds(io.ComfyNode):
 
     @classmethod
     def execute(cls, embed1: Tensor, embed2: Tensor) -> io.NodeOutput:
-        first, second = (check_embeds(embed, _STACKED) for embed in (embed1, embed2))
+        first, second = map(_check_stacked, (embed1, embed2))
         if (first.shape[0], *first.shape[2:]) != (second.shape[0], *second.shape[2:]):
             raise MismatchError(
                 f"embeds of shapes {list(first.shape)} and {list(second.shape)}",
@@ -101,6 +101,16 @@ class IPAdapterBatchEmbeds(io.ComfyNode):
                 action="set both Encode IPAdapter Image nodes alike",
             )
         return io.NodeOutput(torch.cat((first, second.to(first)), dim=1))
+
+
+def _check_stacked(embeds: object) -> Tensor:
+    if isinstance(embeds, Tensor) and embeds.ndim in _STACKED and len(embeds) == SIDES:
+        return embeds
+    raise BadInputError(
+        describe_embeds(embeds),
+        expected=f"[{SIDES}, references, width] or [{SIDES}, references, positions, width], both sides behind each other",
+        action="connect Encode IPAdapter Image; embeds of IPAdapter Encoder go into IPAdapter Combine Embeds",
+    )
 
 
 def _image(number: int) -> io.Input:

@@ -47,7 +47,7 @@ def renew(body: dict[str, Any]) -> dict[str, Any]:
     """The body of a request, its prompt brought up to date in place; what is no prompt is left to ComfyUI."""
     prompt = body.get("prompt")
     for node in prompt.values() if isinstance(prompt, dict) else ():
-        if isinstance(node, dict) and isinstance(node.get("inputs"), dict):
+        if isinstance(node, dict) and isinstance(node.get("inputs"), dict) and isinstance(node.get("class_type"), str):
             _renew(node)
     return body
 
@@ -55,9 +55,9 @@ def renew(body: dict[str, Any]) -> dict[str, Any]:
 def _renew(node: dict[str, Any]) -> None:
     inputs = node["inputs"]
     for row in rows():
-        if row["id"] == node.get("class_type") and _is_old(row, inputs):
+        if row["id"] == node["class_type"] and _is_old(row, inputs):
             node["class_type"] = row["becomes"]
-    if node.get("class_type") in {row["becomes"] for row in rows()}:
+    if node["class_type"] in {row["becomes"] for row in rows()}:
         _fill(node["class_type"], inputs)
 
 
