@@ -7,8 +7,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 from torch.nn import functional
+from torchvision.transforms.functional import center_crop
 
-from ..encoder.pixels import check_image, middle
+from ..encoder.pixels import check_image
 from ..errors import one_of
 from .sharpen import sharpen
 
@@ -52,7 +53,7 @@ def prepare(image: Tensor, crop_position: str, sharpening: float, resize: Resize
 def square_masks(masks: Tensor, size: int) -> Tensor:
     """The middle squares of masks (M, H, W), as (M, 1, size, size)."""
     side = min(masks.shape[1:])
-    return resize_mask(middle(masks[:, None], side, side), (size, size))
+    return resize_mask(center_crop(masks[:, None], [side, side]), (size, size))
 
 
 def resize_mask(masks: Tensor, size: tuple[int, int]) -> Tensor:

@@ -19,7 +19,7 @@ _LOADER = ("model", "preset", "lora_strength", "provider", "ipadapter")
 class Choices(list[str]):
     """Values of a choice, to which what gives a COMBO can be linked, as to a choice of the third interface.
 
-    ComfyUI asks `!=` whether two types fit.
+    ComfyUI's page lets it be linked, but its server takes a list for another type: it asks whether the two differ.
     """
 
     def __ne__(self, other: object) -> bool:
@@ -95,16 +95,6 @@ METHODS: dict[str, Method] = {
     "IPAdapterRegionalConditioning": Method("conditioning"),
     "IPAdapterCombineParams": Method("combine"),
 }
-
-
-class Choices(list[Any]):
-    """Values of a choice that also take a link of the third interface's choices.
-
-    ComfyUI's page lets them be linked, but its server calls a list another type: it asks whether the two differ.
-    """
-
-    def __ne__(self, other: object) -> bool:
-        return other != io.Combo.io_type and super().__ne__(other)
 
 
 def first_interface(node: type[io.ComfyNode]) -> type:

@@ -10,15 +10,18 @@ const table = fetch(new URL("former.json", import.meta.url))
   });
 const installed = new Map(); // names of inputs by node id
 
+// A file may hold anything: what is no list of nodes is left to the page.
+const entries = (value) => (Array.isArray(value) ? value.filter((entry) => entry && typeof entry === "object") : []);
+
 function* nodesOf(workflow) {
-  yield* workflow.nodes ?? [];
-  for (const subgraph of workflow.definitions?.subgraphs ?? []) yield* subgraph.nodes ?? [];
+  yield* entries(workflow.nodes);
+  for (const subgraph of entries(workflow.definitions?.subgraphs)) yield* entries(subgraph.nodes);
 }
 
 function isOld(row, node) {
   if (!installed.has(row.becomes)) return false;
   if (!row.has) return !installed.has(row.id);
-  return node.inputs?.some((input) => input.name === row.has) && !installed.get(row.id)?.has(row.has);
+  return entries(node.inputs).some((input) => input.name === row.has) && !installed.get(row.id)?.has(row.has);
 }
 
 app.registerExtension({

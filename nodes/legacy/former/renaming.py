@@ -74,8 +74,8 @@ def _fill(node_id: str, inputs: dict[str, Any]) -> None:
     """Give widgets that came later their defaults, as the page does when it opens an older file."""
     required, *_ = _groups(node_id) or ({},)
     for name, entry in required.items():
-        detail = entry[1] if len(entry) > 1 else {}
-        if name not in inputs and "default" in detail:
+        detail = entry[1] if len(entry) > 1 else None
+        if name not in inputs and isinstance(detail, dict) and "default" in detail:
             inputs[name] = detail["default"]
 
 
