@@ -22,7 +22,8 @@ TELLING_IDS = ("IPAdapterAdvanced", "IPAdapterModelLoader", "IPAdapterUnifiedLoa
 @cache  # classes are told apart by identity
 def ids() -> dict[str, type]:
     """Our compatibility nodes by id, as ComfyUI registers them."""
-    return {node.GET_SCHEMA().node_id: first_interface(node) for node in NODES}
+    schemas = {node: node.GET_SCHEMA() for node in NODES}
+    return {schema.node_id: first_interface(node, schema) for node, schema in schemas.items()}
 
 
 def nodes_to_register() -> list[type]:

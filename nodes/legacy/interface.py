@@ -5,7 +5,7 @@ Programs read in `/object_info` that the type of a choice is the list of its val
 """
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -97,9 +97,12 @@ METHODS: dict[str, Method] = {
 }
 
 
-def first_interface(node: type[io.ComfyNode]) -> type:
-    """A node of the third interface as a class of the first: same id, inputs, outputs and texts."""
-    schema = node.GET_SCHEMA()
+def first_interface(node: type[io.ComfyNode], schema: io.Schema) -> type:
+    """A node of the third interface as a class of the first: same id, inputs, outputs and texts.
+
+    Args:
+        schema: the node's. To make one lists files, so it is made once.
+    """
     method = METHODS[schema.node_id]
     outputs = schema.outputs
     attributes: dict[str, Any] = {
@@ -117,8 +120,8 @@ def first_interface(node: type[io.ComfyNode]) -> type:
         "DESCRIPTION": schema.description,
         "DEPRECATED": schema.is_deprecated,
         # what ComfyUI asks the classes of a pack with an entry point for: their id and title
-        "GET_SCHEMA": classmethod(lambda cls: node.GET_SCHEMA()),
-        method.name: _caller(node, method),
+        "GET_SCHEMA": classmethod(lambda cls: schema),
+        method.name: _caller(node, method, schema),
     }
     if node.fingerprint_inputs.__func__ is not io.ComfyNode.fingerprint_inputs.__func__:
         attributes["IS_CHANGED"] = classmethod(lambda cls, **inputs: node.fingerprint_inputs(**inputs))
@@ -141,10 +144,10 @@ def _first_form(kind: str, details: dict[str, Any]) -> tuple[Any, dict[str, Any]
     return Choices(details["options"]), {name: value for name, value in details.items() if name not in _COMBO_ONLY}
 
 
-def _caller(node: type[io.ComfyNode], method: Method) -> Callable[..., Any]:
+def _caller(node: type[io.ComfyNode], method: Method, schema: io.Schema) -> Callable[..., Any]:
     """The method: takes arguments as IPAdapter_plus did, and returns its tuple."""
     known = inspect.signature(node.execute).parameters
-    signature = _signature(node, method.order or tuple(known))
+    signature = _signature(known, method.order or tuple(known), schema)
 
     def call(self: object, *args: Any, **kwargs: Any) -> Any:
         bound = signature.bind(self, *args, **kwargs)
@@ -157,10 +160,9 @@ def _caller(node: type[io.ComfyNode], method: Method) -> Callable[..., Any]:
     return call
 
 
-def _signature(node: type[io.ComfyNode], order: tuple[str, ...]) -> inspect.Signature:
-    """Arguments in this order; what need not be given has the default of `execute`, or else of the widget."""
-    known = inspect.signature(node.execute).parameters
-    widgets = {item.id: getattr(item, "default", None) for item in node.GET_SCHEMA().inputs}
+def _signature(known: Mapping[str, inspect.Parameter], order: tuple[str, ...], schema: io.Schema) -> inspect.Signature:
+    """Arguments in this order; what need not be given has the default in `known`, or else of the widget."""
+    widgets = {item.id: getattr(item, "default", None) for item in schema.inputs}
     parameters = [inspect.Parameter("self", inspect.Parameter.POSITIONAL_ONLY)]
     for name in order:
         default = known[name].default if name in known else None
