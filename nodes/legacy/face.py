@@ -22,12 +22,7 @@ class IPAdapterInsightFaceLoader(io.ComfyNode):
             "Loads the networks that find and recognise faces.",
             native="Load Face Model for IP-Adapter",
             inputs=[
-                io.Combo.Input(
-                    "provider",
-                    options=["CPU", "CUDA", "ROCM"],
-                    default="CPU",
-                    tooltip="Where faces are recognised; CPU where the other is not there.",
-                ),
+                schema.face_provider(),
                 io.Combo.Input(
                     "model_name",
                     options=list(USUAL_PACKS),

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ...ipadapter_core.errors import one_of
 from ...ipadapter_core.legacy.preparation import CROP_POSITIONS, Resize, cut_to_bytes, prepare
-from .schema import legacy_schema
+from .schema import legacy_schema, sharpening
 
 INTERPOLATIONS = ("LANCZOS", "BICUBIC", "HAMMING", "BILINEAR", "BOX", "NEAREST")  # Pillow's
 
@@ -54,14 +54,7 @@ class PrepImageForClipVision(io.ComfyNode):
                     default="top",
                     tooltip="Which part of a picture that is not square is kept; 'pad' keeps all between black bars.",
                 ),
-                io.Float.Input(
-                    "sharpening",
-                    default=0.0,
-                    min=0.0,
-                    max=1.0,
-                    step=0.05,
-                    tooltip="Contrast-adaptive sharpening, 0..1; no unit. Neutral: 0, none.",
-                ),
+                sharpening(),
             ],
             outputs=[io.Image.Output(tooltip="Square pictures of 224 pixels.")],
         )

@@ -157,6 +157,28 @@ def image_negative() -> io.Input:
     )
 
 
+def sharpening(what: str = "Contrast-adaptive sharpening") -> io.Input:
+    """How much a picture is sharpened."""
+    return io.Float.Input(
+        "sharpening",
+        default=0.0,
+        min=0.0,
+        max=1.0,
+        step=0.05,
+        tooltip=f"{what}, 0..1; no unit. Neutral: 0, none.",
+    )
+
+
+def face_provider() -> io.Input:
+    """Where a face model runs."""
+    return io.Combo.Input(
+        "provider",
+        options=["CPU", "CUDA", "ROCM"],
+        default="CPU",
+        tooltip="Where faces are recognised; CPU where the other is not there.",
+    )
+
+
 def attn_mask() -> io.Input:
     """Where in the picture the image acts."""
     return io.Mask.Input(

@@ -28,15 +28,7 @@ def _schema(node_id: str, display_name: str, *, combines: bool) -> io.Schema:
             schema.weight_type(),
             *([schema.combine_embeds()] if combines else []),
             *schema.start_end(),
-            io.Float.Input(
-                "sharpening",
-                default=0.0,
-                min=0.0,
-                max=1.0,
-                step=0.05,
-                tooltip="Contrast-adaptive sharpening of the whole picture before it is cut, 0..1; no unit. "
-                "Neutral: 0, none.",
-            ),
+            schema.sharpening("Contrast-adaptive sharpening of the whole picture before it is cut"),
             schema.embeds_scaling(),
             *([] if combines else [schema.encode_batch_size()]),
             *schema.optional_inputs(),

@@ -19,14 +19,7 @@ class InsightFaceLoader(io.ComfyNode):
             "ipadapter",
             "Loads the networks that find and recognise faces.",
             native="Load Face Model for IP-Adapter",
-            inputs=[
-                io.Combo.Input(
-                    "provider",
-                    options=["CPU", "CUDA", "ROCM"],
-                    default="CPU",
-                    tooltip="Where faces are recognised; CPU where the other is not there.",
-                )
-            ],
+            inputs=[schema.face_provider()],
             outputs=[schema.InsightFaceSocket.Output(display_name="INSIGHTFACE", tooltip="The face model.")],
         )
 

@@ -31,14 +31,7 @@ class PrepImageForInsightFace(io.ComfyNode):
                     default="center",
                     tooltip="Which part of a picture that is not square is kept.",
                 ),
-                io.Float.Input(
-                    "sharpening",
-                    default=0.0,
-                    min=0.0,
-                    max=1.0,
-                    step=0.05,
-                    tooltip="Contrast-adaptive sharpening, 0..1; no unit. Neutral: 0, none.",
-                ),
+                schema.sharpening(),
                 io.Boolean.Input(
                     "pad_around",
                     default=True,
