@@ -9,7 +9,7 @@ from ...ipadapter_core.file.spec import FaceSpec, Projection
 from ...ipadapter_core.legacy.embeds import combine_sides
 from ...ipadapter_core.legacy.preparation import cut_to_bytes
 from ..encoding.face_model import LICENCE, FaceModel
-from ..encoding.faces import face_tokens, find_faces
+from ..encoding.faces import FaceReferences, face_tokens, find_faces
 from .features import negative_features, positive_features
 from .payload import PLUS_V2, Payload
 
@@ -32,9 +32,26 @@ def encode_faces(
     """
     face, adapter = payload.adapter.spec.face, payload.adapter
     assert face is not None
+    faces = first_faces(payload, face, image)
+    identities, _ = combine_sides(faces.identities, faces.identities, method)
+    if not adapter.spec.reads_pictures:
+        return face_tokens(adapter, identities), faces.pictures
+    positive = positive_features(payload, faces.pictures)
+    negative = negative_features(payload, positive, image_negative)
+    features = combine_sides(positive, negative, method)
+    return face_tokens(adapter, identities, features, _structure(payload, face, structure)), faces.pictures
+
+
+def first_faces(payload: Payload, face: FaceSpec, image: Tensor) -> FaceReferences:
+    """The first face of every picture.
+
+    Raises:
+        MismatchError: no face model.
+        BadInputError: another thing in place of a face model, or a picture without a face.
+    """
     if payload.face_model is None:
         raise MismatchError(
-            f"{adapter.name}, a {adapter.spec.family} adapter, without a face model",
+            f"{payload.adapter.name}, a {payload.adapter.spec.family} adapter, without a face model",
             expected="an INSIGHTFACE",
             action="connect IPAdapter InsightFace Loader to insightface, or load the adapter with IPAdapter Unified "
             f"Loader FaceID. {LICENCE}",
@@ -46,14 +63,7 @@ def encode_faces(
             action="connect IPAdapter InsightFace Loader",
         )
     model = FaceModel("the face model", payload.face_model)
-    faces = find_faces(model, cut_to_bytes(check_image(image)), face, _FIRST, frames_close_ups=False)
-    identities, _ = combine_sides(faces.identities, faces.identities, method)
-    if not adapter.spec.reads_pictures:
-        return face_tokens(adapter, identities), faces.pictures
-    positive = positive_features(payload, faces.pictures)
-    negative = negative_features(payload, positive, image_negative)
-    features = combine_sides(positive, negative, method)
-    return face_tokens(adapter, identities, features, _structure(payload, face, structure)), faces.pictures
+    return find_faces(model, cut_to_bytes(check_image(image)), face, _FIRST, frames_close_ups=False)
 
 
 def _structure(payload: Payload, face: FaceSpec, structure: float) -> float | None:

@@ -13,7 +13,7 @@ from ....ipadapter_core.legacy.noise import former_noise
 from ...patching.application import fitting_sites
 from .. import schema
 from ..application import LegacyUse, Weight, apply_image, apply_tokens, tokens_of
-from ..face_features import encode_faces
+from ..face_features import first_faces
 from ..payload import PLUS_V2, Payload, read_payload
 from . import schema as former
 from .embeds import SIDES
@@ -68,8 +68,7 @@ class IPAdapterApply(io.ComfyNode):
         is_face_model = hasattr(clip_vision, "det_model")
         encoders = (None, clip_vision) if is_face_model else (clip_vision, None)
         payload = read_payload(ipadapter, *encoders)
-        patched, _ = apply_image(model, payload, image, use, _negative(payload, image, use, noise))
-        return io.NodeOutput(patched)
+        return _apply(model, payload, image, use, noise)
 
 
 class IPAdapterApplyFaceID(io.ComfyNode):
@@ -139,8 +138,7 @@ class IPAdapterApplyFaceID(io.ComfyNode):
         use = _use(weight, weight_type, start_at, end_at, unfold_batch, attn_mask).but(weight_faceidv2=weight_v2)
         payload = read_payload(ipadapter, clip_vision, insightface)
         payload = replace(payload, raw={**payload.raw, PLUS_V2: faceid_v2})  # the widget said it, not the file's name
-        patched, _ = apply_image(model, payload, image, use, _negative(payload, image, use, noise))
-        return io.NodeOutput(patched)
+        return _apply(model, payload, image, use, noise)
 
 
 class IPAdapterApplyEncoded(io.ComfyNode):
@@ -211,13 +209,18 @@ def _use(
     )
 
 
-def _negative(payload: Payload, image: Tensor, use: LegacyUse, noise: float) -> Tensor | None:
+def _apply(model: ModelPatcher, payload: Payload, image: Tensor, use: LegacyUse, noise: float) -> io.NodeOutput:
+    patched, _ = apply_image(model, payload, image, use, _negative(payload, image, noise))
+    return io.NodeOutput(patched)
+
+
+def _negative(payload: Payload, image: Tensor, noise: float) -> Tensor | None:
     """The negative image of the noise widget; of a face it is the cut-out face that is noised."""
     spec = payload.adapter.spec
     if noise <= 0 or not spec.reads_pictures:
         return None
     if spec.face is not None:
-        _, image = encode_faces(payload, image, use.method, use.structure)
+        image = first_faces(payload, spec.face, image).pictures
     return former_noise([image], noise)
 
 
