@@ -7,7 +7,6 @@ from typing import Any
 import pytest
 import safetensors.torch
 import torch
-import yaml
 from torch import Tensor
 
 from demo.client import Client
@@ -15,7 +14,7 @@ from demo.server import ROOT, ComfyServer
 from legacy import hosts
 from legacy.facts import FACTS
 from legacy.hosts import SD15, SDXL, Graph
-from support.server import PACKS, SILENCE, write_inputs, write_models
+from support.server import PACKS, SILENCE, tiny_server
 
 PINNED = "ComfyUI_IPAdapter_plus"
 
@@ -31,20 +30,10 @@ class PinnedServer(ComfyServer):
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ComfyServer]:
     folder = tmp_path_factory.mktemp("hosts")
-    models, packs = write_models(folder / "models"), folder / "packs"
+    packs = folder / "packs"
     packs.mkdir()
     (packs / PINNED).symlink_to(ROOT)
-    extra = folder / "extra.yaml"
-    paths = {"base_path": str(models), "insightface": "insightface", "loras": "loras"}
-    extra.write_text(yaml.safe_dump({"tests": {**paths, "custom_nodes": f"{PACKS}\n{packs}"}}), encoding="utf-8")
-    pinned = PinnedServer(folder, models=models)
-    pinned.options = (
-        "--cpu",
-        *("--extra-model-paths-config", str(extra)),
-        *("--whitelist-custom-nodes", PINNED, "tiny_models", "python_host"),
-    )
-    write_inputs(pinned.input)
-    with pinned:
+    with tiny_server(folder, PinnedServer, (PACKS, packs), ("tiny_models", "python_host")) as pinned:
         yield pinned
 
 

@@ -4,7 +4,7 @@ It has the tiny models, the demo's, and those of the legacy workflows. Both of t
 files, so the names of the former begin with `graphs.TINY`.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -41,20 +41,34 @@ SILENCE = 600  # seconds a busy machine may take to load a model
 @pytest.fixture(scope="session")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ComfyServer]:
     """The server."""
-    folder = tmp_path_factory.mktemp("server")
-    models = write_models(folder / "models")
+    with tiny_server(tmp_path_factory.mktemp("server")) as shared:
+        yield shared
+
+
+def tiny_server(
+    folder: Path,
+    kind: type[ComfyServer] = ComfyServer,
+    packs: Sequence[Path] = (PACKS,),
+    names: Sequence[str] = ("tiny_models",),
+) -> ComfyServer:
+    """A server, not yet started, with the tiny models and what workflows load.
+
+    Args:
+        packs: folders of custom nodes; `names` are those of them that are loaded beside the server's own pack.
+    """
+    models = _write_models(folder / "models")
     extra = folder / "extra.yaml"
-    paths = {"base_path": str(models), "custom_nodes": str(PACKS), "insightface": "insightface", "loras": "loras"}
+    paths = {"base_path": str(models), "insightface": "insightface", "loras": "loras"}
+    paths["custom_nodes"] = "\n".join(map(str, packs))
     extra.write_text(yaml.safe_dump({"tests": paths}), encoding="utf-8")
-    shared = ComfyServer(folder, models=models)
-    shared.options = (
+    made = kind(folder, models=models)
+    made.options = (
         "--cpu",
         *("--extra-model-paths-config", str(extra)),
-        *("--whitelist-custom-nodes", shared.pack, "tiny_models"),
+        *("--whitelist-custom-nodes", made.pack, *names),
     )
-    write_inputs(shared.input)
-    with shared:
-        yield shared
+    _write_inputs(made.input)
+    return made
 
 
 @pytest.fixture
@@ -89,7 +103,7 @@ def page(server: ComfyServer, browser: Browser) -> Iterator[Page]:
         yield tab
 
 
-def write_models(folder: Path) -> Path:
+def _write_models(folder: Path) -> Path:
     """The tiny models, the demo's, an adapter for SDXL, a FaceID adapter, and what the legacy workflows load."""
     for name in MODEL_FOLDERS:
         (folder / name).mkdir(parents=True)
@@ -110,7 +124,7 @@ def write_models(folder: Path) -> Path:
     return folder
 
 
-def write_inputs(folder: Path) -> None:
+def _write_inputs(folder: Path) -> None:
     """The pictures and embeds that workflows load."""
     references.put_into(folder)
     pixels = face_files.picture((face_files.RED, 100, 60, 64), size=(320, 288))
