@@ -107,6 +107,8 @@ class DataConfig(Section):
     """Folder, .json, .jsonl or .csv file, Hugging Face dataset (folder or name), or WebDataset shards (a{0..9}.tar)."""
     format: Literal["auto", "folder", "json", "jsonl", "csv", "hf", "webdataset"] = "auto"
     """How to read path; auto decides by what is there."""
+    allow_pipe: bool = False
+    """Run the command of a path that begins with pipe: to get a shard; only what stands in path itself is one."""
     image_root: str | None = None
     """Folder that relative picture paths start from; that of the list file if not given."""
     split: str = "train"

@@ -16,6 +16,7 @@ from .records import DataError, Record, Records
 _SAVED_MARKS = ("dataset_info.json", "dataset_dict.json", "state.json")
 """Files of a folder that `save_to_disk` wrote."""
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
+_CARDS = ("README.md", ".huggingface.yaml")
 _BATCH = 10_000
 
 
@@ -148,6 +149,10 @@ def _open(data: DataConfig) -> Any:
             action='use data.reference = "column"',
         )
     path = Path(data.path)
+    if path.exists() and not is_saved_dataset(path):
+        _refuse_pattern(path)
+        if path.is_dir():
+            _refuse_files_elsewhere(path)
     try:
         if is_saved_dataset(path):
             found = load_from_disk(str(path))
@@ -164,6 +169,56 @@ def _open(data: DataConfig) -> Any:
             expected="a folder that save_to_disk wrote, or the name of a dataset on the hub",
             action="correct data.path or data.split; without a network, download it elsewhere, save_to_disk and copy it",
         ) from error
+
+
+def _refuse_pattern(path: Path) -> None:
+    """datasets would read other files than this one, or ask a network for it."""
+    if re.search(r"[*?[]|::|://", str(path)):
+        raise DataError(
+            f"{path} has characters that datasets takes for a pattern or an address",
+            expected="a name without *, ?, [, :: and ://",
+            action="rename the folder or file",
+        )
+
+
+def _refuse_files_elsewhere(folder: Path) -> None:
+    """A card may name the files of its data set: those of its folder, not what lies elsewhere or in a network."""
+    for name in _CARDS:
+        card = folder / name
+        if not card.is_file():
+            continue
+        outside = [text for text in _named_files(card) if re.search(r"^[/\\~]|^\w:|\.\.|::|://", text)]
+        if outside:
+            raise DataError(
+                f"{card} names {outside[0]!r}, outside the folder",
+                expected="data_files of the folder itself",
+                action=f"correct or delete {name}, or name in data.path what you want to train on",
+            )
+
+
+def _named_files(card: Path) -> list[str]:
+    """All texts in the `configs` of a card."""
+    import yaml
+
+    text = card.read_text(encoding="utf-8-sig", errors="replace")
+    if card.suffix == ".md":
+        found = re.match(r"\s*---\s*\n(.*?)\n---", text, re.DOTALL)
+        text = found.group(1) if found else ""
+    try:
+        values = [yaml.safe_load(text)]
+    except yaml.YAMLError:  # which datasets says better
+        return []
+    values = [values[0].get("configs")] if isinstance(values[0], dict) else []
+    texts = []
+    while values:
+        value = values.pop()
+        if isinstance(value, str):
+            texts.append(value)
+        elif isinstance(value, dict):
+            values += value.values()
+        elif isinstance(value, list):
+            values += value
+    return texts
 
 
 def _split(found: Any, data: DataConfig) -> Any:

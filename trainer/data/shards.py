@@ -1,6 +1,5 @@
 """WebDataset shards: tar files of which each sample's members (1.jpg, 1.txt) follow one another."""
 
-import glob
 import json
 import tarfile
 import zlib
@@ -14,6 +13,7 @@ from ..config import DataConfig
 from .columns import CAPTION_COLUMNS, IMAGE_COLUMNS, listed, nearest, no_caption
 from .pictures import SUFFIXES, BrokenPictureError, BytesPicture, Picture, upright_size
 from .records import DataError, Record, Records, RowList
+from .shard_places import find_shards, open_shard
 
 _IMAGE_MEMBERS = tuple(dict.fromkeys((*(suffix[1:] for suffix in SUFFIXES), *IMAGE_COLUMNS)))
 _BROKEN_SHARD = (tarfile.TarError, OSError, EOFError, ValueError, zlib.error)
@@ -25,7 +25,7 @@ class Shards:
     """A data set that is read from front to back.
 
     Attributes:
-        urls: of the shards: paths, or what webdataset opens.
+        urls: of the shards: paths, or `RemoteShard`.
         held_out: keys of records that are left out.
     """
 
@@ -115,7 +115,7 @@ def open_shards(data: DataConfig) -> Shards:
             expected="self, or column with the reference as a member of each sample",
             action='pack the references into the shards and set data.reference = "column"',
         )
-    shards = Shards(_expand(data.path), data)
+    shards = Shards(find_shards(data), data)
     first = next(_samples(shards.urls[0], []), None)
     if first is None:
         raise DataError(f"no samples in {shards.urls[0]}", expected="a tar file of pictures", action="check the shard")
@@ -135,26 +135,6 @@ def _member(column: str | None) -> str | None:
     return column.lower().lstrip(".") if column else None
 
 
-def _expand(path: str) -> tuple[str, ...]:
-    import webdataset
-
-    place = Path(path)
-    if place.is_dir():
-        urls = sorted(str(shard) for shard in place.glob("*.tar"))
-    elif glob.has_magic(path):
-        urls = sorted(glob.glob(path, recursive=True))
-    else:
-        urls = webdataset.shardlists.expand_urls(path)
-    missing = [url for url in urls if ":" not in url and not Path(url).is_file()]
-    if not urls or missing:
-        raise DataError(
-            f"{missing[0]} does not exist, of {len(urls)} shards of {path}" if urls else f"no shards match {path}",
-            expected="tar files such as shards/{0000..0099}.tar",
-            action="correct data.path",
-        )
-    return tuple(urls)
-
-
 def _samples(url: str, failures: list[str]) -> Iterator[dict[str, Any]]:
     """Members of each sample by name; why the shard ended early goes into failures, and its last sample is left out."""
     import webdataset
@@ -166,7 +146,12 @@ def _samples(url: str, failures: list[str]) -> Iterator[dict[str, Any]]:
         return True
 
     known = 0
-    for sample in webdataset.tariterators.tarfile_samples([{"url": url}], handler=note):
-        if len(failures) == known:
-            yield sample
-        known = len(failures)
+    try:
+        with open_shard(url) as stream:
+            members = webdataset.tariterators.tar_file_expander([{"url": url, "stream": stream}], handler=note)
+            for sample in webdataset.tariterators.group_by_keys(members, handler=note):
+                if len(failures) == known:
+                    yield sample
+                known = len(failures)
+    except _BROKEN_SHARD as error:
+        note(error)

@@ -1,6 +1,5 @@
 """Opening the data set a config names, whatever it is."""
 
-import glob
 from collections.abc import Callable
 from pathlib import Path
 
@@ -8,6 +7,7 @@ from ..config import Config, DataConfig
 from .columns import nearest
 from .hub import is_saved_dataset, load_hub, may_be_hub_name
 from .records import DataError, Records, RowList, split_validation
+from .shard_places import names_shards
 from .shards import Shards, open_shards
 from .tables import load_folder, load_list
 
@@ -16,7 +16,6 @@ Source = Records | Shards
 
 _TABULAR = (".parquet", ".arrow")  # files a Hugging Face dataset is made of
 _BY_SUFFIX = {".json": "json", ".jsonl": "jsonl", ".csv": "csv", ".tar": "webdataset"} | dict.fromkeys(_TABULAR, "hf")
-_SCHEMES = ("pipe:", "http://", "https://", "s3://", "gs://", "file:")
 
 
 def open_source(data: DataConfig) -> Source:
@@ -84,7 +83,7 @@ def _recognise(path: str) -> str:
     place = Path(path)
     if place.is_dir():
         return _recognise_folder(place)
-    if path.startswith(_SCHEMES) or "::" in path or ("{" in path and "}" in path) or glob.has_magic(path):
+    if not place.exists() and names_shards(path):
         return "webdataset"
     known = _BY_SUFFIX.get(place.suffix.lower())
     if place.is_file() and known is None:
