@@ -121,23 +121,46 @@ def test_batches_have_one_size_each_and_sdxl_sizes_that_agree(config: Config) ->
         assert batch.reference_pixels.shape == (2, 3, 8, 8)
 
 
-@pytest.mark.parametrize("global_batch", [1, 2, 5])
-def test_an_epoch_has_every_record_once_and_fills_up_within_buckets(global_batch: int) -> None:
-    members = {(8, 8): [0, 2, 4, 6, 8], (8, 16): [1, 3], (16, 8): [5]}
-    order = Order(0, members, global_batch)
-    for epoch in (0, 1):
-        start = epoch * order.epoch_length
-        found = [order.at(position) for position in range(start, start + order.epoch_length)]
-        assert {number for number, _ in found} == {number for numbers in members.values() for number in numbers}
-        assert all(number in members[bucket] for number, bucket in found)
-        for first in range(0, len(found), global_batch):
-            assert len({bucket for _, bucket in found[first : first + global_batch]}) == 1
-    assert [order.at(p) for p in range(8)] != [order.at(p + order.epoch_length) for p in range(8)]
-    sequences = {
-        tuple(order.at(epoch * order.epoch_length + p)[1] for p in range(order.epoch_length)) for epoch in range(9)
-    }
-    assert len(sequences) > 1, "batches of a bucket come elsewhere in each epoch"
-    assert Order(0, {(8, 8): range(7)}, 4).epoch_length == 7, "one bucket needs no filling up"
+MEMBERS = {(8, 8): range(200), (8, 16): range(200, 237), (16, 8): range(237, 242), (8, 24): range(242, 243)}
+
+
+@pytest.mark.parametrize("global_batch", [1, 4, 16])
+@pytest.mark.parametrize("seed", [0, 1])
+def test_every_picture_comes_equally_often_whatever_the_size_of_its_bucket(global_batch: int, seed: int) -> None:
+    order = Order(seed, MEMBERS, global_batch)
+    rounds = 12 * global_batch  # of 243 pictures, so that the bucket of one alone has come 12 times
+    found = [order.at(position) for position in range(rounds * 243 // global_batch * global_batch)]
+    times = Counter(number for number, _ in found)
+    assert times.keys() == set(range(243))
+    for bucket, numbers in MEMBERS.items():
+        share = sum(times[number] for number in numbers) / len(found)
+        assert share == pytest.approx(len(numbers) / 243, rel=0.1)
+        assert max(times[number] for number in numbers) - min(times[number] for number in numbers) <= 1
+        assert all(number in numbers for number, place in found if place == bucket)
+    for first in range(0, len(found), global_batch):
+        assert len({bucket for _, bucket in found[first : first + global_batch]}) == 1
+    sizes = [bucket for _, bucket in found[::global_batch]]
+    assert sizes[: len(sizes) // 2] != sizes[len(sizes) // 2 :][: len(sizes) // 2], "sizes come in random order"
+
+
+def test_a_short_run_favours_no_size() -> None:
+    """Of many runs, in which the batch of the small bucket comes is chance."""
+    firsts = Counter(Order(seed, {(8, 8): range(12), (8, 16): [12, 13]}, 4).at(0)[1] for seed in range(300))
+    assert firsts[8, 16] / 300 == pytest.approx(2 / 14, abs=0.06)
+
+
+def test_one_bucket_is_a_permutation_in_every_epoch() -> None:
+    order = Order(0, {(8, 8): range(7)}, 4)
+    epochs = [[order.at(position)[0] for position in range(7 * epoch, 7 * epoch + 7)] for epoch in range(9)]
+    assert all(sorted(epoch) == list(range(7)) for epoch in epochs)
+    assert len({tuple(epoch) for epoch in epochs}) > 5
+    assert epochs[:2] == [[1, 0, 2, 3, 5, 6, 4], [3, 4, 6, 0, 1, 5, 2]], "as in runs that were started before"
+
+
+def test_a_position_is_the_same_from_wherever_it_is_asked() -> None:
+    whole = Order(3, MEMBERS, 8)
+    found = [whole.at(position) for position in range(4000)]
+    assert [Order(3, MEMBERS, 8).at(position) for position in (3999, 1234, 0)] == [found[3999], found[1234], found[0]]
 
 
 def test_dropped_text_is_empty_and_the_rest_is_the_pictures_own(square: Path, tmp_path: Path) -> None:
