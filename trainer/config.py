@@ -216,7 +216,7 @@ class OptimizerConfig(Section):
     warmup_steps: Annotated[int, Field(ge=0)] = 0
     """Steps over which the rate rises from 0."""
     clip_norm: Annotated[float, Field(gt=0)] | None = 1.0
-    """Largest gradient norm."""
+    """Largest gradient norm; "none": gradients are not clipped."""
     ema_decay: Annotated[float, Field(gt=0, lt=1)] | None = None
     """Decay of the moving average of all trained weights, which then is what is validated and exported."""
 
@@ -271,7 +271,7 @@ class ValidationConfig(Section):
     strengths: tuple[float, ...] = (0.0, 0.5, 1.0)
     """Strengths each is drawn at."""
     prompt: str | None = ""
-    """Text of the sample pictures; none: the reference's own caption."""
+    """Text of the sample pictures; "none": the reference's own caption."""
     sampler_steps: Positive = 30
     """Denoising steps of a sample picture."""
     guidance: Annotated[float, Field(ge=1)] = 7.5
