@@ -87,9 +87,9 @@ class Shards:
         member = next((name for name in names if _member(name) in sample), None)
         try:
             if member is not None:
-                return str(sample[str(_member(member))].decode()).strip()
+                return str(sample[str(_member(member))].decode("utf-8-sig")).strip()
             fields = json.loads(sample.get("json", b"{}"))
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise DataError(
                 f"the caption of {where} is no text ({error})",
                 expected="UTF-8 text, or JSON",

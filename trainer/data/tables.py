@@ -1,21 +1,18 @@
 """Records from a folder of pictures, and from JSON, JSONL and CSV lists."""
 
-import csv
-import json
 from collections import Counter
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from ..config import DataConfig
-from .columns import Columns, find_columns, listed, no_caption
+from .columns import Columns, find_columns, no_caption
 from .pictures import SUFFIXES, FilePicture, Picture
 from .records import DataError, Record, Records, RowList
+from .rows import READERS, Row, read_text
 
 CAPTION_SUFFIXES = (".txt", ".caption")
 METADATA_FILES = {"metadata.jsonl": "jsonl", "metadata.csv": "csv"}
 """Lists that Hugging Face's imagefolder keeps inside the folder."""
-_UTF8 = "utf-8-sig"  # with or without the mark some programs put first
 
 
 def load_folder(data: DataConfig) -> Records:
@@ -53,7 +50,7 @@ def load_list(data: DataConfig, path: Path, list_format: str) -> Records:
     Raises:
         DataError: the file is missing or no such list, or a column or a caption is missing.
     """
-    table = _READERS[list_format](path)
+    table = READERS[list_format](path)
     if not table:
         raise DataError(f"{path} has no rows", expected="one row per picture", action="correct data.path")
     names = dict.fromkeys(name for row in table for name in row.values)
@@ -71,31 +68,13 @@ def load_list(data: DataConfig, path: Path, list_format: str) -> Records:
 
 
 @dataclass(frozen=True)
-class _Row:
-    where: str  # "row 3", "line 3"
-    values: Mapping[str, object]
-
-    def text(self, column: str, path: Path) -> str:
-        value = self.values.get(column)
-        if isinstance(value, int):  # names of groups and of files are often numbers
-            return str(value)
-        if not isinstance(value, str) or not value:
-            raise DataError(
-                f"{self.where} of {path} has {'no' if value in (None, '') else 'no text as'} {column}",
-                expected=f"a text in every row; this one's columns are {listed(self.values.keys())}",
-                action="complete the row or remove it",
-            )
-        return value
-
-
-@dataclass(frozen=True)
 class _Place:
     path: Path
     root: Path
     references: "_References"
 
 
-def _record(row: _Row, key: str, columns: Columns, place: _Place, data: DataConfig) -> Record:
+def _record(row: Row, key: str, columns: Columns, place: _Place, data: DataConfig) -> Record:
     def picture(column: str) -> Picture:
         return FilePicture(place.root / row.text(column, place.path))
 
@@ -155,68 +134,7 @@ def _caption_beside(path: Path, data: DataConfig) -> str:
     for suffix in CAPTION_SUFFIXES:
         file = path.with_suffix(suffix)
         if file.is_file():
-            return _read_text(file).strip()
+            return read_text(file).strip()
     if data.caption is None:
         raise no_caption(str(path), data, f"in {path.with_suffix(CAPTION_SUFFIXES[0]).name} beside it")
     return data.caption
-
-
-def _read_json(path: Path) -> list[_Row]:
-    try:
-        rows = json.loads(_read_text(path))
-    except ValueError as error:
-        raise _not(path, "JSON", error) from error
-    if not isinstance(rows, list):
-        raise _not(path, "a JSON list", f"it holds a {type(rows).__name__}")
-    return [_as_row(path, f"row {number}", row) for number, row in enumerate(rows, 1)]
-
-
-def _read_jsonl(path: Path) -> list[_Row]:
-    rows = []
-    for number, line in enumerate(_read_text(path).splitlines(), 1):
-        if not line.strip():
-            continue
-        try:
-            rows.append(_as_row(path, f"line {number}", json.loads(line)))
-        except json.JSONDecodeError as error:
-            raise _not(path, "JSON lines", f"line {number}: {error}") from error
-    return rows
-
-
-def _read_csv(path: Path) -> list[_Row]:
-    try:
-        lines = list(csv.DictReader(_read_text(path).splitlines(keepends=True), strict=True))
-    except csv.Error as error:
-        raise _not(path, "CSV", error) from error
-    return [
-        _Row(f"row {number}", {name: value or None for name, value in line.items() if name})
-        for number, line in enumerate(lines, 1)
-    ]
-
-
-_READERS = {"json": _read_json, "jsonl": _read_jsonl, "csv": _read_csv}
-
-
-def _as_row(path: Path, where: str, row: object) -> _Row:
-    if not isinstance(row, dict):
-        raise _not(path, "a list of objects", f"{where} is a {type(row).__name__}")
-    return _Row(where, row)
-
-
-def _read_text(path: Path) -> str:
-    try:
-        return path.read_text(encoding=_UTF8)
-    except OSError as error:
-        raise DataError(
-            f"{path} cannot be read ({error.strerror})", expected="a readable file", action="correct data.path"
-        ) from error
-    except UnicodeDecodeError as error:
-        raise _not(path, "UTF-8 text", error) from error
-
-
-def _not(path: Path, what: str, why: object) -> DataError:
-    return DataError(
-        f"{path} is not {what} ({why})",
-        expected='rows such as {"image_file": "1.png", "text": "A dog"}',
-        action="correct the file or data.format",
-    )
