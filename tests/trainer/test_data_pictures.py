@@ -1,6 +1,7 @@
 """Whatever a picture is made of, it becomes the RGB a viewer shows, or is broken with a reason."""
 
 import io
+import os
 import zlib
 from pathlib import Path
 
@@ -216,3 +217,10 @@ def test_a_name_that_no_file_can_have_is_a_broken_picture(name: str) -> None:
     for look in (decode, upright_size, lambda picture: picture.identity):
         with pytest.raises(BrokenPictureError):
             look(picture)
+
+
+def test_a_pipe_is_a_broken_picture_and_no_wait(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "a.png")
+    for look in (decode, upright_size):
+        with pytest.raises(BrokenPictureError, match="a pipe"):
+            look(FilePicture(tmp_path / "a.png"))

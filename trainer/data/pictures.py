@@ -2,6 +2,7 @@
 
 import hashlib
 import io
+import stat
 import struct
 import zlib
 from dataclasses import dataclass
@@ -116,9 +117,29 @@ class FilePicture:
 
     def open(self) -> BinaryIO:
         try:
+            if stat.S_ISFIFO(self.path.stat().st_mode):  # would wait for a writer
+                raise BrokenPictureError(self.name, "a pipe, no file")
             return self.path.open("rb")
         except (OSError, ValueError) as error:
             raise _unreadable(self.name, error) from error
+
+
+@dataclass(frozen=True)
+class NoPicture:
+    """What is none, as is known before it is read."""
+
+    name: str
+    reason: str
+
+    @property
+    def identity(self) -> str:
+        raise BrokenPictureError(self.name, self.reason)
+
+    def read(self) -> bytes:
+        raise BrokenPictureError(self.name, self.reason)
+
+    def open(self) -> BinaryIO:
+        raise BrokenPictureError(self.name, self.reason)
 
 
 @dataclass(frozen=True)

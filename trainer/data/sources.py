@@ -5,6 +5,7 @@ from pathlib import Path
 
 from ..config import Config, DataConfig
 from .columns import nearest
+from .folders import contents
 from .hub import is_saved_dataset, load_hub, may_be_hub_name
 from .records import DataError, Records, RowList, split_validation
 from .shard_places import names_shards
@@ -108,8 +109,7 @@ def _recognise(path: str) -> str:
 def _recognise_folder(place: Path) -> str:
     if is_saved_dataset(place):
         return "hf"
-    suffixes = {path.suffix.lower() for path in place.iterdir()}
-    if ".tar" in suffixes:
+    found = contents(place)
+    if any(path.parent == place for path in found.ending_in([".tar"])):
         return "webdataset"
-    is_table = any(next(place.rglob(f"*{suffix}"), None) for suffix in _TABULAR)
-    return "hf" if is_table else "folder"
+    return "hf" if found.ending_in(_TABULAR) else "folder"

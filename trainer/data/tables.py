@@ -1,16 +1,20 @@
 """Records from a folder of pictures, and from JSON, JSONL and CSV lists."""
 
+import logging
+import os
 from collections import Counter
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path, PurePath
 
 from ..config import DataConfig
 from .columns import Columns, find_columns, no_caption
-from .pictures import SUFFIXES, FilePicture, Picture
+from .folders import CAPTION_SUFFIXES, contents
+from .pictures import SUFFIXES, FilePicture, NoPicture, Picture
 from .records import DataError, Record, Records, RowList
 from .rows import READERS, Row, read_text
 
-CAPTION_SUFFIXES = (".txt", ".caption")
+_ITSELF = "is the picture itself, which data.reference_folder was to have another of"
+_logger = logging.getLogger(__name__)
 METADATA_FILES = {"metadata.jsonl": "jsonl", "metadata.csv": "csv"}
 """Lists that Hugging Face's imagefolder keeps inside the folder."""
 
@@ -26,20 +30,23 @@ def load_folder(data: DataConfig) -> Records:
         if (root / list_name).is_file():
             return load_list(data, root / list_name, list_format)
     _refuse_columns(data)
-    paths = sorted(path for path in root.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
+    found = contents(root)
+    paths, left_out = found.ending_in(SUFFIXES), found.left_out()
     if not paths:
         raise DataError(
-            f"no pictures in {root}",
+            f"no pictures in {root}" + (f" (left out: {left_out})" if left_out else ""),
             expected=f"files ending in {', '.join(SUFFIXES)}, in the folder or its sub-folders",
             action="correct data.path or data.format",
         )
+    if left_out and int(os.environ.get("RANK", 0)) == 0:  # once, not by each process of a run
+        _logger.warning("left out of the pictures in %s: %s", root, left_out)
     references = _References(data)
     rows = RowList()
     for path in paths:
         name = path.relative_to(root)
         image = FilePicture(path)
         group = name.parent.as_posix() if name.parent.name else ""
-        reference = references.of(name.as_posix(), image)
+        reference = references.of(name, image)
         rows.append(Record(name.as_posix(), _caption_beside(path, data), image, reference, group=group))
     return Records(rows, [row.group for row in rows] if data.reference == "group" else None)
 
@@ -75,7 +82,7 @@ class _Place:
 
 
 def _record(row: Row, key: str, columns: Columns, place: _Place, data: DataConfig) -> Record:
-    def picture(column: str) -> Picture:
+    def picture(column: str) -> FilePicture:
         return FilePicture(place.root / row.text(column, place.path))
 
     image = picture(columns.image)
@@ -83,12 +90,12 @@ def _record(row: Row, key: str, columns: Columns, place: _Place, data: DataConfi
     caption = data.caption if caption is None else caption
     if not isinstance(caption, str):
         raise no_caption(f"{row.where} of {place.path}", data, f"in column {columns.caption}")
-    name = PurePosixPath(row.text(columns.image, place.path))
+    name = PurePath(row.text(columns.image, place.path))
     return Record(
         key,
         caption,
         image,
-        picture(columns.reference) if columns.reference else place.references.of(name.as_posix(), image),
+        picture(columns.reference) if columns.reference else place.references.of(name, image),
         picture(columns.mask) if columns.mask else None,
         row.text(columns.group, place.path) if columns.group else "",
     )
@@ -108,16 +115,23 @@ class _References:
                 expected="a folder with a reference under each picture's name",
                 action="correct data.reference_folder",
             )
-        for path in sorted(self._folder.rglob("*")):
-            if path.suffix.lower() in SUFFIXES:
-                self._paths.setdefault(path.relative_to(self._folder).with_suffix("").as_posix(), path)
+        for path in contents(self._folder).ending_in(SUFFIXES):
+            self._paths.setdefault(path.relative_to(self._folder).with_suffix("").as_posix(), path)
 
-    def of(self, name: str, image: Picture) -> Picture:
+    def of(self, name: PurePath, image: FilePicture) -> Picture:
+        """The one of the same name, of an absolute path that with most of its folders; it may be missing."""
         if self._folder is None:
             return image
-        stem = PurePosixPath(name).with_suffix("")
-        found = self._paths.get(stem.as_posix()) or self._paths.get(stem.name)
-        return FilePicture(found or self._folder / name)
+        parts = (*name.parent.parts, name.stem)
+        stems = ("/".join(parts[first:]) for first in range(len(parts)))
+        found = next((self._paths[stem] for stem in stems if stem in self._paths), None)
+        if found is None:  # an absolute name, or one with "..", would lead to the picture itself
+            return FilePicture(self._folder / (name.name if name.is_absolute() or ".." in parts else name))
+        return (
+            NoPicture(str(found), _ITSELF)
+            if os.path.abspath(found) == os.path.abspath(image.path)
+            else FilePicture(found)
+        )
 
 
 def _refuse_columns(data: DataConfig) -> None:
