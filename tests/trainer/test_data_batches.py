@@ -2,6 +2,8 @@
 
 import json
 import logging
+import multiprocessing
+import shutil
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import fields
@@ -14,14 +16,16 @@ import torch
 from torch import Tensor
 
 from support.pictures import GEOMETRY, gradient, run_config, write_folder
+from support.reading import scan_together
 from trainer.batch import Batch, Skipped
-from trainer.config import Config
+from trainer.config import Config, DataConfig
 from trainer.data.loader import World, held_out_batches, open_batches
 from trainer.data.order import Order
 from trainer.data.pictures import decode
 from trainer.data.prepare import bucket_of, caption_digest, entry_key, place_target, target_pixels, variant_generator
 from trainer.data.records import DataError
 from trainer.data.sample import Stores
+from trainer.data.scan import scan_buckets
 from trainer.data.skips import SkipLog, read_skipped
 from trainer.data.sources import load_records
 
@@ -161,6 +165,28 @@ def test_a_position_is_the_same_from_wherever_it_is_asked() -> None:
     whole = Order(3, MEMBERS, 8)
     found = [whole.at(position) for position in range(4000)]
     assert [Order(3, MEMBERS, 8).at(position) for position in (3999, 1234, 0)] == [found[3999], found[1234], found[0]]
+
+
+def test_processes_share_the_reading_of_picture_sizes(mixed: Path, tmp_path: Path) -> None:
+    shutil.copytree(mixed, tmp_path / "data")
+    break_pictures(tmp_path / "data", "1/02.png")
+    (tmp_path / "data" / "0" / "01.png").write_bytes(b"")
+    data = DataConfig(path=str(tmp_path / "data"), resolution=32, bucket_step=8, buckets=True)
+    records = load_records(data)
+    alone = scan_buckets(records, data, show=False, processes=3)
+    forked = multiprocessing.get_context("fork")  # as the data workers are: nothing is imported again
+    pipes = [forked.Pipe(duplex=False) for _ in range(3)]
+    readers = [
+        forked.Process(target=scan_together, args=(tmp_path, rank, 3, pipe[1])) for rank, pipe in enumerate(pipes)
+    ]
+    for reader in readers:
+        reader.start()
+    found = [pipe[0].recv() for pipe in pipes if pipe[0].poll(60)]
+    for reader in readers:
+        reader.join(60)
+    assert [(members, skipped) for members, skipped, _ in found] == [alone] * 3
+    looked_at = [key for *_, keys in found for key in keys]
+    assert sorted(looked_at) == sorted(record.key for record in records), "each by one process"
 
 
 def test_dropped_text_is_empty_and_the_rest_is_the_pictures_own(square: Path, tmp_path: Path) -> None:

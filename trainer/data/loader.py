@@ -74,7 +74,7 @@ def open_batches(
         dataset: Dataset[Batch | _Failure] = _StreamBatches(source, maker, world, first, max(workers, 1))
         loader: DataLoader[Any] = _loader(dataset, None, workers)
     else:
-        members, broken = scan_buckets(source, config.data, show=world.rank == 0)
+        members, broken = scan_buckets(source, config.data, show=world.rank == 0, processes=world.size)
         order = Order(config.train.seed, members, config.train.batch_size * world.size)
         loader = _loader(_IndexedBatches(source, order, maker, world), count(first), config.data.workers)
     return _results(loader, broken)
