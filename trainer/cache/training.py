@@ -48,7 +48,8 @@ class Stores(SampleStores):
     def has(self, record: Record) -> bool:
         """Whether all entries of a record are there. Raises BrokenPictureError if a picture is not."""
         target, reference = self.digests.digest(record.image), self.digests.digest(record.reference)
-        return caption_digest(record.caption) in self.text and all(
+        has_text = all(caption_digest(caption) in self.text for caption in record.captions)
+        return has_text and all(
             entry_key(target, variant) in self.latents and entry_key(reference, variant) in self.features
             for variant in range(self.variants)
         )

@@ -110,7 +110,8 @@ class Work:
 
     def text_blocks(self) -> Iterator[Block[str]]:
         """Different captions, and the empty one."""
-        captions = (record.caption for record in self._read() if isinstance(record, Record))
+        records = (record for record in self._read() if isinstance(record, Record))
+        captions = (caption for record in records for caption in record.captions)
         yield from self._blocks((caption_digest(caption), caption) for caption in _first("", captions))
 
     def latent_blocks(self) -> Iterator[Block[Wanted]]:

@@ -97,6 +97,7 @@ def held_out_batches(
     buckets = {number: bucket for bucket, numbers in members.items() for number in numbers}
     for number, bucket in sorted(buckets.items()):
         candidate = _candidate(records, number, config.train.seed, number)
+        candidate = replace(candidate, record=replace(candidate.record, other_captions=()))
         with suppress(BrokenPictureError):
             yield collate([maker.make(candidate, number, bucket)], ())
 

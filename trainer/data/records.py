@@ -24,11 +24,12 @@ class Record:
 
     Attributes:
         key: unique in the data set, and the same every time it is read.
-        caption: text prompt of the picture.
+        caption: text prompt of the picture, of several the first.
         image: the target.
         reference: the image prompt; for data.reference = "group" the image itself, and `Records.reference` chooses.
         mask: gray, white where the loss counts.
         group: name of what it belongs to, "" if nothing says.
+        other_captions: which may be drawn in place of the first.
     """
 
     key: str
@@ -37,6 +38,12 @@ class Record:
     reference: Picture
     mask: Picture | None = None
     group: str = ""
+    other_captions: tuple[str, ...] = ()
+
+    @property
+    def captions(self) -> tuple[str, ...]:
+        """All, of which a sample has one."""
+        return self.caption, *self.other_captions
 
 
 class Rows(Protocol):

@@ -134,7 +134,7 @@ class SampleMaker:
         factor = self.geometry.latent_factor if "pixels" in tensors else 1
         height, width = (side // factor for side in pixels_or_mean.shape[-2:])
         draws = draw(config.train.seed, position, (self.geometry.latent_channels, height, width), config.objective)
-        caption = "" if draws.drop_text else record.caption
+        caption = "" if draws.drop_text else self._caption(record, position)
         tensors |= self._text(caption)
         tensors |= {
             "latent_noise": draws.latent_noise,
@@ -143,6 +143,12 @@ class SampleMaker:
             "drop_image": torch.tensor(draws.drop_image),
         }
         return Sample(record.key, caption, position, tensors)
+
+    def _caption(self, record: Record, position: int) -> str:
+        if not record.other_captions:
+            return record.caption
+        generator = sample_generator(self.config.train.seed, position, "caption")
+        return record.captions[int(torch.randint(len(record.captions), (), generator=generator))]
 
     def _target(
         self, record: Record, position: int, variant: int, bucket: Size, opened: dict[str, Image.Image]

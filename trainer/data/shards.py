@@ -10,7 +10,7 @@ from typing import Any
 
 from ..batch import Skipped
 from ..config import DataConfig
-from .columns import CAPTION_COLUMNS, IMAGE_COLUMNS, listed, nearest, no_caption
+from .columns import CAPTION_COLUMNS, IMAGE_COLUMNS, captions_in, listed, nearest, no_caption
 from .pictures import SUFFIXES, BrokenPictureError, BytesPicture, Picture, upright_size
 from .records import DataError, Record, Records, RowList
 from .shard_places import find_shards, open_shard
@@ -79,15 +79,16 @@ class Shards:
         image = picture(_member(data.image_column) or usual)
         reference = picture(_member(data.reference_column)) if data.reference_column else image
         mask = picture(_member(data.mask_column)) if data.mask_column else None
-        return Record(key, self._caption(f"{key} of {url}", sample), image, reference, mask)
+        caption, *others = self._captions(f"{key} of {url}", sample)
+        return Record(key, caption, image, reference, mask, other_captions=tuple(others))
 
-    def _caption(self, where: str, sample: Mapping[str, Any]) -> str:
+    def _captions(self, where: str, sample: Mapping[str, Any]) -> tuple[str, ...]:
         named = self.data.caption_column
         names = (named,) if named else CAPTION_COLUMNS
         member = next((name for name in names if _member(name) in sample), None)
         try:
             if member is not None:
-                return str(sample[str(_member(member))].decode("utf-8-sig")).strip()
+                return (str(sample[str(_member(member))].decode("utf-8-sig")).strip(),)
             fields = json.loads(sample.get("json", b"{}"))
         except (ValueError, RecursionError) as error:
             raise DataError(
@@ -96,11 +97,10 @@ class Shards:
                 action="correct the shard",
             ) from error
         found = next((fields[name] for name in names if isinstance(fields, dict) and name in fields), None)
-        if isinstance(found, str):
-            return found
-        if self.data.caption is None:
+        captions = captions_in(found) or captions_in(self.data.caption)
+        if not captions:
             raise no_caption(where, self.data, f"in a member .{' or .'.join(names)}, or under that name in .json")
-        return self.data.caption
+        return captions
 
 
 def open_shards(data: DataConfig) -> Shards:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePath
 
 from ..config import DataConfig
-from .columns import Columns, find_columns, no_caption
+from .columns import Columns, captions_in, find_columns, no_caption
 from .folders import CAPTION_SUFFIXES, contents
 from .pictures import SUFFIXES, FilePicture, NoPicture, Picture
 from .records import DataError, Record, Records, RowList
@@ -86,18 +86,18 @@ def _record(row: Row, key: str, columns: Columns, place: _Place, data: DataConfi
         return FilePicture(place.root / row.text(column, place.path))
 
     image = picture(columns.image)
-    caption = row.values.get(columns.caption) if columns.caption else None
-    caption = data.caption if caption is None else caption
-    if not isinstance(caption, str):
+    captions = captions_in(row.values.get(columns.caption) if columns.caption else None) or captions_in(data.caption)
+    if not captions:
         raise no_caption(f"{row.where} of {place.path}", data, f"in column {columns.caption}")
     name = PurePath(row.text(columns.image, place.path))
     return Record(
         key,
-        caption,
+        captions[0],
         image,
         picture(columns.reference) if columns.reference else place.references.of(name, image),
         picture(columns.mask) if columns.mask else None,
         row.text(columns.group, place.path) if columns.group else "",
+        captions[1:],
     )
 
 
