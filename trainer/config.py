@@ -100,8 +100,8 @@ class AugmentConfig(Section):
         return not any(self.model_dump().values())
 
 
-class DataConfig(Section):
-    """Pictures, captions and references."""
+class DataSetConfig(Section):
+    """A further data set, read as `data.path` is; `[data]` says the sizes and changes of all."""
 
     path: str
     """Folder, .json, .jsonl or .csv file, Hugging Face dataset (folder or name), or WebDataset shards (a{0..9}.tar)."""
@@ -129,6 +129,24 @@ class DataConfig(Section):
     """Folder with a reference under the same name, for reference = "folder"."""
     group_column: str | None = None
     """Column that names the group, for reference = "group"; for a folder, the sub-folder is the group."""
+    repeats: Annotated[float, Field(ge=0.001, le=1000)] = 1.0
+    """How often each of its pictures comes in an epoch, among several data sets; 0.5: every second time."""
+    weight: Annotated[float, Field(ge=0.001, le=1000)] | None = None
+    """Its share of the samples, as a proportion of all data sets' weights; in place of repeats."""
+
+    @model_validator(mode="after")
+    def _reference_is_said(self) -> "DataSetConfig":
+        for kind, key in (("column", "reference_column"), ("folder", "reference_folder")):
+            if (self.reference == kind) != (getattr(self, key) is not None):
+                raise ValueError(f'data.{key} and data.reference = "{kind}" belong together: set both or neither')
+        if self.weight is not None and self.repeats != 1:
+            raise ValueError("a data set has a weight or repeats, not both")
+        return self
+
+
+class DataConfig(DataSetConfig):
+    """Pictures, captions and references."""
+
     resolution: Annotated[int, Field(ge=8, multiple_of=8)] = 512
     """Side in pixels; with buckets, the side of a square of the same area."""
     buckets: bool = False
@@ -147,12 +165,18 @@ class DataConfig(Section):
     """Samples held for shuffling when shards are streamed."""
     max_skipped: Share = 0.05
     """Share of pictures that may be unreadable before the run stops."""
+    more: tuple[DataSetConfig, ...] = ()
+    """Further data sets, each a table [[data.more]]."""
+
+    @property
+    def sets(self) -> tuple[DataSetConfig, ...]:
+        """All of them, this the first."""
+        return self, *self.more
 
     @model_validator(mode="after")
-    def _reference_is_said(self) -> "DataConfig":
-        for kind, key in (("column", "reference_column"), ("folder", "reference_folder")):
-            if (self.reference == kind) != (getattr(self, key) is not None):
-                raise ValueError(f'data.{key} and data.reference = "{kind}" belong together: set both or neither')
+    def _weights_compare(self) -> "DataConfig":
+        if len({one.weight is None for one in self.sets}) == 2:
+            raise ValueError("data.weight: give one to every data set or to none")
         return self
 
 
@@ -325,6 +349,6 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _masks_are_read(self) -> "Config":
-        if self.objective.masked != (self.data.mask_column is not None):
-            raise ValueError("objective.masked and data.mask_column belong together: set both or neither")
+        if any(self.objective.masked != (one.mask_column is not None) for one in self.data.sets):
+            raise ValueError("objective.masked and data.mask_column belong together: set both, or neither, in all sets")
         return self

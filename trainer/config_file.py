@@ -79,6 +79,8 @@ def _unset(data: Mapping[str, object], section: type[BaseModel]) -> dict[str, ob
         value = values.get(name)
         if _is_section(field.annotation) and isinstance(value, Mapping):
             values[name] = _unset(value, cast(type[BaseModel], field.annotation))
+        elif (of_each := _listed_section(field.annotation)) and isinstance(value, list | tuple):
+            values[name] = [_unset(one, of_each) if isinstance(one, Mapping) else one for one in value]
         elif value == _NONE and type(None) in get_args(field.annotation):
             values[name] = None
     return values
@@ -91,6 +93,8 @@ def _written(section: BaseModel) -> dict[str, object]:
         value = getattr(section, name)
         if isinstance(value, BaseModel):
             values[name] = _written(value)
+        elif _listed_section(field.annotation):
+            values[name] = [_written(one) for one in value]
         elif value is None and field.default is not None:
             values[name] = _NONE
     return values
@@ -148,6 +152,7 @@ def _field(location: Sequence[str]) -> FieldInfo | None:
     for part in location:
         field = model.model_fields.get(part)
         annotation = field.annotation if field else None
+        annotation = _listed_section(annotation) or annotation
         if isinstance(annotation, type) and issubclass(annotation, BaseModel):
             model = annotation
     return field
@@ -155,7 +160,7 @@ def _field(location: Sequence[str]) -> FieldInfo | None:
 
 def _names(sections: Sequence[str]) -> list[str]:
     field = _field(sections)
-    model = field.annotation if field else Config
+    model = (_listed_section(field.annotation) or field.annotation) if field else Config
     return list(model.model_fields) if isinstance(model, type) and issubclass(model, BaseModel) else []
 
 
@@ -203,6 +208,12 @@ def _parts(annotation: Any, metadata: Sequence[object] = ()) -> tuple[list[str],
 
 def _flattened(metadata: Sequence[object]) -> list[object]:
     return [inner for one in metadata for inner in (one.metadata if isinstance(one, FieldInfo) else [one])]
+
+
+def _listed_section(annotation: object) -> type[BaseModel] | None:
+    """The section that a list of sections is made of."""
+    inner = get_args(annotation)[:1] if get_origin(annotation) is tuple else ()
+    return inner[0] if inner and _is_section(inner[0]) else None
 
 
 def _is_section(annotation: object) -> bool:

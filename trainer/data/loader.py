@@ -15,7 +15,7 @@ from ipadapter_core.errors import IPAdapterError
 from ..batch import Batch, Skipped
 from ..config import AugmentConfig, Config
 from ..draws import sample_generator
-from .order import Order
+from .order import Order, Portion
 from .pictures import BrokenPictureError
 from .records import DataError, Records
 from .sample import Candidate, Geometry, Sample, SampleMaker, Stores, collate
@@ -75,7 +75,11 @@ def open_batches(
         loader: DataLoader[Any] = _loader(dataset, None, workers)
     else:
         members, broken = scan_buckets(source, config.data, show=world.rank == 0, processes=world.size)
-        order = Order(config.train.seed, members, config.train.batch_size * world.size)
+        portions = [
+            Portion(numbers, one.repeats, one.weight)
+            for numbers, one in zip(source.sets(), config.data.sets, strict=False)
+        ]
+        order = Order(config.train.seed, members, config.train.batch_size * world.size, portions)
         loader = _loader(_IndexedBatches(source, order, maker, world), count(first), config.data.workers)
     return _results(loader, broken)
 
