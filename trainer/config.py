@@ -149,6 +149,8 @@ class DataConfig(DataSetConfig):
 
     resolution: Annotated[int, Field(ge=8, multiple_of=8)] = 512
     """Side in pixels; with buckets, the side of a square of the same area."""
+    more_resolutions: tuple[Annotated[int, Field(ge=8, multiple_of=8)], ...] = ()
+    """Further ones: each picture is trained at each of them as well; validation and samples are at resolution."""
     buckets: bool = False
     """Keep aspect ratios: sizes of about resolution² pixels, a batch has one size."""
     bucket_step: Annotated[int, Field(ge=8, multiple_of=8)] = 64
@@ -172,6 +174,17 @@ class DataConfig(DataSetConfig):
     def sets(self) -> tuple[DataSetConfig, ...]:
         """All of them, this the first."""
         return self, *self.more
+
+    @property
+    def resolutions(self) -> tuple[int, ...]:
+        """All of them."""
+        return self.resolution, *self.more_resolutions
+
+    @model_validator(mode="after")
+    def _resolutions_differ(self) -> "DataConfig":
+        if len(set(self.resolutions)) < len(self.resolutions):
+            raise ValueError("data.resolution and data.more_resolutions: one is named twice")
+        return self
 
     @model_validator(mode="after")
     def _weights_compare(self) -> "DataConfig":

@@ -97,7 +97,7 @@ def held_out_batches(
     cache = config.cache.model_copy(update={"variants": 1})
     plain = config.model_copy(update={"data": data, "objective": objective, "cache": cache})
     maker = SampleMaker(plain, geometry, stores or Stores())
-    members, _ = scan_buckets(records, data, show=False)
+    members, _ = scan_buckets(records, data.model_copy(update={"more_resolutions": ()}), show=False)
     buckets = {number: bucket for bucket, numbers in members.items() for number in numbers}
     for number, bucket in sorted(buckets.items()):
         candidate = _candidate(records, number, config.train.seed, number)
@@ -156,6 +156,7 @@ class _StreamBatches(IterableDataset[Batch | _Failure]):
         config = self.maker.config
         data = config.data
         recipe = f"{data.resolution}/{data.bucket_step if data.buckets else None}/{len(self.shards.held_out)}"
+        recipe += "".join(f"/{side}" for side in data.more_resolutions)
         reader = Reader(
             self.shards,
             ShardCounts(config.run / SHARD_COUNTS, recipe),

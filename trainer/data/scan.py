@@ -12,7 +12,7 @@ from ..batch import Skipped
 from ..config import DataConfig
 from .buckets import bucket_sizes
 from .pictures import BrokenPictureError, Size
-from .prepare import bucket_of
+from .prepare import buckets_of
 from .records import DataError, Records
 
 T = TypeVar("T")
@@ -24,7 +24,7 @@ def scan_buckets(
 ) -> tuple[dict[Size, Sequence[int]], tuple[Skipped, ...]]:
     """Numbers of the records by bucket, and the pictures whose size cannot be read.
 
-    Without buckets nothing is read, and all records are in the one there is.
+    A record is in one bucket for each resolution. Without buckets nothing is read, and all are in each.
 
     Args:
         show: draw a progress bar.
@@ -34,15 +34,15 @@ def scan_buckets(
     Raises:
         DataError: no size can be read.
     """
-    sizes = bucket_sizes(data)
+    sizes = list(dict.fromkeys(size for side in data.resolutions for size in bucket_sizes(data, side)))
     if not data.buckets:
-        return {sizes[0]: range(len(records))}, ()
+        return {size: range(len(records)) for size in sizes}, ()
     number_of = {size: number for number, size in enumerate(sizes)}
 
-    def look(number: int) -> int | Skipped:
+    def look(number: int) -> tuple[int, ...] | Skipped:
         record = records[number]
         try:
-            return number_of[bucket_of(record.image, data)]
+            return tuple(number_of[size] for size in buckets_of(record.image, data))
         except BrokenPictureError as error:
             return Skipped(record.key, error.name, error.reason)
 
@@ -53,11 +53,12 @@ def scan_buckets(
         found = _of_all(list(looked_at), len(records), step)
     members: dict[Size, list[int]] = {size: [] for size in sizes}
     skipped = []
-    for number, size in enumerate(found):
-        if isinstance(size, Skipped):
-            skipped.append(size)
-        else:
-            members[sizes[size]].append(number)
+    for number, buckets in enumerate(found):
+        if isinstance(buckets, Skipped):
+            skipped.append(buckets)
+            continue
+        for bucket in buckets:
+            members[sizes[bucket]].append(number)
     if skipped and len(skipped) == len(records):
         raise DataError(
             f"none of {len(records)} pictures can be read, the first {skipped[0].path} ({skipped[0].reason})",

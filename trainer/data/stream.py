@@ -102,12 +102,13 @@ class Reader:
         starts with is chance, or short runs would never see the rare sizes.
         """
         after, filled = dict(saved), set()
+        has_sizes = self.shards.data.buckets or bool(self.shards.data.more_resolutions)
         for bucket, number in counts.items():
             chance = random.Random(f"{self.seed}/{self.number}/{bucket}")
             total = saved.get(bucket, chance.randrange(self.batch_size)) + number
             after[bucket] = total % self.batch_size
             is_due = total // self.batch_size > number // self.batch_size
-            if is_due if self.shards.data.buckets else number % self.batch_size:
+            if is_due if has_sizes else number % self.batch_size:
                 filled.add(bucket)
         return after, frozenset(filled)
 
@@ -156,15 +157,19 @@ class Reader:
         yield from shuffle(self._read(epoch))
 
     def _read(self, epoch: int) -> Iterator[tuple[Size, Record | Skipped]]:
-        sizes = bucket_sizes(self.shards.data)
+        data = self.shards.data
+        sizes = [bucket_sizes(data, side) for side in data.resolutions]
         for url in self._urls(epoch):
             counts: Counter[Size] = Counter()
             for item in self.shards.read([url]):
-                bucket = sizes[0]
-                if isinstance(item, Record):
-                    bucket = nearest_bucket(upright_size(item.image), sizes)
+                if isinstance(item, Skipped):
+                    yield sizes[0][0], item
+                    continue
+                upright = upright_size(item.image)
+                for of_resolution in sizes:
+                    bucket = nearest_bucket(upright, of_resolution)
                     counts[bucket] += 1
-                yield bucket, item
+                    yield bucket, item
             self.counts.add(url, counts)
 
     def _urls(self, epoch: int) -> list[str]:
