@@ -93,8 +93,6 @@ def _written(section: BaseModel) -> dict[str, object]:
         value = getattr(section, name)
         if isinstance(value, BaseModel):
             values[name] = _written(value)
-        elif _listed_section(field.annotation):
-            values[name] = [_written(one) for one in value]
         elif value is None and field.default is not None:
             values[name] = _NONE
     return values

@@ -106,6 +106,16 @@ def test_keys_groups_and_captions_stay_with_their_sets(folders: Path, tmp_path: 
         assert records.reference(by_key[key], torch.Generator()).name == record.image.name
 
 
+def test_groups_of_one_name_in_two_sets_are_two(folders: Path, tmp_path: Path) -> None:
+    groups = {"reference": "group"}
+    records = open_source(config_of(folders, tmp_path, groups, groups, **groups).data)
+    assert isinstance(records, Records)
+    for number in range(len(records)):
+        for seed in range(10):
+            reference = records.reference(number, torch.Generator().manual_seed(seed))
+            assert Path(reference.name).parent == Path(records[number].image.name).parent
+
+
 def test_validation_pictures_are_kept_out_of_all_sets_and_its_own_path_is_alone(folders: Path, tmp_path: Path) -> None:
     config = config_of(folders, tmp_path, {"repeats": 3}, {})
     validation = config.validation.model_copy(update={"every": 1, "images": 7})

@@ -102,13 +102,12 @@ class Reader:
         starts with is chance, or short runs would never see the rare sizes.
         """
         after, filled = dict(saved), set()
-        has_sizes = self.shards.data.buckets or bool(self.shards.data.more_resolutions)
         for bucket, number in counts.items():
             chance = random.Random(f"{self.seed}/{self.number}/{bucket}")
             total = saved.get(bucket, chance.randrange(self.batch_size)) + number
             after[bucket] = total % self.batch_size
             is_due = total // self.batch_size > number // self.batch_size
-            if is_due if has_sizes else number % self.batch_size:
+            if is_due if self.shards.data.buckets else number % self.batch_size:
                 filled.add(bucket)
         return after, frozenset(filled)
 
