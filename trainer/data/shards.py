@@ -5,7 +5,7 @@ import tarfile
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
+from functools import cached_property
 from typing import Any
 
 from ..batch import Skipped
@@ -44,7 +44,7 @@ class Shards:
         for url in self.urls if urls is None else urls:
             failures: list[str] = []
             for sample in _samples(url, failures):
-                key = f"{Path(url).name}/{sample['__key__']}"
+                key = f"{self._names[url]}/{sample['__key__']}"
                 try:
                     record = self._record(url, key, sample)
                     upright_size(record.image)
@@ -54,6 +54,16 @@ class Shards:
                 if key not in self.held_out:
                     yield record
             yield from (Skipped(url, url, reason) for reason in failures[:1])
+
+    @cached_property
+    def _names(self) -> dict[str, str]:
+        """What keys call each shard: its file name, with as many of its folders as tell it from others."""
+        parts = {url: url.replace("\\", "/").split("/") for url in self.urls}
+        for length in range(1, 1 + max(map(len, parts.values()))):
+            names = {url: "/".join(of_url[-length:]) for url, of_url in parts.items()}
+            if len(set(names.values())) == len(names):
+                return names
+        return {url: url for url in parts}
 
     def hold_out(self, images: int) -> tuple["Shards", Records]:
         """(the stream without its first records, these records)."""
