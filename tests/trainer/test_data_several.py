@@ -55,7 +55,7 @@ def test_a_set_comes_as_often_as_it_repeats(folders: Path, tmp_path: Path, bucke
 @pytest.mark.parametrize("buckets", [False, True])
 def test_weights_are_shares_of_the_samples(folders: Path, tmp_path: Path, buckets: bool) -> None:
     config = config_of(folders, tmp_path, {"weight": 1}, {"weight": 1}, weight=2, buckets=buckets)
-    found = times(config, 420)
+    found = times(config, 210)
     for name, share in {"first": 0.5, "second": 0.25, "third": 0.25}.items():
         assert sum(of_set(found, name)) / found.total() == pytest.approx(share, rel=0.05)
         assert max(of_set(found, name)) - min(of_set(found, name)) <= 2
