@@ -100,13 +100,15 @@ class AugmentConfig(Section):
         return not any(self.model_dump().values())
 
 
-class DataConfig(Section):
-    """Pictures, captions and references."""
+class DataSetConfig(Section):
+    """A further data set, read as `data.path` is; `[data]` says the sizes and changes of all."""
 
     path: str
     """Folder, .json, .jsonl or .csv file, Hugging Face dataset (folder or name), or WebDataset shards (a{0..9}.tar)."""
     format: Literal["auto", "folder", "json", "jsonl", "csv", "hf", "webdataset"] = "auto"
     """How to read path; auto decides by what is there."""
+    allow_pipe: bool = False
+    """Run the command of a path that begins with pipe: to get a shard; only what stands in path itself is one."""
     image_root: str | None = None
     """Folder that relative picture paths start from; that of the list file if not given."""
     split: str = "train"
@@ -127,8 +129,28 @@ class DataConfig(Section):
     """Folder with a reference under the same name, for reference = "folder"."""
     group_column: str | None = None
     """Column that names the group, for reference = "group"; for a folder, the sub-folder is the group."""
+    repeats: Annotated[float, Field(ge=0.001, le=1000)] = 1.0
+    """How often each of its pictures comes in an epoch, among several data sets; 0.5: every second time."""
+    weight: Annotated[float, Field(ge=0.001, le=1000)] | None = None
+    """Its share of the samples, as a proportion of all data sets' weights; in place of repeats."""
+
+    @model_validator(mode="after")
+    def _reference_is_said(self) -> "DataSetConfig":
+        for kind, key in (("column", "reference_column"), ("folder", "reference_folder")):
+            if (self.reference == kind) != (getattr(self, key) is not None):
+                raise ValueError(f'data.{key} and data.reference = "{kind}" belong together: set both or neither')
+        if self.weight is not None and self.repeats != 1:
+            raise ValueError("a data set has a weight or repeats, not both")
+        return self
+
+
+class DataConfig(DataSetConfig):
+    """Pictures, captions and references."""
+
     resolution: Annotated[int, Field(ge=8, multiple_of=8)] = 512
     """Side in pixels; with buckets, the side of a square of the same area."""
+    more_resolutions: tuple[Annotated[int, Field(ge=8, multiple_of=8)], ...] = ()
+    """Further ones: each picture is trained at each of them as well; validation and samples are at resolution."""
     buckets: bool = False
     """Keep aspect ratios: sizes of about resolution² pixels, a batch has one size."""
     bucket_step: Annotated[int, Field(ge=8, multiple_of=8)] = 64
@@ -145,12 +167,29 @@ class DataConfig(Section):
     """Samples held for shuffling when shards are streamed."""
     max_skipped: Share = 0.05
     """Share of pictures that may be unreadable before the run stops."""
+    more: tuple[DataSetConfig, ...] = ()
+    """Further data sets, each a table [[data.more]]."""
+
+    @property
+    def sets(self) -> tuple[DataSetConfig, ...]:
+        """All of them, this the first."""
+        return self, *self.more
+
+    @property
+    def resolutions(self) -> tuple[int, ...]:
+        """All of them."""
+        return self.resolution, *self.more_resolutions
 
     @model_validator(mode="after")
-    def _reference_is_said(self) -> "DataConfig":
-        for kind, key in (("column", "reference_column"), ("folder", "reference_folder")):
-            if (self.reference == kind) != (getattr(self, key) is not None):
-                raise ValueError(f'data.{key} and data.reference = "{kind}" belong together: set both or neither')
+    def _resolutions_differ(self) -> "DataConfig":
+        if len(set(self.resolutions)) < len(self.resolutions):
+            raise ValueError("data.resolution and data.more_resolutions: one is named twice")
+        return self
+
+    @model_validator(mode="after")
+    def _weights_compare(self) -> "DataConfig":
+        if len({one.weight is None for one in self.sets}) == 2:
+            raise ValueError("data.weight: give one to every data set or to none")
         return self
 
 
@@ -214,7 +253,7 @@ class OptimizerConfig(Section):
     warmup_steps: Annotated[int, Field(ge=0)] = 0
     """Steps over which the rate rises from 0."""
     clip_norm: Annotated[float, Field(gt=0)] | None = 1.0
-    """Largest gradient norm."""
+    """Largest gradient norm; "none": gradients are not clipped."""
     ema_decay: Annotated[float, Field(gt=0, lt=1)] | None = None
     """Decay of the moving average of all trained weights, which then is what is validated and exported."""
 
@@ -269,7 +308,7 @@ class ValidationConfig(Section):
     strengths: tuple[float, ...] = (0.0, 0.5, 1.0)
     """Strengths each is drawn at."""
     prompt: str | None = ""
-    """Text of the sample pictures; none: the reference's own caption."""
+    """Text of the sample pictures; "none": the reference's own caption."""
     sampler_steps: Positive = 30
     """Denoising steps of a sample picture."""
     guidance: Annotated[float, Field(ge=1)] = 7.5
@@ -323,6 +362,6 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _masks_are_read(self) -> "Config":
-        if self.objective.masked != (self.data.mask_column is not None):
-            raise ValueError("objective.masked and data.mask_column belong together: set both or neither")
+        if any(self.objective.masked != (one.mask_column is not None) for one in self.data.sets):
+            raise ValueError("objective.masked and data.mask_column belong together: set both, or neither, in all sets")
         return self

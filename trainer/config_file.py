@@ -5,7 +5,7 @@ import json
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, get_args, get_origin
+from typing import Any, cast, get_args, get_origin
 
 import tomli_w
 from pydantic import BaseModel, ValidationError
@@ -19,6 +19,10 @@ if sys.version_info >= (3, 11):
     import tomllib
 else:
     import tomli as tomllib
+
+
+_NONE = "none"
+"""TOML has no null: this unsets what may be left out."""
 
 
 class ConfigError(IPAdapterError):
@@ -39,7 +43,7 @@ def read_config(path: Path, overrides: Sequence[str] = ()) -> Config:
         ConfigError: the file is missing or no TOML, or a key or value is wrong; one line per mistake.
     """
     try:
-        data = tomllib.loads(path.read_text(encoding="utf-8"))
+        data = tomllib.loads(path.read_text(encoding="utf-8-sig"))  # Windows' Notepad puts a mark first
     except OSError as error:
         raise ConfigError(
             f"{path} cannot be read ({error.strerror})",
@@ -59,14 +63,39 @@ def parse_config(data: Mapping[str, object], source: str) -> Config:
     """A config from nested mappings, as a TOML file or a checkpoint holds them. Raises ConfigError as `read_config`."""
     try:
         # by way of JSON, whose lists pydantic takes for tuples although it is strict about everything else
-        return Config.model_validate_json(json.dumps(data, default=str))
+        return Config.model_validate_json(json.dumps(_unset(data, Config), default=str))
     except ValidationError as error:
         raise _explain(error, source) from error
 
 
 def write_config(config: Config, path: Path) -> None:
     """Write every value, the defaults too, as TOML that `read_config` reads back."""
-    path.write_text(tomli_w.dumps(config.model_dump(mode="json", exclude_none=True)), encoding="utf-8")
+    path.write_text(tomli_w.dumps(_written(config)), encoding="utf-8")
+
+
+def _unset(data: Mapping[str, object], section: type[BaseModel]) -> dict[str, object]:
+    values = dict(data)
+    for name, field in section.model_fields.items():
+        value = values.get(name)
+        if _is_section(field.annotation) and isinstance(value, Mapping):
+            values[name] = _unset(value, cast(type[BaseModel], field.annotation))
+        elif (of_each := _listed_section(field.annotation)) and isinstance(value, list | tuple):
+            values[name] = [_unset(one, of_each) if isinstance(one, Mapping) else one for one in value]
+        elif value == _NONE and type(None) in get_args(field.annotation):
+            values[name] = None
+    return values
+
+
+def _written(section: BaseModel) -> dict[str, object]:
+    """Values by key; none is left out where it is the default, and else a word."""
+    values = section.model_dump(mode="json", exclude_none=True)
+    for name, field in type(section).model_fields.items():
+        value = getattr(section, name)
+        if isinstance(value, BaseModel):
+            values[name] = _written(value)
+        elif value is None and field.default is not None:
+            values[name] = _NONE
+    return values
 
 
 def _apply(data: dict[str, Any], override: str) -> None:
@@ -121,6 +150,7 @@ def _field(location: Sequence[str]) -> FieldInfo | None:
     for part in location:
         field = model.model_fields.get(part)
         annotation = field.annotation if field else None
+        annotation = _listed_section(annotation) or annotation
         if isinstance(annotation, type) and issubclass(annotation, BaseModel):
             model = annotation
     return field
@@ -128,7 +158,7 @@ def _field(location: Sequence[str]) -> FieldInfo | None:
 
 def _names(sections: Sequence[str]) -> list[str]:
     field = _field(sections)
-    model = field.annotation if field else Config
+    model = (_listed_section(field.annotation) or field.annotation) if field else Config
     return list(model.model_fields) if isinstance(model, type) and issubclass(model, BaseModel) else []
 
 
@@ -176,6 +206,12 @@ def _parts(annotation: Any, metadata: Sequence[object] = ()) -> tuple[list[str],
 
 def _flattened(metadata: Sequence[object]) -> list[object]:
     return [inner for one in metadata for inner in (one.metadata if isinstance(one, FieldInfo) else [one])]
+
+
+def _listed_section(annotation: object) -> type[BaseModel] | None:
+    """The section that a list of sections is made of."""
+    inner = get_args(annotation)[:1] if get_origin(annotation) is tuple else ()
+    return inner[0] if inner and _is_section(inner[0]) else None
 
 
 def _is_section(annotation: object) -> bool:

@@ -44,6 +44,23 @@ def test_written_config_reads_back_equal(tmp_path: Path) -> None:
     assert read_config(tmp_path / "out.toml") == config
 
 
+@pytest.mark.parametrize("override", ["optimizer.clip_norm=none", 'validation.prompt="none"', "cache.path=none"])
+def test_none_can_be_said_and_is_kept(tmp_path: Path, override: str) -> None:
+    section, key = override.partition("=")[0].split(".")
+    text = MINIMAL + '[cache]\npath = "cache"\n[validation]\nprompt = "a dog"\n'
+    config = read(tmp_path, text, (override,))
+    assert getattr(getattr(config, section), key) is None
+    write_config(config, tmp_path / "out.toml")
+    assert read_config(tmp_path / "out.toml") == config
+    with pytest.raises(ConfigError, match=r"train\.steps is 'none'"):
+        read(tmp_path, overrides=("train.steps=none",))
+
+
+def test_a_byte_order_mark_is_no_part_of_a_config(tmp_path: Path) -> None:
+    (tmp_path / "marked.toml").write_text(MINIMAL, encoding="utf-8-sig")
+    assert read_config(tmp_path / "marked.toml") == read(tmp_path)
+
+
 @pytest.mark.parametrize(
     ("override", "value"),
     [

@@ -12,13 +12,18 @@ from .pictures import Size, as_tensor
 Box = tuple[float, float, float, float]
 
 
-def bucket_sizes(data: DataConfig) -> tuple[Size, ...]:
-    """Every size a target may have: the square, or with buckets sizes of about its area, from 1:2 to 2:1."""
+def bucket_sizes(data: DataConfig, resolution: int | None = None) -> tuple[Size, ...]:
+    """Every size a target may have: the square, or with buckets sizes of about its area, from 1:2 to 2:1.
+
+    Args:
+        resolution: one of several; `data.resolution` if not given.
+    """
+    side = data.resolution if resolution is None else resolution
     if not data.buckets:
-        return ((data.resolution, data.resolution),)
+        return ((side, side),)
     from diffusers.training_utils import generate_aspect_ratio_buckets
 
-    return tuple(generate_aspect_ratio_buckets(data.resolution, divisibility=data.bucket_step))
+    return tuple(generate_aspect_ratio_buckets(side, divisibility=data.bucket_step))
 
 
 def nearest_bucket(size: Size, buckets: tuple[Size, ...]) -> Size:

@@ -9,13 +9,14 @@ from typing import Any, BinaryIO
 from ipadapter_core.errors import IPAdapterError
 
 from ..config import DataConfig
-from .columns import Columns, find_columns, listed, nearest, no_caption
+from .columns import Columns, captions_in, find_columns, listed, nearest, no_caption
 from .pictures import BrokenPictureError, FilePicture, Picture
 from .records import DataError, Record, Records
 
 _SAVED_MARKS = ("dataset_info.json", "dataset_dict.json", "state.json")
 """Files of a folder that `save_to_disk` wrote."""
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
+_CARDS = ("README.md", ".huggingface.yaml")
 _BATCH = 10_000
 
 
@@ -95,13 +96,15 @@ class _HubRows:
     def __getitem__(self, index: int) -> Record:
         columns = self._columns
         image = self._picture(columns.image, index)
+        captions = self._captions(index)
         return Record(
             self.key(index),
-            self._caption(index),
+            captions[0],
             image,
             self._picture(columns.reference, index) if columns.reference else image,
             self._picture(columns.mask, index) if columns.mask else None,
             str(self._value(columns.group, index)) if columns.group else "",
+            captions[1:],
         )
 
     def key(self, index: int) -> str:
@@ -118,13 +121,12 @@ class _HubRows:
             return
         captions = (value for batch in self._views[name].iter(_BATCH) for value in batch[name])
         for index, value in enumerate(captions):
-            if not isinstance(value, str):
+            if not captions_in(value):
                 raise no_caption(f"row {index} of {self._data.path}", self._data, f"in column {name}")
 
-    def _caption(self, index: int) -> str:
+    def _captions(self, index: int) -> tuple[str, ...]:
         name = self._columns.caption
-        value = self._value(name, index) if name else None
-        return value if isinstance(value, str) else self._data.caption or ""
+        return captions_in(self._value(name, index) if name else None) or (self._data.caption or "",)
 
     def _value(self, name: str, index: int) -> Any:
         return self._views[name][index][name]
@@ -148,6 +150,10 @@ def _open(data: DataConfig) -> Any:
             action='use data.reference = "column"',
         )
     path = Path(data.path)
+    if path.exists() and not is_saved_dataset(path):
+        _refuse_pattern(path)
+        if path.is_dir():
+            _refuse_files_elsewhere(path)
     try:
         if is_saved_dataset(path):
             found = load_from_disk(str(path))
@@ -164,6 +170,56 @@ def _open(data: DataConfig) -> Any:
             expected="a folder that save_to_disk wrote, or the name of a dataset on the hub",
             action="correct data.path or data.split; without a network, download it elsewhere, save_to_disk and copy it",
         ) from error
+
+
+def _refuse_pattern(path: Path) -> None:
+    """datasets would read other files than this one, or ask a network for it."""
+    if re.search(r"[*?[]|::|://", str(path)):
+        raise DataError(
+            f"{path} has characters that datasets takes for a pattern or an address",
+            expected="a name without *, ?, [, :: and ://",
+            action="rename the folder or file",
+        )
+
+
+def _refuse_files_elsewhere(folder: Path) -> None:
+    """A card may name the files of its data set: those of its folder, not what lies elsewhere or in a network."""
+    for name in _CARDS:
+        card = folder / name
+        if not card.is_file():
+            continue
+        outside = [text for text in _named_files(card) if re.search(r"^[/\\~]|^\w:|\.\.|::|://", text)]
+        if outside:
+            raise DataError(
+                f"{card} names {outside[0]!r}, outside the folder",
+                expected="data_files of the folder itself",
+                action=f"correct or delete {name}, or name in data.path what you want to train on",
+            )
+
+
+def _named_files(card: Path) -> list[str]:
+    """All texts in the `configs` of a card."""
+    import yaml
+
+    text = card.read_text(encoding="utf-8-sig", errors="replace")
+    if card.suffix == ".md":
+        found = re.match(r"\s*---\s*\n(.*?)\n---", text, re.DOTALL)
+        text = found.group(1) if found else ""
+    try:
+        values = [yaml.safe_load(text)]
+    except yaml.YAMLError:  # which datasets says better
+        return []
+    values = [values[0].get("configs")] if isinstance(values[0], dict) else []
+    texts = []
+    while values:
+        value = values.pop()
+        if isinstance(value, str):
+            texts.append(value)
+        elif isinstance(value, dict):
+            values += value.values()
+        elif isinstance(value, list):
+            values += value
+    return texts
 
 
 def _split(found: Any, data: DataConfig) -> Any:

@@ -15,7 +15,7 @@ from ipadapter_core.errors import IPAdapterError
 from ..batch import Batch, Skipped
 from ..config import AugmentConfig, Config
 from ..draws import sample_generator
-from .order import Order
+from .order import Order, Portion
 from .pictures import BrokenPictureError
 from .records import DataError, Records
 from .sample import Candidate, Geometry, Sample, SampleMaker, Stores, collate
@@ -74,8 +74,12 @@ def open_batches(
         dataset: Dataset[Batch | _Failure] = _StreamBatches(source, maker, world, first, max(workers, 1))
         loader: DataLoader[Any] = _loader(dataset, None, workers)
     else:
-        members, broken = scan_buckets(source, config.data, show=world.rank == 0)
-        order = Order(config.train.seed, members, config.train.batch_size * world.size)
+        members, broken = scan_buckets(source, config.data, show=world.rank == 0, processes=world.size)
+        portions = [
+            Portion(numbers, one.repeats, one.weight)
+            for numbers, one in zip(source.sets(), config.data.sets, strict=False)
+        ]
+        order = Order(config.train.seed, members, config.train.batch_size * world.size, portions)
         loader = _loader(_IndexedBatches(source, order, maker, world), count(first), config.data.workers)
     return _results(loader, broken)
 
@@ -93,10 +97,11 @@ def held_out_batches(
     cache = config.cache.model_copy(update={"variants": 1})
     plain = config.model_copy(update={"data": data, "objective": objective, "cache": cache})
     maker = SampleMaker(plain, geometry, stores or Stores())
-    members, _ = scan_buckets(records, data, show=False)
+    members, _ = scan_buckets(records, data.model_copy(update={"more_resolutions": ()}), show=False)
     buckets = {number: bucket for bucket, numbers in members.items() for number in numbers}
     for number, bucket in sorted(buckets.items()):
         candidate = _candidate(records, number, config.train.seed, number)
+        candidate = replace(candidate, record=replace(candidate.record, other_captions=()))
         with suppress(BrokenPictureError):
             yield collate([maker.make(candidate, number, bucket)], ())
 
@@ -151,6 +156,7 @@ class _StreamBatches(IterableDataset[Batch | _Failure]):
         config = self.maker.config
         data = config.data
         recipe = f"{data.resolution}/{data.bucket_step if data.buckets else None}/{len(self.shards.held_out)}"
+        recipe += "".join(f"/{side}" for side in data.more_resolutions)
         reader = Reader(
             self.shards,
             ShardCounts(config.run / SHARD_COUNTS, recipe),

@@ -30,6 +30,12 @@ def entry_key(digest: str, variant: int) -> str:
     return f"{digest}:{variant}"
 
 
+def latents_key(digest: str, variant: int, bucket: Size | None) -> str:
+    """Key of a target's latents, with several resolutions (see `cached_sizes`) those of one size."""
+    key = entry_key(digest, variant)
+    return f"{key}:{bucket[0]}x{bucket[1]}" if bucket else key
+
+
 def variant_generator(seed: int, digest: str, variant: int, purpose: str) -> torch.Generator:
     """What makes a cached variant: the same for every run with this seed."""
     return sample_generator(seed, variant, f"{purpose}/{digest}")
@@ -39,6 +45,20 @@ def bucket_of(picture: Picture, data: DataConfig) -> Size:
     """The size a picture is trained at. Raises BrokenPictureError if its header cannot be read."""
     sizes = bucket_sizes(data)
     return sizes[0] if len(sizes) == 1 else nearest_bucket(upright_size(picture), sizes)
+
+
+def buckets_of(picture: Picture, data: DataConfig) -> tuple[Size, ...]:
+    """The sizes a picture is trained at, one for each resolution; without buckets it is not looked at."""
+    sizes = [bucket_sizes(data, resolution) for resolution in data.resolutions]
+    if not data.buckets:
+        return tuple(size for (size,) in sizes)
+    upright = upright_size(picture)
+    return tuple(nearest_bucket(upright, of_resolution) for of_resolution in sizes)
+
+
+def cached_sizes(picture: Picture, data: DataConfig) -> tuple[Size | None, ...]:
+    """The sizes in the keys of its latents: none with one resolution, where the picture need not be looked at."""
+    return buckets_of(picture, data) if data.more_resolutions else (None,)
 
 
 def place_target(image: Image.Image, data: DataConfig, bucket: Size, generator: torch.Generator) -> Placement:

@@ -22,6 +22,7 @@ from .prepare import (
     TARGET,
     caption_digest,
     entry_key,
+    latents_key,
     loss_mask,
     place_target,
     reference_pixels,
@@ -58,7 +59,7 @@ class Stores:
     """Which parts of a sample are cached; None where they are made from the pictures.
 
     Attributes:
-        latents: mean and std (C, h, w) and sizes (6,) by `entry_key` of the target.
+        latents: mean and std (C, h, w) and sizes (6,) by `latents_key` of the target.
         features: features (E,) or (S, E) by `entry_key` of the reference.
         text: text (T, D), and pooled (P,) for SDXL, by `caption_digest`.
         digests: of the pictures' bytes.
@@ -134,7 +135,7 @@ class SampleMaker:
         factor = self.geometry.latent_factor if "pixels" in tensors else 1
         height, width = (side // factor for side in pixels_or_mean.shape[-2:])
         draws = draw(config.train.seed, position, (self.geometry.latent_channels, height, width), config.objective)
-        caption = "" if draws.drop_text else record.caption
+        caption = "" if draws.drop_text else self._caption(record, position)
         tensors |= self._text(caption)
         tensors |= {
             "latent_noise": draws.latent_noise,
@@ -143,6 +144,12 @@ class SampleMaker:
             "drop_image": torch.tensor(draws.drop_image),
         }
         return Sample(record.key, caption, position, tensors)
+
+    def _caption(self, record: Record, position: int) -> str:
+        if not record.other_captions:
+            return record.caption
+        generator = sample_generator(self.config.train.seed, position, "caption")
+        return record.captions[int(torch.randint(len(record.captions), (), generator=generator))]
 
     def _target(
         self, record: Record, position: int, variant: int, bucket: Size, opened: dict[str, Image.Image]
@@ -154,7 +161,8 @@ class SampleMaker:
             tensors = {"pixels": target_pixels(image, placement), "time_ids": placement.sizes.float()}
         else:
             digest = self.stores.digests.digest(record.image)
-            entry = self._cached(self.stores.latents, entry_key(digest, variant), record.image)
+            key = latents_key(digest, variant, bucket if data.more_resolutions else None)
+            entry = self._cached(self.stores.latents, key, record.image)
             tensors = {"latent_mean": entry["mean"], "latent_std": entry["std"], "time_ids": entry["sizes"].float()}
             placement = self._cached_placement(entry["sizes"], variant_generator(seed, digest, variant, TARGET))
         if self.config.objective.masked and record.mask is not None:

@@ -1,19 +1,19 @@
 """WebDataset shards: tar files of which each sample's members (1.jpg, 1.txt) follow one another."""
 
-import glob
 import json
 import tarfile
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
+from functools import cached_property
 from typing import Any
 
 from ..batch import Skipped
 from ..config import DataConfig
-from .columns import CAPTION_COLUMNS, IMAGE_COLUMNS, listed, nearest, no_caption
+from .columns import CAPTION_COLUMNS, IMAGE_COLUMNS, captions_in, listed, nearest, no_caption
 from .pictures import SUFFIXES, BrokenPictureError, BytesPicture, Picture, upright_size
 from .records import DataError, Record, Records, RowList
+from .shard_places import find_shards, open_shard
 
 _IMAGE_MEMBERS = tuple(dict.fromkeys((*(suffix[1:] for suffix in SUFFIXES), *IMAGE_COLUMNS)))
 _BROKEN_SHARD = (tarfile.TarError, OSError, EOFError, ValueError, zlib.error)
@@ -25,7 +25,7 @@ class Shards:
     """A data set that is read from front to back.
 
     Attributes:
-        urls: of the shards: paths, or what webdataset opens.
+        urls: of the shards: paths, or `RemoteShard`.
         held_out: keys of records that are left out.
     """
 
@@ -44,7 +44,7 @@ class Shards:
         for url in self.urls if urls is None else urls:
             failures: list[str] = []
             for sample in _samples(url, failures):
-                key = f"{Path(url).name}/{sample['__key__']}"
+                key = f"{self._names[url]}/{sample['__key__']}"
                 try:
                     record = self._record(url, key, sample)
                     upright_size(record.image)
@@ -54,6 +54,16 @@ class Shards:
                 if key not in self.held_out:
                     yield record
             yield from (Skipped(url, url, reason) for reason in failures[:1])
+
+    @cached_property
+    def _names(self) -> dict[str, str]:
+        """What keys call each shard: its file name, with as many of its folders as tell it from others."""
+        parts = {url: url.replace("\\", "/").split("/") for url in self.urls}
+        for length in range(1, 1 + max(map(len, parts.values()))):
+            names = {url: "/".join(of_url[-length:]) for url, of_url in parts.items()}
+            if len(set(names.values())) == len(names):
+                return names
+        return {url: url for url in parts}
 
     def hold_out(self, images: int) -> tuple["Shards", Records]:
         """(the stream without its first records, these records)."""
@@ -79,28 +89,28 @@ class Shards:
         image = picture(_member(data.image_column) or usual)
         reference = picture(_member(data.reference_column)) if data.reference_column else image
         mask = picture(_member(data.mask_column)) if data.mask_column else None
-        return Record(key, self._caption(f"{key} of {url}", sample), image, reference, mask)
+        caption, *others = self._captions(f"{key} of {url}", sample)
+        return Record(key, caption, image, reference, mask, other_captions=tuple(others))
 
-    def _caption(self, where: str, sample: Mapping[str, Any]) -> str:
+    def _captions(self, where: str, sample: Mapping[str, Any]) -> tuple[str, ...]:
         named = self.data.caption_column
         names = (named,) if named else CAPTION_COLUMNS
         member = next((name for name in names if _member(name) in sample), None)
         try:
             if member is not None:
-                return str(sample[str(_member(member))].decode()).strip()
+                return (str(sample[str(_member(member))].decode("utf-8-sig")).strip(),)
             fields = json.loads(sample.get("json", b"{}"))
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise DataError(
                 f"the caption of {where} is no text ({error})",
                 expected="UTF-8 text, or JSON",
                 action="correct the shard",
             ) from error
         found = next((fields[name] for name in names if isinstance(fields, dict) and name in fields), None)
-        if isinstance(found, str):
-            return found
-        if self.data.caption is None:
+        captions = captions_in(found) or captions_in(self.data.caption)
+        if not captions:
             raise no_caption(where, self.data, f"in a member .{' or .'.join(names)}, or under that name in .json")
-        return self.data.caption
+        return captions
 
 
 def open_shards(data: DataConfig) -> Shards:
@@ -115,7 +125,7 @@ def open_shards(data: DataConfig) -> Shards:
             expected="self, or column with the reference as a member of each sample",
             action='pack the references into the shards and set data.reference = "column"',
         )
-    shards = Shards(_expand(data.path), data)
+    shards = Shards(find_shards(data), data)
     first = next(_samples(shards.urls[0], []), None)
     if first is None:
         raise DataError(f"no samples in {shards.urls[0]}", expected="a tar file of pictures", action="check the shard")
@@ -135,26 +145,6 @@ def _member(column: str | None) -> str | None:
     return column.lower().lstrip(".") if column else None
 
 
-def _expand(path: str) -> tuple[str, ...]:
-    import webdataset
-
-    place = Path(path)
-    if place.is_dir():
-        urls = sorted(str(shard) for shard in place.glob("*.tar"))
-    elif glob.has_magic(path):
-        urls = sorted(glob.glob(path, recursive=True))
-    else:
-        urls = webdataset.shardlists.expand_urls(path)
-    missing = [url for url in urls if ":" not in url and not Path(url).is_file()]
-    if not urls or missing:
-        raise DataError(
-            f"{missing[0]} does not exist, of {len(urls)} shards of {path}" if urls else f"no shards match {path}",
-            expected="tar files such as shards/{0000..0099}.tar",
-            action="correct data.path",
-        )
-    return tuple(urls)
-
-
 def _samples(url: str, failures: list[str]) -> Iterator[dict[str, Any]]:
     """Members of each sample by name; why the shard ended early goes into failures, and its last sample is left out."""
     import webdataset
@@ -166,7 +156,12 @@ def _samples(url: str, failures: list[str]) -> Iterator[dict[str, Any]]:
         return True
 
     known = 0
-    for sample in webdataset.tariterators.tarfile_samples([{"url": url}], handler=note):
-        if len(failures) == known:
-            yield sample
-        known = len(failures)
+    try:
+        with open_shard(url) as stream:
+            members = webdataset.tariterators.tar_file_expander([{"url": url, "stream": stream}], handler=note)
+            for sample in webdataset.tariterators.group_by_keys(members, handler=note):
+                if len(failures) == known:
+                    yield sample
+                known = len(failures)
+    except _BROKEN_SHARD as error:
+        note(error)

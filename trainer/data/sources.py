@@ -1,13 +1,15 @@
 """Opening the data set a config names, whatever it is."""
 
-import glob
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
-from ..config import Config, DataConfig
+from ..config import Config, DataConfig, DataSetConfig
 from .columns import nearest
+from .folders import contents
 from .hub import is_saved_dataset, load_hub, may_be_hub_name
-from .records import DataError, Records, RowList, split_validation
+from .records import DataError, Records, RowList, join, split_validation
+from .shard_places import names_shards
 from .shards import Shards, open_shards
 from .tables import load_folder, load_list
 
@@ -16,7 +18,6 @@ Source = Records | Shards
 
 _TABULAR = (".parquet", ".arrow")  # files a Hugging Face dataset is made of
 _BY_SUFFIX = {".json": "json", ".jsonl": "jsonl", ".csv": "csv", ".tar": "webdataset"} | dict.fromkeys(_TABULAR, "hf")
-_SCHEMES = ("pipe:", "http://", "https://", "s3://", "gs://", "file:")
 
 
 def open_source(data: DataConfig) -> Source:
@@ -25,7 +26,18 @@ def open_source(data: DataConfig) -> Source:
     Raises:
         DataError: it does not exist, or is not what the config says: file, row and column are named.
     """
-    return _OPENERS[data.format if data.format != "auto" else _recognise(data.path)](data)
+    if not data.more:
+        return _OPENERS[data.format if data.format != "auto" else _recognise(data.path)](data)
+    names: Counter[str] = Counter()
+    parts = []
+    for one in data.sets:
+        name = Path(one.path).name
+        names[name] += 1
+        # what a set does not say has its default, not what [data] says of its own
+        read = {key: getattr(one, key) for key in DataSetConfig.model_fields}
+        alone = data.model_copy(update={**read, "more": ()})
+        parts.append((name if names[name] == 1 else f"{name}#{names[name]}", load_records(alone)))
+    return join(parts)
 
 
 def open_sources(config: Config) -> tuple[Source, Records]:
@@ -40,7 +52,7 @@ def open_sources(config: Config) -> tuple[Source, Records]:
         return source, Records(RowList())
     if validation.path is None:
         return _hold_out(source, validation.images, config.train.seed)
-    kept = open_source(config.data.model_copy(update={"path": validation.path, "format": "auto"}))
+    kept = open_source(config.data.model_copy(update={"path": validation.path, "format": "auto", "more": ()}))
     if isinstance(kept, Records) and len(kept) <= validation.images:
         return source, kept
     return source, _hold_out(kept, validation.images, config.train.seed)[1]
@@ -57,7 +69,7 @@ def load_records(data: DataConfig) -> Records:
         raise DataError(
             f"{data.path} is streamed, and its samples have no numbers",
             expected="a folder, a list file or a Hugging Face dataset here",
-            action="name such a data set",
+            action="name such a data set, or unpack the shards into a folder",
         )
     return source
 
@@ -84,7 +96,7 @@ def _recognise(path: str) -> str:
     place = Path(path)
     if place.is_dir():
         return _recognise_folder(place)
-    if path.startswith(_SCHEMES) or "::" in path or ("{" in path and "}" in path) or glob.has_magic(path):
+    if not place.exists() and names_shards(path):
         return "webdataset"
     known = _BY_SUFFIX.get(place.suffix.lower())
     if place.is_file() and known is None:
@@ -109,8 +121,7 @@ def _recognise(path: str) -> str:
 def _recognise_folder(place: Path) -> str:
     if is_saved_dataset(place):
         return "hf"
-    suffixes = {path.suffix.lower() for path in place.iterdir()}
-    if ".tar" in suffixes:
+    found = contents(place)
+    if any(path.parent == place for path in found.ending_in([".tar"])):
         return "webdataset"
-    is_table = any(next(place.rglob(f"*{suffix}"), None) for suffix in _TABULAR)
-    return "hf" if is_table else "folder"
+    return "hf" if found.ending_in(_TABULAR) else "folder"
