@@ -1,0 +1,110 @@
+"""A device lint: whole runs on a GPU that is not there, where a tensor left on the wrong side is an error."""
+
+import math
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from support.pretend_device import OtherDeviceError, pretend_device
+from support.recipe_models import write_judge, write_small_base
+from support.training import make_config, write_pictures
+from trainer.cache.fill import fill
+from trainer.config import Config
+from trainer.config_file import parse_config
+from trainer.data.sources import open_sources
+from trainer.files.checkpoint_export import export_checkpoint
+from trainer.loop import Outcome, train
+from trainer.models.image_encoder import load_image_encoder
+from trainer.models.loading import load_base
+from trainer.watch.curves import read_records
+from trainer.watch.evaluation import evaluate
+
+WATCHED = {"every": 2, "images": 2, "sample_every": 2, "samples": 1, "sampler_steps": 1, "timesteps": [500]}
+RUNS: dict[str, tuple[str, str, bool, dict[str, dict[str, Any]]]] = {  # layout, precision, whether cached, settings
+    "sd15 fp32, average": ("sd15", "fp32", False, {"optimizer": {"ema_decay": 0.9}, "train": {"accumulate": 2}}),
+    "sdxl fp16, scaled gradients": ("sdxl", "fp16", False, {"optimizer": {"ema_decay": 0.9, "schedule": "cosine"}}),
+    "sd15 fp16, cache": ("sd15", "fp16", True, {"adapter": {"kind": "plus", "resampler_dim": 64}}),
+    "sdxl bf16, cache, checkpointing": (
+        "sdxl",
+        "bf16",
+        True,
+        {"train": {"gradient_checkpointing": True}, "objective": {"min_snr_gamma": 5.0, "noise_offset": 0.1}},
+    ),
+}
+
+
+@pytest.fixture
+def config(
+    tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, encoder_folder: Callable[[str], Path]
+) -> Callable[..., Config]:
+    """Of a run that does everything; `layout`, the frozen models' precision, with a cache or not."""
+
+    def make(layout: str, precision: str, *, is_cached: bool = False, **changes: dict[str, Any]) -> Config:
+        base, judge = _folder(layout, write_small_base), _folder("judge", write_judge)
+        models = {"base": {"precision": precision}, "encoder": {"precision": precision}}
+        whole = {"validation": WATCHED | {"clip_model": str(judge)}, **models, **changes}
+        whole["cache"] = {"path": str(tmp_path / "cache"), "precision": "fp32"} if is_cached else {}
+        whole["train"] = {"steps": 2, "log_every": 1, "batch_size": 2, "trackers": [], **changes.get("train", {})}
+        pictures = write_pictures(tmp_path / "pictures", 4)
+        return make_config(base, encoder_folder("clip"), pictures, tmp_path / "run", **whole)
+
+    def _folder(name: str, write: Callable[[Path], object]) -> Path:
+        folder = tmp_path_factory.getbasetemp() / "device" / name
+        if not folder.exists():
+            folder.mkdir(parents=True)
+            write(folder)
+        return folder
+
+    return make
+
+
+@pytest.fixture
+def cuda() -> Iterator[torch.device]:
+    with pretend_device("cuda") as device:
+        yield device
+
+
+def fill_cache(config: Config, device: torch.device) -> None:
+    encoder = load_image_encoder(config.encoder, config.adapter.kind, device)
+    fill(config, load_base(config.base, device, only=frozenset({"vae", "text"})), encoder, open_sources(config))
+
+
+def with_steps(config: Config, steps: int) -> Config:
+    return parse_config(config.model_dump() | {"train": config.train.model_dump() | {"steps": steps}}, "test")
+
+
+def finished(outcome: Outcome) -> bool:
+    return outcome.is_finished and all(map(math.isfinite, outcome.losses))
+
+
+def test_the_lint_refuses_what_a_gpu_does(cuda: torch.device) -> None:
+    layer, here = torch.nn.Linear(2, 2).to(cuda), torch.ones(1, 2)
+    layer(here.to(cuda)).sum().backward()
+    assert layer.weight.grad is not None
+    assert layer.weight.grad.device == cuda
+    with pytest.raises(OtherDeviceError, match="cuda:0 and cpu"):
+        layer(here)
+    with pytest.raises(OtherDeviceError, match="generator"):
+        torch.randn(2, device=cuda, generator=torch.Generator())
+    with pytest.raises(RuntimeError, match="numpy"):
+        layer.weight.detach().numpy()
+    assert layer.weight.tolist() == layer.weight.cpu().tolist()
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_a_whole_run(config: Callable[..., Config], cuda: torch.device, name: str) -> None:
+    """Cache, training, validation, pictures and their judge; resume; export; evaluation."""
+    layout, precision, is_cached, changes = RUNS[name]
+    one = config(layout, precision, is_cached=is_cached, **changes)
+    if is_cached:
+        fill_cache(one, cuda)
+    assert finished(train(with_steps(one, 1)))
+    assert finished(train(one))
+    drawn = [record["step"] for record in read_records(one.run) if record["kind"] == "samples"]
+    assert drawn == [0, 1, 2]
+    export_checkpoint(one.run, None)
+    result = evaluate(one, one.run / "adapter.safetensors", one.run, images=1)
+    assert math.isfinite(result["losses"]["true"])
