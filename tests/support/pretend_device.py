@@ -153,7 +153,9 @@ def _leaves(tree: Any) -> list[Any]:
         tree = tree.values()
     elif not isinstance(tree, list | tuple):
         return [tree]
-    return [leaf for branch in tree for leaf in (_leaves(branch) if isinstance(branch, list | tuple | dict) else [branch])]
+    return [
+        leaf for branch in tree for leaf in (_leaves(branch) if isinstance(branch, list | tuple | dict) else [branch])
+    ]
 
 
 def _each(change: Callable[[Any], Any], tree: Any) -> Any:

@@ -167,7 +167,7 @@ def fingerprint(module: nn.Module) -> str:
     digest = hashlib.blake2b(type(module).__name__.encode(), digest_size=8)
     for name, tensor in module.state_dict().items():
         flat = tensor.detach().flatten()
-        some = flat[:: max(1, flat.numel() // 64)].double().cpu()
+        some = flat[:: max(1, flat.numel() // 64)].cpu().double()
         digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
         digest.update(some.numpy().tobytes())
     return digest.hexdigest()
