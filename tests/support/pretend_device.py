@@ -23,11 +23,33 @@ PEAK_BYTES = 123 << 20
 _COPIES = {aten.copy_.default, aten._foreach_copy_.default}
 _INDEXED = {aten.index.Tensor, aten.index_put.default, aten.index_put_.default, aten._index_put_impl_.default}
 _MIXING = {*_COPIES, *_INDEXED, aten._to_copy.default}  # CUDA fetches an index itself
+_READS = {Tensor.tolist, Tensor.cpu, Tensor.item}
 _MAKERS = {torch._C._nn.scaled_dot_product_attention, Tensor.backward}  # of tensors that nobody gave them
 
 
 class OtherDeviceError(RuntimeError):
     """What torch says on a machine that has the device."""
+
+
+class Clock:
+    """Time of a device that works off backward passes while the host goes on, and that the host waits for to read."""
+
+    def __init__(self, seconds_per_backward: float) -> None:
+        self.now = 0.0
+        self._seconds, self._done_at = seconds_per_backward, 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+    def pass_time(self, seconds: float) -> None:
+        """On the host."""
+        self.now += seconds
+
+    def give(self) -> None:
+        self._done_at = max(self._done_at, self.now) + self._seconds
+
+    def wait(self, *_: object) -> None:
+        self.now = max(self.now, self._done_at)
 
 
 class OnDevice(Tensor):
@@ -86,11 +108,15 @@ class _Operations(TorchDispatchMode):
 class _Calls(TorchFunctionMode):
     """Whether torch makes tensors beside one of ours: then those on "meta", where ours are for it, are ours too."""
 
-    def __init__(self) -> None:
+    def __init__(self, clock: Clock) -> None:
         super().__init__()
-        self.depth = 0
+        self.depth, self.clock = 0, clock
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func in _READS and isinstance(args[0], OnDevice):
+            self.clock.wait()
+        if func is Tensor.backward:
+            self.clock.give()
         if func is Tensor.tolist:  # torch refuses it to every class but its own
             return args[0].cpu().tolist()
         if func in (torch.tensor, torch.as_tensor) and kwargs and kwargs.get("device") is not None:  # asks the driver
@@ -167,16 +193,21 @@ def _each(change: Callable[[Any], Any], tree: Any) -> Any:
 
 
 @contextmanager
-def pretend_device(kind: str = "cuda") -> Iterator[torch.device]:
-    """Inside, this machine has one device of a kind ("cuda" or "mps") for torch and accelerate."""
-    place = torch.device(kind, 0)
+def pretend_device(kind: str = "cuda", clock: Clock | None = None) -> Iterator[torch.device]:
+    """Inside, this machine has one device of a kind ("cuda" or "mps") for torch and accelerate.
+
+    Args:
+        clock: told of what the device is given, and of what is waited for.
+    """
+    place, clock = torch.device(kind, 0), clock or Clock(0.0)
     with ExitStack() as stack:
         _forget_device()
         stack.callback(_forget_device)
         stack.enter_context(patch.object(accelerate.state.PartialState, "default_device", property(lambda _: place)))
+        stack.enter_context(patch.object(getattr(torch, kind), "synchronize", clock.wait))
         for owner, name, value in _CUDA if kind == "cuda" else ():
             stack.enter_context(patch.object(owner, name, value))
-        calls = stack.enter_context(_Calls())
+        calls = stack.enter_context(_Calls(clock))
         stack.enter_context(_Operations(place, calls))
         yield place
 
@@ -192,7 +223,7 @@ def _nothing(*_: object, **__: object) -> None:
 
 
 _CUDA: list[tuple[Any, str, Any]] = [  # what Python asks the driver
-    *((torch.cuda, name, _nothing) for name in ("_lazy_init", "synchronize", "set_device", "empty_cache")),
+    *((torch.cuda, name, _nothing) for name in ("_lazy_init", "set_device", "empty_cache")),
     *((torch.cuda, name, _nothing) for name in ("reset_peak_memory_stats", "manual_seed_all", "set_rng_state_all")),
     (torch.cuda, "is_available", lambda: True),
     (torch.cuda, "device_count", lambda: 1),

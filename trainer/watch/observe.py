@@ -13,6 +13,7 @@ from ipadapter_core.file.container import write_aside, write_safetensors
 
 from ..config import Config
 from ..data.loader import held_out_batches
+from ..meter import Reading
 from ..run import Run
 from ..sharding import SHARDED
 from ..state import BEST, adapter_weights
@@ -44,9 +45,21 @@ class Observer:
     references: tuple[Reference, ...]
     judge: Judge | None
 
-    def log_training(self, step: int, loss: float, learning_rate: float, images_per_second: float) -> None:
-        values = {"loss": loss, "learning_rate": learning_rate, "images_per_second": images_per_second}
+    def log_training(self, step: int, reading: Reading, learning_rate: float) -> None:
+        values: dict[str, float] = {
+            "loss": reading.loss,
+            "learning_rate": learning_rate,
+            "images_per_second": self.run.samples_per_step * reading.steps_per_second,
+            "data_wait": reading.data_wait,
+        }
+        if reading.peak_bytes is not None:
+            values["peak_bytes"] = reading.peak_bytes
         self.log.write(step, "train", values)
+
+    def may_look(self, step: int, *, is_last: bool) -> bool:
+        """Whether `at_step` may have something to do."""
+        validation = self.run.config.validation
+        return any(_is_turn(step, every, is_last) for every in (validation.every, validation.sample_every))
 
     def at_step(self, step: int, *, is_last: bool = False) -> None:
         """Validate and draw what is due; what a resumed run's earlier process did at this step is left out."""
@@ -73,7 +86,7 @@ class Observer:
         self.run.accelerator.end_training()
 
     def _is_due(self, kind: str, step: int, every: int | None, is_last: bool) -> bool:
-        if every is None or not (step % every == 0 or is_last):
+        if not _is_turn(step, every, is_last):
             return False
         # the log is the main process's, and every process has to come to the same answer
         done = any(record["kind"] == kind and record["step"] == step for record in self.log.records)
@@ -150,6 +163,10 @@ def open_observer(run: Run) -> Observer:
         track=_track(accelerator, config),
     )
     return Observer(run, log, grid, sampler, references, judge)
+
+
+def _is_turn(step: int, every: int | None, is_last: bool) -> bool:
+    return every is not None and (step % every == 0 or is_last)
 
 
 def _track(accelerator: Accelerator, config: Config) -> Callable[[dict[str, float], int], object]:
