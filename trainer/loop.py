@@ -8,12 +8,13 @@ from pathlib import Path
 from tqdm import tqdm
 
 from ipadapter_core.errors import IPAdapterError
+from ipadapter_core.file.container import read_tensors
 
 from .config import Config
 from .config_file import write_config
 from .meter import Meter
 from .run import open_run
-from .state import CONFIG, CheckpointError, check_same_run, clean_up, find_checkpoints
+from .state import ADAPTER, CONFIG, CheckpointError, check_same_run, clean_up, find_checkpoints
 from .stop import stop_on_signals
 from .watch.observe import open_observer
 
@@ -21,7 +22,7 @@ logger = logging.getLogger(__name__)
 
 
 class DivergedError(IPAdapterError):
-    """The loss is no number any more."""
+    """Losses or weights are no numbers any more."""
 
 
 @dataclass(frozen=True)
@@ -74,12 +75,15 @@ def train(config: Config) -> Outcome:
             is_last = counters.step >= config.train.steps
             if is_last or counters.step % config.train.log_every == 0 or meter.may_stop_now(stop):
                 reading = meter.read(stop)
-                _check_finite(reading.loss, config, counters.step)
+                if not math.isfinite(reading.loss):
+                    raise _diverged(f"a loss of {reading.loss}", config, counters.step)
                 bar.set_postfix(loss=f"{reading.loss:.4f}")
                 observer.log_training(counters.step, reading, run.schedule.get_last_lr()[0])
             saves = is_last or counters.step % config.checkpoint.every == 0 or meter.is_told_to_stop
             if saves or observer.may_look(counters.step, is_last=is_last):
                 with meter.pause():
+                    if saves and not run.has_finite_weights():
+                        raise _diverged("weights that are no numbers", config, counters.step)
                     observer.at_step(counters.step, is_last=is_last)
                     if saves:
                         state.save()
@@ -87,16 +91,19 @@ def train(config: Config) -> Outcome:
     return Outcome(counters.step, counters.samples, tuple(meter.losses), counters.step >= config.train.steps)
 
 
-def _check_finite(loss: float, config: Config, step: int) -> None:
-    if math.isfinite(loss):
-        return
-    saved = find_checkpoints(config.run)
-    raise DivergedError(
-        f"a loss of {loss} at step {step}",
-        expected="a finite loss",
-        action="lower optimizer.learning_rate, or set base.precision to bf16; the last checkpoint is "
-        f"{saved[-1] if saved else 'not written yet'}",
+def _diverged(found: str, config: Config, step: int) -> DivergedError:
+    good = next((folder for folder in reversed(find_checkpoints(config.run)) if _is_good(folder)), None)
+    return DivergedError(
+        f"{found} at step {step}",
+        expected="finite numbers",
+        action="lower optimizer.learning_rate, or set base.precision to bf16; "
+        + ("no checkpoint is good" if good is None else f"the last good checkpoint is {good}"),
     )
+
+
+def _is_good(checkpoint: Path) -> bool:
+    tensors = read_tensors(checkpoint / ADAPTER).tensors.values()
+    return all(bool(tensor.isfinite().all()) for tensor in tensors)
 
 
 def _make_folder(run: Path) -> None:

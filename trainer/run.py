@@ -121,6 +121,14 @@ class Run:
         self.optimizer.step()
         return bool(scaler.get_scale() >= before)
 
+    def has_finite_weights(self) -> bool:
+        """Whether all trained numbers are finite, in every process; each must call it."""
+        parts = (
+            getattr(weight, "to_local", lambda weight=weight: weight)() for weight in self.network.trained_parameters()
+        )
+        is_finite = torch.stack([part.detach().isfinite().all() for part in parts]).all().float()
+        return bool(self.accelerator.reduce(is_finite, reduction="mean").item() == 1)
+
     def release_encoders(self) -> None:
         """Free what a step does not use because the cache has it."""
         self.base.release(
