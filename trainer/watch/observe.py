@@ -7,6 +7,7 @@ from functools import partial
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import gather_object
 from tqdm import tqdm
 
 from ipadapter_core.file.container import write_aside, write_safetensors
@@ -22,7 +23,7 @@ from .curves import MetricsLog, best_so_far, untracked
 from .metrics import Judge, load_judge
 from .references import held_out_references
 from .report import write_report
-from .sampling import Reference, Sampler, SampleSettings, encode_prompt, sample_grid
+from .sampling import Reference, Sampler, SampleSettings, Share, encode_prompt, sample_grid
 from .validation import ValidationGrid, build_grid, validate
 
 logger = logging.getLogger(__name__)
@@ -111,15 +112,17 @@ class Observer:
         self.log.write(step, "validation", vars(losses))
 
     def _draw(self, step: int) -> None:
-        """By the main process alone, but by all of them where each has only a part of the weights."""
+        """Shared out over the processes, lest all wait for one; where each has only a part of the weights, all draw all."""
         assert self.sampler is not None
-        is_main = self.run.accelerator.is_main_process
-        if not (is_main or self.run.accelerator.distributed_type in SHARDED):
-            return
-        adapter = self.run.adapter if self.run.accelerator.distributed_type in SHARDED else self.run.network
-        total = self.sampler.settings.total_steps(len(self.references))
+        accelerator = self.run.accelerator
+        is_main, has_part = accelerator.is_main_process, accelerator.distributed_type in SHARDED
+        adapter = self.run.adapter if has_part else self.run.network
+        share = Share() if has_part else Share(accelerator.process_index, accelerator.num_processes, gather_object)
+        total = -(-self.sampler.settings.total_steps(len(self.references)) // share.size)
         with tqdm(total=total, desc=f"samples of step {step}", unit=" steps", leave=False, disable=not is_main) as bar:
-            grid = sample_grid(self.sampler, adapter, self.run.objective.no_image, self.references, bar.update)
+            grid = sample_grid(
+                self.sampler, adapter, self.run.objective.no_image, self.references, bar.update, share=share
+            )
         if is_main:
             save_grid(grid, self.run.config.run / "samples" / f"step-{step:08d}")
             self.log.write(step, "samples", self.judge.rate(grid) if self.judge is not None else {})
