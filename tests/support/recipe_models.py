@@ -155,7 +155,7 @@ def _write_adapter(config: Config, folder: Path) -> None:
     cpu = torch.device("cpu")
     base = load_base(config.base, cpu, only=frozenset({"unet"}))
     encoder = load_image_encoder(config.encoder, config.adapter.kind, cpu)
-    adapter = new_adapter(config.adapter.model_copy(update={"pretrained": None}), base.unet, encoder).adapter
+    adapter = new_adapter(config.adapter, base.unet, encoder, is_fresh=True).adapter
     write_safetensors(folder / "adapter.safetensors", adapter.state_dict(), adapter.spec.to_metadata())
 
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from support.encoders import FOLDERS
-from support.pretend_device import OtherDeviceError, pretend_device
+from support.pretend_device import PEAK_BYTES, OtherDeviceError, pretend_device
 from support.recipe_models import write_judge
 from support.training import make_config, write_pictures
 from trainer.cache.fill import fill
@@ -20,6 +20,7 @@ from trainer.files.checkpoint_export import export_checkpoint
 from trainer.loop import Outcome, train
 from trainer.models.image_encoder import load_image_encoder
 from trainer.models.loading import load_base
+from trainer.planning import make_plan
 from trainer.run import open_run
 from trainer.watch import observe
 from trainer.watch.curves import read_records
@@ -151,3 +152,12 @@ def test_a_step_that_float16_skips_moves_nothing(config: Callable[..., Config], 
     assert (run.schedule.last_epoch, run.ema.optimization_step) == (2, 2)
     assert not all(map(torch.equal, before, run.network.trained_parameters()))
     assert (run.state.counters.step, run.state.counters.samples) == (3, 6), "pictures were seen"
+
+
+@pytest.mark.parametrize("is_cached", [False, True])
+def test_plan(config: Callable[..., Config], cuda: torch.device, is_cached: bool) -> None:
+    one = config("sd15", "bf16", is_cached=is_cached)
+    if is_cached:
+        fill_cache(one, cuda)
+    plan = make_plan(one)
+    assert (plan.measured["is_cached"], plan.measured["peak_bytes"]) == (is_cached, PEAK_BYTES)

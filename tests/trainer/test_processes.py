@@ -15,6 +15,8 @@ from trainer.config import Config
 from trainer.loop import train
 from trainer.state import find_checkpoints
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def config(
