@@ -175,6 +175,12 @@ def open_run(config: Config) -> Run:
         log_with=list(config.train.trackers) or None,
         project_dir=config.run,
     )
+    if config.base.precision == "fp16" and accelerator.scaler is None:
+        logger.warning(
+            'base.precision = "fp16" on %s, whose gradients are not scaled: small gradients become 0; '
+            '"bf16" has no such limit',
+            accelerator.device,
+        )
     check_sharding(accelerator.distributed_type, config, is_fsdp2=accelerator.is_fsdp2)
     torch.set_float32_matmul_precision("high")
     source, held_out = open_sources(config)

@@ -125,6 +125,13 @@ def test_a_mac_which_has_no_float64(config: Callable[..., Config]) -> None:
         assert finished(train(one))
 
 
+def test_float16_without_a_scaler_is_warned_of(config: Callable[..., Config], caplog: pytest.LogCaptureFixture) -> None:
+    """accelerate has one for CUDA alone."""
+    with pretend_device("mps"):
+        open_run(config("sd15", "fp16"))
+    assert 'small gradients become 0; "bf16" has no such limit' in caplog.text
+
+
 @pytest.mark.parametrize("kind", FOLDERS)
 def test_encoders(kind: str, encoder_folder: Callable[[str], Path], cuda: torch.device) -> None:
     """Also one that a cache has sent away and that is asked again."""
