@@ -42,6 +42,7 @@ def _validation(gap, error=0.001):
         "shuffled": 0.2 + gap,
         "gap_shuffled": gap,
         "gap_error": error,
+        "pictures": 16,
         "per_timestep": {100: 0.3, 900: 0.1},
     }
 
@@ -111,19 +112,27 @@ def test_escapes_what_users_wrote(run):
 
 
 @pytest.mark.parametrize(
-    ("gap", "verdict"),
+    ("gap", "error", "verdict"),
     [
-        (0.05, "The adapter uses the reference"),
-        (0.001, "No sign yet that the adapter uses the reference"),
-        (-0.05, "Something is wrong"),
-        (None, "Not validated yet"),
+        (0.05, 0.0005, "The adapter uses the reference"),
+        (0.003, 0.0015, "Too few held-out pictures to be sure"),
+        (0.0002, 0.0005, "No sign yet that the adapter uses the reference"),
+        (-0.05, 0.0005, "Something is wrong"),
+        (None, None, "Not validated yet"),
     ],
 )
-def test_says_whether_the_reference_is_used(run, gap, verdict):
+def test_says_whether_the_reference_is_used(run, gap, error, verdict):
     log = _train(run)
     if gap is not None:
-        log.write(20, "validation", _validation(gap))
+        log.write(20, "validation", _validation(gap, error))
     assert verdict in _page(run)
+
+
+def test_a_run_of_an_earlier_version_is_judged_by_the_pictures_it_asked_for(run):
+    record = _validation(0.05, error=0.02)
+    del record["pictures"]
+    _train(run).write(20, "validation", record)
+    assert "16 held-out pictures" in _page(run)
 
 
 def test_time_left_follows_from_the_recent_pace(run):

@@ -24,6 +24,7 @@ from .metrics import load_judge
 from .references import held_out_references
 from .sampling import Sampler, SampleSettings, encode_prompt, sample_grid
 from .validation import build_grid, validate
+from .verdict import verdict_of
 
 logger = logging.getLogger(__name__)
 
@@ -74,6 +75,7 @@ def evaluate(config: Config, file: Path, folder: Path, *, images: int | None) ->
         "family": opened.network.spec.family,
         "held_out": len(grid.pictures),
         "losses": asdict(losses),
+        "verdict": verdict_of(asdict(losses)),
         "references": len(references),
         **(judge.rate(drawn) if judge is not None else {}),
         "sheet": str(sheet),

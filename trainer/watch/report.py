@@ -23,12 +23,12 @@ from ..data.skips import SKIPPED
 from .contact_sheet import SHEET_FILE
 from .curves import Record, best_so_far, read_records
 from .plots import Curve, Plot, Point, smoothed
+from .verdict import verdict_of
 
 REPORT_FILE = "report.html"
 _MOST_SHEETS, _SHEET_WIDTH, _JPEG_QUALITY = 12, 1400, 85  # together a few MB
 _MOST_SKIPPED = 200
 _RECENT = 20  # training records that speed is measured over
-_SURE = 2  # standard errors
 _MEASURES = {
     "clip_i": (
         "CLIP-I",
@@ -84,7 +84,7 @@ def write_report(run: Path) -> Path:
         step=_step(records),
         steps=config.train.steps,
         facts=list(_facts(config, records)),
-        verdict=_verdict(records),
+        verdict=_verdict(config, records),
         plots=list(_plots(records)),
         sheets=list(_sheets(run)),
         skipped=skipped[:_MOST_SKIPPED],
@@ -118,7 +118,7 @@ def _facts(config: Config, records: Sequence[Record]) -> Iterator[Fact]:
         last = validation[-1]
         yield Fact("Validation loss", _number(last["true"]), f"at step {last['step']:,}")
         yield Fact(
-            "Gap to a wrong reference", _number(last["gap_shuffled"], "+"), f"± {_number(last.get('gap_error'))}"
+            "Gap to a wrong reference", _number(last["gap_shuffled"], "+"), f"standard error {_number(last.get('gap_error'))}"
         )
     best = best_so_far(records, config.validation.best)
     if best is not None:
@@ -138,16 +138,11 @@ def _number(value: float | None, sign: str = "") -> str:
     return "not a number" if value is None else f"{value:{sign}.4f}"
 
 
-def _verdict(records: Sequence[Record]) -> str:
+def _verdict(config: Config, records: Sequence[Record]) -> str:
     validation = _of_kind(records, "validation")
     if not validation:
         return "Not validated yet: set validation.every to see whether the reference is used."
-    gap, error = validation[-1]["gap_shuffled"], validation[-1].get("gap_error") or 0.0
-    if gap is None or abs(gap) <= _SURE * error:
-        return "No sign yet that the adapter uses the reference: a wrong one gives about the same loss."
-    if gap < 0:
-        return "Something is wrong: a wrong reference gives a lower loss than the right one."
-    return f"The adapter uses the reference: a wrong one raises the validation loss by {gap:.4f} (± {error:.4f})."
+    return verdict_of({"pictures": config.validation.images, **validation[-1]})  # earlier versions did not count them
 
 
 def _plots(records: Sequence[Record]) -> Iterator[Plot]:
