@@ -34,6 +34,11 @@ def open_sources(config: Config) -> tuple[Source, Records]:
     Raises:
         DataError: as `open_source`.
     """
+    source, held_out = _open_sources(config)
+    return source, held_out.told_apart()
+
+
+def _open_sources(config: Config) -> tuple[Source, Records]:
     source = open_source(config.data)
     validation = config.validation
     if validation.every is None and validation.sample_every is None:
