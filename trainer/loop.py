@@ -50,7 +50,7 @@ def train(config: Config) -> Outcome:
     """
     for checkpoint in find_checkpoints(config.run)[-1:]:
         check_same_run(config, checkpoint)
-    run = open_run(config)
+    run = open_run(config, fills_cache=True)
     accelerator, adapter, state, counters = run.accelerator, run.adapter, run.state, run.state.counters
     if accelerator.is_main_process:
         clean_up(config.run)

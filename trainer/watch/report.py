@@ -118,7 +118,9 @@ def _facts(config: Config, records: Sequence[Record]) -> Iterator[Fact]:
         last = validation[-1]
         yield Fact("Validation loss", _number(last["true"]), f"at step {last['step']:,}")
         yield Fact(
-            "Gap to a wrong reference", _number(last["gap_shuffled"], "+"), f"standard error {_number(last.get('gap_error'))}"
+            "Gap to a wrong reference",
+            _number(last["gap_shuffled"], "+"),
+            f"standard error {_number(last.get('gap_error'))}",
         )
     best = best_so_far(records, config.validation.best)
     if best is not None:
