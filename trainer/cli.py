@@ -14,6 +14,7 @@ from .commands.convert import convert
 from .commands.eval import evaluate
 from .commands.export import export
 from .commands.inspect import inspect
+from .commands.new import new
 from .commands.plan import plan
 from .commands.sample import sample
 from .commands.train import train
@@ -27,6 +28,7 @@ app = typer.Typer(
     rich_markup_mode="markdown",
 )
 COMMANDS: dict[str, Callable[..., None]] = {
+    "new": new,
     "train": train,
     "cache": cache,
     "eval": evaluate,

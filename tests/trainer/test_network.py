@@ -194,7 +194,9 @@ def test_a_start_for_another_encoder_or_base_says_so(tmp_path: Path, encoder_fol
         new_adapter(start, diffusers_unet("sdxl"), encoder)
     wide = build_adapter(random_tensors(tiny_adapter("base", site_dims=site_dims(unet), image_dim=28)), {})
     save_adapter(wide, path)
-    with pytest.raises(MismatchError, match=r"features of width 28, not 20\..*choose the encoder\.model it reads: .*28"):
+    with pytest.raises(
+        MismatchError, match=r"features of width 28, not 20\..*choose the encoder\.model it reads: .*28"
+    ):
         new_adapter(AdapterConfig(pretrained=str(path)), unet, encoder_of(encoder_folder("clip")))
 
 

@@ -84,7 +84,9 @@ def new_adapter(config: AdapterConfig, unet: nn.Module, encoder: ImageEncoder, s
     strengths = resolve_preset(config.blocks, sites, 1.0)
     trained = frozenset(index for index, strength in strengths.items() if strength.value and not strength.swap)
     given = None if config.pretrained is None else load_adapter(Path(config.pretrained))
-    spec = _spec(_with_sizes_of(config, given), tuple(site.dim for site in sites.sites), sites.sites[0].context_dim, encoder)
+    spec = _spec(
+        _with_sizes_of(config, given), tuple(site.dim for site in sites.sites), sites.sites[0].context_dim, encoder
+    )
     check_sites(spec, sites)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
