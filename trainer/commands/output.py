@@ -36,5 +36,7 @@ def _text(value: object) -> str:
     if isinstance(value, int) and not isinstance(value, bool):
         return f"{value:,}"
     if isinstance(value, list | tuple):
+        if any(" " in str(item) for item in value):  # sentences and commands
+            return "\n".join(map(_text, value))
         return ", ".join(_text(item) for item in value) or "none"
     return str(value)

@@ -7,7 +7,7 @@ import statistics
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import datetime
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from ipadapter_core.file.container import write_aside
 from ..config import Config
 from ..config_file import read_config
 from ..data.skips import SKIPPED
+from ..words import duration
 from .contact_sheet import SHEET_FILE
 from .curves import Record, best_so_far, read_records
 from .plots import Curve, Plot, Point, smoothed
@@ -132,7 +133,7 @@ def _facts(config: Config, records: Sequence[Record]) -> Iterator[Fact]:
         yield Fact("Speed", f"{rate:,.1f} images/s", f"{seconds:.2f} s per step")
         left = max(0, config.train.steps - _step(records)) * seconds
         yield Fact(
-            "Time left", _duration(left) if left else "none", "when this was written" if left else "all steps done"
+            "Time left", duration(left) if left else "none", "when this was written" if left else "all steps done"
         )
 
 
@@ -244,14 +245,6 @@ def _seconds_per_step(training: Sequence[Record]) -> float | None:
         if later["step"] > earlier["step"]
     ]
     return statistics.median(paces) if paces else None
-
-
-def _duration(seconds: float) -> str:
-    left = timedelta(seconds=round(seconds))
-    hours, minutes = left.seconds // 3600, left.seconds % 3600 // 60
-    if left.days:
-        return f"{left.days} d {hours} h"
-    return f"{hours} h {minutes} min" if hours else f"{minutes} min" if minutes else f"{left.seconds} s"
 
 
 def _lines(path: Path) -> list[Record]:
