@@ -1,11 +1,22 @@
 """What a command says at its end: a table for a person, or one JSON object for a program."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import typer
 from rich.console import Console
 from rich.table import Table
+
+from ..words import count, duration, size
+
+# by the last word of a name: what the number is in words, and what is left of the name
+_UNITS: dict[str, tuple[Callable[[float], str], str]] = {
+    "bytes": (size, "size"),
+    "parameters": (count, "parameters"),
+    "seconds": (duration, "time"),
+    "hours": (lambda hours: duration(3600 * hours), "time"),
+    "rounding": ("{:.2g} of the largest value".format, "rounding"),
+}
 
 
 def emit(result: Mapping[str, object], as_json: bool) -> None:
@@ -26,8 +37,16 @@ def _rows(result: Mapping[str, object], prefix: str = "") -> list[tuple[str, obj
         if isinstance(value, Mapping):
             rows += _rows(value, f"{label}: ")
         else:
-            rows.append((label, value))
+            rows.append(_with_unit(label, value))
     return rows
+
+
+def _with_unit(label: str, value: object) -> tuple[str, object]:
+    before, _, last = label.rpartition(" ")
+    if last not in _UNITS or isinstance(value, bool) or not isinstance(value, int | float):
+        return label, value
+    in_words, name = _UNITS[last]
+    return (before if before and not before.endswith(":") else f"{before} {name}".strip()), in_words(value)
 
 
 def _text(value: object) -> str:
