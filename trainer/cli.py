@@ -1,6 +1,7 @@
 """The `ipadapter` program."""
 
 import logging
+import os
 import sys
 import warnings
 from collections.abc import Callable
@@ -49,6 +50,8 @@ def main() -> None:
         logging.getLogger(library).setLevel(logging.WARNING)
     for own_call in (".*torch_dtype.*", ".*local_dir_use_symlinks.*"):  # diffusers', which no user can change
         warnings.filterwarnings("ignore", message=own_call)
+    if not sys.stderr.isatty():  # in a log a bar is a line of thousands of states
+        os.environ.setdefault("TQDM_MININTERVAL", "60")
     try:
         app()
     except IPAdapterError as error:

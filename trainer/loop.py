@@ -8,12 +8,12 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
-from tqdm import tqdm
 
 from ipadapter_core.errors import IPAdapterError
 
 from .config import Config
 from .config_file import write_config
+from .progress import open_progress
 from .run import open_run
 from .state import CONFIG, CheckpointError, check_same_run, clean_up, find_checkpoints
 from .stop import StopRequest, stop_on_signals
@@ -65,9 +65,7 @@ def train(config: Config) -> Outcome:
     run.release_encoders()
     observer.at_step(counters.step)
     meter = _Meter(accelerator)
-    bar = tqdm(
-        total=config.train.steps, initial=counters.step, unit="step", disable=not accelerator.is_local_main_process
-    )
+    bar = open_progress(config.train.steps, counters.step, shows=accelerator.is_local_main_process)
     with bar, stop_on_signals() as stop:
         for batch in run.batches(counters.step) if counters.step < config.train.steps else ():
             run.skips.add(batch)

@@ -98,6 +98,11 @@ def write_report(run: Path) -> Path:
     return path
 
 
+def verdict(run: Path) -> str:
+    """What the last validation of a run shows, in a sentence. Raises ConfigError as `write_report`."""
+    return _verdict(read_config(run / "config.toml"), read_records(run))
+
+
 def _sections(values: Mapping[str, Any], prefix: str = "") -> dict[str, dict[str, Any]]:
     """Tables of a config by their TOML names, each without the tables inside it."""
     sections: dict[str, dict[str, Any]] = {}
