@@ -13,11 +13,11 @@ from trainer.config import Config
 from trainer.config_file import read_config
 from trainer.data.sources import open_sources
 from trainer.loop import train
+from trainer.metrics_log import read_records
 from trainer.models.image_encoder import load_image_encoder
 from trainer.models.loading import load_base
 from trainer.planning import make_plan
 from trainer.state import find_checkpoints
-from trainer.watch.curves import read_records
 
 CONFIGS = Path(__file__).parents[2] / "trainer" / "configs"
 RECIPES = sorted(CONFIGS.glob("*.toml"))

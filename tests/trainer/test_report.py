@@ -12,8 +12,8 @@ from PIL import Image
 
 from support.browser import CHROMIUM
 from trainer.config_file import ConfigError, parse_config, write_config
+from trainer.metrics_log import MetricsLog
 from trainer.watch.contact_sheet import save_grid
-from trainer.watch.curves import MetricsLog
 from trainer.watch.plots import Curve, Plot, smoothed, thinned
 from trainer.watch.report import REPORT_FILE, write_report
 from trainer.watch.sampling import Reference, SampleGrid, TextEmbeds

@@ -15,7 +15,7 @@ from trainer.config import Config
 from trainer.config_file import read_config
 from trainer.files.checkpoint_export import export_checkpoint
 from trainer.loop import train
-from trainer.watch.curves import read_records
+from trainer.metrics_log import read_records
 from trainer.watch.verdict import verdict_of
 
 RECIPE = Path(__file__).parents[2] / "trainer" / "configs" / "my_20_images.toml"

@@ -14,9 +14,9 @@ from ipadapter_core.network.adapter import load_adapter
 from ..config import Config
 from ..config_file import read_config
 from ..data.skips import SKIPPED
+from ..metrics_log import best_so_far, read_records
 from ..models.image_encoder import resolve_folder
 from ..state import ADAPTER, BEST, CONFIG, COUNTERS, EMA, CheckpointError, find_checkpoints
-from ..watch.curves import best_so_far, read_records
 from .export import ExportReport, export_adapter
 from .facts import Preprocess, RunCounts, run_facts
 

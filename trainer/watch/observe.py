@@ -13,11 +13,11 @@ from ipadapter_core.file.container import write_aside, write_safetensors
 
 from ..config import Config
 from ..data.loader import held_out_batches
+from ..metrics_log import MetricsLog, best_so_far, untracked
 from ..run import Run
 from ..sharding import SHARDED
 from ..state import BEST, adapter_weights
 from .contact_sheet import save_grid
-from .curves import MetricsLog, best_so_far, untracked
 from .metrics import Judge, load_judge
 from .references import held_out_references
 from .report import write_report

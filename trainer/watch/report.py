@@ -20,9 +20,9 @@ from ipadapter_core.file.container import write_aside
 from ..config import Config
 from ..config_file import read_config
 from ..data.skips import SKIPPED
+from ..metrics_log import Record, best_so_far, read_records
 from ..words import duration
 from .contact_sheet import SHEET_FILE
-from .curves import Record, best_so_far, read_records
 from .plots import Curve, Plot, Point, smoothed
 from .verdict import verdict_of
 

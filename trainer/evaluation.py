@@ -10,21 +10,21 @@ from tqdm import tqdm
 
 from ipadapter_core.errors import BadInputError
 
-from ..config import Config
-from ..data.loader import held_out_batches
-from ..data.records import Records
-from ..data.sources import open_sources
-from ..files.adapter_file import open_adapter
-from ..models.base import with_terminal_snr
-from ..models.loading import load_base
-from ..objective import Objective
-from ..run import geometry
-from .contact_sheet import save_grid
-from .metrics import load_judge
-from .references import held_out_references
-from .sampling import Sampler, SampleSettings, encode_prompt, sample_grid
-from .validation import build_grid, validate
-from .verdict import verdict_of
+from .config import Config
+from .data.loader import held_out_batches
+from .data.records import Records
+from .data.sources import open_sources
+from .files.adapter_file import open_adapter
+from .models.base import with_terminal_snr
+from .models.loading import load_base
+from .objective import Objective
+from .run import geometry
+from .watch.contact_sheet import save_grid
+from .watch.metrics import load_judge
+from .watch.references import held_out_references
+from .watch.sampling import Sampler, SampleSettings, encode_prompt, sample_grid
+from .watch.validation import build_grid, validate
+from .watch.verdict import verdict_of
 
 logger = logging.getLogger(__name__)
 
