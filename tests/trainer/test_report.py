@@ -76,7 +76,7 @@ def test_shows_curves_samples_skipped_and_settings(run):
     (run / "skipped.jsonl").write_text(json.dumps({"key": "1", "path": "broken.jpg", "reason": "cut off"}) + "\n")
     page = _page(run)
     titles = re.findall(r"<h3>([^<]+)</h3>", page)
-    assert titles[:6] == [
+    assert [title for title in titles if not title.startswith("Step")][:6] == [
         "Training loss",
         "Validation loss",
         "Gap to a wrong reference",
@@ -101,6 +101,19 @@ def test_needs_nothing_but_itself(run):
     links = re.findall(r"""(?:src|href)=["']([^"']+)""", page)
     assert all(link.startswith(("data:", "#")) for link in links)
     assert set(re.findall(r"https?://[^\"' ]+", page)) <= {"http://www.w3.org/2000/svg", "http://www.w3.org/1999/xlink"}
+
+
+def test_pictures_come_before_curves(run):
+    _train(run)
+    _sample(run, 10)
+    page = _page(run)
+    assert 0 < page.index("<h2>Sample pictures") < page.index("<h2>Curves") < page.index("<h2>Settings")
+
+
+def test_loads_itself_anew_only_while_the_run_goes_on(run):
+    _train(run)
+    assert "http-equiv" not in _page(run)
+    assert '<meta http-equiv="refresh" content="60">' in write_report(run, is_live=True).read_text(encoding="utf-8")
 
 
 def test_escapes_what_users_wrote(run):
@@ -196,7 +209,7 @@ def test_a_browser_opens_it(run, tmp_path):
     _sample(run, 20)
     picture = tmp_path / "page.png"
     options = ["--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'profile'}"]
-    command = [CHROMIUM, *options, "--window-size=900,1400", f"--screenshot={picture}", write_report(run).as_uri()]
+    command = [CHROMIUM, *options, "--window-size=900,3600", f"--screenshot={picture}", write_report(run).as_uri()]
     subprocess.run(command, check=True, capture_output=True, timeout=60)
     colors = np.asarray(Image.open(picture).convert("RGB")).reshape(-1, 3)
     orange = (np.abs(colors.astype(int) - (0xC2, 0x57, 0x0C)).max(axis=1) < 8).sum()

@@ -29,6 +29,7 @@ from .verdict import verdict_of
 REPORT_FILE = "report.html"
 _MOST_SHEETS, _SHEET_WIDTH, _JPEG_QUALITY = 12, 1400, 85  # together a few MB
 _MOST_SKIPPED = 200
+_RELOAD = 60  # seconds
 _RECENT = 20  # training records that speed is measured over
 _MEASURES = {
     "clip_i": (
@@ -66,8 +67,11 @@ class Sheet:
     height: int
 
 
-def write_report(run: Path) -> Path:
+def write_report(run: Path, *, is_live: bool = False) -> Path:
     """Make `report.html` from what lies in a run folder; returns its path.
+
+    Args:
+        is_live: the run goes on: the page loads itself anew every minute.
 
     Raises:
         ConfigError: the folder has no readable config.toml.
@@ -79,6 +83,7 @@ def write_report(run: Path) -> Path:
     page = jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)
     text = page.get_template("report.html.j2").render(
         name=run.resolve().name,
+        reload=_RELOAD if is_live else None,
         config=config,
         settings=_sections(config.model_dump(mode="json", exclude_none=True)),
         written=datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z"),
