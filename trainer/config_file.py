@@ -106,13 +106,13 @@ def _mistake(problem: Mapping[str, Any], source: str) -> ConfigError:
         return ConfigError(f"{source}: unknown key {name}", expected=f"one of {', '.join(names)}", action=hint)
     if problem["type"] == "missing":
         return ConfigError(f"{source}: {name} is missing", expected=_allowed(location), action=f"add {name}")
-    if problem["type"] == "value_error":
+    field = _field(location)
+    if problem["type"] == "value_error" and (field is None or _is_section(field.annotation)):
         return ConfigError(
             f"{source}: {problem['ctx']['error']}", expected="settings that go together", action="change one of them"
         )
-    return ConfigError(
-        f"{source}: {name} is {problem['input']!r}", expected=_allowed(location), action=f"correct {name}"
-    )
+    said = problem["ctx"]["error"] if problem["type"] == "value_error" else f"{name} is {problem['input']!r}"
+    return ConfigError(f"{source}: {said}", expected=_allowed(location), action=f"correct {name}")
 
 
 def _field(location: Sequence[str]) -> FieldInfo | None:

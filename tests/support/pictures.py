@@ -11,8 +11,10 @@ import numpy as np
 from PIL import Image
 
 from ipadapter_core.encoder.pixels import PixelFormat
-from trainer.config import Config
+from trainer.config import Config, DataConfig
+from trainer.data.records import Records
 from trainer.data.sample import Geometry
+from trainer.data.sources import open_source
 from trainer.models.image_encoder import ReferenceFormat
 
 GEOMETRY = Geometry(4, 8, ReferenceFormat(PixelFormat(8, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)), "center"))
@@ -82,3 +84,10 @@ def run_config(folder: Path, path: Path | str, **sections: Mapping[str, Any]) ->
     for name, section in sections.items():
         values[name] = {**values.get(name, {}), **section}
     return Config.model_validate_json(json.dumps(values))
+
+
+def load_records(data: DataConfig) -> Records:
+    """A data set that has numbers for its samples."""
+    records = open_source(data)
+    assert isinstance(records, Records)
+    return records

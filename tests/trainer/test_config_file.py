@@ -78,6 +78,11 @@ def test_overrides(tmp_path: Path, override: str, value: object) -> None:
         ("optimizer.clip_norm=-1", r"optimizer.clip_norm is -1. Expected: a number above 0"),
         ("optimizer.name=adam", r"is 'adam'. Expected: one of adamw, adamw8bit, prodigy, adafactor"),
         ("validation.timesteps=[2000]", r"validation.timesteps is 2000. Expected: a list .*at most 999"),
+        (
+            "optimizer.schedule=polynomial",
+            r'optimizer.schedule = "polynomial", which was the line that "linear" is; write that\. Expected: one of '
+            r"constant, linear, cosine .*correct optimizer.schedule\.",
+        ),
         ("objective.drop_text=0.95", r"drop_text \+ drop_image \+ drop_both is above 1"),
         ("objective.timestep_max=-1", r"timestep_max is -1. Expected: a whole number at least 0, at most 999"),
         ("data.reference=column", r'data.reference_column and data.reference = "column" belong together'),

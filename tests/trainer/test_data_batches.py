@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from support.pictures import GEOMETRY, gradient, run_config, write_folder
+from support.pictures import GEOMETRY, gradient, load_records, run_config, write_folder
 from trainer.batch import Batch, Skipped
 from trainer.config import Config
 from trainer.data.loader import World, held_out_batches, open_batches
@@ -23,7 +23,6 @@ from trainer.data.prepare import bucket_of, caption_digest, entry_key, place_tar
 from trainer.data.records import DataError
 from trainer.data.sample import Stores
 from trainer.data.skips import SkipLog, read_skipped
-from trainer.data.sources import load_records
 
 ALONE = World()
 RANDOM = {"crop": "random", "flip": 0.5, "augment": {"crop_scale": 0.3, "color": 0.3}}

@@ -51,22 +51,6 @@ def _open_sources(config: Config) -> tuple[Source, Records]:
     return source, _hold_out(kept, validation.images, config.train.seed)[1]
 
 
-def load_records(data: DataConfig) -> Records:
-    """As `open_source`, for those who need samples by number.
-
-    Raises:
-        DataError: as there, or the data set is a stream.
-    """
-    source = open_source(data)
-    if isinstance(source, Shards):
-        raise DataError(
-            f"{data.path} is streamed, and its samples have no numbers",
-            expected="a folder, a list file or a Hugging Face dataset here",
-            action="name such a data set",
-        )
-    return source
-
-
 def _hold_out(source: Source, images: int, seed: int) -> tuple[Source, Records]:
     return source.hold_out(images) if isinstance(source, Shards) else split_validation(source, images, seed)
 
