@@ -17,10 +17,11 @@ _MOST_PICTURES = 1000
 
 def verdict_of(validation: Mapping[str, Any]) -> str:
     """What a "validation" record of metrics.jsonl shows: apart, not apart, or too few pictures to be sure."""
-    true, shuffled, gap = validation["true"], validation["shuffled"], validation["gap_shuffled"]
-    error, pictures = validation.get("gap_error"), int(validation["pictures"])
-    if None in (true, shuffled, gap, error):
+    numbers: list[Any] = [validation.get(name) for name in ("true", "shuffled", "gap_shuffled", "gap_error")]
+    if None in numbers:
         return "The validation loss is not a number: see the training loss for when that began."
+    true, shuffled, gap, error = map(float, numbers)
+    pictures = int(validation["pictures"])
     bound, noticeable = _quantile(pictures) * error, _NOTICEABLE * true
     losses = f"validation loss from {true:.4f} to {shuffled:.4f}"
     held_out = f"{pictures} held-out pictures"
