@@ -96,7 +96,7 @@ def test_diffengine_recipes_differ_in_encoder_and_start_alone() -> None:
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda recipe: recipe.stem)
 def test_recipe_says_what_it_is_and_how_to_run_it(recipe: Path) -> None:
-    header = recipe.read_text(encoding="utf-8").partition("\n\n[")[0]
+    header = recipe.read_text(encoding="utf-8").partition("\n\n")[0]
     assert all(line.startswith("#") for line in header.splitlines())
     command = f"train trainer/configs/{recipe.name}"
     assert command in " ".join(header.replace("#", "").replace("\\", "").split())
