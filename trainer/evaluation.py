@@ -9,6 +9,7 @@ from accelerate import PartialState
 from tqdm import tqdm
 
 from ipadapter_core.errors import BadInputError
+from ipadapter_core.network.adapter import read_spec
 
 from .config import Config
 from .data.loader import held_out_batches
@@ -44,6 +45,7 @@ def evaluate(config: Config, file: Path, folder: Path, *, images: int | None) ->
         IPAdapterError: what config or file name is missing, broken or does not fit together.
     """
     held_out = held_out_pictures(config, images)
+    read_spec(file)  # a wrong file is said before the models are loaded
     device = PartialState().device
     base = load_base(config.base, device)
     if config.objective.zero_terminal_snr:

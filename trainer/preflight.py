@@ -9,6 +9,7 @@ from .data.pictures import BrokenPictureError, Picture, upright_size
 from .data.records import DataError, Records
 from .data.sources import Source
 from .draws import sample_generator
+from .models.image_encoder import resolve_folder
 from .state import CheckpointError
 
 _LOOKED_AT = 64  # pictures and references, spread evenly
@@ -21,6 +22,7 @@ def check_before_models(config: Config, source: Source, held_out: Records) -> No
     Raises:
         DataError: more pictures cannot be read than `data.max_skipped` lets through, or too few are held out.
         CheckpointError: the run folder cannot be one.
+        ModelNotFoundError: no such encoder.
         UnreadableFileError, UnknownCheckpointError, UnsupportedFamilyError: as `read_spec`, of adapter.pretrained.
     """
     _check_output(config.run)
@@ -35,6 +37,7 @@ def check_before_models(config: Config, source: Source, held_out: Records) -> No
     for records in (source, held_out):
         if isinstance(records, Records):  # a stream finds out as it reads
             _check_pictures(records, config)
+    resolve_folder(config.encoder.model, "encoder.model")  # small beside the base, which is loaded first
 
 
 def _check_pictures(records: Records, config: Config) -> None:

@@ -7,14 +7,17 @@ from typing import Any
 
 import pytest
 import torch
+from typer.testing import CliRunner
 
 from ipadapter_core.errors import IPAdapterError
 from support.pictures import write_shards
 from support.training import make_config, write_pictures
 from trainer.cache.fill import fill
 from trainer.cache.training import open_stores
+from trainer.cli import app
 from trainer.config import Config
 from trainer.data.sources import open_sources
+from trainer.evaluation import evaluate
 from trainer.loop import train
 from trainer.models.image_encoder import load_image_encoder
 from trainer.models.loading import load_base
@@ -71,6 +74,23 @@ def test_data_is_checked_before_models_are_loaded(tmp_path: Path, mistake: Calla
     with pytest.raises(IPAdapterError, match=MISTAKES[mistake]):
         open_run(config)
     assert not (tmp_path / "run").exists()
+
+
+def test_the_encoder_is_looked_for_before_the_base_is_loaded(tmp_path: Path) -> None:
+    pictures = write_pictures(tmp_path / "pictures", 8)
+    with pytest.raises(IPAdapterError, match=r"encoder\.model = 'nowhere'"):
+        open_run(make_config(NOWHERE, NOWHERE, pictures, tmp_path / "run"))
+
+
+def test_a_wrong_adapter_file_is_said_before_the_base_is_loaded(tmp_path: Path) -> None:
+    pictures = write_pictures(tmp_path / "pictures", 8)
+    config = make_config(NOWHERE, NOWHERE, pictures, tmp_path / "run", validation={"every": 1, "images": 2})
+    for file in ("gone.safetensors", "0.png"):
+        with pytest.raises(IPAdapterError, match=file):
+            evaluate(config, pictures / file, tmp_path / "eval", images=None)
+        pair = ["--adapter", str(pictures / file), "--image", str(pictures / "0.png")]
+        drawn = CliRunner().invoke(app, ["sample", "--base", "nowhere", *pair, "-o", str(tmp_path / "out")])
+        assert file in str(drawn.exception)
 
 
 def test_a_few_broken_pictures_are_no_reason_to_stop(
