@@ -85,6 +85,14 @@ def test_more_memory_is_used(tmp_path: Path) -> None:
         assert {config.train.batch_size * config.train.accumulate for config in made} == {4}
 
 
+def test_a_gpu_that_is_too_small_gets_what_takes_least(tmp_path: Path) -> None:
+    small = replace(GPU, memory=12 * GIB)
+    config = config_of(tmp_path, TWENTY, SDXL, small)
+    assert (config.optimizer.name, config.optimizer.ema_decay, config.train.batch_size) == ("adafactor", None, 1)
+    assert any("too little memory" in note for note in suggest("p", "mine", TWENTY, SDXL, small).notes)
+    assert config_of(tmp_path, TWENTY, SD15, small).optimizer.name == "adamw"
+
+
 def test_precision_is_what_the_machine_has(tmp_path: Path) -> None:
     old = config_of(tmp_path, TWENTY, SD15, replace(GPU, has_bf16=False))
     none = config_of(tmp_path, TWENTY, SD15, Machine(memory=None, has_bf16=False, cores=2))

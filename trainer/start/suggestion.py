@@ -37,7 +37,8 @@ class _Size:
     picture: float
 
 
-_SIZES = {False: _Size(512, 384, 3.5 * _GIB, 1.3 * _GIB), True: _Size(1024, 768, 15 * _GIB, 6 * _GIB)}
+# of a picture: what is kept for the backward pass, counted (0.8 and 5.8 GB), and room for single operations
+_SIZES = {False: _Size(512, 384, 3.5 * _GIB, 1.0 * _GIB), True: _Size(1024, 768, 14 * _GIB, 6.5 * _GIB)}
 _CHECKPOINTED = 0.35  # of a picture's bytes that gradient checkpointing leaves
 _USABLE = 0.9  # of a GPU's memory
 
@@ -133,7 +134,9 @@ def _data(made: Suggestion, path: str, pictures: Pictures, models: Models, machi
 
 
 def _train(made: Suggestion, name: str, pictures: Pictures, models: Models, machine: Machine) -> None:
-    batch, checkpointing = _batch(_SIZES[models.is_sdxl], machine)
+    size = _SIZES[models.is_sdxl]
+    batch, checkpointing = _batch(size, machine)
+    is_tight = machine.memory is not None and machine.memory * _USABLE < size.fixed + size.picture * _CHECKPOINTED
     wanted = 4 if pictures.count < _FEW else 32
     batch = min(batch, wanted)
     accumulate = max(1, wanted // batch)
@@ -150,11 +153,15 @@ def _train(made: Suggestion, name: str, pictures: Pictures, models: Models, mach
         made.set("train.accumulate", accumulate, f"steps of {batch * accumulate} pictures")
     if checkpointing:
         made.set("train.gradient_checkpointing", True, "less memory, more time")
+    if is_tight:
+        made.set("optimizer.name", "adafactor", "keeps almost nothing beside the weights")
+        made.notes.append("this GPU may have too little memory: ipadapter plan says what is needed")
     made.set(
         "optimizer.learning_rate", 2e-5 if starts else 1e-4, "small, as it starts from a good one" if starts else ""
     )
     made.set("optimizer.warmup_steps", min(500, steps // 10))
-    made.set("optimizer.ema_decay", 0.995 if steps <= 10_000 else 0.9999)
+    if not is_tight:
+        made.set("optimizer.ema_decay", 0.995 if steps <= 10_000 else 0.9999)
     made.set("checkpoint.every", max(50, steps // 6))
     if machine.memory is None:
         made.notes.append("no GPU was found: training will take days; this config is for testing")
