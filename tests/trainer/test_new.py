@@ -163,6 +163,17 @@ def test_what_has_to_be_downloaded_comes_first(tmp_path: Path, monkeypatch: pyte
     ]
 
 
+def test_commands_are_whole_lines_on_a_narrow_terminal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_pictures(Path("mine"), 8)
+    said = CliRunner().invoke(app, ["new", "mine"], env={"COLUMNS": "60"}).stdout.splitlines()
+    assert said[-3:] == [
+        "next: hf download h94/IP-Adapter models/ip-adapter-plus_sd15.safetensors --local-dir .",
+        "next: ipadapter plan mine.toml",
+        "next: ipadapter train mine.toml",
+    ]
+
+
 def test_shards_are_not_looked_at(tmp_path: Path) -> None:
     write_shards(tmp_path / "shards", shards=1, per_shard=2)
     with pytest.raises(IPAdapterError, match=r"streamed.*sd15_base\.toml"):

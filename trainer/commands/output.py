@@ -1,7 +1,7 @@
 """What a command says at its end: a table for a person, or one JSON object for a program."""
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 import typer
 from rich.console import Console
@@ -9,6 +9,7 @@ from rich.table import Table
 
 from ..words import count, duration, size
 
+_NEXT = "next"  # of a result: what to do, or a list of it
 # by the last word of a name: what the number is in words, and what is left of the name
 _UNITS: dict[str, tuple[Callable[[float], str], str]] = {
     "bytes": (size, "size"),
@@ -25,9 +26,12 @@ def emit(result: Mapping[str, object], as_json: bool) -> None:
         typer.echo(json.dumps(result, default=str))
         return
     table = Table(show_header=False, box=None, pad_edge=False)
-    for name, value in _rows(result):
+    for name, value in _rows({name: value for name, value in result.items() if name != _NEXT}):
         table.add_row(f"[bold]{name}[/bold]", _text(value))
     Console().print(table)
+    steps = result.get(_NEXT, ())
+    for step in steps if isinstance(steps, Iterable) and not isinstance(steps, str) else (steps,):
+        typer.echo(f"next: {step}")  # outside the table, which would break a command in two
 
 
 def _rows(result: Mapping[str, object], prefix: str = "") -> list[tuple[str, object]]:

@@ -119,7 +119,9 @@ def _data(made: Suggestion, path: str, pictures: Pictures, models: Models, machi
         made.notes.append("captions that say what a picture shows make the adapter listen to prompts")
     if pictures.groups:
         made.set("data.reference", "group", f"another picture of the same of your {pictures.groups} sub-folders")
-    made.set("data.resolution", resolution, f"three in four pictures have that much, or are enlarged: {pictures.side}")
+    is_small = pictures.side < resolution
+    reason = "they are enlarged" if is_small else "it is the model's, or the most they have"
+    made.set("data.resolution", resolution, f"three in four pictures have {pictures.side} pixels or more; {reason}")
     if pictures.cut > _CUT:
         made.set("data.buckets", True, f"a square would cut off {pictures.cut:.0%} of a picture")
     made.set("data.workers", min(4, machine.cores))
@@ -162,7 +164,7 @@ def _train(made: Suggestion, name: str, pictures: Pictures, models: Models, mach
     made.set("optimizer.warmup_steps", min(500, steps // 10))
     if not is_tight:
         made.set("optimizer.ema_decay", 0.995 if steps <= 10_000 else 0.9999)
-    made.set("checkpoint.every", max(50, steps // 6))
+    made.set("checkpoint.every", max(50, steps // 60 * 10))
     if machine.memory is None:
         made.notes.append("no GPU was found: training will take days; this config is for testing")
 
