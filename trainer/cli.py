@@ -1,6 +1,7 @@
 """The `ipadapter` program."""
 
 import logging
+import os
 import sys
 import warnings
 from collections.abc import Callable
@@ -14,6 +15,7 @@ from .commands.convert import convert
 from .commands.eval import evaluate
 from .commands.export import export
 from .commands.inspect import inspect
+from .commands.new import new
 from .commands.plan import plan
 from .commands.sample import sample
 from .commands.train import train
@@ -27,6 +29,7 @@ app = typer.Typer(
     rich_markup_mode="markdown",
 )
 COMMANDS: dict[str, Callable[..., None]] = {
+    "new": new,
     "train": train,
     "cache": cache,
     "eval": evaluate,
@@ -47,6 +50,8 @@ def main() -> None:
         logging.getLogger(library).setLevel(logging.WARNING)
     for own_call in (".*torch_dtype.*", ".*local_dir_use_symlinks.*"):  # diffusers', which no user can change
         warnings.filterwarnings("ignore", message=own_call)
+    if not sys.stderr.isatty():  # in a log a bar is a line of thousands of states
+        os.environ.setdefault("TQDM_MININTERVAL", "60")
     try:
         app()
     except IPAdapterError as error:

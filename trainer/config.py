@@ -7,7 +7,7 @@ here, paths and models where they are opened.
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 Share = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[int, Field(ge=1)]
@@ -248,7 +248,7 @@ class OptimizerConfig(Section):
     """Decoupled weight decay."""
     betas: tuple[float, float] = (0.9, 0.999)
     """Decay rates of AdamW and Prodigy."""
-    schedule: Literal["constant", "linear", "cosine", "polynomial"] = "constant"
+    schedule: Literal["constant", "linear", "cosine"] = "constant"
     """How the rate falls after the warm-up."""
     warmup_steps: Annotated[int, Field(ge=0)] = 0
     """Steps over which the rate rises from 0."""
@@ -256,6 +256,13 @@ class OptimizerConfig(Section):
     """Largest gradient norm; "none": gradients are not clipped."""
     ema_decay: Annotated[float, Field(gt=0, lt=1)] | None = None
     """Decay of the moving average of all trained weights, which then is what is validated and exported."""
+
+    @field_validator("schedule", mode="before")
+    @classmethod
+    def _no_second_name_of_linear(cls, value: object) -> object:
+        if value == "polynomial":
+            raise ValueError('optimizer.schedule = "polynomial", which was the line that "linear" is; write that')
+        return value
 
 
 class TrainConfig(Section):

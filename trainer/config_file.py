@@ -37,13 +37,59 @@ class SeveralMistakesError(ConfigError):
 
 
 def read_config(path: Path, overrides: Sequence[str] = ()) -> Config:
-    """Read a TOML file and apply `a.b=value` overrides, whose values are TOML, or plain text where that is no TOML.
+    """Read a TOML file, what it extends before it, and apply `a.b=value` overrides, whose values are TOML, or plain text
+    where that is no TOML.
 
     Raises:
-        ConfigError: the file is missing or no TOML, or a key or value is wrong; one line per mistake.
+        ConfigError: a file is missing or no TOML, or a key or value is wrong; one line per mistake.
     """
+    data = _read_extended(path, ())
+    for override in overrides:
+        _apply(data, override)
+    return parse_config(data, path.name)
+
+
+def _read_extended(path: Path, extending: tuple[Path, ...]) -> dict[str, Any]:
+    """The tables of a file, laid over those of the file that its `extends` names, if it does."""
+    chain = (*extending, path)
+    if path.resolve() in {other.resolve() for other in extending}:
+        raise ConfigError(
+            f"{chain[0].name} extends itself: {' -> '.join(other.name for other in chain)}",
+            expected="a config that stands on another one",
+            action="take one extends out",
+        )
     try:
-        data = tomllib.loads(path.read_text(encoding="utf-8-sig"))  # Windows' Notepad puts a mark first
+        data = _read_toml(path)
+    except ConfigError as error:
+        if not extending:
+            raise
+        raise ConfigError(
+            f"{extending[-1].name} extends {path}, but {error.found}",
+            expected="the path of another config, from the folder of the one that names it",
+            action="correct extends",
+        ) from error
+    extended = data.pop("extends", None)
+    if extended is None:
+        return data
+    if not isinstance(extended, str):
+        raise ConfigError(
+            f"{path.name}: extends is {extended!r}", expected="the path of another config", action="correct extends"
+        )
+    return _laid_over(_read_extended(path.parent / extended, chain), data)
+
+
+def _laid_over(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+    """Tables of both, key by key; where both have a value, the upper one."""
+    both = {name: (below[name], above[name]) for name in below.keys() & above.keys()}
+    inner = {
+        name: _laid_over(*pair) for name, pair in both.items() if all(isinstance(value, Mapping) for value in pair)
+    }
+    return {**below, **above, **inner}
+
+
+def _read_toml(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8-sig"))  # Windows' Notepad puts a mark first
     except OSError as error:
         raise ConfigError(
             f"{path} cannot be read ({error.strerror})",
@@ -54,9 +100,6 @@ def read_config(path: Path, overrides: Sequence[str] = ()) -> Config:
         raise ConfigError(
             f"{path} is not TOML ({error})", expected='lines like batch_size = 8 or model = "name"', action="correct it"
         ) from error
-    for override in overrides:
-        _apply(data, override)
-    return parse_config(data, path.name)
 
 
 def parse_config(data: Mapping[str, object], source: str) -> Config:
@@ -135,13 +178,13 @@ def _mistake(problem: Mapping[str, Any], source: str) -> ConfigError:
         return ConfigError(f"{source}: unknown key {name}", expected=f"one of {', '.join(names)}", action=hint)
     if problem["type"] == "missing":
         return ConfigError(f"{source}: {name} is missing", expected=_allowed(location), action=f"add {name}")
-    if problem["type"] == "value_error":
+    field = _field(location)
+    if problem["type"] == "value_error" and (field is None or _is_section(field.annotation)):
         return ConfigError(
             f"{source}: {problem['ctx']['error']}", expected="settings that go together", action="change one of them"
         )
-    return ConfigError(
-        f"{source}: {name} is {problem['input']!r}", expected=_allowed(location), action=f"correct {name}"
-    )
+    said = problem["ctx"]["error"] if problem["type"] == "value_error" else f"{name} is {problem['input']!r}"
+    return ConfigError(f"{source}: {said}", expected=_allowed(location), action=f"correct {name}")
 
 
 def _field(location: Sequence[str]) -> FieldInfo | None:

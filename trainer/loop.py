@@ -5,14 +5,13 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 
-from tqdm import tqdm
-
 from ipadapter_core.errors import IPAdapterError
 from ipadapter_core.file.container import read_tensors
 
 from .config import Config
 from .config_file import write_config
 from .meter import Meter
+from .progress import open_progress
 from .run import open_run
 from .state import ADAPTER, CONFIG, CheckpointError, check_same_run, clean_up, find_checkpoints
 from .stop import stop_on_signals
@@ -49,7 +48,7 @@ def train(config: Config) -> Outcome:
     """
     for checkpoint in find_checkpoints(config.run)[-1:]:
         check_same_run(config, checkpoint)
-    run = open_run(config)
+    run = open_run(config, fills_cache=True)
     accelerator, state, counters = run.accelerator, run.state, run.state.counters
     if accelerator.is_main_process:
         clean_up(config.run)
@@ -65,9 +64,7 @@ def train(config: Config) -> Outcome:
     observer.at_step(counters.step)
     meter = Meter(accelerator)
     batches = meter.timed(run.batches(counters.step) if counters.step < config.train.steps else iter(()))
-    bar = tqdm(
-        total=config.train.steps, initial=counters.step, unit="step", disable=not accelerator.is_local_main_process
-    )
+    bar = open_progress(config.train.steps, counters.step, shows=accelerator.is_local_main_process)
     with bar, stop_on_signals() as stop:
         while counters.step < config.train.steps and not meter.is_told_to_stop:
             meter.add(run.step(batches))

@@ -13,6 +13,9 @@ from diffusers.training_utils import EMAModel
 from torch import Tensor, nn
 
 from .batch import Batch
+from .cache.fill import fill
+from .cache.store import CacheError
+from .cache.training import Stores as CacheStores
 from .cache.training import open_stores
 from .config import Config
 from .data.loader import World, open_batches
@@ -27,6 +30,7 @@ from .models.network import TrainableAdapter, new_adapter
 from .models.processor import install
 from .objective import Objective
 from .optimizer import MissingPackageError, build_ema, build_optimizer, build_schedule
+from .preflight import check_before_models
 from .sharding import check_sharding, configure_deepspeed
 from .state import Counters, State
 
@@ -156,8 +160,11 @@ def geometry(base: Base, encoder: ImageEncoder) -> Geometry:
     return Geometry(base.latent_channels, base.latent_factor, encoder.format)
 
 
-def open_run(config: Config) -> Run:
+def open_run(config: Config, *, fills_cache: bool = False) -> Run:
     """Open models and data, build the network and its optimiser, and hand the trained part to accelerate.
+
+    Args:
+        fills_cache: encode what the cache lacks; else that is an error.
 
     Raises:
         IPAdapterError: what the config names is missing, broken or does not fit together.
@@ -184,6 +191,7 @@ def open_run(config: Config) -> Run:
     check_sharding(accelerator.distributed_type, config, is_fsdp2=accelerator.is_fsdp2)
     torch.set_float32_matmul_precision("high")
     source, held_out = open_sources(config)
+    check_before_models(config, source, held_out)
     base = load_base(config.base, accelerator.device)
     if base.is_sdxl and config.data.resolution < _SDXL_SIDE:
         logger.warning(
@@ -200,7 +208,7 @@ def open_run(config: Config) -> Run:
         base.unet.enable_gradient_checkpointing()
     if config.train.compile:
         base.unet.compile()
-    stores = _stores(config, base, encoder, (source, held_out))
+    stores = _stores(config, base, encoder, (source, held_out), accelerator if fills_cache else None)
     objective = Objective(config.objective, base, encoder.no_image(network.spec.negative), encoder)
     optimizer = build_optimizer(network.trained_parameters(), config.optimizer)
     ema = build_ema(network.trained_parameters(), config.optimizer)
@@ -226,14 +234,34 @@ def open_run(config: Config) -> Run:
     )
 
 
-def _stores(config: Config, base: Base, encoder: ImageEncoder, sources: tuple[Source, ...]) -> Stores:
+def _stores(
+    config: Config, base: Base, encoder: ImageEncoder, sources: tuple[Source, ...], filler: Accelerator | None
+) -> Stores:
+    """The cache of a run; filled first if there is a process to fill it and something lacks."""
     if config.cache.path is None:
         return Stores()
     stores = open_stores(config, base, encoder)
-    for records in sources:
-        if isinstance(records, Records):  # a stream finds out as it reads
-            stores.require(records)
+    if filler is not None and not _is_filled(stores, sources):
+        base.unet.to("cpu")  # what encodes needs its room
+        fill(config, base, encoder, sources, progress=filler.is_local_main_process)
+        base.unet.to(filler.device)
+        stores = open_stores(config, base, encoder)
+    _require(stores, sources)
     return stores
+
+
+def _is_filled(stores: CacheStores, sources: tuple[Source, ...]) -> bool:
+    try:
+        _require(stores, sources)
+    except CacheError:
+        return False
+    return all(store.nbytes for store in stores.all)  # a stream finds out only as it reads
+
+
+def _require(stores: CacheStores, sources: tuple[Source, ...]) -> None:
+    for records in sources:
+        if isinstance(records, Records):
+            stores.require(records)
 
 
 def _prepare(

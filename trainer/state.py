@@ -27,6 +27,7 @@ from .sharding import SHARDED
 _KIND = "checkpoint"  # in messages
 ADAPTER, EMA, COUNTERS, CONFIG, REST = "adapter.safetensors", "ema.safetensors", "state.json", "config.toml", "rest"
 BEST = "best.safetensors"  # in the run folder
+BEST_STEP = "ipadapter.step"  # in its metadata: whatever rule it was kept by
 _PREFIX = "step-"
 # What may differ between the run that wrote a checkpoint and the one that goes on from it.
 _FREE = frozenset(

@@ -120,7 +120,6 @@ MISTAKES = {
     "no captions": ("train my.toml --set data.path=silent", "silent/0.png has no caption"),
     "output is a file": ("train my.toml --set train.output=my.toml", "my.toml"),
     "cache without a place": ("cache my.toml", "cache.path"),
-    "cache not filled": ("train my.toml --set cache.path=nothing", "run `ipadapter cache CONFIG`"),
     "no such preset": ("plan my.toml --set adapter.blocks=styl", "layer preset 'styl'"),
     "no adapter to evaluate": ("eval my.toml --adapter nothing.safetensors", "no file at nothing.safetensors"),
     "encoder for an adapter": ("eval my.toml --adapter vision.safetensors", "image encoder"),

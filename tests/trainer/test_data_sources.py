@@ -312,3 +312,15 @@ def test_a_shard_sample_without_a_caption_is_said(tmp_path: Path) -> None:
     write_shard(tmp_path / "00.tar", {"a": {"png": encoded(gradient(8, 8))}})
     with pytest.raises(DataError, match=r"00\.tar/a.* has no caption"):
         list(open_source(DataConfig(path=str(tmp_path))).read())
+
+
+def test_a_single_group_is_validated_with_each_picture_as_its_own_reference(tmp_path: Path) -> None:
+    """Any other member says as much of a picture as a wrong reference would: the gap would be 0 by construction."""
+    for folder in ("one/only", "two/cats", "two/dogs"):
+        write_folder(tmp_path / folder, 8)
+    for folder, is_itself in (("one", True), ("two", False)):
+        asked = {"data": {"reference": "group"}, "validation": {"every": 1, "images": 4}}
+        train, held_out = open_sources(run_config(tmp_path, tmp_path / folder, **asked))
+        for records, own in ((held_out, is_itself), (train, False)):
+            drawn = [records.reference(index, torch.Generator().manual_seed(1)) for index in range(4)]
+            assert [picture == records[index].image for index, picture in enumerate(drawn)] == [own] * 4

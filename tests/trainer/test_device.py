@@ -7,6 +7,8 @@ from typing import Any
 
 import pytest
 import torch
+from trainer.watch.curves import read_records
+from trainer.watch.evaluation import evaluate
 
 from support.encoders import FOLDERS
 from support.pretend_device import PEAK_BYTES, OtherDeviceError, pretend_device
@@ -23,8 +25,6 @@ from trainer.models.loading import load_base
 from trainer.planning import make_plan
 from trainer.run import open_run
 from trainer.watch import observe
-from trainer.watch.curves import read_records
-from trainer.watch.evaluation import evaluate
 
 WATCHED = {"every": 2, "images": 2, "timesteps": [500]} | {
     "sample_every": 2,

@@ -245,6 +245,10 @@ def test_a_run_is_exported_from_its_last_checkpoint_with_its_average(
     assert torch.equal(file.tensors[name], average.state_dict()[name])
     stated = json.loads(file.metadata["ipadapter.training"])
     assert (stated["step"], stated["samples"], stated["uses_ema"]) == (15, 120, False)
+    save_adapter(average, config.run / "best.safetensors", {"ipadapter.step": "10"})
+    by_another_rule = ["validation.best=gap"]
+    again = export_checkpoint(config.run, tmp_path / "again.safetensors", weights="best", overrides=by_another_rule)
+    assert json.loads(read_tensors(again.path).metadata["ipadapter.training"])["step"] == 10, "as the file says"
     with pytest.raises(CheckpointError, match="is no checkpoint and has none"):
         export_checkpoint(tmp_path, None)
 

@@ -21,8 +21,8 @@ from support.training import make_config, train_with_one_thread, write_pictures
 from trainer.config import Config
 from trainer.config_file import write_config
 from trainer.loop import train
+from trainer.metrics_log import read_records
 from trainer.state import ADAPTER, COUNTERS, find_checkpoints
-from trainer.watch.curves import read_records
 
 ROOT = Path(__file__).parents[2]
 KILLS, STEPS = 3, 24

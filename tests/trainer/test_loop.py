@@ -11,8 +11,8 @@ from ipadapter_core.file.container import read_tensors
 from support.training import make_config, write_pictures
 from trainer.config import Config
 from trainer.loop import DivergedError, train
+from trainer.metrics_log import read_records
 from trainer.state import CheckpointError, find_checkpoints
-from trainer.watch.curves import read_records
 
 WATCHED = {"every": 2, "images": 2, "sample_every": 3, "samples": 1, "sampler_steps": 1}
 VARIANTS: dict[str, dict[str, dict[str, Any]]] = {

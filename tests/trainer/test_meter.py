@@ -11,9 +11,9 @@ from support.training import make_config, write_pictures
 from trainer import loop
 from trainer.batch import Batch
 from trainer.config import Config
+from trainer.metrics_log import read_records
 from trainer.run import Run
 from trainer.watch import observe
-from trainer.watch.curves import read_records
 
 BACKWARD, READING, REPORT = 0.5, 0.125, 100.0  # seconds
 

@@ -29,7 +29,7 @@ else:
 ROOT = Path(__file__).parents[2]
 GUIDE = (ROOT / "docs" / "training.md").read_text(encoding="utf-8")
 NOT_RUN = """
-git clone https://github.com/ipadapter-studio/ipadapter-studio
+git clone --depth 1 https://github.com/ipadapter-studio/ipadapter-studio
 cd ipadapter-studio
 pip install -e '.[train]'
 hf download stable-diffusion-v1-5/stable-diffusion-v1-5 --local-dir models/sd15

@@ -25,7 +25,7 @@ def estimate_bytes(
     variants = config.cache.variants
     nbytes = {
         "latents": pictures * variants * sum(2 * numbers * item + 6 * 4 + 3 * _NAME_BYTES for numbers in latents),
-        "features": (references * variants + 1) * (features.numel() * item + _NAME_BYTES),
+        "features": references * variants * (features.numel() * item + _NAME_BYTES),
         "text": (captions + 1) * ((text.numel() + (0 if pooled is None else pooled.numel())) * item + 2 * _NAME_BYTES),
     }
     return nbytes | {"total": sum(nbytes.values())}

@@ -26,8 +26,7 @@ class Stores(SampleStores):
 
     Attributes:
         latents: {"mean", "std" (C, h, w), "sizes" (6,)} under `latents_key` of the target.
-        features: {"features" (E,) or (S, E)} under `entry_key` of the reference, and under `NO_IMAGE_KEY` those of
-            zero pixels.
+        features: {"features" (E,) or (S, E)} under `entry_key` of the reference.
         text: {"text" (T, D), "pooled" (P,) for SDXL} under `caption_digest`; that of "" is always there.
         digests: the memo that finds the entries of pictures without reading them.
         folder: the cache.

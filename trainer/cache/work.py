@@ -36,7 +36,7 @@ from ..data.skips import SkipLog
 from ..data.sources import Source
 from ..models.base import Base
 from ..models.image_encoder import ImageEncoder
-from .entries import NO_IMAGE_KEY, stored
+from .entries import stored
 from .index import KeyIndex
 from .pipeline import ahead, batches_alike
 from .sharing import Block
@@ -54,20 +54,19 @@ class Wanted:
     Attributes:
         key: of the entry.
         record: key of the record it is in.
-        picture: None for zero pixels.
         bucket: the size of a target, where the key has it.
     """
 
     key: str
     record: str
-    picture: Picture | None
+    picture: Picture
     digest: str = ""
     variant: int = 0
     bucket: Size | None = None
 
     @property
     def name(self) -> str:
-        return self.picture.name if self.picture is not None else "the empty picture"
+        return self.picture.name
 
 
 @dataclass(frozen=True, eq=False)
@@ -123,9 +122,9 @@ class Work:
         yield from self._blocks((item.key, item) for item in wanted)
 
     def feature_blocks(self) -> Iterator[Block[Wanted]]:
-        """References, each member of a group among them, and zero pixels."""
+        """References, each member of a group among them."""
         wanted = self._wanted(self._read(), self._references)
-        yield from self._blocks((item.key, item) for item in _first(Wanted(NO_IMAGE_KEY, "", None), wanted))
+        yield from self._blocks((item.key, item) for item in wanted)
 
     def make_text(self, missing: Mapping[str, str]) -> Iterator[Entry]:
         for batch in batches_alike(missing.items(), lambda _: None, self._batch_size):
@@ -216,7 +215,6 @@ class Work:
         yield from batches_alike(usable(), lambda prepared: prepared.pixels.shape, self._batch_size)
 
     def _target(self, wanted: Wanted) -> Prepared:
-        assert wanted.picture is not None
         data = self._config.data
         image = decode(wanted.picture)
         generator = variant_generator(self._config.train.seed, wanted.digest, wanted.variant, TARGET)
@@ -224,9 +222,6 @@ class Work:
         return Prepared(wanted, target_pixels(image, placement), placement.sizes)
 
     def _reference(self, wanted: Wanted) -> Prepared:
-        if wanted.picture is None:
-            size = self._encoder.format.pixel_format.size
-            return Prepared(wanted, torch.zeros(3, size, size))
         generator = variant_generator(self._config.train.seed, wanted.digest, wanted.variant, REFERENCE)
         image = decode(wanted.picture)
         return Prepared(wanted, reference_pixels(image, self._config.data, self._encoder.format, generator))

@@ -145,6 +145,16 @@ class Records(Sequence[Record]):
         chosen = [self._chosen[index] for index in indices]
         return Records(self._rows, self._groups, chosen, self._references if keep_references else None)
 
+    def told_apart(self) -> "Records":
+        """For validation, where another record's reference is the wrong one: each is its own where all are one group.
+
+        Any member of that group says as much of a picture as any other, so that right and wrong would be alike.
+        """
+        groups = self._groups
+        if groups is None or len({groups[row] for row in self._chosen}) > 1:
+            return self
+        return Records(self._rows, None, self._chosen)
+
     def reference(self, index: int, generator: torch.Generator) -> Picture:
         """The image prompt of a record: of a group another member at random, the picture itself if it is alone."""
         if self._groups is None:

@@ -49,6 +49,11 @@ def open_sources(config: Config, *, holds_out: bool = False) -> tuple[Source, Re
     Raises:
         DataError: as `open_source`.
     """
+    source, held_out = _open_sources(config, holds_out=holds_out)
+    return source, held_out.told_apart()
+
+
+def _open_sources(config: Config, *, holds_out: bool) -> tuple[Source, Records]:
     source = open_source(config.data)
     validation = config.validation
     if validation.every is None and validation.sample_every is None and not holds_out:

@@ -9,14 +9,15 @@ import transformers
 
 from ipadapter_core.encoder.folder import read_pixel_format
 from ipadapter_core.encoder.known import read_encoder_folder, vision_config
+from ipadapter_core.file.container import read_header
 from ipadapter_core.network.adapter import load_adapter
 
 from ..config import Config
 from ..config_file import read_config
 from ..data.skips import SKIPPED
+from ..metrics_log import best_so_far, read_records
 from ..models.image_encoder import resolve_folder
-from ..state import ADAPTER, BEST, CONFIG, COUNTERS, EMA, CheckpointError, find_checkpoints
-from ..watch.curves import best_so_far, read_records
+from ..state import ADAPTER, BEST, BEST_STEP, CONFIG, COUNTERS, EMA, CheckpointError, find_checkpoints
 from .export import ExportReport, export_adapter
 from .facts import Preprocess, RunCounts, run_facts
 
@@ -94,9 +95,9 @@ def _counts(file: Path, checkpoint: Path, config: Config) -> RunCounts:
     stated: Mapping[str, int] = json.loads((checkpoint / COUNTERS).read_text(encoding="utf-8"))
     step, samples = stated["step"], stated["samples"]
     if file.name == BEST:
-        best = best_so_far(read_records(run), config.validation.best)
+        best = _best_step(file, config)
         if best is not None:
-            step, samples = best.step, samples * best.step // step  # every step sees as many
+            step, samples = best, samples * best // step  # every step sees as many
     skipped = run / SKIPPED
     return RunCounts(
         step=step,
@@ -105,6 +106,15 @@ def _counts(file: Path, checkpoint: Path, config: Config) -> RunCounts:
         pairs=stated.get("pairs"),
         skipped=len(skipped.read_text(encoding="utf-8").splitlines()) if skipped.is_file() else 0,
     )
+
+
+def _best_step(file: Path, config: Config) -> int | None:
+    """As the file says; those of earlier versions do not, and were the best by the run's rule."""
+    stated = read_header(file).get("__metadata__", {}).get(BEST_STEP)
+    if stated is not None:
+        return int(str(stated))
+    best = best_so_far(read_records(file.parent), config.validation.best)
+    return None if best is None else best.step
 
 
 def _prediction_type(config: Config) -> str | None:

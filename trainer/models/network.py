@@ -2,7 +2,9 @@
 
 # B samples, S feature positions, E encoder dim, N image tokens, C cross-attention dim
 
+import json
 from collections.abc import Iterator
+from itertools import groupby
 from pathlib import Path
 from typing import Any, cast
 
@@ -10,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ipadapter_core.backbone.unet import UNET
+from ipadapter_core.encoder.known import encoder_need
 from ipadapter_core.errors import MismatchError
 from ipadapter_core.file.detect import BASE_NAMES
 from ipadapter_core.file.spec import AdapterSpec, EncoderHint, Negative, Projection, ResamplerSpec
@@ -76,18 +79,22 @@ def new_adapter(
 
     Raises:
         BadInputError: an unknown layer preset, or one without a site here.
-        MismatchError: `pretrained` is another kind of adapter.
+        MismatchError: `pretrained` is of another kind or size; says which.
+        UnreadableFileError, UnknownCheckpointError: as `load_adapter`, of `pretrained`.
     """
     sites, attentions = discover_sites(unet)
     strengths = resolve_preset(config.blocks, sites, 1.0)
     trained = frozenset(index for index, strength in strengths.items() if strength.value and not strength.swap)
-    spec = _spec(config, tuple(site.dim for site in sites.sites), sites.sites[0].context_dim, encoder)
+    given = None if config.pretrained is None or is_fresh else load_adapter(Path(config.pretrained))
+    spec = _spec(
+        _with_sizes_of(config, given), tuple(site.dim for site in sites.sites), sites.sites[0].context_dim, encoder
+    )
     check_sites(spec, sites)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         adapter = IPAdapter(spec)
-    if config.pretrained is not None and not is_fresh:
-        adapter.load_state_dict(_pretrained(Path(config.pretrained), spec))
+    if given is not None:
+        adapter.load_state_dict(_pretrained(Path(str(config.pretrained)).name, given, spec))
     elif config.init == "text":
         _copy_text_projections(adapter, attentions)
     return TrainableAdapter(adapter, trained)
@@ -138,19 +145,56 @@ def _copy_text_projections(adapter: IPAdapter, attentions: tuple[Any, ...]) -> N
             site.to_v_ip.weight.copy_(attention.to_v.weight)
 
 
-def _pretrained(path: Path, spec: AdapterSpec) -> dict[str, Tensor]:
-    given = load_adapter(path)
-    wanted = {name: tuple(tensor.shape) for name, tensor in _meta(spec).items()}
+def _with_sizes_of(config: AdapterConfig, given: IPAdapter | None) -> AdapterConfig:
+    """The number of tokens and the resampler's width of the file to start from, where the config leaves them open."""
+    if given is None or given.spec.projection is not _PROJECTIONS[config.kind]:
+        return config
+    resampler = given.spec.resampler
+    sizes = {"tokens": given.spec.num_tokens, "resampler_dim": resampler.dim if resampler else None}
+    return config.model_copy(update={key: value for key, value in sizes.items() if getattr(config, key) is None})
+
+
+def _pretrained(name: str, given: IPAdapter, spec: AdapterSpec) -> dict[str, Tensor]:
+    wanted = {key: tuple(tensor.shape) for key, tensor in _meta(spec).items()}
     state_dict = given.state_dict()
-    wrong = [name for name, shape in wanted.items() if name not in state_dict or state_dict[name].shape != shape]
-    if wrong or len(state_dict) != len(wanted):
-        raise MismatchError(
-            f"adapter.pretrained {path.name} is {given.spec.family} ({given.spec.num_tokens} tokens, "
-            f"{given.spec.num_sites} sites, reads {given.spec.image_dim}-wide features)",
-            expected=f"{spec.family} ({spec.num_tokens} tokens, {spec.num_sites} sites, {spec.image_dim}-wide features)",
-            action="describe that adapter in [adapter] and [encoder], or start without adapter.pretrained",
-        )
-    return cast("dict[str, Tensor]", state_dict)
+    wrong = [key for key, shape in wanted.items() if key not in state_dict or state_dict[key].shape != shape]
+    if not wrong and len(state_dict) == len(wanted):
+        return cast("dict[str, Tensor]", state_dict)
+    differences = [
+        (what, there, here, action)
+        for (what, there, action), (_, here, _) in zip(_sizes(given.spec), _sizes(spec), strict=True)
+        if there != here
+    ]
+    if not differences:
+        differences = [("tensors", ", ".join(set(state_dict) ^ set(wanted)), "none of them", "start without it")]
+    raise MismatchError(
+        f"adapter.pretrained {name} ({given.spec.family}), which has "
+        + "; ".join(f"{what} {there}, not {here}" for what, there, here, _ in differences),
+        expected="a file of the kind and sizes that [adapter], encoder.model and base.model ask for",
+        action=f"{differences[0][3]}, or name another file",
+    )
+
+
+def _sizes(spec: AdapterSpec) -> list[tuple[str, object, str]]:
+    """What decides the shapes of an adapter: in words, its value, and what makes a config ask for that one."""
+    kinds = {projection: kind for kind, projection in _PROJECTIONS.items()}
+    kind, resampler = kinds.get(spec.projection, spec.projection.value), spec.resampler
+    names = {"resampler_dim": "dim", "resampler_depth": "depth", "resampler_head_dim": "head_dim"}
+    keys: dict[str, object] = {"kind": kind, "tokens": spec.num_tokens}
+    keys |= {key: getattr(resampler, name, None) for key, name in names.items()}
+    own = [(f"adapter.{key}", value, f"set adapter.{key} = {json.dumps(value)}") for key, value in keys.items()]
+    need, base = encoder_need(spec), f"choose a base.model like the one it is for ({spec.base})"
+    return [
+        *own,
+        ("features of width", spec.image_dim, f"choose the encoder.model it reads: {need}"),
+        ("text tokens of width", spec.cross_attention_dim, base),
+        ("attention layers of widths", _in_short(spec.site_dims), base),
+    ]
+
+
+def _in_short(widths: tuple[int, ...]) -> str:
+    """`320 (2), 640 (3)`, in the order of the layers."""
+    return ", ".join(f"{width} ({sum(1 for _ in group)})" for width, group in groupby(widths))
 
 
 def _meta(spec: AdapterSpec) -> dict[str, Tensor]:

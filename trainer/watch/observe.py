@@ -4,10 +4,13 @@ import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 
+import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
+from PIL import Image
 from tqdm import tqdm
 
 from ipadapter_core.file.container import write_aside, write_safetensors
@@ -15,11 +18,11 @@ from ipadapter_core.file.container import write_aside, write_safetensors
 from ..config import Config
 from ..data.loader import held_out_batches
 from ..meter import Reading
+from ..metrics_log import MetricsLog, best_so_far, untracked
 from ..run import Run
 from ..sharding import SHARDED
-from ..state import BEST, adapter_weights
+from ..state import BEST, BEST_STEP, adapter_weights
 from .contact_sheet import save_grid
-from .curves import MetricsLog, best_so_far, untracked
 from .metrics import Judge, load_judge
 from .references import held_out_references
 from .report import write_report
@@ -75,11 +78,11 @@ class Observer:
             if draws:
                 self._draw(step)
             self._keep_best(step)
-        self.report()
+        self.report(is_live=True)
 
-    def report(self) -> None:
+    def report(self, *, is_live: bool = False) -> None:
         if self.run.accelerator.is_main_process:
-            write_report(self.run.config.run)
+            write_report(self.run.config.run, is_live=is_live)
 
     def close(self) -> None:
         """End trackers; call it when the loop is over, finished or stopped."""
@@ -124,7 +127,8 @@ class Observer:
                 self.sampler, adapter, self.run.objective.no_image, self.references, bar.update, share=share
             )
         if is_main:
-            save_grid(grid, self.run.config.run / "samples" / f"step-{step:08d}")
+            sheet, *_ = save_grid(grid, self.run.config.run / "samples" / f"step-{step:08d}")
+            _track_sheet(self.run.accelerator, sheet, step)
             self.log.write(step, "samples", self.judge.rate(grid) if self.judge is not None else {})
 
     def _keep_best(self, step: int) -> None:
@@ -133,7 +137,7 @@ class Observer:
             return
         weights = adapter_weights(self.run.accelerator, self.run.adapter)
         if self.run.accelerator.is_main_process:
-            metadata = self.run.network.spec.to_metadata()
+            metadata = self.run.network.spec.to_metadata() | {BEST_STEP: str(step)}
             write_aside(self.run.config.run / BEST, lambda path: write_safetensors(path, weights, metadata))
 
 
@@ -177,3 +181,11 @@ def _track(accelerator: Accelerator, config: Config) -> Callable[[dict[str, floa
         return untracked
     accelerator.init_trackers(config.run.resolve().name)
     return lambda values, step: accelerator.log(values, step=step)
+
+
+def _track_sheet(accelerator: Accelerator, sheet: Path, step: int) -> None:
+    with Image.open(sheet) as image:
+        pixels = np.asarray(image.convert("RGB"))[None]  # (1, H, W, 3)
+    for tracker in accelerator.trackers:
+        layout = {"dataformats": "NHWC"} if tracker.name == "tensorboard" else {}
+        tracker.log_images({"samples": pixels}, step=step, **layout)
