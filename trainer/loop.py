@@ -14,7 +14,7 @@ from ipadapter_core.errors import IPAdapterError
 
 from .config import Config
 from .config_file import write_config
-from .run import open_run
+from .run import Run, open_run
 from .state import CONFIG, CheckpointError, check_same_run, clean_up, find_checkpoints
 from .stop import StopRequest, stop_on_signals
 from .watch.observe import open_observer
@@ -48,19 +48,9 @@ def train(config: Config) -> Outcome:
     Every process of a launch calls it. Raises IPAdapterError for whatever the user can mend: paths, data, settings, a
     diverged loss.
     """
-    for checkpoint in find_checkpoints(config.run)[-1:]:
-        check_same_run(config, checkpoint)
     run = open_run(config)
     accelerator, adapter, state, counters = run.accelerator, run.adapter, run.state, run.state.counters
-    if accelerator.is_main_process:
-        clean_up(config.run)
-    accelerator.wait_for_everyone()
-    for checkpoint in find_checkpoints(config.run)[-1:]:
-        state.restore(checkpoint)
-        logger.info("going on from %s", checkpoint)
-    if accelerator.is_main_process:
-        _make_folder(config.run)
-        write_config(config, config.run / CONFIG)
+    _resume(run)
     observer = open_observer(run)
     run.release_encoders()
     observer.at_step(counters.step)
@@ -103,6 +93,21 @@ def train(config: Config) -> Outcome:
             meter.leave_out_pauses()
     observer.close()
     return Outcome(counters.step, counters.samples, tuple(meter.losses), counters.step >= config.train.steps)
+
+
+def _resume(run: Run) -> None:
+    """Go on from the last checkpoint, if there is one of this very run."""
+    identity = run.state.identity()  # of a new one too: parts of the models are released afterwards
+    if run.accelerator.is_main_process:
+        clean_up(run.config.run)
+    run.accelerator.wait_for_everyone()
+    for checkpoint in find_checkpoints(run.config.run)[-1:]:
+        check_same_run(identity, run.config, checkpoint)
+        run.state.restore(checkpoint)
+        logger.info("going on from %s", checkpoint)
+    if run.accelerator.is_main_process:
+        _make_folder(run.config.run)
+        write_config(run.config, run.config.run / CONFIG)
 
 
 @dataclass

@@ -1,5 +1,6 @@
 """`Run`: everything a training loop works with, opened from a config in one place."""
 
+import functools
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -27,6 +28,7 @@ from .models.network import TrainableAdapter, new_adapter
 from .models.processor import install
 from .objective import Objective
 from .optimizer import MissingPackageError, build_ema, build_optimizer, build_schedule
+from .resume.identify import identify
 from .sharding import check_sharding, configure_deepspeed
 from .state import Counters, State
 
@@ -149,6 +151,7 @@ def open_run(config: Config) -> Run:
     adapter, optimizer = _prepare(accelerator, network, optimizer, config)
     schedule = build_schedule(optimizer, config.optimizer, config.train.steps)
     counters = Counters(pairs=len(source) if isinstance(source, Records) else None)
+    identity = functools.cache(lambda: identify(config, base, encoder, network, (source, held_out), accelerator))
     return Run(
         config=config,
         accelerator=accelerator,
@@ -160,7 +163,7 @@ def open_run(config: Config) -> Run:
         optimizer=optimizer,
         schedule=schedule,
         ema=ema,
-        state=State(config, accelerator, adapter, schedule, ema, counters),
+        state=State(config, accelerator, adapter, optimizer, schedule, ema, counters, identity),
         source=source,
         held_out=held_out,
         stores=stores,
