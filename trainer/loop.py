@@ -10,20 +10,14 @@ import torch
 from accelerate import Accelerator
 from tqdm import tqdm
 
-from ipadapter_core.errors import IPAdapterError
-
 from .config import Config
 from .config_file import write_config
 from .run import Run, open_run
-from .state import CONFIG, CheckpointError, check_same_run, clean_up, find_checkpoints
+from .state import CONFIG, CheckpointError, check_same_run, clean_up, diverged, find_checkpoints
 from .stop import StopRequest, stop_on_signals
 from .watch.observe import open_observer
 
 logger = logging.getLogger(__name__)
-
-
-class DivergedError(IPAdapterError):
-    """The loss is no number any more."""
 
 
 @dataclass(frozen=True)
@@ -151,15 +145,8 @@ class _Meter:
 
 
 def _check_finite(loss: float, config: Config, step: int) -> None:
-    if math.isfinite(loss):
-        return
-    saved = find_checkpoints(config.run)
-    raise DivergedError(
-        f"a loss of {loss} at step {step}",
-        expected="a finite loss",
-        action="lower optimizer.learning_rate, or set base.precision to bf16; the last checkpoint is "
-        f"{saved[-1] if saved else 'not written yet'}",
-    )
+    if not math.isfinite(loss):
+        raise diverged(config.run, f"a loss of {loss} at step {step}")
 
 
 def _make_folder(run: Path) -> None:

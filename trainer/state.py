@@ -36,11 +36,17 @@ BEST = "best.safetensors"  # in the run folder
 _PREFIX = "step-"
 _SCALER = "scaler.pt"
 _OF_CONFIG = ("lr", "initial_lr", "weight_decay", "betas")  # of an optimiser's groups: those of the session that runs
+_LARGEST = torch.finfo(torch.float16).max  # what is exported; weights of use are far below
+_NO_NUMBERS = "no numbers any more, or too large for float16"
 logger = logging.getLogger(__name__)
 
 
 class CheckpointError(IPAdapterError):
     """A checkpoint that cannot be used."""
+
+
+class DivergedError(IPAdapterError):
+    """The loss, or the weights, are no numbers any more."""
 
 
 @dataclass
@@ -93,7 +99,12 @@ class State:
         return self.config.run / "checkpoints" / f"{_PREFIX}{step:08d}"
 
     def save(self) -> Path:
-        """Write a checkpoint aside, rename it, and delete those beyond `checkpoint.keep`. Every process must call it."""
+        """Write a checkpoint aside, rename it, and delete those beyond `checkpoint.keep`. Every process must call it.
+
+        Raises:
+            DivergedError: a weight is no finite number. Nothing is written.
+        """
+        self._check_finite()
         final = self.folder(self.counters.step)
         partial = final.with_name(f".{final.name}.partial")
         if self.accelerator.is_main_process and not final.exists():
@@ -121,7 +132,7 @@ class State:
         for name in ("step", "samples", "ema_step"):
             setattr(self.counters, name, stated[name])
         if self.accelerator.distributed_type not in SHARDED:
-            self.network.adapter.load_state_dict(read_tensors(folder / ADAPTER, _KIND).tensors)
+            self.network.adapter.load_state_dict(_finite_weights(folder))
         settings = [
             {name: group[name] for name in _OF_CONFIG if name in group} for group in self.optimizer.param_groups
         ]
@@ -167,6 +178,13 @@ class State:
         weights = dict(self.network.adapter.state_dict())
         weights.update(zip(trained_names(self.network), self.ema.shadow_params, strict=True))
         return weights
+
+    def _check_finite(self) -> None:
+        parameters = (parameter.detach() for parameter in self.adapter.parameters() if parameter.requires_grad)
+        own = (part.to_local() if hasattr(part, "to_local") else part for part in parameters)  # FSDP's have one
+        lost = torch.stack([~_are_numbers(part) for part in own]).any()
+        if self.accelerator.reduce(lost.float()).item():
+            raise diverged(self.config.run, f"weights at step {self.counters.step} that are {_NO_NUMBERS}")
 
     def _save_own(self, folder: Path, weights: Mapping[str, Tensor]) -> None:
         metadata = self.network.spec.to_metadata()
@@ -260,8 +278,47 @@ def _unreadable(folder: Path, name: str, error: Exception) -> CheckpointError:
     return CheckpointError(
         f"{folder / name}, which cannot be read ({type(error).__name__}: {error})",
         expected="a checkpoint as this version of the trainer wrote it",
-        action=f"delete the folder {folder}; the run then goes on from the checkpoint before it, if there is one",
+        action=_without(folder),
     )
+
+
+def diverged(run: Path, found: str) -> DivergedError:
+    """What is found when training has gone astray, and from where it can go on."""
+    good = next(filter(_is_good, reversed(find_checkpoints(run))), None)
+    return DivergedError(
+        found,
+        expected="finite numbers",
+        action="lower optimizer.learning_rate, or set base.precision to bf16; "
+        + (f"the run then goes on from {good}" if good else "no checkpoint was written yet, so it then starts anew"),
+    )
+
+
+def _is_good(folder: Path) -> bool:
+    try:
+        _finite_weights(folder)
+    except IPAdapterError:
+        return False
+    return True
+
+
+def _finite_weights(folder: Path) -> dict[str, Tensor]:
+    """The trained weights of a checkpoint. Raises CheckpointError, UnreadableFileError."""
+    tensors = read_tensors(folder / ADAPTER, _KIND).tensors
+    if not all(map(_are_numbers, tensors.values())):
+        raise CheckpointError(
+            f"{folder / ADAPTER}, whose weights are {_NO_NUMBERS}",
+            expected="finite numbers",
+            action=_without(folder),
+        )
+    return tensors
+
+
+def _are_numbers(tensor: Tensor) -> Tensor:
+    return (tensor.abs() <= _LARGEST).all()  # false for NaN as well
+
+
+def _without(folder: Path) -> str:
+    return f"delete the folder {folder}; the run then goes on from the checkpoint before it, if there is one"
 
 
 def _keep_no_weights(_models: list[Any], weights: list[Any], _folder: str) -> None:

@@ -22,8 +22,8 @@ def differences_by_name(
     """What differs, as far as the settings and counters of the checkpoint tell."""
     is_stream = now.readers is not None
     yield from changed_settings(_named(config), _named(before), {})
-    settings = (plain(deciding_settings(one, is_stream=is_stream)) for one in (config, before))
-    yield from changed_settings(*settings, {})
+    ours, theirs = (plain(deciding_settings(one, is_stream=is_stream)) for one in (config, before))
+    yield from changed_settings(ours, theirs, {})
     if (pairs := counters.get("pairs")) is not None:
         yield from now.other_data(Keys(now.data.what, pairs, now.data.digest))
     if counters["step"]:

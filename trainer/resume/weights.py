@@ -37,8 +37,8 @@ class Weights:
                 continue
             layout.update(f"{name}{tuple(tensor.shape)}\n".encode())
             flat = tensor.detach().flatten()
-            some.append(flat[:: max(1, flat.numel() // _VALUES_PER_TENSOR)][:_VALUES_PER_TENSOR].bfloat16())
-        values = torch.cat(some).cpu().view(torch.int16).numpy().tobytes()
+            some.append(flat[:: max(1, flat.numel() // _VALUES_PER_TENSOR)][:_VALUES_PER_TENSOR].cpu().bfloat16())
+        values = torch.cat(some).view(torch.int16).numpy().tobytes()
         return cls(setting, place, layout.hexdigest(), base64.b64encode(values).decode())
 
     def equals(self, other: "Weights") -> bool:
