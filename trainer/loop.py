@@ -52,7 +52,7 @@ def train(config: Config) -> Outcome:
     bar = tqdm(
         total=config.train.steps, initial=counters.step, unit="step", disable=not accelerator.is_local_main_process
     )
-    with bar, stop_on_signals() as stop:
+    with bar, stop_on_signals(speaks=accelerator.is_main_process) as stop:
         for batch in run.batches(counters.step) if counters.step < config.train.steps else ():
             run.skips.add(batch)
             with accelerator.accumulate(adapter):
