@@ -4,7 +4,6 @@ import logging
 import math
 import time
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import torch
 from accelerate import Accelerator
@@ -12,8 +11,9 @@ from tqdm import tqdm
 
 from .config import Config
 from .config_file import write_config
+from .resume.occupancy import occupied
 from .run import Run, open_run
-from .state import CONFIG, CheckpointError, check_same_run, clean_up, diverged, find_checkpoints
+from .state import CONFIG, check_same_run, clean_up, diverged, find_checkpoints
 from .stop import StopRequest, stop_on_signals
 from .watch.observe import open_observer
 
@@ -42,6 +42,11 @@ def train(config: Config) -> Outcome:
     Every process of a launch calls it. Raises IPAdapterError for whatever the user can mend: paths, data, settings, a
     diverged loss.
     """
+    with occupied(config.run):
+        return _train(config)
+
+
+def _train(config: Config) -> Outcome:
     run = open_run(config)
     accelerator, adapter, state, counters = run.accelerator, run.adapter, run.state, run.state.counters
     _resume(run)
@@ -100,7 +105,6 @@ def _resume(run: Run) -> None:
         run.state.restore(checkpoint)
         logger.info("going on from %s", checkpoint)
     if run.accelerator.is_main_process:
-        _make_folder(run.config.run)
         write_config(run.config, run.config.run / CONFIG)
 
 
@@ -147,14 +151,3 @@ class _Meter:
 def _check_finite(loss: float, config: Config, step: int) -> None:
     if not math.isfinite(loss):
         raise diverged(config.run, f"a loss of {loss} at step {step}")
-
-
-def _make_folder(run: Path) -> None:
-    try:
-        run.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise CheckpointError(
-            f"train.output = {str(run)!r}, which cannot be made a folder ({error.strerror})",
-            expected="a folder, or a place where one can be made",
-            action="choose another train.output",
-        ) from error

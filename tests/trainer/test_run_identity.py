@@ -130,6 +130,13 @@ def test_what_does_not_decide_a_run_is_free(config: Any, before: Changes, after:
     assert (find_checkpoints(changed.run)[-1] / "ema.safetensors").is_file() == ("ema_decay" in str(after))
 
 
+def test_another_share_of_a_step_changes_no_loss(config: Any) -> None:
+    one = config(3, train={"batch_size": 4})
+    losses = [*train(one).losses, *train(config(5, train={"batch_size": 1, "accumulate": 4})).losses]
+    shutil.rmtree(one.run)
+    assert losses == pytest.approx(list(train(config(5, train={"batch_size": 4})).losses), rel=1e-4)
+
+
 def test_moved_models_and_pictures_are_the_same_run(config: Any, tmp_path: Path, pictures: Path) -> None:
     one = config(2)
     train(one)

@@ -6,21 +6,19 @@ import os
 import re
 import signal
 import subprocess
-import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from support.processes import start_training
 from support.training import make_config, write_pictures
 from trainer.config_file import write_config
 from trainer.state import find_checkpoints
 from trainer.stop import stop_on_signals
 from trainer.watch.curves import read_records
 
-ROOT = Path(__file__).parents[2]
 ASKED = "asked to stop"
 
 
@@ -40,20 +38,6 @@ def config_file(tmp_path: Path, base_folder: Callable[..., Path], encoder_folder
     return tmp_path / "my.toml"
 
 
-def start(config_file: Path, *launcher: str) -> "subprocess.Popen[str]":
-    """The program in a process group of its own, as a terminal starts it, when it has done some steps."""
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
-    command = [sys.executable, *launcher, "-m", "trainer", "train", str(config_file)]
-    process = subprocess.Popen(
-        command, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True, start_new_session=True
-    )
-    deadline = time.monotonic() + 120
-    while len(read_records(config_file.parent / "run")) < 3:
-        assert time.monotonic() < deadline and process.poll() is None
-        time.sleep(0.05)
-    return process
-
-
 def end(process: "subprocess.Popen[str]", number: int) -> str:
     os.killpg(process.pid, number)
     return process.communicate(timeout=120)[1]
@@ -61,7 +45,7 @@ def end(process: "subprocess.Popen[str]", number: int) -> str:
 
 @pytest.mark.slow
 def test_ctrl_c_is_answered_once_and_data_workers_go_on(config_file: Path) -> None:
-    process = start(config_file)
+    process = start_training(config_file, config_file.parent / "run")
     said = end(process, signal.SIGINT)
     assert process.returncode == 0, said[-2000:]
     assert said.count(ASKED) == 1
@@ -72,7 +56,9 @@ def test_ctrl_c_is_answered_once_and_data_workers_go_on(config_file: Path) -> No
 
 @pytest.mark.slow
 def test_two_processes_answer_once(config_file: Path) -> None:
-    process = start(config_file, "-m", "torch.distributed.run", "--nproc_per_node", "2")
+    process = start_training(
+        config_file, config_file.parent / "run", "-m", "torch.distributed.run", "--nproc_per_node", "2"
+    )
     said = end(process, signal.SIGINT)
     assert said.count(ASKED) == 1
     assert not re.search("Traceback.*ipadapter|Traceback.*trainer", said)
