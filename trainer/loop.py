@@ -13,7 +13,7 @@ from .config import Config
 from .config_file import write_config
 from .resume.occupancy import occupied
 from .run import Run, open_run
-from .state import CONFIG, check_same_run, clean_up, diverged, find_checkpoints
+from .state import CONFIG, check_files, check_same_run, clean_up, diverged, find_checkpoints
 from .stop import StopRequest, stop_on_signals
 from .watch.observe import open_observer
 
@@ -101,6 +101,7 @@ def _resume(run: Run) -> None:
         clean_up(run.config.run)
     run.accelerator.wait_for_everyone()
     for checkpoint in find_checkpoints(run.config.run)[-1:]:
+        check_files(checkpoint)
         check_same_run(identity, run.config, checkpoint)
         run.state.restore(checkpoint)
         logger.info("going on from %s", checkpoint)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from .config_file import read_config
 from .files.checkpoint_export import find_checkpoint
-from .state import ADAPTER, CONFIG, CheckpointError, find_checkpoints
+from .state import ADAPTER, CONFIG, CheckpointError, check_files, find_checkpoints
 
 
 def starting_weights(source: Path, run: Path) -> str:
@@ -17,7 +17,9 @@ def starting_weights(source: Path, run: Path) -> str:
     Raises:
         CheckpointError: no such checkpoint, or the folder holds another run.
     """
-    weights = str(find_checkpoint(source) / ADAPTER)
+    begins_with = find_checkpoint(source)
+    check_files(begins_with, ADAPTER)
+    weights = str(begins_with / ADAPTER)
     for checkpoint in find_checkpoints(run)[-1:]:
         if read_config(checkpoint / CONFIG).adapter.pretrained != weights:
             raise CheckpointError(

@@ -27,6 +27,7 @@ from .models.network import TrainableAdapter
 from .resume.earlier import differences_by_name
 from .resume.identify import default_settings
 from .resume.identity import Difference, RunIdentity
+from .resume.sums import FILES, SUM, changed_files, file_sums, is_whole, sealed
 from .sharding import SHARDED
 
 _KIND = "checkpoint"  # in messages
@@ -119,6 +120,8 @@ class State:
             self._save_own(partial, weights)
         self.accelerator.wait_for_everyone()
         if self.accelerator.is_main_process:
+            note = {**asdict(self.counters), FILES: file_sums(partial)}  # of all processes' files
+            (partial / COUNTERS).write_text(json.dumps(sealed(note)), encoding="utf-8")
             sync(*partial.rglob("*"), partial)  # so that the rename never comes before the contents
             partial.rename(final)
             sync(final.parent)
@@ -194,7 +197,6 @@ class State:
             write_safetensors(folder / EMA, self.ema_weights(), metadata)
         write_config(self.config, folder / CONFIG)
         (folder / IDENTITY).write_text(json.dumps(self.identity().to_json()), encoding="utf-8")
-        (folder / COUNTERS).write_text(json.dumps(asdict(self.counters)), encoding="utf-8")
 
     def _delete_old(self) -> None:
         for folder in find_checkpoints(self.config.run)[: -self.config.checkpoint.keep]:
@@ -225,6 +227,28 @@ def adapter_weights(accelerator: Accelerator, adapter: torch.nn.Module) -> dict[
 def trained_names(network: TrainableAdapter) -> list[str]:
     """Published names of the trained tensors, in the order of `trained_parameters`."""
     return [name.removeprefix("adapter.") for name, value in network.named_parameters() if value.requires_grad]
+
+
+def check_files(folder: Path, *names: str) -> None:
+    """Read the files of a checkpoint, or those named, again. Of an earlier version's nobody noted what they were.
+
+    Raises:
+        CheckpointError: one is missing, or not as it was written.
+    """
+    note = _counters(folder)
+    if FILES not in note and SUM not in note:
+        return
+    damaged = None if FILES in note and is_whole(note) else (folder / COUNTERS, "is not as it was written")
+    if damaged is None:
+        wanted = {name: value for name, value in note[FILES].items() if not names or name in names}
+        damaged = next(changed_files(folder, wanted), None)
+    if damaged is not None:
+        path, problem = damaged
+        raise CheckpointError(
+            f"{path}, which {problem}",
+            expected="the files that were saved",
+            action=_without(folder),
+        )
 
 
 def check_same_run(identity: RunIdentity, config: Config, folder: Path) -> None:
