@@ -46,7 +46,11 @@ def test_every_flipped_bit_is_found(config: Config) -> None:
     for file in files:
         name = file.relative_to(checkpoint).as_posix()
         size = 8 * file.stat().st_size
-        every = range(0, size, 13) if file.name == "state.json" else [0, size - 1, *moments.sample(range(size), BITS_PER_FILE)]
+        every = (
+            range(0, size, 13)
+            if file.name == "state.json"
+            else [0, size - 1, *moments.sample(range(size), BITS_PER_FILE)]
+        )
         for bit in every:
             flip(file, bit)
             with pytest.raises(CheckpointError, match=file.name):
