@@ -75,7 +75,8 @@ class Objective:
         dtype = self.base.dtype
         added = None
         if condition.pooled is not None:
-            added = {"text_embeds": condition.pooled.to(dtype), "time_ids": condition.time_ids.to(dtype)}
+            # sizes stay as they are: in bfloat16 1333 pixels would be 1336
+            added = {"text_embeds": condition.pooled.to(dtype), "time_ids": condition.time_ids.float()}
         output: Tensor = self.base.unet(
             noisy.to(dtype),
             timesteps,

@@ -5,7 +5,6 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import islice
 from tempfile import TemporaryDirectory
 from typing import Any
 
@@ -19,6 +18,7 @@ from .cache.estimate import estimate_bytes
 from .cache.store import CacheError
 from .config import Config
 from .data.records import Records
+from .meter import peak_bytes, wait_for
 from .run import Run, open_run
 
 MEASURED_STEPS = 3
@@ -105,10 +105,11 @@ def _count(run: Run, batch: Batch, *, is_cached: bool) -> tuple[dict[str, int], 
     """Bytes on the device at the end of a forward, when most is held (buffers of single operations come on top), and
     floating-point operations of an image, two for each multiplication and addition."""
     with _saved_for_backward(run) as saved, flop_counter() as forward:
-        loss = run.objective.loss(run.network, batch.to(run.accelerator.device))
+        loss = run.loss(batch)
     with flop_counter() as backward:
         run.accelerator.backward(loss)
     run.optimizer.step()
+    run.optimizer.zero_grad(set_to_none=True)
     trained = sum(parameter.nbytes for parameter in run.network.trained_parameters())
     encoders = [] if is_cached else [run.base.vae, run.encoder.vision.model, *(text.model for text in run.base.texts)]
     memory = {
@@ -132,29 +133,23 @@ def flop_counter() -> FlopCounterMode:
 
 def _measure(run: Run, batches: Iterator[Batch]) -> dict[str, object]:
     device = run.accelerator.device
-    forwards = MEASURED_STEPS * run.config.train.accumulate
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
-        torch.cuda.synchronize(device)
+    wait_for(device)
     start = time.perf_counter()
-    images = 0
-    for batch in islice(batches, forwards):
-        run.accelerator.backward(run.objective.loss(run.network, batch.to(device)))
-        images += len(batch.positions)
-        if images % (run.config.train.batch_size * run.config.train.accumulate) == 0:
-            run.optimizer.step()
-            run.optimizer.zero_grad(set_to_none=True)
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
+    for _ in range(MEASURED_STEPS):
+        run.step(batches)
+    wait_for(device)
     seconds = time.perf_counter() - start
+    images = MEASURED_STEPS * run.config.train.batch_size * run.config.train.accumulate
     total = run.config.train.steps * run.config.train.batch_size * run.config.train.accumulate
     measured: dict[str, object] = {
         "device": str(device),
         "images_per_second": images / seconds,
         "hours": total * seconds / images / 3600,
     }
-    if device.type == "cuda":
-        measured["peak_bytes"] = torch.cuda.max_memory_allocated(device)
+    if (peak := peak_bytes(device)) is not None:
+        measured["peak_bytes"] = peak
     return measured
 
 

@@ -11,7 +11,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import is_wandb_available
 from diffusers.training_utils import EMAModel
-from torch import nn
+from torch import Tensor, nn
 
 from .batch import Batch
 from .cache.training import open_stores
@@ -78,6 +78,50 @@ class Run:
         """Endless batches of this process, from an optimiser step on."""
         world = World(self.accelerator.process_index, self.accelerator.num_processes)
         return open_batches(self.config, self.source, world, self.geometry, step, self.stores)
+
+    def loss(self, batch: Batch) -> Tensor:
+        """Of one forward, with a gradient."""
+        return self.objective.loss(self.adapter, batch.to(self.accelerator.device))
+
+    def step(self, batches: Iterator[Batch]) -> tuple[Tensor, ...]:
+        """One optimiser step: `train.accumulate` batches taken, the weights moved, the run counted on.
+
+        A step that float16's gradient scaler skips, for gradients beyond its range, moves schedule and moving average
+        no more than it moves the weights.
+
+        Returns:
+            The loss of each forward, 0-dim, on the device.
+        """
+        losses, moved = [], False
+        for _ in range(self.config.train.accumulate):
+            batch = next(batches)
+            self.skips.add(batch)
+            with self.accelerator.accumulate(self.adapter):
+                loss = self.loss(batch)
+                self.accelerator.backward(loss)
+                if self.accelerator.sync_gradients and self.config.optimizer.clip_norm is not None:
+                    self.accelerator.clip_grad_norm_(self.network.trained_parameters(), self.config.optimizer.clip_norm)
+                moved = self._move()
+                self.optimizer.zero_grad(set_to_none=True)
+            losses.append(loss.detach())
+        if moved:
+            self.schedule.step()
+            if self.ema is not None:
+                self.ema.step(self.network.trained_parameters())
+        self.state.counters.step += 1
+        self.state.counters.samples += self.samples_per_step
+        return tuple(losses)
+
+    def _move(self) -> bool:
+        """Let the optimiser step; whether it did."""
+        scaler = self.accelerator.scaler
+        if scaler is None or not self.accelerator.sync_gradients:
+            self.optimizer.step()
+            return True
+        # accelerate's own answer is wrong for fused optimisers, which are called and then skip on the device
+        before = scaler.get_scale()
+        self.optimizer.step()
+        return bool(scaler.get_scale() >= before)
 
     def release_encoders(self) -> None:
         """Free what a step does not use because the cache has it."""

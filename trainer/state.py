@@ -187,7 +187,7 @@ class State:
         own = (part.to_local() if hasattr(part, "to_local") else part for part in parameters)  # FSDP's have one
         lost = torch.stack([~_are_numbers(part) for part in own]).any()
         if self.accelerator.reduce(lost.float()).item():
-            raise diverged(self.config.run, f"weights at step {self.counters.step} that are {_NO_NUMBERS}")
+            raise diverged(self.config.run, f"weights that are {_NO_NUMBERS}, at step {self.counters.step}")
 
     def _save_own(self, folder: Path, weights: Mapping[str, Tensor]) -> None:
         metadata = self.network.spec.to_metadata()
@@ -313,7 +313,7 @@ def diverged(run: Path, found: str) -> DivergedError:
         found,
         expected="finite numbers",
         action="lower optimizer.learning_rate, or set base.precision to bf16; "
-        + (f"the run then goes on from {good}" if good else "no checkpoint was written yet, so it then starts anew"),
+        + (f"the run then goes on from the last good checkpoint, {good}" if good else "no checkpoint is good yet"),
     )
 
 

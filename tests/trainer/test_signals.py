@@ -61,6 +61,7 @@ def test_two_processes_answer_once(config_file: Path) -> None:
     )
     said = end(process, signal.SIGINT)
     assert said.count(ASKED) == 1
+    assert "trains in" not in said
     assert not re.search("Traceback.*ipadapter|Traceback.*trainer", said)
     assert find_checkpoints(config_file.parent / "run")
 

@@ -28,15 +28,18 @@ def open_source(data: DataConfig) -> Source:
     return _OPENERS[data.format if data.format != "auto" else _recognise(data.path)](data)
 
 
-def open_sources(config: Config) -> tuple[Source, Records]:
+def open_sources(config: Config, *, holds_out: bool = False) -> tuple[Source, Records]:
     """(what is trained on, `validation.images` records that are not: none if the run neither validates nor samples).
+
+    Args:
+        holds_out: give those that a run would hold out if it validated.
 
     Raises:
         DataError: as `open_source`.
     """
     source = open_source(config.data)
     validation = config.validation
-    if validation.every is None and validation.sample_every is None:
+    if validation.every is None and validation.sample_every is None and not holds_out:
         return source, Records(RowList())
     if validation.path is None:
         return _hold_out(source, validation.images, config.train.seed)

@@ -66,8 +66,10 @@ class TrainableAdapter(nn.Module):
             )
 
 
-def new_adapter(config: AdapterConfig, unet: nn.Module, encoder: ImageEncoder, seed: int = 0) -> TrainableAdapter:
-    """Build the network a config describes for a UNet and an encoder.
+def new_adapter(
+    config: AdapterConfig, unet: nn.Module, encoder: ImageEncoder, seed: int = 0, *, is_fresh: bool = False
+) -> TrainableAdapter:
+    """Build the network a config describes for a UNet and an encoder; a fresh one whatever `pretrained` says.
 
     Projections start as PyTorch initialises them, from `seed`; K/V from the text projections (arXiv 2308.06721,
     section 4.1.2) unless `init` is random.
@@ -84,7 +86,7 @@ def new_adapter(config: AdapterConfig, unet: nn.Module, encoder: ImageEncoder, s
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         adapter = IPAdapter(spec)
-    if config.pretrained is not None:
+    if config.pretrained is not None and not is_fresh:
         adapter.load_state_dict(_pretrained(Path(config.pretrained), spec))
     elif config.init == "text":
         _copy_text_projections(adapter, attentions)

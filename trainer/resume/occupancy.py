@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from accelerate import PartialState
-from accelerate.utils import broadcast_object_list
+from accelerate.utils import broadcast_object_list, parse_flag_from_env
 from filelock import FileLock, Timeout
 
 from ..state import CheckpointError
@@ -59,7 +59,9 @@ def occupied(run: Path) -> Iterator[None]:
         OccupiedError: another trainer, which lives, holds it.
         CheckpointError: nothing can be written there.
     """
-    state = PartialState()
+    state = PartialState(
+        cpu=parse_flag_from_env("ACCELERATE_USE_CPU")
+    )  # as the Accelerator that comes later sets it up
     lock, is_free, is_new = None, [True], not run.exists()
     try:
         lock = _take(run) if state.is_main_process else None

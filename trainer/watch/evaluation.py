@@ -96,8 +96,7 @@ def held_out_pictures(config: Config, images: int | None) -> Records:
             "a run of this config holds no pictures out: an adapter of it was trained on those measured here; "
             "--set validation.path=… names others"
         )
-    validation = config.validation.model_copy(update={"every": config.validation.every or 1})
-    _, held_out = open_sources(config.model_copy(update={"validation": validation}))
+    _, held_out = open_sources(config, holds_out=True)
     if images is not None and images > len(held_out):
         raise BadInputError(
             f"{images} pictures to draw from, of {len(held_out)} that are held out",

@@ -142,7 +142,7 @@ def validate(
         if counts:
             pictures, columns = zip(*cells, strict=True)
             table[kind, list(pictures), list(columns)] = values.float().cpu()
-    return _summary(total(table.to(objective.base.device)).double().cpu(), grid.timesteps)
+    return _summary(total(table.to(objective.base.device)).cpu().double(), grid.timesteps)
 
 
 Cells = tuple[tuple[int, int], ...]  # picture, column of the timestep
