@@ -11,6 +11,8 @@ import pytest
 from filelock import FileLock
 
 from support.processes import start_training
+from support.rank_work import hold
+from support.ranks import run_ranks
 from support.training import make_config, write_pictures
 from trainer.config import Config
 from trainer.config_file import write_config
@@ -75,6 +77,21 @@ def test_a_trainer_of_another_machine_is_named(tmp_path: Path) -> None:
     lock.release()
     with occupied(tmp_path / "run"):
         pass
+
+
+@pytest.mark.slow
+def test_processes_of_a_launch_hold_a_folder_together_and_are_refused_together(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    held = tmp_path / "held"
+    held.mkdir()
+    lock = claim(tmp_path / "run", "elsewhere", DEAD)
+    assert run_ranks(2, hold, tmp_path / "run", held) == [1, 1]
+    assert capfd.readouterr().err.count("OccupiedError") == 1
+    assert not list(held.iterdir())
+    lock.release()
+    assert run_ranks(2, hold, tmp_path / "run", held) == [0, 0]
+    assert {path.name for path in held.iterdir()} == {"0", "1"}
 
 
 @pytest.mark.skipif(os.name == "nt", reason="the system unlocks there")

@@ -59,9 +59,7 @@ def occupied(run: Path) -> Iterator[None]:
         OccupiedError: another trainer, which lives, holds it.
         CheckpointError: nothing can be written there.
     """
-    state = PartialState(
-        cpu=parse_flag_from_env("ACCELERATE_USE_CPU")
-    )  # as the Accelerator that comes later sets it up
+    state = PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"))  # as the Accelerator, which comes later, would
     lock, is_free, is_new = None, [True], not run.exists()
     try:
         lock = _take(run) if state.is_main_process else None
