@@ -72,11 +72,16 @@ def claim(run: Path, host: str, process: int) -> FileLock:
 
 def test_a_trainer_of_another_machine_is_named(tmp_path: Path) -> None:
     lock = claim(tmp_path / "run", "elsewhere", DEAD)
-    with pytest.raises(OccupiedError, match=f"process {DEAD} on elsewhere"), occupied(tmp_path / "run"):
+    with (
+        pytest.raises(OccupiedError, match=f"process {DEAD} on elsewhere.*delete") as caught,
+        occupied(tmp_path / "run"),
+    ):
         pass
-    lock.release()
+    (tmp_path / "run" / LOCK).unlink()  # as it advises where that machine is gone
+    assert str(tmp_path / "run" / LOCK) in str(caught.value)
     with occupied(tmp_path / "run"):
         pass
+    lock.release()
 
 
 @pytest.mark.slow

@@ -20,7 +20,9 @@ from .identity import Keys, RunIdentity
 from .weights import Weights
 
 # What of [data] says where and how to read, and not what: where it leads to is compared by its keys.
-_PLACES = frozenset({"path", "format", "image_root", "reference_folder", "workers", "max_skipped", "shuffle_buffer"})
+_PLACES = frozenset(
+    {"path", "format", "image_root", "reference_folder", "allow_pipe", "workers", "max_skipped", "shuffle_buffer"}
+)
 _SCHEDULE_STEPS = (0, 250, 500, 750, 999)
 _DIGITS = 5
 
@@ -55,7 +57,7 @@ def identify(
 
 def deciding_settings(config: Config, *, is_stream: bool) -> dict[str, Any]:
     """Settings that decide a run by themselves, whatever the models are."""
-    data = {name: value for name, value in config.data.model_dump().items() if name not in _PLACES}
+    data = _without_places(config.data.model_dump())
     if is_stream:
         data["shuffle_buffer"] = config.data.shuffle_buffer
     if not config.data.buckets:
@@ -63,6 +65,17 @@ def deciding_settings(config: Config, *, is_stream: bool) -> dict[str, Any]:
     flat = {f"objective.{name}": value for name, value in config.objective.model_dump().items()}
     flat |= {f"data.{name}": value for name, value in data.items()}
     return flat | {"train.seed": config.train.seed, "optimizer.name": config.optimizer.name}
+
+
+def _without_places(data: Mapping[str, Any]) -> dict[str, Any]:
+    """Of a data set, and of those inside it."""
+    return {
+        name: [_without_places(inner) if isinstance(inner, Mapping) else inner for inner in value]
+        if isinstance(value, tuple | list)
+        else value
+        for name, value in data.items()
+        if name not in _PLACES
+    }
 
 
 def default_settings() -> dict[str, Any]:
