@@ -260,8 +260,9 @@ def check_same_run(identity: RunIdentity, config: Config, folder: Path) -> None:
         if not differences:
             logger.warning(
                 "%s was written by an earlier version, which noted neither weights nor pictures: going on, as paths, "
-                "settings and numbers are the same",
+                "settings and numbers are the same%s",
                 folder,
+                "" if identity.forward_samples is None else "; the pictures come in the order of this version",
             )
     if differences:
         raise CheckpointError(

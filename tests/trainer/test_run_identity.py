@@ -130,6 +130,14 @@ def test_what_does_not_decide_a_run_is_free(config: Any, before: Changes, after:
     assert (find_checkpoints(changed.run)[-1] / "ema.safetensors").is_file() == ("ema_decay" in str(after))
 
 
+def test_with_buckets_the_samples_of_a_forward_decide_the_order(config: Any) -> None:
+    sizes = {"data": {"buckets": True, "bucket_step": 16}}
+    train(config(2, **sizes, train={"batch_size": 2}))
+    with pytest.raises(CheckpointError, match="a forward has 1 samples, not 2, which decides their order"):
+        train(config(4, **sizes, train={"batch_size": 1, "accumulate": 2}))
+    assert train(config(4, **sizes, train={"batch_size": 2})).step == 4
+
+
 def test_another_share_of_a_step_changes_no_loss(config: Any) -> None:
     one = config(3, train={"batch_size": 4})
     losses = [*train(one).losses, *train(config(5, train={"batch_size": 1, "accumulate": 4})).losses]
