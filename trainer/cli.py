@@ -1,5 +1,6 @@
 """The `ipadapter` program."""
 
+import io
 import logging
 import os
 import sys
@@ -45,6 +46,9 @@ for _name, _command in COMMANDS.items():
 
 def main() -> None:
     """Run a command; a user's mistake is one message and exit code 1, no traceback."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # in an encoding that may lack letters of a name, after hours of work
+            stream.reconfigure(errors="backslashreplace")
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     for library in ("accelerate", "httpx"):  # a line for each file of a checkpoint, for each request
         logging.getLogger(library).setLevel(logging.WARNING)

@@ -3,25 +3,18 @@
 import logging
 import math
 from dataclasses import dataclass
-from pathlib import Path
-
-from ipadapter_core.errors import IPAdapterError
-from ipadapter_core.file.container import read_tensors
 
 from .config import Config
 from .config_file import write_config
 from .meter import Meter
 from .progress import open_progress
-from .run import open_run
-from .state import ADAPTER, CONFIG, CheckpointError, check_same_run, clean_up, find_checkpoints
+from .resume.occupancy import occupied
+from .run import Run, open_run
+from .state import CONFIG, check_files, check_same_run, clean_up, diverged, find_checkpoints
 from .stop import stop_on_signals
 from .watch.observe import open_observer
 
 logger = logging.getLogger(__name__)
-
-
-class DivergedError(IPAdapterError):
-    """Losses or weights are no numbers any more."""
 
 
 @dataclass(frozen=True)
@@ -46,26 +39,21 @@ def train(config: Config) -> Outcome:
     Every process of a launch calls it. Raises IPAdapterError for whatever the user can mend: paths, data, settings, a
     diverged loss.
     """
-    for checkpoint in find_checkpoints(config.run)[-1:]:
-        check_same_run(config, checkpoint)
+    with occupied(config.run):
+        return _train(config)
+
+
+def _train(config: Config) -> Outcome:
     run = open_run(config, fills_cache=True)
     accelerator, state, counters = run.accelerator, run.state, run.state.counters
-    if accelerator.is_main_process:
-        clean_up(config.run)
-    accelerator.wait_for_everyone()
-    for checkpoint in find_checkpoints(config.run)[-1:]:
-        state.restore(checkpoint)
-        logger.info("going on from %s", checkpoint)
-    if accelerator.is_main_process:
-        _make_folder(config.run)
-        write_config(config, config.run / CONFIG)
+    _resume(run)
     observer = open_observer(run)
     run.release_encoders()
     observer.at_step(counters.step)
     meter = Meter(accelerator)
     batches = meter.timed(run.batches(counters.step) if counters.step < config.train.steps else iter(()))
     bar = open_progress(config.train.steps, counters.step, shows=accelerator.is_local_main_process)
-    with bar, stop_on_signals() as stop:
+    with bar, stop_on_signals(speaks=accelerator.is_main_process) as stop:
         while counters.step < config.train.steps and not meter.is_told_to_stop:
             meter.add(run.step(batches))
             bar.update()
@@ -73,14 +61,12 @@ def train(config: Config) -> Outcome:
             if is_last or counters.step % config.train.log_every == 0 or meter.may_stop_now(stop):
                 reading = meter.read(stop)
                 if not math.isfinite(reading.loss):
-                    raise _diverged(f"a loss of {reading.loss}", config, counters.step)
+                    raise diverged(config.run, f"a loss of {reading.loss} at step {counters.step}")
                 bar.set_postfix(loss=f"{reading.loss:.4f}")
                 observer.log_training(counters.step, reading, run.schedule.get_last_lr()[0])
             saves = is_last or counters.step % config.checkpoint.every == 0 or meter.is_told_to_stop
             if saves or observer.may_look(counters.step, is_last=is_last):
                 with meter.pause():
-                    if saves and not run.has_finite_weights():
-                        raise _diverged("weights that are no numbers", config, counters.step)
                     observer.at_step(counters.step, is_last=is_last)
                     if saves:
                         state.save()
@@ -88,27 +74,16 @@ def train(config: Config) -> Outcome:
     return Outcome(counters.step, counters.samples, tuple(meter.losses), counters.step >= config.train.steps)
 
 
-def _diverged(found: str, config: Config, step: int) -> DivergedError:
-    good = next((folder for folder in reversed(find_checkpoints(config.run)) if _is_good(folder)), None)
-    return DivergedError(
-        f"{found} at step {step}",
-        expected="finite numbers",
-        action="lower optimizer.learning_rate, or set base.precision to bf16; "
-        + ("no checkpoint is good" if good is None else f"the last good checkpoint is {good}"),
-    )
-
-
-def _is_good(checkpoint: Path) -> bool:
-    tensors = read_tensors(checkpoint / ADAPTER).tensors.values()
-    return all(bool(tensor.isfinite().all()) for tensor in tensors)
-
-
-def _make_folder(run: Path) -> None:
-    try:
-        run.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise CheckpointError(
-            f"train.output = {str(run)!r}, which cannot be made a folder ({error.strerror})",
-            expected="a folder, or a place where one can be made",
-            action="choose another train.output",
-        ) from error
+def _resume(run: Run) -> None:
+    """Go on from the last checkpoint, if there is one of this very run."""
+    identity = run.state.identity()  # of a new one too: parts of the models are released afterwards
+    if run.accelerator.is_main_process:
+        clean_up(run.config.run)
+    run.accelerator.wait_for_everyone()
+    for checkpoint in find_checkpoints(run.config.run)[-1:]:
+        check_files(checkpoint)
+        check_same_run(identity, run.config, checkpoint)
+        run.state.restore(checkpoint)
+        logger.info("going on from %s", checkpoint)
+    if run.accelerator.is_main_process:
+        write_config(run.config, run.config.run / CONFIG)

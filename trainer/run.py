@@ -1,5 +1,6 @@
 """`Run`: everything a training loop works with, opened from a config in one place."""
 
+import functools
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -31,6 +32,7 @@ from .models.processor import install
 from .objective import Objective
 from .optimizer import MissingPackageError, build_ema, build_optimizer, build_schedule
 from .preflight import check_before_models
+from .resume.identify import identify
 from .sharding import check_sharding, configure_deepspeed
 from .state import Counters, State
 
@@ -125,14 +127,6 @@ class Run:
         self.optimizer.step()
         return bool(scaler.get_scale() >= before)
 
-    def has_finite_weights(self) -> bool:
-        """Whether all trained numbers are finite, in every process; each must call it."""
-        parts = (
-            getattr(weight, "to_local", lambda weight=weight: weight)() for weight in self.network.trained_parameters()
-        )
-        is_finite = torch.stack([part.detach().isfinite().all() for part in parts]).all().float()
-        return bool(self.accelerator.reduce(is_finite, reduction="mean").item() == 1)
-
     def release_encoders(self) -> None:
         """Free what a step does not use because the cache has it."""
         self.base.release(
@@ -215,6 +209,7 @@ def open_run(config: Config, *, fills_cache: bool = False) -> Run:
     adapter, optimizer = _prepare(accelerator, network, optimizer, config)
     schedule = build_schedule(optimizer, config.optimizer, config.train.steps)
     counters = Counters(pairs=len(source) if isinstance(source, Records) else None)
+    identity = functools.cache(lambda: identify(config, base, encoder, network, (source, held_out), accelerator))
     return Run(
         config=config,
         accelerator=accelerator,
@@ -226,7 +221,7 @@ def open_run(config: Config, *, fills_cache: bool = False) -> Run:
         optimizer=optimizer,
         schedule=schedule,
         ema=ema,
-        state=State(config, accelerator, adapter, schedule, ema, counters),
+        state=State(config, accelerator, adapter, optimizer, schedule, ema, counters, identity),
         source=source,
         held_out=held_out,
         stores=stores,

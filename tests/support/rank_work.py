@@ -11,6 +11,7 @@ from PIL import Image
 
 from trainer.config import Config
 from trainer.loop import train
+from trainer.resume.occupancy import occupied
 from trainer.watch.sampling import Sampler
 
 
@@ -36,3 +37,9 @@ def train_sharded(config: Config) -> None:
     PartialState._shared_state["distributed_type"] = DistributedType.MULTI_GPU
     train(config)
     assert AcceleratorState().distributed_type is DistributedType.FSDP
+
+
+def hold(run: Path, held: Path) -> None:
+    """Hold a run folder in every process, and note that."""
+    with occupied(run):
+        (held / os.environ["RANK"]).touch()

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 import torch
-from trainer.watch.curves import read_records
-from trainer.watch.evaluation import evaluate
+from trainer.metrics_log import read_records
+from trainer.evaluation import evaluate
 
 from support.encoders import FOLDERS
 from support.pretend_device import PEAK_BYTES, OtherDeviceError, pretend_device

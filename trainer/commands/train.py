@@ -1,13 +1,28 @@
 """`ipadapter train`."""
 
 import shlex
+from pathlib import Path
+from typing import Annotated
+
+import typer
 
 from ..words import size
 from .options import AsJson, ConfigPath, Overrides
 from .output import emit
 
 
-def train(config: ConfigPath, overrides: Overrides = [], as_json: AsJson = False) -> None:  # noqa: B006 - typer's way
+def train(
+    config: ConfigPath,
+    restart_from: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="CHECKPOINT",
+            help="Begin another run with the weights alone of a run or checkpoint, in another train.output.",
+        ),
+    ] = None,
+    overrides: Overrides = [],  # noqa: B006 - typer's way
+    as_json: AsJson = False,
+) -> None:
     """Train an adapter, or go on with the run that train.output holds; exports it at the end.
 
     Ctrl-C and SIGTERM write a checkpoint and leave; the same command goes on from there. `report.html` in the run
@@ -23,9 +38,12 @@ def train(config: ConfigPath, overrides: Overrides = [], as_json: AsJson = False
 
     from ..files.checkpoint_export import export_checkpoint
     from ..loop import train as run
+    from ..restart import starting_weights
     from ..state import BEST
     from ..watch.report import REPORT_FILE, verdict
 
+    if restart_from is not None:
+        settings = read_config(config, [*overrides, starting_weights(restart_from, settings.run)])
     outcome = run(settings)
     if not PartialState().is_main_process:
         return

@@ -24,7 +24,7 @@ from .shard_counts import ShardCounts
 from .shards import Shards
 from .stream import Reader, stand_ins
 
-__all__ = ["Geometry", "Stores", "World", "held_out_batches", "open_batches"]
+__all__ = ["Geometry", "Stores", "World", "held_out_batches", "open_batches", "stream_workers"]
 SHARD_COUNTS = "shards.jsonl"
 """File in the run folder that says how many samples each shard of a stream has."""
 _ATTEMPTS = 1000  # records tried in place of a broken one; below the limit of broken ones a few are enough
@@ -70,7 +70,7 @@ def open_batches(
     first = start_step * config.train.accumulate
     broken: tuple[Skipped, ...] = ()
     if isinstance(source, Shards):
-        workers = _stream_workers(source, world, config.data.workers)
+        workers = stream_workers(source, world, config.data.workers)
         dataset: Dataset[Batch | _Failure] = _StreamBatches(source, maker, world, first, max(workers, 1))
         loader: DataLoader[Any] = _loader(dataset, None, workers)
     else:
@@ -183,8 +183,8 @@ class _StreamBatches(IterableDataset[Batch | _Failure]):
         return collate(samples, tuple(skipped))
 
 
-def _stream_workers(shards: Shards, world: World, wanted: int) -> int:
-    """Workers per process that each find a shard to read."""
+def stream_workers(shards: Shards, world: World, wanted: int) -> int:
+    """Workers per process that each find a shard to read. Raises DataError if a process finds none."""
     if len(shards.urls) < world.size:
         raise DataError(
             f"{len(shards.urls)} shards for {world.size} processes",

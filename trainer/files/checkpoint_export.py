@@ -17,7 +17,7 @@ from ..config_file import read_config
 from ..data.skips import SKIPPED
 from ..metrics_log import best_so_far, read_records
 from ..models.image_encoder import resolve_folder
-from ..state import ADAPTER, BEST, BEST_STEP, CONFIG, COUNTERS, EMA, CheckpointError, find_checkpoints
+from ..state import ADAPTER, BEST, BEST_STEP, CONFIG, COUNTERS, EMA, CheckpointError, check_files, find_checkpoints
 from .export import ExportReport, export_adapter
 from .facts import Preprocess, RunCounts, run_facts
 
@@ -53,6 +53,8 @@ def export_checkpoint(
             expected={EMA: "a run with optimizer.ema_decay", BEST: "a run with validation.every"}[file.name],
             action="export other weights: --raw takes the trained ones of the last checkpoint",
         )
+    if file.parent == checkpoint:
+        check_files(checkpoint, file.name, CONFIG)
     facts = run_facts(
         config, read_preprocess_of(config), _counts(file, checkpoint, config), prediction_type=_prediction_type(config)
     )
