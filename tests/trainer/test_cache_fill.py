@@ -320,7 +320,7 @@ def test_every_member_of_a_group_is_cached_as_a_reference(setup: Setup) -> None:
     assert _computed(setup.fill(config)) == ALL
     base, encoder = setup.models(config)
     geometry = Geometry(base.latent_channels, base.latent_factor, encoder.format)
-    batches = open_batches(config(config.data), World(), geometry, 0, setup.stores(config))
+    batches = open_batches(config, load_records(config.data), World(), geometry, 0, setup.stores(config))
     assert all(next(batches).features is not None for _ in range(20))
 
 

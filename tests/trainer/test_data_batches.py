@@ -32,7 +32,7 @@ RANDOM = {"crop": "random", "flip": 0.5, "augment": {"crop_scale": 0.3, "color":
 
 
 def batches(config: Config, world: World = ALONE, start: int = 0, stores: Stores | None = None) -> Iterator[Batch]:
-    return open_batches(config(config.data), world, GEOMETRY, start, stores)
+    return open_batches(config, load_records(config.data), world, GEOMETRY, start, stores)
 
 
 def read(config: Config, count: int, world: World = ALONE, start: int = 0) -> list[Batch]:
@@ -303,7 +303,7 @@ def test_a_cached_mask_is_cropped_and_mirrored_as_its_latents_were(tmp_path: Pat
         assert batch.latent_mean is not None
         assert batch.loss_mask.shape == (2, 1, 2, 2)
         assert (batch.loss_mask - (batch.latent_mean[:, :1] + 1) / 2).abs().max() < 0.05
-    for batch in held_out_batches(config(config.data), GEOMETRY, cached(config)):
+    for batch in held_out_batches(config, load_records(config.data), GEOMETRY, cached(config)):
         assert batch.loss_mask is not None
         assert batch.latent_mean is not None
         assert (batch.loss_mask - (batch.latent_mean[:, :1] + 1) / 2).abs().max() < 0.05

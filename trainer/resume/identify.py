@@ -48,7 +48,7 @@ def identify(
         data=_keys(source),
         held_out=_keys(held_out),
         step_samples=forward * train.accumulate,
-        forward_samples=forward if is_stream or config.data.buckets else None,
+        forward_samples=forward if is_stream or config.data.buckets or config.data.more_resolutions else None,
         processes=processes if is_stream or is_sharded else None,
         readers=max(1, stream_workers(source, world, config.data.workers)) if isinstance(source, Shards) else None,
         launch=f"in parts ({accelerator.distributed_type.value})" if is_sharded else "whole in each process",
