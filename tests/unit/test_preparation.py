@@ -87,7 +87,7 @@ def test_of_a_mask_the_middle_square_counts(size: tuple[int, int]) -> None:
     """A mask of its own size is not resampled, so that its middle comes out as it is."""
     masks = torch.rand(2, *size, generator=torch.Generator().manual_seed(0))
     side = min(size)
-    top, left = ((length - side) // 2 for length in size)
+    top, left = (round((length - side) / 2) for length in size)  # as torchvision's centre crop
     squares = square_masks(masks, side)
     assert squares.shape == (2, 1, side, side)
     torch.testing.assert_close(squares[:, 0], masks[:, top : top + side, left : left + side])
