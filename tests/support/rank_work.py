@@ -11,7 +11,7 @@ from PIL import Image
 
 from trainer.config import Config
 from trainer.loop import train
-from trainer.resume.occupancy import occupied
+from trainer.resume.occupancy import OccupiedError, occupied
 from trainer.watch.sampling import Sampler
 
 
@@ -40,6 +40,10 @@ def train_sharded(config: Config) -> None:
 
 
 def hold(run: Path, held: Path) -> None:
-    """Hold a run folder in every process, and note that."""
-    with occupied(run):
-        (held / os.environ["RANK"]).touch()
+    """Hold a run folder in every process, and note that, or that its message is said."""
+    try:
+        with occupied(run):
+            (held / os.environ["RANK"]).touch()
+    except OccupiedError:
+        (held / f"{os.environ['RANK']} says why").touch()
+        raise

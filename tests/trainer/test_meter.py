@@ -30,7 +30,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 
     monkeypatch.setattr(Run, "batches", batches)
     monkeypatch.setattr(loop, "Meter", partial(loop.Meter, clock=clock))
-    monkeypatch.setattr(observe, "write_report", lambda run: clock.pass_time(REPORT))
+    monkeypatch.setattr(observe, "write_report", lambda run, *, is_live: clock.pass_time(REPORT))
     return clock
 
 

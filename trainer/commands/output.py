@@ -28,10 +28,12 @@ def emit(result: Mapping[str, object], as_json: bool) -> None:
     table = Table(show_header=False, box=None, pad_edge=False)
     for name, value in _rows({name: value for name, value in result.items() if name != _NEXT}):
         table.add_row(f"[bold]{name}[/bold]", _text(value))
-    Console().print(table)
+    console = Console()
+    console.print(table)
     steps = result.get(_NEXT, ())
     for step in steps if isinstance(steps, Iterable) and not isinstance(steps, str) else (steps,):
-        typer.echo(f"next: {step}")  # outside the table, which would break a command in two
+        # outside the table and unwrapped, either of which would break a command in two
+        console.print(f"next: {step}", soft_wrap=True, markup=False, highlight=False)
 
 
 def _rows(result: Mapping[str, object], prefix: str = "") -> list[tuple[str, object]]:
