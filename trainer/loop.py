@@ -44,7 +44,7 @@ def train(config: Config) -> Outcome:
 
 
 def _train(config: Config) -> Outcome:
-    run = open_run(config, fills_cache=True)
+    run = open_run(config, lacking="fill")
     accelerator, state, counters = run.accelerator, run.state, run.state.counters
     _resume(run)
     observer = open_observer(run)

@@ -5,6 +5,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
@@ -15,7 +16,6 @@ from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, 
 
 from .batch import Batch
 from .cache.estimate import estimate_bytes
-from .cache.store import CacheError
 from .config import Config
 from .data.records import Records
 from .meter import peak_bytes, wait_for
@@ -56,9 +56,9 @@ def make_plan(config: Config) -> Plan:
     Raises:
         IPAdapterError: as `train`.
     """
-    with TemporaryDirectory(ignore_cleanup_errors=True) as folder:  # shards read through are noted in a run's folder
-        elsewhere = config.train.model_copy(update={"output": folder})
-        run, is_cached = _open(config.model_copy(update={"train": elsewhere}))
+    with TemporaryDirectory(ignore_cleanup_errors=True) as folder:
+        run = open_run(config, lacking="encode", lists=Path(folder))  # a plan may well come before the cache is filled
+        is_cached = run.stores.latents is not None
         batches = run.batches(0)
         cache = _cache(run)  # while the encoders are there
         if is_cached:
@@ -66,16 +66,6 @@ def make_plan(config: Config) -> Plan:
         memory, flops = _count(run, next(batches), is_cached=is_cached)
         measured = {"is_cached": is_cached, **_measure(run, batches), **flops}
         return Plan(_trained(run), _data(run), memory, measured, cache)
-
-
-def _open(config: Config) -> tuple[Run, bool]:
-    """With the cache if it is filled; a plan may well come before it is."""
-    if config.cache.path is not None:
-        try:
-            return open_run(config), True
-        except CacheError:
-            config = config.model_copy(update={"cache": config.cache.model_copy(update={"path": None})})
-    return open_run(config), False
 
 
 def _trained(run: Run) -> dict[str, object]:

@@ -7,8 +7,6 @@ from typing import Any
 
 import pytest
 import torch
-from trainer.metrics_log import read_records
-from trainer.evaluation import evaluate
 
 from support.encoders import FOLDERS
 from support.pretend_device import PEAK_BYTES, OtherDeviceError, pretend_device
@@ -18,8 +16,10 @@ from trainer.cache.fill import fill
 from trainer.config import Config, EncoderConfig
 from trainer.config_file import parse_config
 from trainer.data.sources import open_sources
+from trainer.evaluation import evaluate
 from trainer.files.checkpoint_export import export_checkpoint
 from trainer.loop import Outcome, train
+from trainer.metrics_log import read_records
 from trainer.models.image_encoder import load_image_encoder
 from trainer.models.loading import load_base
 from trainer.planning import make_plan

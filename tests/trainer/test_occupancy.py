@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 from filelock import FileLock
-from trainer.metrics_log import read_records
 
 from support.processes import start_training
 from support.rank_work import hold
@@ -18,6 +17,7 @@ from support.training import make_config, write_pictures
 from trainer.config import Config
 from trainer.config_file import write_config
 from trainer.loop import train
+from trainer.metrics_log import read_records
 from trainer.resume import occupancy
 from trainer.resume.occupancy import LOCK, OWNER, OccupiedError, occupied
 from trainer.state import CheckpointError, find_checkpoints

@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 import torch
-from trainer.metrics_log import read_records
 
 from support.encoders import write_folder
 from support.pictures import write_shards
@@ -18,6 +17,7 @@ from support.training import make_config, write_pictures
 from trainer.cache.fill import fill
 from trainer.config import Config
 from trainer.loop import train
+from trainer.metrics_log import read_records
 from trainer.run import open_run
 from trainer.state import CONFIG, IDENTITY, CheckpointError, find_checkpoints
 

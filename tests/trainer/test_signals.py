@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from trainer.metrics_log import read_records
 
 from support.processes import start_training
 from support.training import make_config, write_pictures
 from trainer.config_file import write_config
+from trainer.metrics_log import read_records
 from trainer.state import find_checkpoints
 from trainer.stop import stop_on_signals
 
