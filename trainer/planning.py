@@ -17,6 +17,8 @@ from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, 
 from .batch import Batch
 from .cache.estimate import estimate_bytes
 from .config import Config
+from .data.loader import portions_of
+from .data.order import times_in_epoch
 from .data.records import Records
 from .meter import peak_bytes, wait_for
 from .run import Run, open_run
@@ -85,9 +87,16 @@ def _trained(run: Run) -> dict[str, object]:
 
 def _data(run: Run) -> dict[str, object]:
     steps, per_step = run.config.train.steps, run.samples_per_step
-    data: dict[str, object] = {"steps": steps, "samples_per_step": per_step, "samples": steps * per_step}
+    samples = steps * per_step
+    data: dict[str, object] = {"steps": steps, "samples_per_step": per_step, "samples": samples}
     if isinstance(run.source, Records):
-        data |= {"pictures": len(run.source), "epochs": round(steps * per_step / len(run.source), 2)}
+        sets = portions_of(run.source, run.config.data)
+        counts = [len(one.numbers) for one in sets]
+        often = times_in_epoch(sets, counts)
+        rounds = samples / sum(count * float(times) for count, times in zip(counts, often, strict=True))
+        seen = [round(rounds * float(times), 2) for count, times in zip(counts, often, strict=True) if count]
+        epochs = round(rounds / len(run.config.data.resolutions), 2)
+        data |= {"pictures": len(run.source), "epochs": epochs, "times_seen": seen}
     return data | {"held_out": len(run.held_out)}
 
 
@@ -148,7 +157,7 @@ def _cache(run: Run) -> dict[str, object]:
     if not isinstance(records, Records):
         return {"note": "a stream does not say how many pictures it has"}
     pictures = len(records) + len(run.held_out)
-    captions = len({record.caption for record in (*records, *run.held_out)})
+    captions = len({text for record in (*records, *run.held_out) for text in record.captions})
     estimated = estimate_bytes(
         run.config, run.base, run.encoder, pictures=pictures, references=pictures, captions=captions
     )

@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, get_worker_in
 from ipadapter_core.errors import IPAdapterError
 
 from ..batch import Batch, Skipped
-from ..config import Config
+from ..config import Config, DataConfig
 from ..draws import sample_generator
 from .order import Order, Portion
 from .pictures import BrokenPictureError
@@ -25,7 +25,7 @@ from .shard_counts import ShardCounts
 from .shards import Shards
 from .stream import Reader, stand_ins
 
-__all__ = ["Geometry", "Stores", "World", "held_out_batches", "open_batches", "stream_workers"]
+__all__ = ["Geometry", "Stores", "World", "held_out_batches", "open_batches", "portions_of", "stream_workers"]
 SHARD_COUNTS = "shards.jsonl"
 """File that says how many samples each shard of a stream has."""
 _ATTEMPTS = 1000  # records tried in place of a broken one; below the limit of broken ones a few are enough
@@ -84,13 +84,17 @@ def open_batches(
         members, broken = scan_buckets(
             source, config.data, config.data.resolutions, show=world.rank == 0, processes=world.size
         )
-        portions = [
-            Portion(numbers, one.repeats, one.weight)
-            for numbers, one in zip(source.sets(), config.data.sets, strict=False)
-        ]
-        order = Order(config.train.seed, members, config.train.batch_size * world.size, portions)
+        order = Order(
+            config.train.seed, members, config.train.batch_size * world.size, portions_of(source, config.data)
+        )
         loader = _loader(_IndexedBatches(source, order, maker, world), count(first), config.data.workers)
     return _results(loader, broken)
+
+
+def portions_of(records: Records, data: DataConfig) -> list[Portion]:
+    """The data sets that records are of."""
+    sets = zip(records.sets(), data.sets, strict=False)
+    return [Portion(numbers, one.repeats, one.weight) for numbers, one in sets]
 
 
 def held_out_batches(
