@@ -35,7 +35,7 @@ from .optimizer import MissingPackageError, build_ema, build_optimizer, build_sc
 from .preflight import check_before_models
 from .resume.identify import identify
 from .sharding import check_sharding, configure_deepspeed
-from .state import Counters, State
+from .state import Counters, State, check_last_checkpoint
 
 logger = logging.getLogger(__name__)
 
@@ -163,7 +163,7 @@ def open_run(config: Config, *, lacking: Lacking = "refuse", lists: Path | None 
 
     Args:
         lacking: what becomes of a cache that lacks something: an error, or it is filled, or left alone and everything
-            is encoded in every step.
+            is encoded in every step. Before it is filled, which may take hours, a folder with another run is refused.
         lists: folder of the lists of broken pictures and of shards; the run's if not given.
 
     Raises:
@@ -209,6 +209,9 @@ def open_run(config: Config, *, lacking: Lacking = "refuse", lists: Path | None 
         base.unet.enable_gradient_checkpointing()
     if config.train.compile:
         base.unet.compile()
+    identity = functools.cache(lambda: identify(config, base, encoder, network, (source, held_out), accelerator))
+    if lacking == "fill":
+        check_last_checkpoint(config, identity())
     stores = _stores(config, base, encoder, (source, held_out), accelerator, lacking)
     objective = Objective(config.objective, base, encoder.no_image(network.spec.negative), encoder)
     optimizer = build_optimizer(network.trained_parameters(), config.optimizer)
@@ -216,7 +219,6 @@ def open_run(config: Config, *, lacking: Lacking = "refuse", lists: Path | None 
     adapter, optimizer = _prepare(accelerator, network, optimizer, config)
     schedule = build_schedule(optimizer, config.optimizer, config.train.steps)
     counters = Counters(pairs=len(source) if isinstance(source, Records) else None)
-    identity = functools.cache(lambda: identify(config, base, encoder, network, (source, held_out), accelerator))
     return Run(
         config=config,
         accelerator=accelerator,
