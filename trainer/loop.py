@@ -10,7 +10,7 @@ from .meter import Meter
 from .progress import open_progress
 from .resume.occupancy import occupied
 from .run import Run, open_run
-from .state import CONFIG, check_files, check_same_run, clean_up, diverged, find_checkpoints
+from .state import CONFIG, clean_up, diverged, find_checkpoints
 from .stop import stop_on_signals
 from .watch.observe import open_observer
 
@@ -44,7 +44,7 @@ def train(config: Config) -> Outcome:
 
 
 def _train(config: Config) -> Outcome:
-    run = open_run(config, fills_cache=True)
+    run = open_run(config, lacking="fill")
     accelerator, state, counters = run.accelerator, run.state, run.state.counters
     _resume(run)
     observer = open_observer(run)
@@ -75,14 +75,11 @@ def _train(config: Config) -> Outcome:
 
 
 def _resume(run: Run) -> None:
-    """Go on from the last checkpoint, if there is one of this very run."""
-    identity = run.state.identity()  # of a new one too: parts of the models are released afterwards
+    """Go on from the last checkpoint, if there is one; that it is of this very run was checked as the run was opened."""
     if run.accelerator.is_main_process:
         clean_up(run.config.run)
     run.accelerator.wait_for_everyone()
     for checkpoint in find_checkpoints(run.config.run)[-1:]:
-        check_files(checkpoint)
-        check_same_run(identity, run.config, checkpoint)
         run.state.restore(checkpoint)
         logger.info("going on from %s", checkpoint)
     if run.accelerator.is_main_process:

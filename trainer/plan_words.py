@@ -66,7 +66,13 @@ def _pictures(data: Mapping[str, Any]) -> str:
     if "pictures" not in data:
         return "a stream, which does not say how many it has"
     held_out = f"; {data['held_out']} more are held out" if data["held_out"] else "; none is held out"
-    return f"{data['pictures']:,}, each seen {times(data['epochs'])}{held_out}"
+    return f"{data['pictures']:,}, each seen {_seen(data)}{held_out}"
+
+
+def _seen(data: Mapping[str, Any]) -> str:
+    """By data set, where they differ."""
+    rarest, most = min(data["times_seen"]), max(data["times_seen"])
+    return times(most) if rarest == most else f"{times(rarest)} to {times(most)}, by data set"
 
 
 def _cache(cache: Mapping[str, Any], config: Config) -> str:
@@ -77,12 +83,12 @@ def _cache(cache: Mapping[str, Any], config: Config) -> str:
 
 def _advice(plan: Mapping[str, Any], config: Config, memory: int | None) -> Iterator[str]:
     data, measured = plan["data"], plan["measured"]
-    pictures, epochs = data.get("pictures"), data.get("epochs")
+    pictures, seen = data.get("pictures"), data.get("times_seen")
     if pictures is not None and pictures < _FROM_NOTHING and config.adapter.pretrained is None:
         yield f"with {pictures:,} pictures start from a published adapter: adapter.pretrained"
-    if epochs is not None and epochs > _TOO_OFTEN:
-        yield f"each picture {times(epochs)} is often: fewer train.steps, or watch for a validation loss that rises"
-    if epochs is not None and epochs < _TOO_SELDOM:
+    if seen is not None and max(seen) > _TOO_OFTEN:
+        yield f"each picture {times(max(seen))} is often: fewer train.steps, or watch for a validation loss that rises"
+    if seen is not None and min(seen) < _TOO_SELDOM:
         yield "not every picture is seen: more train.steps"
     if memory is not None and _peak(plan) > _FULL * memory:
         yield "nearly all memory is used: lower train.batch_size and raise train.accumulate by as much"

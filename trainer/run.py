@@ -5,7 +5,8 @@ import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import Any, Literal
 
 import torch
 from accelerate import Accelerator
@@ -34,11 +35,12 @@ from .optimizer import MissingPackageError, build_ema, build_optimizer, build_sc
 from .preflight import check_before_models
 from .resume.identify import identify
 from .sharding import check_sharding, configure_deepspeed
-from .state import Counters, State
+from .state import Counters, State, check_last_checkpoint
 
 logger = logging.getLogger(__name__)
 
 _SDXL_SIDE = 768  # pixels
+Lacking = Literal["refuse", "fill", "encode"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,6 +51,7 @@ class Run:
         network, adapter: the same network, bare and as accelerate prepared it.
         source, held_out: what is trained on, and the records that are not.
         stores: what of the data is cached.
+        lists: folder of what is noted of the data: broken pictures, sizes of shards.
     """
 
     config: Config
@@ -66,6 +69,7 @@ class Run:
     held_out: Records
     stores: Stores
     skips: SkipLog
+    lists: Path
 
     @property
     def geometry(self) -> Geometry:
@@ -81,7 +85,7 @@ class Run:
     def batches(self, step: int) -> Iterator[Batch]:
         """Endless batches of this process, from an optimiser step on."""
         world = World(self.accelerator.process_index, self.accelerator.num_processes)
-        return open_batches(self.config, self.source, world, self.geometry, step, self.stores)
+        return open_batches(self.config, self.source, world, self.geometry, step, self.stores, self.lists)
 
     def loss(self, batch: Batch) -> Tensor:
         """Of one forward, with a gradient."""
@@ -154,11 +158,13 @@ def geometry(base: Base, encoder: ImageEncoder) -> Geometry:
     return Geometry(base.latent_channels, base.latent_factor, encoder.format)
 
 
-def open_run(config: Config, *, fills_cache: bool = False) -> Run:
+def open_run(config: Config, *, lacking: Lacking = "refuse", lists: Path | None = None) -> Run:
     """Open models and data, build the network and its optimiser, and hand the trained part to accelerate.
 
     Args:
-        fills_cache: encode what the cache lacks; else that is an error.
+        lacking: what becomes of a cache that lacks something: an error, or it is filled, or left alone and everything
+            is encoded in every step. Before it is filled, which may take hours, a folder with another run is refused.
+        lists: folder of the lists of broken pictures and of shards; the run's if not given.
 
     Raises:
         IPAdapterError: what the config names is missing, broken or does not fit together.
@@ -169,6 +175,7 @@ def open_run(config: Config, *, fills_cache: bool = False) -> Run:
             expected="the package wandb",
             action='pip install wandb, or set train.trackers = ["tensorboard"]',
         )
+    lists = config.run if lists is None else lists
     accelerator = Accelerator(
         gradient_accumulation_steps=config.train.accumulate,
         # only float16 needs accelerate's help (its gradient scaler); the network itself always computes in float32
@@ -202,14 +209,16 @@ def open_run(config: Config, *, fills_cache: bool = False) -> Run:
         base.unet.enable_gradient_checkpointing()
     if config.train.compile:
         base.unet.compile()
-    stores = _stores(config, base, encoder, (source, held_out), accelerator if fills_cache else None)
+    identity = functools.cache(lambda: identify(config, base, encoder, network, (source, held_out), accelerator))
+    if lacking == "fill":
+        check_last_checkpoint(config, identity())
+    stores = _stores(config, base, encoder, (source, held_out), accelerator, lacking)
     objective = Objective(config.objective, base, encoder.no_image(network.spec.negative), encoder)
     optimizer = build_optimizer(network.trained_parameters(), config.optimizer)
     ema = build_ema(network.trained_parameters(), config.optimizer)
     adapter, optimizer = _prepare(accelerator, network, optimizer, config)
     schedule = build_schedule(optimizer, config.optimizer, config.train.steps)
     counters = Counters(pairs=len(source) if isinstance(source, Records) else None)
-    identity = functools.cache(lambda: identify(config, base, encoder, network, (source, held_out), accelerator))
     return Run(
         config=config,
         accelerator=accelerator,
@@ -225,21 +234,29 @@ def open_run(config: Config, *, fills_cache: bool = False) -> Run:
         source=source,
         held_out=held_out,
         stores=stores,
-        skips=SkipLog(config.run / SKIPPED, config.data.max_skipped, counters.pairs),
+        skips=SkipLog(lists / SKIPPED, config.data.max_skipped, counters.pairs),
+        lists=lists,
     )
 
 
 def _stores(
-    config: Config, base: Base, encoder: ImageEncoder, sources: tuple[Source, ...], filler: Accelerator | None
+    config: Config,
+    base: Base,
+    encoder: ImageEncoder,
+    sources: tuple[Source, ...],
+    accelerator: Accelerator,
+    lacking: Lacking,
 ) -> Stores:
-    """The cache of a run; filled first if there is a process to fill it and something lacks."""
+    """The cache of a run."""
     if config.cache.path is None:
         return Stores()
     stores = open_stores(config, base, encoder)
-    if filler is not None and not _is_filled(stores, sources):
+    if lacking != "refuse" and not _is_filled(stores, sources):
+        if lacking == "encode":
+            return Stores()
         base.unet.to("cpu")  # what encodes needs its room
-        fill(config, base, encoder, sources, progress=filler.is_local_main_process)
-        base.unet.to(filler.device)
+        fill(config, base, encoder, sources, progress=accelerator.is_local_main_process)
+        base.unet.to(accelerator.device)
         stores = open_stores(config, base, encoder)
     _require(stores, sources)
     return stores

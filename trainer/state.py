@@ -252,6 +252,13 @@ def check_files(folder: Path, *names: str) -> None:
         )
 
 
+def check_last_checkpoint(config: Config, identity: RunIdentity) -> None:
+    """Raises CheckpointError if a run's folder has a checkpoint to go on from that is damaged or of another run."""
+    for checkpoint in find_checkpoints(config.run)[-1:]:
+        check_files(checkpoint)
+        check_same_run(identity, config, checkpoint)
+
+
 def check_same_run(identity: RunIdentity, config: Config, folder: Path) -> None:
     """Raises CheckpointError if a checkpoint is of a run that is another in some fact."""
     if (folder / IDENTITY).is_file():

@@ -25,6 +25,6 @@ def scan_together(folder: Path, rank: int, processes: int, result: Connection) -
             looked_at.append(records.key(index))
             return records[index]
 
-    members, skipped = scan_buckets(Noted(records._rows), data, show=False, processes=processes)
+    members, skipped = scan_buckets(Noted(records._rows), data, data.resolutions, show=False, processes=processes)
     result.send((members, skipped, looked_at))
     distributed.destroy_process_group()

@@ -17,11 +17,20 @@ from torch import Tensor
 from support.pictures import GEOMETRY, gradient, run_config, write_folder
 from support.reading import scan_together
 from trainer.batch import Batch
-from trainer.config import Config, DataConfig
+from trainer.config import AugmentConfig, Config, DataConfig
+from trainer.data.buckets import Centered
 from trainer.data.loader import World, held_out_batches, open_batches
 from trainer.data.order import Order
 from trainer.data.pictures import decode
-from trainer.data.prepare import bucket_of, caption_digest, entry_key, place_target, target_pixels, variant_generator
+from trainer.data.prepare import (
+    bucket_of,
+    caption_digest,
+    entry_key,
+    place_target,
+    reference_pixels,
+    target_pixels,
+    variant_generator,
+)
 from trainer.data.records import DataError
 from trainer.data.sample import Stores
 from trainer.data.scan import scan_buckets
@@ -171,7 +180,7 @@ def test_processes_share_the_reading_of_picture_sizes(mixed: Path, tmp_path: Pat
     (tmp_path / "data" / "0" / "01.png").write_bytes(b"")
     data = DataConfig(path=str(tmp_path / "data"), resolution=32, bucket_step=8, buckets=True)
     records = load_records(data)
-    alone = scan_buckets(records, data, show=False, processes=3)
+    alone = scan_buckets(records, data, data.resolutions, show=False, processes=3)
     forked = multiprocessing.get_context("fork")  # as the data workers are: nothing is imported again
     pipes = [forked.Pipe(duplex=False) for _ in range(3)]
     readers = [
@@ -326,9 +335,9 @@ def test_what_the_cache_lacks_is_an_error_but_a_broken_picture_is_skipped(square
     assert {skipped.key for batch in found for skipped in batch.skipped} == {"01.png"}
 
 
-def test_held_out_pictures_come_once_each_without_chance(config: Config) -> None:
-    objective = {"drop_text": 0.5, "drop_image": 0.5}
-    config = config.model_copy(update={"objective": config.objective.model_copy(update=objective)})
+def test_held_out_pictures_come_once_each_without_chance(square: Path, tmp_path: Path) -> None:
+    options = {"objective": {"drop_text": 0.5, "drop_image": 0.5}, "cache": {"variants": 5}}
+    config = run_config(tmp_path, square, data={**RANDOM, "resolution": 16}, **options)
     records = load_records(config.data)
     found = list(held_out_batches(config, records, GEOMETRY))
     assert list(held_out_batches(config, records.subset([]), GEOMETRY)) == []
@@ -336,6 +345,8 @@ def test_held_out_pictures_come_once_each_without_chance(config: Config) -> None
     assert not any(batch.drop_image.any() or batch.captions == ("",) for batch in found)
     for batch, record in zip(found, records, strict=True):
         image = decode(record.image)
-        data = config.data.model_copy(update={"crop": "center", "flip": 0.0})
-        placement = place_target(image, data, bucket_of(record.image, data), torch.Generator())
+        placement = place_target(image, Centered(), bucket_of(record.image, config.data), torch.Generator())
+        assert (placement.top, placement.left, placement.flip) == (0, 1, False)
         assert torch.equal(batch.pixels[0], target_pixels(image, placement))
+        whole = reference_pixels(image, AugmentConfig(), GEOMETRY.reference, torch.Generator())
+        assert torch.equal(batch.reference_pixels[0], whole)

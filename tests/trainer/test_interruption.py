@@ -22,7 +22,7 @@ from trainer.config import Config
 from trainer.config_file import write_config
 from trainer.loop import train
 from trainer.metrics_log import read_records
-from trainer.state import ADAPTER, COUNTERS, CheckpointError, find_checkpoints
+from trainer.state import ADAPTER, COUNTERS, find_checkpoints
 
 ROOT = Path(__file__).parents[2]
 KILLS, STEPS = 3, 24
@@ -132,27 +132,6 @@ def launch(*arguments: str) -> "subprocess.CompletedProcess[str]":
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "-m", "trainer", *arguments]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
     return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300, check=False)
-
-
-@pytest.mark.slow
-def test_two_processes_that_resume_equal_two_that_did_not_stop(config: Any, tmp_path: Path) -> None:
-    """And one process goes on with what two have begun, if a step stays a step."""
-    settings = {"train": {"batch_size": 2, "accumulate": 2}, "optimizer": {"ema_decay": 0.9}}
-    for name in ("whole", "part"):
-        write_config(config(name, 4, **settings), tmp_path / f"{name}.toml")
-    part = str(tmp_path / "part.toml")
-    assert launch("train", str(tmp_path / "whole.toml")).returncode == 0
-    assert launch("train", part, "--set", "train.steps=2").returncode == 0
-    done = launch("train", part)
-    assert done.returncode == 0, done.stderr[-2000:]
-    wanted = weights(config("whole", 4))
-    assert all(torch.equal(wanted[name], value) for name, value in weights(config("part", 4)).items())
-    with pytest.raises(CheckpointError, match=r"a step has 4 samples .*, not 8"):
-        train(config("part", 5, **settings))
-    assert train(config("part", 5, **{**settings, "train": {"batch_size": 2, "accumulate": 4}})).step == 5
-    losses = [record["loss"] for record in read_records(config("part", 4).run)]
-    alone = config("alone", 5, **{**settings, "train": {"batch_size": 4, "accumulate": 2}})
-    assert losses == pytest.approx(list(train(alone).losses), rel=1e-3)
 
 
 def config_at_start(config: Any) -> Config:

@@ -21,7 +21,8 @@ PLAN: dict[str, dict[str, Any]] = {
         "adapter": "SD1.5 plus", "tokens": 16, "encoder": "CLIP-ViT-H-14", "reads": "hidden_states of layer -2",
         "sites": "16 of 16 (all)", "parameters": 49_200_000,
     },
-    "data": {"steps": 600, "samples_per_step": 4, "samples": 2400, "pictures": 30, "epochs": 18.0, "held_out": 5},
+    "data": {"steps": 600, "samples_per_step": 4, "samples": 2400, "pictures": 30, "epochs": 18.0,
+             "times_seen": [18.0], "held_out": 5},
     "memory": {
         "frozen_model": 1_700_000_000, "frozen_encoders": 0, "adapter": 200_000_000, "gradients": 200_000_000,
         "optimizer": 400_000_000, "moving_average": 0, "activations": 5_000_000_000, "total": 7_500_000_000,
@@ -48,6 +49,11 @@ def test_says_how_long_how_much_and_how_often() -> None:
     assert said["next"] == "ipadapter train my.toml"
 
 
+def test_says_how_often_pictures_of_several_sets_are_seen() -> None:
+    said = plan_in_words(changed("data", times_seen=[36.0, 9.0]), config(), memory=None, file="my.toml")
+    assert said["pictures"] == "30, each seen 9 times to 36 times, by data set; 5 more are held out"
+
+
 def changed(section: str, **values: object) -> dict[str, dict[str, Any]]:
     return {**PLAN, section: {**PLAN[section], **values}}
 
@@ -55,8 +61,8 @@ def changed(section: str, **values: object) -> dict[str, dict[str, Any]]:
 @pytest.mark.parametrize(
     ("plan", "sections", "advice"),
     [
-        (changed("data", epochs=900.0), {}, "each picture 900 times is often"),
-        (changed("data", epochs=0.4), {}, "not every picture is seen"),
+        (changed("data", times_seen=[5.0, 900.0]), {}, "each picture 900 times is often"),
+        (changed("data", times_seen=[0.4, 5.0]), {}, "not every picture is seen"),
         (changed("measured", peak_bytes=int(11.9 * GB)), {}, "lower train.batch_size"),
         (changed("measured", is_cached=False), {"cache": {"path": "cache"}}, "the cache is not filled yet"),
         (PLAN, {"validation": {"every": None}}, "nothing is validated"),

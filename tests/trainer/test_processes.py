@@ -13,6 +13,7 @@ from support.ranks import run_ranks
 from support.training import make_config, write_pictures
 from trainer.config import Config
 from trainer.loop import train
+from trainer.metrics_log import read_records
 from trainer.state import find_checkpoints
 
 pytestmark = pytest.mark.slow
@@ -58,8 +59,12 @@ def test_two_processes_go_on_as_if_nothing_had_been(config: Callable[..., Config
     assert all(torch.equal(given[name], wanted[name]) for name in wanted)
     # each draws one of the two pictures: nobody waits for one that draws all
     assert {note.name[:3] for note in notes.iterdir()} == {"0 1", "1 1"}
-    one = config("one", 4, batch_size=2, **averaged)
-    train(one)
+    one = config("one", 5, batch_size=2, **averaged)
+    alone = train(one).losses
+    # one process goes on with what two have begun, if a step stays a step
+    assert train(config("part", 5, batch_size=2, **averaged)).step == 5
+    losses = [record["loss"] for record in read_records(config("part", 5).run) if record["kind"] == "train"]
+    assert losses == pytest.approx(list(alone), rel=1e-3)
     names = [path.relative_to(one.run) for path in (one.run / "samples" / "step-00000000").rglob("*.png")]
     assert names
     assert all((one.run / name).read_bytes() == (tmp_path / "whole" / name).read_bytes() for name in names)

@@ -73,7 +73,9 @@ def test_shows_curves_samples_skipped_and_settings(run):
     log.write(20, "samples", {"strengths": {"0": {"clip_i": 0.5}, "1": {"clip_i": 0.75}}})
     for step in (10, 20):
         _sample(run, step)
-    (run / "skipped.jsonl").write_text(json.dumps({"key": "1", "path": "broken.jpg", "reason": "cut off"}) + "\n")
+    line = json.dumps({"key": "1", "path": "broken.jpg", "reason": "cut off"})
+    torn = line[:20]  # as a kill leaves it
+    (run / "skipped.jsonl").write_text(f"{line}\n{torn}}}\n{torn}")
     page = _page(run)
     titles = re.findall(r"<h3>([^<]+)</h3>", page)
     assert [title for title in titles if not title.startswith("Step")][:6] == [

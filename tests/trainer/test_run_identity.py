@@ -75,6 +75,20 @@ def test_what_decides_a_run_is_named(config: Any, before: Changes, after: Change
     assert train(config(4, **before)).step == 4  # "set it back" is possible
 
 
+def test_a_run_that_is_another_is_refused_before_its_cache_is_filled(
+    config: Any, pictures: Path, tmp_path: Path
+) -> None:
+    cache = {"path": str(tmp_path / "cache")}
+    train(config(2, cache=cache))
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "cache").rglob("*")}
+    write_pictures(pictures, 9)
+    for path in (cache["path"], str(tmp_path / "another")):
+        with pytest.raises(CheckpointError, match="9 pictures to train on, not the 8"):
+            train(config(4, cache={"path": path}))
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "cache").rglob("*")} == before
+    assert not (tmp_path / "another").exists()
+
+
 def test_a_grown_folder_is_another_data_set(config: Any, pictures: Path) -> None:
     train(config(2))
     shutil.copy(pictures / "0.png", pictures / "new.png")

@@ -224,7 +224,7 @@ class Work:
     def _reference(self, wanted: Wanted) -> Prepared:
         generator = variant_generator(self._config.train.seed, wanted.digest, wanted.variant, REFERENCE)
         image = decode(wanted.picture)
-        return Prepared(wanted, reference_pixels(image, self._config.data, self._encoder.format, generator))
+        return Prepared(wanted, reference_pixels(image, self._config.data.augment, self._encoder.format, generator))
 
     def _stored(self, tensors: Mapping[str, Tensor], what: str) -> dict[str, Tensor]:
         return stored(tensors, self._config.cache.precision, what)

@@ -133,9 +133,17 @@ def _rows(members: Mapping[Size, Tensor], portions: Sequence[Portion]) -> list[_
         return [_Row([(numbers, Fraction(1))]) for numbers in members.values()]
     sets = [torch.as_tensor(portion.numbers) for portion in portions]
     parts = [[numbers[torch.isin(numbers, of_set)] for of_set in sets] for numbers in members.values()]
-    counts = [sum(len(of_bucket[number]) for of_bucket in parts) for number in range(len(sets))]
-    often = [_often(number, portions, counts) for number in range(len(sets))]
+    often = times_in_epoch(
+        portions, [sum(len(of_bucket[number]) for of_bucket in parts) for number in range(len(sets))]
+    )
     return [_Row(list(zip(of_bucket, often, strict=True))) for of_bucket in parts]
+
+
+def times_in_epoch(portions: Sequence[Portion], counts: Sequence[int]) -> list[Fraction]:
+    """How often a record of each data set comes in an epoch, by how many records each has."""
+    if len(portions) < 2:
+        return [Fraction(1)] * len(portions)
+    return [_often(number, portions, counts) for number in range(len(portions))]
 
 
 def _often(number: int, portions: Sequence[Portion], counts: Sequence[int]) -> Fraction:

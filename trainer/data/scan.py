@@ -20,7 +20,7 @@ _THREADS_PER_CORE = 4  # they wait for the disk
 
 
 def scan_buckets(
-    records: Records, data: DataConfig, *, show: bool, processes: int = 1
+    records: Records, data: DataConfig, resolutions: Sequence[int], *, show: bool, processes: int = 1
 ) -> tuple[dict[Size, Sequence[int]], tuple[Skipped, ...]]:
     """Numbers of the records by bucket, and the pictures whose size cannot be read.
 
@@ -34,7 +34,7 @@ def scan_buckets(
     Raises:
         DataError: no size can be read.
     """
-    sizes = list(dict.fromkeys(size for side in data.resolutions for size in bucket_sizes(data, side)))
+    sizes = list(dict.fromkeys(size for side in resolutions for size in bucket_sizes(data, side)))
     if not data.buckets:
         return {size: range(len(records)) for size in sizes}, ()
     number_of = {size: number for number, size in enumerate(sizes)}
@@ -42,7 +42,7 @@ def scan_buckets(
     def look(number: int) -> tuple[int, ...] | Skipped:
         record = records[number]
         try:
-            return tuple(number_of[size] for size in buckets_of(record.image, data))
+            return tuple(number_of[size] for size in buckets_of(record.image, data, resolutions))
         except BrokenPictureError as error:
             return Skipped(record.key, error.name, error.reason)
 

@@ -14,7 +14,7 @@ from ipadapter_core.network.adapter import load_adapter
 
 from ..config import Config
 from ..config_file import read_config
-from ..data.skips import SKIPPED
+from ..data.skips import SKIPPED, read_skipped
 from ..metrics_log import best_so_far, read_records
 from ..models.image_encoder import resolve_folder
 from ..state import ADAPTER, BEST, BEST_STEP, CONFIG, COUNTERS, EMA, CheckpointError, check_files, find_checkpoints
@@ -100,13 +100,12 @@ def _counts(file: Path, checkpoint: Path, config: Config) -> RunCounts:
         best = _best_step(file, config)
         if best is not None:
             step, samples = best, samples * best // step  # every step sees as many
-    skipped = run / SKIPPED
     return RunCounts(
         step=step,
         samples=samples,
         uses_ema=file.name == EMA or (file.name == BEST and config.optimizer.ema_decay is not None),
         pairs=stated.get("pairs"),
-        skipped=len(skipped.read_text(encoding="utf-8").splitlines()) if skipped.is_file() else 0,
+        skipped=len(read_skipped(run / SKIPPED)),
     )
 
 

@@ -86,9 +86,8 @@ def new_adapter(
     strengths = resolve_preset(config.blocks, sites, 1.0)
     trained = frozenset(index for index, strength in strengths.items() if strength.value and not strength.swap)
     given = None if config.pretrained is None or is_fresh else load_adapter(Path(config.pretrained))
-    spec = _spec(
-        _with_sizes_of(config, given), tuple(site.dim for site in sites.sites), sites.sites[0].context_dim, encoder
-    )
+    site_dims = tuple(site.dim for site in sites.sites)
+    spec = _spec(config, _sizes_of_start(config, given), site_dims, sites.sites[0].context_dim, encoder)
     check_sites(spec, sites)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -100,12 +99,19 @@ def new_adapter(
     return TrainableAdapter(adapter, trained)
 
 
-def _spec(config: AdapterConfig, site_dims: tuple[int, ...], dim: int, encoder: ImageEncoder) -> AdapterSpec:
-    tokens = config.tokens or _USUAL_TOKENS[config.kind]
+def _spec(
+    config: AdapterConfig,
+    sizes: tuple[int | None, int | None],
+    site_dims: tuple[int, ...],
+    dim: int,
+    encoder: ImageEncoder,
+) -> AdapterSpec:
+    """Args: sizes: number of tokens and the resampler's width, None for the usual."""
+    tokens = sizes[0] or _USUAL_TOKENS[config.kind]
     resampler = None
     if config.kind == "plus":
         assert tokens is not None
-        width = config.resampler_dim or (_NARROW_RESAMPLER if dim <= _NARROW_TEXT else _WIDE_RESAMPLER)
+        width = sizes[1] or (_NARROW_RESAMPLER if dim <= _NARROW_TEXT else _WIDE_RESAMPLER)
         if width % config.resampler_head_dim:
             raise MismatchError(
                 f"a resampler of width {width} with heads of size {config.resampler_head_dim}",
@@ -145,13 +151,16 @@ def _copy_text_projections(adapter: IPAdapter, attentions: tuple[Any, ...]) -> N
             site.to_v_ip.weight.copy_(attention.to_v.weight)
 
 
-def _with_sizes_of(config: AdapterConfig, given: IPAdapter | None) -> AdapterConfig:
-    """The number of tokens and the resampler's width of the file to start from, where the config leaves them open."""
+def _sizes_of_start(config: AdapterConfig, given: IPAdapter | None) -> tuple[int | None, int | None]:
+    """Number of tokens and the resampler's width; of the file to start from, where the config leaves them open."""
+    tokens, width = config.tokens, config.resampler_dim
     if given is None or given.spec.projection is not _PROJECTIONS[config.kind]:
-        return config
+        return tokens, width
     resampler = given.spec.resampler
-    sizes = {"tokens": given.spec.num_tokens, "resampler_dim": resampler.dim if resampler else None}
-    return config.model_copy(update={key: value for key, value in sizes.items() if getattr(config, key) is None})
+    return (
+        given.spec.num_tokens if tokens is None else tokens,
+        resampler.dim if width is None and resampler is not None else width,
+    )
 
 
 def _pretrained(name: str, given: IPAdapter, spec: AdapterSpec) -> dict[str, Tensor]:

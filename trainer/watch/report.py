@@ -2,7 +2,6 @@
 
 import base64
 import io
-import json
 import statistics
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,7 +18,7 @@ from ipadapter_core.file.container import write_aside
 
 from ..config import Config
 from ..config_file import read_config
-from ..data.skips import SKIPPED
+from ..data.skips import SKIPPED, read_skipped
 from ..metrics_log import Record, best_so_far, read_records
 from ..words import duration
 from .contact_sheet import SHEET_FILE
@@ -78,7 +77,7 @@ def write_report(run: Path, *, is_live: bool = False) -> Path:
     """
     config = read_config(run / "config.toml")
     records = read_records(run)
-    skipped = _lines(run / SKIPPED)
+    skipped = read_skipped(run / SKIPPED)
     loader = jinja2.PackageLoader(__package__ or "trainer.watch")
     page = jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)
     text = page.get_template("report.html.j2").render(
@@ -95,7 +94,7 @@ def write_report(run: Path, *, is_live: bool = False) -> Path:
         sheets=list(_sheets(run)),
         skipped=skipped[:_MOST_SKIPPED],
         num_skipped=len(skipped),
-        reasons=Counter(str(line.get("reason")) for line in skipped).most_common(),
+        reasons=Counter(one.reason for one in skipped).most_common(),
         notes=[record for record in records if record["kind"] == "note"],
     )
     path = run / REPORT_FILE
@@ -255,9 +254,3 @@ def _seconds_per_step(training: Sequence[Record]) -> float | None:
         if later["step"] > earlier["step"]
     ]
     return statistics.median(paces) if paces else None
-
-
-def _lines(path: Path) -> list[Record]:
-    if not path.is_file():
-        return []
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.endswith("}")]
