@@ -226,6 +226,32 @@ def test_an_old_checkpoint_goes_on_where_that_is_safe(config: Any, caplog: pytes
     assert re.search("step-00000002 was written by an earlier version", caplog.text)
 
 
+YOUNGER: dict[str, Any] = {
+    "debiased": True,
+    "huber_c": 0.1,
+    "huber_schedule": "exponential",
+    "pyramid_noise": 0.9,
+    "input_perturbation": 0.1,
+    "timestep_sampling": "sigmoid",
+    "timestep_logit_mean": 0.5,
+    "timestep_logit_std": 0.5,
+}
+
+
+def test_a_checkpoint_from_before_a_setting_goes_on_with_its_default_alone(config: Any) -> None:
+    train(config(2, checkpoint={"every": 100}))
+    (checkpoint,) = find_checkpoints(config(2).run)
+    stated = json.loads((checkpoint / IDENTITY).read_text())
+    for name in YOUNGER:
+        del stated["settings"][f"objective.{name}"]
+    (checkpoint / IDENTITY).write_text(json.dumps(stated))
+    with pytest.raises(CheckpointError) as caught:
+        train(config(4, objective=YOUNGER))
+    for name, value in YOUNGER.items():
+        assert f"objective.{name} is {value!r}, was " in str(caught.value)
+    assert train(config(4)).step == 4
+
+
 OLD: dict[str, tuple[Changes, str]] = {
     "models": ({"base": {"model": "MOVED", "precision": "fp32"}}, r"base\.model is '.*', was '.*'"),
     "objective": ({"objective": {"noise_offset": 0.1}}, r"objective\.noise_offset is 0\.1, was 0\.0"),

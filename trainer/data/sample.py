@@ -143,6 +143,8 @@ class SampleMaker:
             "timesteps": torch.tensor(draws.timestep),
             "drop_image": torch.tensor(draws.drop_image),
         }
+        if draws.perturbation is not None:
+            tensors["perturbation"] = draws.perturbation
         return Sample(record.key, caption, position, tensors)
 
     def _caption(self, record: Record, position: int) -> str:
