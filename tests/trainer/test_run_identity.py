@@ -18,8 +18,9 @@ from support.training import make_config, write_pictures
 from trainer.cache.fill import fill
 from trainer.config import Config
 from trainer.loop import train
+from trainer.resume.sums import FILES, SUM, file_sums, sealed
 from trainer.run import open_run
-from trainer.state import CONFIG, IDENTITY, CheckpointError, find_checkpoints
+from trainer.state import CONFIG, COUNTERS, IDENTITY, CheckpointError, find_checkpoints
 
 HELD_OUT = {"every": 2, "images": 2, "timesteps": [500]}
 Changes = dict[str, dict[str, Any]]
@@ -241,10 +242,15 @@ YOUNGER: dict[str, Any] = {
 def test_a_checkpoint_from_before_a_setting_goes_on_with_its_default_alone(config: Any) -> None:
     train(config(2, checkpoint={"every": 100}))
     (checkpoint,) = find_checkpoints(config(2).run)
+    counters = json.loads((checkpoint / COUNTERS).read_text())
+    del counters[SUM]
     stated = json.loads((checkpoint / IDENTITY).read_text())
     for name in YOUNGER:
         del stated["settings"][f"objective.{name}"]
     (checkpoint / IDENTITY).write_text(json.dumps(stated))
+    (checkpoint / COUNTERS).unlink()
+    note = {**counters, FILES: file_sums(checkpoint)}
+    (checkpoint / COUNTERS).write_text(json.dumps(sealed(note)))
     with pytest.raises(CheckpointError) as caught:
         train(config(4, objective=YOUNGER))
     for name, value in YOUNGER.items():
