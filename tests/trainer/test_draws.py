@@ -166,3 +166,9 @@ def test_perturbation_is_noise_of_its_own_with_its_strength() -> None:
     noise = torch.stack([one.noise for one in draws])
     assert perturbation.std() == pytest.approx(0.2, abs=0.005)
     assert abs((perturbation * noise).mean()) < 0.005
+
+
+def test_timesteps_of_a_short_range_have_equal_parts_of_it() -> None:
+    objective = ObjectiveConfig(timestep_min=10, timestep_max=11, timestep_sampling="earlier")
+    timesteps = [draw(0, position, SHAPE, objective).timestep for position in range(2000)]
+    assert timesteps.count(10) / 2000 == pytest.approx(0.5 ** (1 / 3), abs=0.03)
