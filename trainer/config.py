@@ -217,14 +217,31 @@ class ObjectiveConfig(Section):
     """Share of samples that lose both."""
     min_snr_gamma: Annotated[float, Field(gt=0)] | None = None
     """Weight by min(SNR, gamma) (arXiv 2303.09556); 5 is usual."""
+    debiased: bool = False
+    """Weight by 1 / sqrt(SNR) (arXiv 2310.08442); in place of min_snr_gamma."""
+    huber_c: Annotated[float, Field(gt=0)] | None = None
+    """Pseudo-Huber loss 2c (sqrt(e² + c²) - c) of the error e, not e²: errors beyond c pull less. 0.1 is usual."""
+    huber_schedule: Literal["constant", "exponential"] = "constant"
+    """exponential: c falls from 1 at timestep 0 to huber_c at the last, as huber_c^(t / T) (arXiv 2403.16728)."""
     noise_offset: Annotated[float, Field(ge=0)] = 0.0
     """Strength of a constant added to each channel's noise; 0.05 is usual."""
+    pyramid_noise: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """Add coarser and coarser noise, each level this much weaker (J. Whitaker, Multi-Resolution Noise); 0.9 is usual."""
+    input_perturbation: Annotated[float, Field(ge=0)] = 0.0
+    """Strength of further noise that the model sees, but is not asked for (arXiv 2301.11706); 0.1 is usual."""
     zero_terminal_snr: bool = False
     """Rescale the schedule so that the last timestep is pure noise (arXiv 2305.08891); v_prediction only."""
     timestep_min: Annotated[int, Field(ge=0, le=999)] = 0
     """Smallest timestep trained on."""
     timestep_max: Annotated[int, Field(ge=0, le=999)] = 999
     """Largest timestep trained on."""
+    timestep_sampling: Literal["uniform", "sigmoid", "earlier", "later"] = "uniform"
+    """Where in that range, with u in 0..1: sigmoid of a normal number (logit-normal, arXiv 2403.03206) prefers the
+    middle; earlier, u³, little noise; later, 1 - u³, much noise (arXiv 2302.08453, section 3.4)."""
+    timestep_logit_mean: float = 0.0
+    """Mean of the normal number of sigmoid; above 0: more noise."""
+    timestep_logit_std: Annotated[float, Field(gt=0)] = 1.0
+    """Standard deviation of the normal number of sigmoid."""
     masked: bool = False
     """Count the loss where data.mask_column is white only."""
 
@@ -234,6 +251,18 @@ class ObjectiveConfig(Section):
             raise ValueError("objective.drop_text + drop_image + drop_both is above 1")
         if self.timestep_min > self.timestep_max:
             raise ValueError("objective.timestep_min is above objective.timestep_max")
+        return self
+
+    @model_validator(mode="after")
+    def _one_of_each(self) -> "ObjectiveConfig":
+        if self.debiased and self.min_snr_gamma is not None:
+            raise ValueError("objective.debiased and objective.min_snr_gamma both weight the timesteps: set one")
+        if self.pyramid_noise and self.noise_offset:
+            raise ValueError("objective.pyramid_noise and objective.noise_offset both color the noise: set one")
+        if self.huber_schedule != "constant" and self.huber_c is None:
+            raise ValueError("objective.huber_schedule needs objective.huber_c")
+        if self.timestep_sampling != "sigmoid" and (self.timestep_logit_mean, self.timestep_logit_std) != (0, 1):
+            raise ValueError('objective.timestep_logit_mean and _std need objective.timestep_sampling = "sigmoid"')
         return self
 
 

@@ -27,6 +27,16 @@ VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
         "data": {"workers": 2, "crop": "random", "flip": 0.5, "augment": {"color": 0.5, "flip": 0.5}},
         "objective": {"noise_offset": 0.1, "drop_image": 0.3},
     },
+    "another objective": {
+        "objective": {
+            "huber_c": 0.1,
+            "huber_schedule": "exponential",
+            "debiased": True,
+            "pyramid_noise": 0.9,
+            "input_perturbation": 0.1,
+            "timestep_sampling": "sigmoid",
+        },
+    },
 }
 
 

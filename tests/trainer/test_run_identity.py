@@ -17,9 +17,13 @@ from support.training import make_config, write_pictures
 from trainer.cache.fill import fill
 from trainer.config import Config
 from trainer.loop import train
+<<<<<<< HEAD
 from trainer.metrics_log import read_records
+=======
+from trainer.resume.sums import FILES, SUM, file_sums, sealed
+>>>>>>> wt-objective
 from trainer.run import open_run
-from trainer.state import CONFIG, IDENTITY, CheckpointError, find_checkpoints
+from trainer.state import CONFIG, COUNTERS, IDENTITY, CheckpointError, find_checkpoints
 
 HELD_OUT = {"every": 2, "images": 2, "timesteps": [500]}
 Changes = dict[str, dict[str, Any]]
@@ -238,6 +242,37 @@ def test_an_old_checkpoint_goes_on_where_that_is_safe(config: Any, caplog: pytes
     make_old(config(2))
     assert train(config(4, optimizer={"learning_rate": 0.01})).step == 4
     assert re.search("step-00000002 was written by an earlier version", caplog.text)
+
+
+YOUNGER: dict[str, Any] = {
+    "debiased": True,
+    "huber_c": 0.1,
+    "huber_schedule": "exponential",
+    "pyramid_noise": 0.9,
+    "input_perturbation": 0.1,
+    "timestep_sampling": "sigmoid",
+    "timestep_logit_mean": 0.5,
+    "timestep_logit_std": 0.5,
+}
+
+
+def test_a_checkpoint_from_before_a_setting_goes_on_with_its_default_alone(config: Any) -> None:
+    train(config(2, checkpoint={"every": 100}))
+    (checkpoint,) = find_checkpoints(config(2).run)
+    counters = json.loads((checkpoint / COUNTERS).read_text())
+    del counters[SUM]
+    stated = json.loads((checkpoint / IDENTITY).read_text())
+    for name in YOUNGER:
+        del stated["settings"][f"objective.{name}"]
+    (checkpoint / IDENTITY).write_text(json.dumps(stated))
+    (checkpoint / COUNTERS).unlink()
+    note = {**counters, FILES: file_sums(checkpoint)}
+    (checkpoint / COUNTERS).write_text(json.dumps(sealed(note)))
+    with pytest.raises(CheckpointError) as caught:
+        train(config(4, objective=YOUNGER))
+    for name, value in YOUNGER.items():
+        assert f"objective.{name} is {value!r}, was " in str(caught.value)
+    assert train(config(4)).step == 4
 
 
 OLD: dict[str, tuple[Changes, str]] = {

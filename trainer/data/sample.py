@@ -148,6 +148,8 @@ class SampleMaker:
             "timesteps": torch.tensor(draws.timestep),
             "drop_image": torch.tensor(drop_image),
         }
+        if draws.perturbation is not None:
+            tensors["perturbation"] = draws.perturbation
         return Sample(record.key, caption, position, tensors)
 
     def _variant(self, position: int) -> int:
