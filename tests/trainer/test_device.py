@@ -79,11 +79,7 @@ def config(
 @pytest.fixture(autouse=True)
 def no_report(monkeypatch: pytest.MonkeyPatch) -> None:
     """Curves take longer than all the rest, and know no device."""
-<<<<<<< HEAD
     monkeypatch.setattr(observe, "write_report", lambda run, *, is_live: None)
-=======
-    monkeypatch.setattr(observe, "write_report", lambda run, **how: None)
->>>>>>> wt-objective
 
 
 @pytest.fixture

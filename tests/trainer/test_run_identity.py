@@ -17,11 +17,8 @@ from support.training import make_config, write_pictures
 from trainer.cache.fill import fill
 from trainer.config import Config
 from trainer.loop import train
-<<<<<<< HEAD
 from trainer.metrics_log import read_records
-=======
 from trainer.resume.sums import FILES, SUM, file_sums, sealed
->>>>>>> wt-objective
 from trainer.run import open_run
 from trainer.state import CONFIG, COUNTERS, IDENTITY, CheckpointError, find_checkpoints
 
