@@ -44,6 +44,7 @@ def config(tmp_path: Path, base_folder: Callable[..., Path], encoder_folder: Any
     return make
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_the_second_trainer_is_refused_and_goes_on_when_the_first_was_killed(config: Any, tmp_path: Path) -> None:
     write_config(config(10_000), tmp_path / "my.toml")
@@ -84,6 +85,7 @@ def test_a_trainer_of_another_machine_is_named(tmp_path: Path) -> None:
     lock.release()
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_processes_of_a_launch_hold_a_folder_together_and_are_refused_together(
     tmp_path: Path,

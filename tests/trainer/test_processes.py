@@ -16,7 +16,7 @@ from trainer.loop import train
 from trainer.metrics_log import read_records
 from trainer.state import find_checkpoints
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.long]
 
 
 @pytest.fixture

@@ -54,6 +54,7 @@ def test_ctrl_c_is_answered_once_and_data_workers_go_on(config_file: Path) -> No
     assert find_checkpoints(config_file.parent / "run")[-1].name == f"step-{step:08d}"
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_two_processes_answer_once(config_file: Path) -> None:
     process = start_training(

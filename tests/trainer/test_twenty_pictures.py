@@ -68,6 +68,7 @@ def validated(config: Config) -> list[dict[str, Any]]:
     return [record for record in read_records(config.run) if record["kind"] == "validation"]
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_a_run_on_twenty_pictures_shows_that_it_works(places: dict[str, object], tmp_path: Path) -> None:
     def recipe(name: str, **more: object) -> Config:
