@@ -22,6 +22,8 @@ from trainer.resume.sums import FILES, SUM, file_sums, sealed
 from trainer.run import open_run
 from trainer.state import CONFIG, COUNTERS, IDENTITY, CheckpointError, find_checkpoints
 
+pytestmark = pytest.mark.long
+
 HELD_OUT = {"every": 2, "images": 2, "timesteps": [500]}
 Changes = dict[str, dict[str, Any]]
 
@@ -104,7 +106,6 @@ def test_a_grown_folder_is_another_data_set(config: Any, pictures: Path) -> None
     assert train(config(4)).step == 4
 
 
-@pytest.mark.long
 def test_other_models_are_known_by_their_weights(config: Any, tmp_path: Path) -> None:
     train(config(2))
     other = {"base": {"model": str(write_base(tmp_path / "other", seed=5)), "precision": "fp32"}}
@@ -140,7 +141,6 @@ FREE: dict[str, tuple[Changes, Changes]] = {
 }
 
 
-@pytest.mark.long
 @pytest.mark.parametrize(("before", "after"), FREE.values(), ids=FREE)
 def test_what_does_not_decide_a_run_is_free(config: Any, before: Changes, after: Changes) -> None:
     train(config(2, **before))
@@ -149,7 +149,6 @@ def test_what_does_not_decide_a_run_is_free(config: Any, before: Changes, after:
     assert (find_checkpoints(changed.run)[-1] / "ema.safetensors").is_file() == ("ema_decay" in str(after))
 
 
-@pytest.mark.long
 def test_with_buckets_the_samples_of_a_forward_decide_the_order(config: Any) -> None:
     sizes = {"data": {"buckets": True, "bucket_step": 16}}
     train(config(2, **sizes, train={"batch_size": 2}))
@@ -158,7 +157,6 @@ def test_with_buckets_the_samples_of_a_forward_decide_the_order(config: Any) -> 
     assert train(config(4, **sizes, train={"batch_size": 2})).step == 4
 
 
-@pytest.mark.long
 def test_another_share_of_a_step_changes_no_loss(config: Any) -> None:
     fast = {"optimizer": {"learning_rate": 0.02}}
     one = config(3, train={"batch_size": 4}, **fast)
@@ -167,7 +165,6 @@ def test_another_share_of_a_step_changes_no_loss(config: Any) -> None:
     assert losses == pytest.approx(list(train(config(6, train={"batch_size": 4}, **fast)).losses), rel=1e-3)
 
 
-@pytest.mark.long
 def test_moved_models_and_pictures_are_the_same_run(config: Any, tmp_path: Path, pictures: Path) -> None:
     one = config(2)
     train(one)
@@ -179,7 +176,6 @@ def test_moved_models_and_pictures_are_the_same_run(config: Any, tmp_path: Path,
     assert there.losses == here.losses
 
 
-@pytest.mark.long
 def test_a_new_learning_rate_is_trained_with(config: Any) -> None:
     rates = {"learning_rate": 0.25, "weight_decay": 0.5, "betas": [0.5, 0.75]}
     train(config(2, optimizer={"schedule": "cosine"}))
@@ -191,7 +187,6 @@ def test_a_new_learning_rate_is_trained_with(config: Any) -> None:
     assert (group["lr"], group["weight_decay"], list(group["betas"])) == (0.25, 0.5, [0.5, 0.75])
 
 
-@pytest.mark.long
 def test_an_average_begun_late_starts_at_the_weights_of_then(config: Any) -> None:
     train(config(2, optimizer={"learning_rate": 0.1}))
     late = open_run(config(3, optimizer={"ema_decay": 0.9}))
@@ -201,7 +196,6 @@ def test_an_average_begun_late_starts_at_the_weights_of_then(config: Any) -> Non
     assert train(late.config).step == 3
 
 
-@pytest.mark.long
 def test_a_cache_may_move_and_be_left_out(config: Any, tmp_path: Path) -> None:
     cached = config(2, cache={"path": str(tmp_path / "cache"), "precision": "fp32"})
     opened = open_run(config(2))
@@ -212,7 +206,6 @@ def test_a_cache_may_move_and_be_left_out(config: Any, tmp_path: Path) -> None:
     assert train(config(4)).step == 4
 
 
-@pytest.mark.long
 def test_other_readers_of_a_stream_are_another_run(config: Any, tmp_path: Path) -> None:
     write_shards(tmp_path / "shards", 4, 6)
     streamed = {"path": str(tmp_path / "shards"), "resolution": 64}
@@ -243,7 +236,6 @@ def make_old(config: Config) -> Path:
     return checkpoint
 
 
-@pytest.mark.long
 def test_an_old_checkpoint_goes_on_where_that_is_safe(config: Any, caplog: pytest.LogCaptureFixture) -> None:
     train(config(2, checkpoint={"every": 100}))
     make_old(config(2))
@@ -263,7 +255,6 @@ YOUNGER: dict[str, Any] = {
 }
 
 
-@pytest.mark.long
 def test_a_checkpoint_from_before_a_setting_goes_on_with_its_default_alone(config: Any) -> None:
     train(config(2, checkpoint={"every": 100}))
     (checkpoint,) = find_checkpoints(config(2).run)
@@ -291,7 +282,6 @@ OLD: dict[str, tuple[Changes, str]] = {
 }
 
 
-@pytest.mark.long
 @pytest.mark.parametrize(("after", "message"), OLD.values(), ids=OLD)
 def test_an_old_checkpoint_is_refused_where_nobody_can_tell(
     config: Any, tmp_path: Path, after: Changes, message: str
