@@ -15,7 +15,6 @@ leakage                change outside a half masked for the adapter over change 
                        latent cells along the edge left out (`mask` has the empty prompt too)
 regions                two references, left and right: halves nearest to their own reference
 psnr_db                the same pictures from diffusers with `load_ip_adapter`
-official_loop_top1     an adapter that a plain loop like the official one trained as long as our base adapter
 curve                  top1 by training step and second
 
 Examples:
@@ -25,7 +24,6 @@ Examples:
 """
 
 import argparse
-import json
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -37,7 +35,6 @@ from typing import Any
 from fidelity_curve import measure_curves, shipped_curves
 from fidelity_diffusers import DiffusersStudio
 from fidelity_gallery import Gallery
-from fidelity_official import official_adapter
 from fidelity_protocol import Counts, Protocol, retrieval
 from harness import main
 
@@ -73,11 +70,6 @@ def measure(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
     clock, models, cache = Clock(), demo_models(), cache_folder() / "demo-world"
     pictures = args.pictures or cache / "pictures"
     write_pictures(pictures, cache / "packages")
-    official: dict[str, Any] = {}
-    if not args.no_official:
-        with clock("training the official loop's adapter, if it was not there"):
-            file = args.official or official_adapter(models, pictures, cache)
-            official = facts_of(file)
     with model_folders(models):
         studio, gallery = Studio(), Gallery.open(pictures, Judge())
         protocols = {name: Protocol(studio, gallery, counts) for name, counts in chosen_counts(args).items()}
@@ -97,9 +89,6 @@ def measure(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
             }
         with clock("diffusers"):
             decibels = {name: compare_with_diffusers(each, models, ADAPTERS[name]) for name, each in protocols.items()}
-        if official:
-            with clock("official loop's adapter"):
-                official |= measure_file(protocols["base"], file)
         curve = shipped_curves()
         if args.curve:
             with clock("curve"):
@@ -114,13 +103,11 @@ def measure(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
         "similarity_of_others": limits["similarity_of_others"],
         "leakage": headline["mask"][HALVES],
         "psnr_db": min(decibels.values()),
-        "official_loop_top1": official.get("top1"),
         "adapters": adapters,
         "without_adapter": limits["base"],
         "ceiling": limits["ceiling"],
         "second_opinion": opinion,
         "psnr_db_of": decibels,
-        "official_loop": official or None,
         "curve": curve,
         "seconds": clock.seconds,
         "settings": settings(protocols),
@@ -156,22 +143,8 @@ def compare_with_diffusers(protocol: Protocol, models: Path, file: str) -> float
     return round(lowest, 1)
 
 
-def measure_file(protocol: Protocol, file: Path) -> dict[str, Any]:
-    """Retrieval with an adapter that lies anywhere."""
-    with model_folders(file.parent, {"ipadapter": "."}):
-        adapter = protocol.studio.load_adapter(file.name)
-    drawn = protocol.draw(adapter, protocol.references, file.name)
-    return retrieval(protocol.gallery, protocol.gallery.see(drawn, file.name), protocol.references)
-
-
-def facts_of(official: Path) -> dict[str, Any]:
-    """Steps, seconds and settings of its training, if they stand beside it."""
-    path = official.with_name(f"{official.name}.json")
-    return {"file": official.name, **(json.loads(path.read_text(encoding="utf-8")) if path.exists() else {})}
-
-
 def chosen_counts(args: argparse.Namespace) -> dict[str, Counts]:
-    """The base adapter is there to be compared, mainly with the official loop's: half the references, and no more."""
+    """The base adapter is there to be compared: half the references, and no more."""
     if args.quick:
         return dict.fromkeys(ADAPTERS, QUICK)
     base = Counts(retrieval=args.references // 2, strength=10, text=0, mask=0, regions=0)
@@ -198,8 +171,6 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--references", type=int, default=Counts().retrieval, help="for retrieval (default: 200)")
     parser.add_argument("--quick", action="store_true", help="a few references each, to see that it works")
     parser.add_argument("--pictures", type=Path, help="folder with emoji.jsonl (default: made in the cache)")
-    parser.add_argument("--official", type=Path, help="adapter of the official loop (default: trained once, long)")
-    parser.add_argument("--no-official", action="store_true", help="leave the official loop out")
     parser.add_argument(
         "--curve", type=Path, nargs="+", metavar="RUN", help="runs of `ipadapter train`; written to demo/assets"
     )

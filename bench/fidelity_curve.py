@@ -12,8 +12,8 @@ from support.studio import model_folders
 from trainer.config import Config
 from trainer.config_file import read_config
 from trainer.files.checkpoint_export import export_checkpoint
+from trainer.metrics_log import read_records
 from trainer.state import CONFIG, find_checkpoints
-from trainer.watch.curves import read_records
 
 SHIPPED = ROOT / "demo" / "assets" / "curve.json"
 REFERENCES = 50

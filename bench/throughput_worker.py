@@ -56,23 +56,8 @@ def make_config(settings: dict[str, Any], precision: str, *, is_cached: bool) ->
 
 
 def step_of(run: Run) -> Step:
-    """The body of `trainer.loop.train`."""
     batches = run.batches(0)
-    accelerator, clip_norm = run.accelerator, run.config.optimizer.clip_norm
-
-    def step() -> object:
-        batch = next(batches)
-        run.skips.add(batch)
-        with accelerator.accumulate(run.adapter):
-            loss = run.objective.loss(run.adapter, batch.to(accelerator.device))
-            accelerator.backward(loss)
-            accelerator.clip_grad_norm_(run.network.trained_parameters(), clip_norm)
-            run.optimizer.step()
-            run.optimizer.zero_grad(set_to_none=True)
-        run.schedule.step()
-        return loss.detach()
-
-    return step
+    return lambda: run.step(batches)
 
 
 def time_steps(connection: Connection, variants: tuple[str, ...], settings: dict[str, Any], precision: str) -> None:

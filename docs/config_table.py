@@ -34,10 +34,12 @@ def write(guide: Path = GUIDE) -> None:
 
 def _sections(schema: Mapping[str, Any], models: Mapping[str, Any], prefix: str) -> Iterator[str]:
     for name, field in schema["properties"].items():
-        if "$ref" not in field:
+        is_list = "$ref" in field.get("items", {})
+        if "$ref" not in field and not is_list:
             continue
-        model = models[field["$ref"].rpartition("/")[2]]
-        yield f"#### [{prefix}{name}]\n\n{_one_line(model['description'])}\n\n{_table(model)}"
+        model = models[(field["items"] if is_list else field)["$ref"].rpartition("/")[2]]
+        header = f"[[{prefix}{name}]]" if is_list else f"[{prefix}{name}]"
+        yield f"#### {header}\n\n{_one_line(model['description'])}\n\n{_table(model)}"
         yield from _sections(model, models, f"{prefix}{name}.")
 
 
@@ -45,7 +47,7 @@ def _table(model: Mapping[str, Any]) -> str:
     required = model.get("required", ())
     rows = ["| key | takes | default | meaning |", "|---|---|---|---|"]
     for name, field in model["properties"].items():
-        if "$ref" in field:
+        if "$ref" in field or "$ref" in field.get("items", {}):
             continue
         default = "required" if name in required else _literal(field.get("default"))
         rows.append(f"| `{name}` | {_takes(field)} | {default} | {_one_line(field['description'])} |")

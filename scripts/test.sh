@@ -1,9 +1,10 @@
 #!/usr/bin/env bash
-# scripts/test.sh [--unit | --all-comfyui | --comfyui VERSION] [pytest arguments and files…]
+# scripts/test.sh [--unit | --all-comfyui | --long | --comfyui VERSION] [pytest arguments and files…]
 #   sets the environment up and runs all tests in two lanes side by side: those that need no ComfyUI, and those that
 #   run inside a real one (tests/comfy, tests/legacy). What a lane says is shown when it is done.
 #   --unit            only tests/unit
 #   --all-comfyui     all, and the tests marked smoke in each older ComfyUI
+#   --long            also the tests marked long: whole trainings, several processes; else only where their file is named
 #   --comfyui VERSION only tests/comfy and tests/legacy, all of them, in that older ComfyUI
 # Files and folders under tests/ narrow it down to them. What fits in one lane runs in the foreground.
 set -euo pipefail
@@ -19,10 +20,11 @@ cd "$root"
 
 say() { printf 'test.sh: %s\n' "$*" >&2; }
 
-here=yes older=no marker=(-m smoke)
+here=yes older=no marker=(-m smoke) short=(-m "not long")
 case ${1:-} in
     --unit) shift; set -- tests/unit "$@" ;;
     --all-comfyui) shift; older=yes ;;
+    --long) shift; short=() ;;
     --comfyui) older_versions=("${2:?--comfyui needs a version}"); shift 2; here=no older=yes marker=() ;;
     -h | --help) sed -n '2,/^set/s/^# \{0,1\}//p' "$0"; exit ;;
 esac
@@ -38,6 +40,7 @@ done
 run_pure=yes
 if ((${#pure[@]} + ${#comfy[@]})); then
     ((${#pure[@]})) || run_pure=no
+    short=()
 else
     comfy=(tests/comfy tests/legacy)
 fi
@@ -48,7 +51,9 @@ fi
 labels=() jobs=()
 add() { labels+=("$1") jobs+=("${*:2}"); }
 
-test_pure() { exec "$env_sh" python -m pytest -rs ${pure[@]+"${pure[@]}"} ${options[@]+"${options[@]}"}; }
+test_pure() {
+    exec "$env_sh" python -m pytest -rs ${short[@]+"${short[@]}"} ${pure[@]+"${pure[@]}"} ${options[@]+"${options[@]}"}
+}
 test_comfy() { exec "$env_sh" python -m pytest -rs "${comfy[@]}" ${options[@]+"${options[@]}"}; }
 test_older() {   # VERSION
     # Inside env.sh, so that the one environment, made for the newest, serves them all.

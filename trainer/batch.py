@@ -38,6 +38,7 @@ class Batch:
         timesteps: (B,).
         time_ids: SDXL's sizes (B, 6): original height, width, crop top, left, target height, width.
         loss_mask: (B, 1, h, w), 0..1.
+        perturbation: (B, C, h, w), noise that the model's input has and the target has not.
         skipped: broken pictures met on the way, whose places other samples took.
     """
 
@@ -57,6 +58,7 @@ class Batch:
     text: Tensor | None = None
     pooled: Tensor | None = None
     loss_mask: Tensor | None = None
+    perturbation: Tensor | None = None
     skipped: tuple[Skipped, ...] = ()
 
     def to(self, device: torch.device) -> "Batch":

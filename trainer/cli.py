@@ -1,6 +1,8 @@
 """The `ipadapter` program."""
 
+import io
 import logging
+import os
 import sys
 import warnings
 from collections.abc import Callable
@@ -14,6 +16,7 @@ from .commands.convert import convert
 from .commands.eval import evaluate
 from .commands.export import export
 from .commands.inspect import inspect
+from .commands.new import new
 from .commands.plan import plan
 from .commands.sample import sample
 from .commands.train import train
@@ -27,6 +30,7 @@ app = typer.Typer(
     rich_markup_mode="markdown",
 )
 COMMANDS: dict[str, Callable[..., None]] = {
+    "new": new,
     "train": train,
     "cache": cache,
     "eval": evaluate,
@@ -42,11 +46,16 @@ for _name, _command in COMMANDS.items():
 
 def main() -> None:
     """Run a command; a user's mistake is one message and exit code 1, no traceback."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # in an encoding that may lack letters of a name, after hours of work
+            stream.reconfigure(errors="backslashreplace")
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     for library in ("accelerate", "httpx"):  # a line for each file of a checkpoint, for each request
         logging.getLogger(library).setLevel(logging.WARNING)
     for own_call in (".*torch_dtype.*", ".*local_dir_use_symlinks.*"):  # diffusers', which no user can change
         warnings.filterwarnings("ignore", message=own_call)
+    if not sys.stderr.isatty():  # in a log a bar is a line of thousands of states
+        os.environ.setdefault("TQDM_MININTERVAL", "60")
     try:
         app()
     except IPAdapterError as error:

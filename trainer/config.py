@@ -7,7 +7,7 @@ here, paths and models where they are opened.
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 Share = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[int, Field(ge=1)]
@@ -100,8 +100,8 @@ class AugmentConfig(Section):
         return not any(self.model_dump().values())
 
 
-class DataConfig(Section):
-    """Pictures, captions and references."""
+class DataSetConfig(Section):
+    """A further data set, read as `data.path` is; `[data]` says the sizes and changes of all."""
 
     path: str
     """Folder, .json, .jsonl or .csv file, Hugging Face dataset (folder or name), or WebDataset shards (a{0..9}.tar)."""
@@ -129,8 +129,28 @@ class DataConfig(Section):
     """Folder with a reference under the same name, for reference = "folder"."""
     group_column: str | None = None
     """Column that names the group, for reference = "group"; for a folder, the sub-folder is the group."""
+    repeats: Annotated[float, Field(ge=0.001, le=1000)] = 1.0
+    """How often each of its pictures comes in an epoch, among several data sets; 0.5: every second time."""
+    weight: Annotated[float, Field(ge=0.001, le=1000)] | None = None
+    """Its share of the samples, as a proportion of all data sets' weights; in place of repeats."""
+
+    @model_validator(mode="after")
+    def _reference_is_said(self) -> "DataSetConfig":
+        for kind, key in (("column", "reference_column"), ("folder", "reference_folder")):
+            if (self.reference == kind) != (getattr(self, key) is not None):
+                raise ValueError(f'data.{key} and data.reference = "{kind}" belong together: set both or neither')
+        if self.weight is not None and self.repeats != 1:
+            raise ValueError("a data set has a weight or repeats, not both")
+        return self
+
+
+class DataConfig(DataSetConfig):
+    """Pictures, captions and references."""
+
     resolution: Annotated[int, Field(ge=8, multiple_of=8)] = 512
     """Side in pixels; with buckets, the side of a square of the same area."""
+    more_resolutions: tuple[Annotated[int, Field(ge=8, multiple_of=8)], ...] = ()
+    """Further ones: each picture is trained at each of them as well; validation and samples are at resolution."""
     buckets: bool = False
     """Keep aspect ratios: sizes of about resolution² pixels, a batch has one size."""
     bucket_step: Annotated[int, Field(ge=8, multiple_of=8)] = 64
@@ -147,12 +167,29 @@ class DataConfig(Section):
     """Samples held for shuffling when shards are streamed."""
     max_skipped: Share = 0.05
     """Share of pictures that may be unreadable before the run stops."""
+    more: tuple[DataSetConfig, ...] = ()
+    """Further data sets, each a table [[data.more]]."""
+
+    @property
+    def sets(self) -> tuple[DataSetConfig, ...]:
+        """All of them, this the first."""
+        return self, *self.more
+
+    @property
+    def resolutions(self) -> tuple[int, ...]:
+        """All of them."""
+        return self.resolution, *self.more_resolutions
 
     @model_validator(mode="after")
-    def _reference_is_said(self) -> "DataConfig":
-        for kind, key in (("column", "reference_column"), ("folder", "reference_folder")):
-            if (self.reference == kind) != (getattr(self, key) is not None):
-                raise ValueError(f'data.{key} and data.reference = "{kind}" belong together: set both or neither')
+    def _resolutions_differ(self) -> "DataConfig":
+        if len(set(self.resolutions)) < len(self.resolutions):
+            raise ValueError("data.resolution and data.more_resolutions: one is named twice")
+        return self
+
+    @model_validator(mode="after")
+    def _weights_compare(self) -> "DataConfig":
+        if len({one.weight is None for one in self.sets}) == 2:
+            raise ValueError("data.weight: give one to every data set or to none")
         return self
 
 
@@ -180,14 +217,31 @@ class ObjectiveConfig(Section):
     """Share of samples that lose both."""
     min_snr_gamma: Annotated[float, Field(gt=0)] | None = None
     """Weight by min(SNR, gamma) (arXiv 2303.09556); 5 is usual."""
+    debiased: bool = False
+    """Weight by 1 / sqrt(SNR) (arXiv 2310.08442); in place of min_snr_gamma."""
+    huber_c: Annotated[float, Field(gt=0)] | None = None
+    """Pseudo-Huber loss 2c (sqrt(e² + c²) - c) of the error e, not e²: errors beyond c pull less. 0.1 is usual."""
+    huber_schedule: Literal["constant", "exponential"] = "constant"
+    """exponential: c falls from 1 at timestep 0 to huber_c at the last, as huber_c^(t / T) (arXiv 2403.16728)."""
     noise_offset: Annotated[float, Field(ge=0)] = 0.0
     """Strength of a constant added to each channel's noise; 0.05 is usual."""
+    pyramid_noise: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """Add coarser and coarser noise, each level this much weaker (J. Whitaker, Multi-Resolution Noise); 0.9 is usual."""
+    input_perturbation: Annotated[float, Field(ge=0)] = 0.0
+    """Strength of further noise that the model sees, but is not asked for (arXiv 2301.11706); 0.1 is usual."""
     zero_terminal_snr: bool = False
     """Rescale the schedule so that the last timestep is pure noise (arXiv 2305.08891); v_prediction only."""
     timestep_min: Annotated[int, Field(ge=0, le=999)] = 0
     """Smallest timestep trained on."""
     timestep_max: Annotated[int, Field(ge=0, le=999)] = 999
     """Largest timestep trained on."""
+    timestep_sampling: Literal["uniform", "sigmoid", "earlier", "later"] = "uniform"
+    """Where in that range, with u in 0..1: sigmoid of a normal number (logit-normal, arXiv 2403.03206) prefers the
+    middle; earlier, u³, little noise; later, 1 - u³, much noise (arXiv 2302.08453, section 3.4)."""
+    timestep_logit_mean: float = 0.0
+    """Mean of the normal number of sigmoid; above 0: more noise."""
+    timestep_logit_std: Annotated[float, Field(gt=0)] = 1.0
+    """Standard deviation of the normal number of sigmoid."""
     masked: bool = False
     """Count the loss where data.mask_column is white only."""
 
@@ -197,6 +251,18 @@ class ObjectiveConfig(Section):
             raise ValueError("objective.drop_text + drop_image + drop_both is above 1")
         if self.timestep_min > self.timestep_max:
             raise ValueError("objective.timestep_min is above objective.timestep_max")
+        return self
+
+    @model_validator(mode="after")
+    def _one_of_each(self) -> "ObjectiveConfig":
+        if self.debiased and self.min_snr_gamma is not None:
+            raise ValueError("objective.debiased and objective.min_snr_gamma both weight the timesteps: set one")
+        if self.pyramid_noise and self.noise_offset:
+            raise ValueError("objective.pyramid_noise and objective.noise_offset both color the noise: set one")
+        if self.huber_schedule != "constant" and self.huber_c is None:
+            raise ValueError("objective.huber_schedule needs objective.huber_c")
+        if self.timestep_sampling != "sigmoid" and (self.timestep_logit_mean, self.timestep_logit_std) != (0, 1):
+            raise ValueError('objective.timestep_logit_mean and _std need objective.timestep_sampling = "sigmoid"')
         return self
 
 
@@ -211,14 +277,21 @@ class OptimizerConfig(Section):
     """Decoupled weight decay."""
     betas: tuple[float, float] = (0.9, 0.999)
     """Decay rates of AdamW and Prodigy."""
-    schedule: Literal["constant", "linear", "cosine", "polynomial"] = "constant"
+    schedule: Literal["constant", "linear", "cosine"] = "constant"
     """How the rate falls after the warm-up."""
     warmup_steps: Annotated[int, Field(ge=0)] = 0
     """Steps over which the rate rises from 0."""
     clip_norm: Annotated[float, Field(gt=0)] | None = 1.0
-    """Largest gradient norm."""
+    """Largest gradient norm; "none": gradients are not clipped."""
     ema_decay: Annotated[float, Field(gt=0, lt=1)] | None = None
     """Decay of the moving average of all trained weights, which then is what is validated and exported."""
+
+    @field_validator("schedule", mode="before")
+    @classmethod
+    def _no_second_name_of_linear(cls, value: object) -> object:
+        if value == "polynomial":
+            raise ValueError('optimizer.schedule = "polynomial", which was the line that "linear" is; write that')
+        return value
 
 
 class TrainConfig(Section):
@@ -271,7 +344,7 @@ class ValidationConfig(Section):
     strengths: tuple[float, ...] = (0.0, 0.5, 1.0)
     """Strengths each is drawn at."""
     prompt: str | None = ""
-    """Text of the sample pictures; none: the reference's own caption."""
+    """Text of the sample pictures; "none": the reference's own caption."""
     sampler_steps: Positive = 30
     """Denoising steps of a sample picture."""
     guidance: Annotated[float, Field(ge=1)] = 7.5
@@ -325,6 +398,6 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _masks_are_read(self) -> "Config":
-        if self.objective.masked != (self.data.mask_column is not None):
-            raise ValueError("objective.masked and data.mask_column belong together: set both or neither")
+        if any(self.objective.masked != (one.mask_column is not None) for one in self.data.sets):
+            raise ValueError("objective.masked and data.mask_column belong together: set both, or neither, in all sets")
         return self

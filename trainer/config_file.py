@@ -5,7 +5,7 @@ import json
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, get_args, get_origin
+from typing import Any, cast, get_args, get_origin
 
 import tomli_w
 from pydantic import BaseModel, ValidationError
@@ -21,6 +21,10 @@ else:
     import tomli as tomllib
 
 
+_NONE = "none"
+"""TOML has no null: this unsets what may be left out."""
+
+
 class ConfigError(IPAdapterError):
     """A training config with a wrong key or value."""
 
@@ -33,13 +37,59 @@ class SeveralMistakesError(ConfigError):
 
 
 def read_config(path: Path, overrides: Sequence[str] = ()) -> Config:
-    """Read a TOML file and apply `a.b=value` overrides, whose values are TOML, or plain text where that is no TOML.
+    """Read a TOML file, what it extends before it, and apply `a.b=value` overrides, whose values are TOML, or plain text
+    where that is no TOML.
 
     Raises:
-        ConfigError: the file is missing or no TOML, or a key or value is wrong; one line per mistake.
+        ConfigError: a file is missing or no TOML, or a key or value is wrong; one line per mistake.
     """
+    data = _read_extended(path, ())
+    for override in overrides:
+        _apply(data, override)
+    return parse_config(data, path.name)
+
+
+def _read_extended(path: Path, extending: tuple[Path, ...]) -> dict[str, Any]:
+    """The tables of a file, laid over those of the file that its `extends` names, if it does."""
+    chain = (*extending, path)
+    if path.resolve() in {other.resolve() for other in extending}:
+        raise ConfigError(
+            f"{chain[0].name} extends itself: {' -> '.join(other.name for other in chain)}",
+            expected="a config that stands on another one",
+            action="take one extends out",
+        )
     try:
-        data = tomllib.loads(path.read_text(encoding="utf-8"))
+        data = _read_toml(path)
+    except ConfigError as error:
+        if not extending:
+            raise
+        raise ConfigError(
+            f"{extending[-1].name} extends {path}, but {error.found}",
+            expected="the path of another config, from the folder of the one that names it",
+            action="correct extends",
+        ) from error
+    extended = data.pop("extends", None)
+    if extended is None:
+        return data
+    if not isinstance(extended, str):
+        raise ConfigError(
+            f"{path.name}: extends is {extended!r}", expected="the path of another config", action="correct extends"
+        )
+    return _laid_over(_read_extended(path.parent / extended, chain), data)
+
+
+def _laid_over(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+    """Tables of both, key by key; where both have a value, the upper one."""
+    both = {name: (below[name], above[name]) for name in below.keys() & above.keys()}
+    inner = {
+        name: _laid_over(*pair) for name, pair in both.items() if all(isinstance(value, Mapping) for value in pair)
+    }
+    return {**below, **above, **inner}
+
+
+def _read_toml(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8-sig"))  # Windows' Notepad puts a mark first
     except OSError as error:
         raise ConfigError(
             f"{path} cannot be read ({error.strerror})",
@@ -50,23 +100,45 @@ def read_config(path: Path, overrides: Sequence[str] = ()) -> Config:
         raise ConfigError(
             f"{path} is not TOML ({error})", expected='lines like batch_size = 8 or model = "name"', action="correct it"
         ) from error
-    for override in overrides:
-        _apply(data, override)
-    return parse_config(data, path.name)
 
 
 def parse_config(data: Mapping[str, object], source: str) -> Config:
     """A config from nested mappings, as a TOML file or a checkpoint holds them. Raises ConfigError as `read_config`."""
     try:
         # by way of JSON, whose lists pydantic takes for tuples although it is strict about everything else
-        return Config.model_validate_json(json.dumps(data, default=str))
+        return Config.model_validate_json(json.dumps(_unset(data, Config), default=str))
     except ValidationError as error:
         raise _explain(error, source) from error
 
 
 def write_config(config: Config, path: Path) -> None:
     """Write every value, the defaults too, as TOML that `read_config` reads back."""
-    path.write_text(tomli_w.dumps(config.model_dump(mode="json", exclude_none=True)), encoding="utf-8")
+    path.write_text(tomli_w.dumps(_written(config)), encoding="utf-8")
+
+
+def _unset(data: Mapping[str, object], section: type[BaseModel]) -> dict[str, object]:
+    values = dict(data)
+    for name, field in section.model_fields.items():
+        value = values.get(name)
+        if _is_section(field.annotation) and isinstance(value, Mapping):
+            values[name] = _unset(value, cast(type[BaseModel], field.annotation))
+        elif (of_each := _listed_section(field.annotation)) and isinstance(value, list | tuple):
+            values[name] = [_unset(one, of_each) if isinstance(one, Mapping) else one for one in value]
+        elif value == _NONE and type(None) in get_args(field.annotation):
+            values[name] = None
+    return values
+
+
+def _written(section: BaseModel) -> dict[str, object]:
+    """Values by key; none is left out where it is the default, and else a word."""
+    values = section.model_dump(mode="json", exclude_none=True)
+    for name, field in type(section).model_fields.items():
+        value = getattr(section, name)
+        if isinstance(value, BaseModel):
+            values[name] = _written(value)
+        elif value is None and field.default is not None:
+            values[name] = _NONE
+    return values
 
 
 def _apply(data: dict[str, Any], override: str) -> None:
@@ -106,13 +178,13 @@ def _mistake(problem: Mapping[str, Any], source: str) -> ConfigError:
         return ConfigError(f"{source}: unknown key {name}", expected=f"one of {', '.join(names)}", action=hint)
     if problem["type"] == "missing":
         return ConfigError(f"{source}: {name} is missing", expected=_allowed(location), action=f"add {name}")
-    if problem["type"] == "value_error":
+    field = _field(location)
+    if problem["type"] == "value_error" and (field is None or _is_section(field.annotation)):
         return ConfigError(
             f"{source}: {problem['ctx']['error']}", expected="settings that go together", action="change one of them"
         )
-    return ConfigError(
-        f"{source}: {name} is {problem['input']!r}", expected=_allowed(location), action=f"correct {name}"
-    )
+    said = problem["ctx"]["error"] if problem["type"] == "value_error" else f"{name} is {problem['input']!r}"
+    return ConfigError(f"{source}: {said}", expected=_allowed(location), action=f"correct {name}")
 
 
 def _field(location: Sequence[str]) -> FieldInfo | None:
@@ -121,6 +193,7 @@ def _field(location: Sequence[str]) -> FieldInfo | None:
     for part in location:
         field = model.model_fields.get(part)
         annotation = field.annotation if field else None
+        annotation = _listed_section(annotation) or annotation
         if isinstance(annotation, type) and issubclass(annotation, BaseModel):
             model = annotation
     return field
@@ -128,7 +201,7 @@ def _field(location: Sequence[str]) -> FieldInfo | None:
 
 def _names(sections: Sequence[str]) -> list[str]:
     field = _field(sections)
-    model = field.annotation if field else Config
+    model = (_listed_section(field.annotation) or field.annotation) if field else Config
     return list(model.model_fields) if isinstance(model, type) and issubclass(model, BaseModel) else []
 
 
@@ -176,6 +249,12 @@ def _parts(annotation: Any, metadata: Sequence[object] = ()) -> tuple[list[str],
 
 def _flattened(metadata: Sequence[object]) -> list[object]:
     return [inner for one in metadata for inner in (one.metadata if isinstance(one, FieldInfo) else [one])]
+
+
+def _listed_section(annotation: object) -> type[BaseModel] | None:
+    """The section that a list of sections is made of."""
+    inner = get_args(annotation)[:1] if get_origin(annotation) is tuple else ()
+    return inner[0] if inner and _is_section(inner[0]) else None
 
 
 def _is_section(annotation: object) -> bool:

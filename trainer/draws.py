@@ -7,10 +7,12 @@ generators has to be stored for it.
 # C latent channels, h w latent size
 
 import hashlib
+import math
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from .config import ObjectiveConfig
 
@@ -21,9 +23,10 @@ class Draws:
 
     Attributes:
         latent_noise: (C, h, w), standard normal, for sampling from the autoencoder's distribution.
-        noise: (C, h, w), standard normal plus the noise offset.
+        noise: (C, h, w), standard normal plus the noise offset, or over several resolutions.
         timestep: of the diffusion, within the objective's range.
         drop_text, drop_image: which prompts this sample loses.
+        perturbation: (C, h, w), what the model's input has beyond the noise; None if nothing.
     """
 
     latent_noise: Tensor
@@ -31,6 +34,7 @@ class Draws:
     timestep: int
     drop_text: bool
     drop_image: bool
+    perturbation: Tensor | None
 
 
 def sample_generator(seed: int, position: int, purpose: str) -> torch.Generator:
@@ -43,6 +47,7 @@ def draw(seed: int, position: int, shape: tuple[int, int, int], objective: Objec
     """Draw for one sample whose latent has this shape (C, h, w).
 
     One draw decides the dropping, so that text, image and both exclude each other (arXiv 2308.06721, section 4.1.2).
+    What is off by default draws from generators of its own: switched on, it leaves all other draws as they are.
     """
     generator = sample_generator(seed, position, "objective")
     drop = torch.rand((), generator=generator).item()
@@ -51,7 +56,46 @@ def draw(seed: int, position: int, shape: tuple[int, int, int], objective: Objec
     noise = torch.randn(shape, generator=generator)
     if objective.noise_offset:
         noise = noise + objective.noise_offset * torch.randn((shape[0], 1, 1), generator=generator)
+    if objective.pyramid_noise:
+        noise = _with_coarser(noise, objective.pyramid_noise, sample_generator(seed, position, "pyramid"))
+    if objective.timestep_sampling != "uniform":
+        timestep = _timestep(objective, sample_generator(seed, position, "timestep"))
+    perturbation = None
+    if objective.input_perturbation:
+        generator = sample_generator(seed, position, "perturbation")
+        perturbation = objective.input_perturbation * torch.randn(shape, generator=generator)
     text_only = drop < objective.drop_text
     image_only = not text_only and drop < objective.drop_text + objective.drop_image
     both = not (text_only or image_only) and drop < objective.drop_text + objective.drop_image + objective.drop_both
-    return Draws(latent_noise, noise, int(timestep), text_only or both, image_only or both)
+    return Draws(latent_noise, noise, int(timestep), text_only or both, image_only or both, perturbation)
+
+
+def _timestep(objective: ObjectiveConfig, generator: torch.Generator) -> int:
+    """Within the objective's range, at a place that is not uniform."""
+    if objective.timestep_sampling == "sigmoid":
+        normal = torch.randn((), generator=generator, dtype=torch.float64)
+        place = (objective.timestep_logit_mean + objective.timestep_logit_std * normal).sigmoid().item()
+    else:
+        cubed = torch.rand((), generator=generator, dtype=torch.float64).item() ** 3
+        place = cubed if objective.timestep_sampling == "earlier" else 1 - cubed
+    count = objective.timestep_max - objective.timestep_min + 1
+    return objective.timestep_min + min(math.floor(place * count), count - 1)
+
+
+def _with_coarser(noise: Tensor, discount: float, generator: torch.Generator) -> Tensor:
+    """Multi-resolution noise (C, h, w): level n is smaller by a factor of 2 to 4 to the power of n, and enlarged.
+
+    As in the report, level 0 is another noise of full size, the last level is the first with a side of 1, and the sum
+    is divided by its standard deviation; here that of the sample, since a sample knows nothing of its batch.
+    https://wandb.ai/johnowhitaker/multires_noise/reports/Multi-Resolution-Noise-for-Diffusion-Model-Training--VmlldzozNjYyOTU2
+    """
+    size = height, width = (noise.shape[-2], noise.shape[-1])
+    level = 0
+    while True:
+        factor = (2 + 2 * torch.rand((), generator=generator).item()) ** level
+        height, width = max(1, int(height / factor)), max(1, int(width / factor))
+        coarse = torch.randn((1, noise.shape[0], height, width), generator=generator)
+        noise = noise + discount**level * functional.interpolate(coarse, size, mode="bilinear")[0]
+        if min(height, width) == 1:
+            return noise / noise.std()
+        level += 1

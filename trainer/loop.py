@@ -2,28 +2,19 @@
 
 import logging
 import math
-import time
-from dataclasses import dataclass, field
-from pathlib import Path
-
-import torch
-from accelerate import Accelerator
-from tqdm import tqdm
-
-from ipadapter_core.errors import IPAdapterError
+from dataclasses import dataclass
 
 from .config import Config
 from .config_file import write_config
-from .run import open_run
-from .state import CONFIG, CheckpointError, check_same_run, clean_up, find_checkpoints
-from .stop import StopRequest, stop_on_signals
+from .meter import Meter
+from .progress import open_progress
+from .resume.occupancy import occupied
+from .run import Run, open_run
+from .state import CONFIG, clean_up, diverged, find_checkpoints
+from .stop import stop_on_signals
 from .watch.observe import open_observer
 
 logger = logging.getLogger(__name__)
-
-
-class DivergedError(IPAdapterError):
-    """The loss is no number any more."""
 
 
 @dataclass(frozen=True)
@@ -48,121 +39,48 @@ def train(config: Config) -> Outcome:
     Every process of a launch calls it. Raises IPAdapterError for whatever the user can mend: paths, data, settings, a
     diverged loss.
     """
-    for checkpoint in find_checkpoints(config.run)[-1:]:
-        check_same_run(config, checkpoint)
-    run = open_run(config)
-    accelerator, adapter, state, counters = run.accelerator, run.adapter, run.state, run.state.counters
-    if accelerator.is_main_process:
-        clean_up(config.run)
-    accelerator.wait_for_everyone()
-    for checkpoint in find_checkpoints(config.run)[-1:]:
-        state.restore(checkpoint)
-        logger.info("going on from %s", checkpoint)
-    if accelerator.is_main_process:
-        _make_folder(config.run)
-        write_config(config, config.run / CONFIG)
+    with occupied(config.run):
+        return _train(config)
+
+
+def _train(config: Config) -> Outcome:
+    run = open_run(config, lacking="fill")
+    accelerator, state, counters = run.accelerator, run.state, run.state.counters
+    _resume(run)
     observer = open_observer(run)
     run.release_encoders()
     observer.at_step(counters.step)
-    meter = _Meter(accelerator)
-    bar = tqdm(
-        total=config.train.steps, initial=counters.step, unit="step", disable=not accelerator.is_local_main_process
-    )
-    with bar, stop_on_signals() as stop:
-        for batch in run.batches(counters.step) if counters.step < config.train.steps else ():
-            run.skips.add(batch)
-            with accelerator.accumulate(adapter):
-                loss = run.objective.loss(adapter, batch.to(accelerator.device))
-                accelerator.backward(loss)
-                if accelerator.sync_gradients and config.optimizer.clip_norm is not None:
-                    accelerator.clip_grad_norm_(run.network.trained_parameters(), config.optimizer.clip_norm)
-                run.optimizer.step()
-                run.optimizer.zero_grad(set_to_none=True)
-            meter.add(loss.detach())
-            if not accelerator.sync_gradients:
-                continue
-            run.schedule.step()
-            if run.ema is not None:
-                run.ema.step(run.network.trained_parameters())
-            counters.step += 1
-            counters.samples += run.samples_per_step
+    meter = Meter(accelerator)
+    batches = meter.timed(run.batches(counters.step) if counters.step < config.train.steps else iter(()))
+    bar = open_progress(config.train.steps, counters.step, shows=accelerator.is_local_main_process)
+    with bar, stop_on_signals(speaks=accelerator.is_main_process) as stop:
+        while counters.step < config.train.steps and not meter.is_told_to_stop:
+            meter.add(run.step(batches))
             bar.update()
             is_last = counters.step >= config.train.steps
             if is_last or counters.step % config.train.log_every == 0 or meter.may_stop_now(stop):
-                meter.read(stop)
-                _check_finite(meter.loss, config, counters.step)
-                bar.set_postfix(loss=f"{meter.loss:.4f}")
-                learning_rate = run.schedule.get_last_lr()[0]
-                images_per_second = run.samples_per_step * meter.steps_per_second
-                observer.log_training(counters.step, meter.loss, learning_rate, images_per_second)
-            observer.at_step(counters.step, is_last=is_last)
-            if is_last or counters.step % config.checkpoint.every == 0 or meter.is_told_to_stop:
-                state.save()
-            if is_last or meter.is_told_to_stop:
-                break
-            meter.leave_out_pauses()
+                reading = meter.read(stop)
+                if not math.isfinite(reading.loss):
+                    raise diverged(config.run, f"a loss of {reading.loss} at step {counters.step}")
+                bar.set_postfix(loss=f"{reading.loss:.4f}")
+                observer.log_training(counters.step, reading, run.schedule.get_last_lr()[0])
+            saves = is_last or counters.step % config.checkpoint.every == 0 or meter.is_told_to_stop
+            if saves or observer.may_look(counters.step, is_last=is_last):
+                with meter.pause():
+                    observer.at_step(counters.step, is_last=is_last)
+                    if saves:
+                        state.save()
     observer.close()
     return Outcome(counters.step, counters.samples, tuple(meter.losses), counters.step >= config.train.steps)
 
 
-@dataclass
-class _Meter:
-    """Losses summed on the device; `read` is the only place where a number leaves it."""
-
-    accelerator: Accelerator
-    loss: float = math.nan
-    losses: list[float] = field(default_factory=list)
-    steps_per_second: float = 0.0
-    is_told_to_stop: bool = False
-    _total: torch.Tensor | None = None
-    _count: int = 0
-    _seconds: float = 0.0
-    _since: float = field(default_factory=time.perf_counter)
-
-    def add(self, loss: torch.Tensor) -> None:
-        self._total = loss if self._total is None else self._total + loss
-        self._count += 1
-        now = time.perf_counter()
-        self._seconds, self._since = self._seconds + now - self._since, now
-
-    def leave_out_pauses(self) -> None:
-        """Time since the step, spent on validation, pictures and checkpoints, is no training time."""
-        self._since = time.perf_counter()
-
-    def may_stop_now(self, stop: StopRequest) -> bool:
-        """Alone a process may leave at any step; several have to agree, which they do when a number is read."""
-        return stop.is_asked and self.accelerator.num_processes == 1
-
-    def read(self, stop: StopRequest) -> None:
-        """Mean loss and speed since the last reading, and whether any process was told to stop."""
-        assert self._total is not None
-        numbers = torch.stack((self._total / self._count, torch.full_like(self._total, float(stop.is_asked))))
-        self.loss, stops = self.accelerator.reduce(numbers, reduction="mean").tolist()
-        steps = self._count / self.accelerator.gradient_accumulation_steps
-        self.steps_per_second = steps / max(self._seconds, 1e-9)
-        self.is_told_to_stop = stops > 0
-        self.losses.append(self.loss)
-        self._total, self._count, self._seconds = None, 0, 0.0
-
-
-def _check_finite(loss: float, config: Config, step: int) -> None:
-    if math.isfinite(loss):
-        return
-    saved = find_checkpoints(config.run)
-    raise DivergedError(
-        f"a loss of {loss} at step {step}",
-        expected="a finite loss",
-        action="lower optimizer.learning_rate, or set base.precision to bf16; the last checkpoint is "
-        f"{saved[-1] if saved else 'not written yet'}",
-    )
-
-
-def _make_folder(run: Path) -> None:
-    try:
-        run.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise CheckpointError(
-            f"train.output = {str(run)!r}, which cannot be made a folder ({error.strerror})",
-            expected="a folder, or a place where one can be made",
-            action="choose another train.output",
-        ) from error
+def _resume(run: Run) -> None:
+    """Go on from the last checkpoint, if there is one; that it is of this very run was checked as the run was opened."""
+    if run.accelerator.is_main_process:
+        clean_up(run.config.run)
+    run.accelerator.wait_for_everyone()
+    for checkpoint in find_checkpoints(run.config.run)[-1:]:
+        run.state.restore(checkpoint)
+        logger.info("going on from %s", checkpoint)
+    if run.accelerator.is_main_process:
+        write_config(run.config, run.config.run / CONFIG)

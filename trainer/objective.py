@@ -48,7 +48,7 @@ class Objective:
     def loss(self, adapter: nn.Module, batch: Batch) -> Tensor:
         """Mean loss over the batch, 0-dim, float32."""
         condition = self.condition(batch)
-        return self.losses(adapter, condition, batch.noise, batch.timesteps, batch.loss_mask).mean()
+        return self.losses(adapter, condition, batch.noise, batch.timesteps, batch.loss_mask, batch.perturbation).mean()
 
     def losses(
         self,
@@ -57,14 +57,15 @@ class Objective:
         noise: Tensor,
         timesteps: Tensor,
         loss_mask: Tensor | None = None,
+        perturbation: Tensor | None = None,
     ) -> Tensor:
         """Loss of each sample (B,), float32; `adapter` maps features to the K/V of every site."""
         schedule, latents = self.base.schedule, condition.latents
-        noisy = schedule.add_noise(latents, noise, timesteps)
+        noisy = schedule.add_noise(latents, noise if perturbation is None else noise + perturbation, timesteps)
         prediction = self.predict(adapter(condition.features), condition, noisy, timesteps).float()
         is_v = schedule.config.prediction_type == "v_prediction"
         target = schedule.get_velocity(latents, noise, timesteps) if is_v else noise
-        error = (prediction - target).square()
+        error = self._error(prediction - target, timesteps)
         if loss_mask is not None:
             covered = loss_mask.mean(dim=(1, 2, 3)).clamp_min(1 / loss_mask[0].numel())
             error = error * loss_mask / covered[:, None, None, None]
@@ -75,7 +76,8 @@ class Objective:
         dtype = self.base.dtype
         added = None
         if condition.pooled is not None:
-            added = {"text_embeds": condition.pooled.to(dtype), "time_ids": condition.time_ids.to(dtype)}
+            # sizes stay as they are: in bfloat16 1333 pixels would be 1336
+            added = {"text_embeds": condition.pooled.to(dtype), "time_ids": condition.time_ids.float()}
         output: Tensor = self.base.unet(
             noisy.to(dtype),
             timesteps,
@@ -114,12 +116,27 @@ class Objective:
         """Features with "no image" where `dropped` (B,) is true."""
         return torch.where(dropped.view(-1, *[1] * (features.ndim - 1)), self.no_image.to(features), features)
 
+    def _error(self, difference: Tensor, timesteps: Tensor) -> Tensor:
+        """Of each value (B, C, h, w): squared, or pseudo-Huber."""
+        squares = difference.square()
+        if self.config.huber_c is None:
+            return squares
+        c: Tensor | float = self.config.huber_c
+        if self.config.huber_schedule == "exponential":
+            c = torch.pow(c, timesteps / self.base.schedule.config.num_train_timesteps)[:, None, None, None]
+        # is 2c (sqrt(e² + c²) - c), which would lose the digits of small errors
+        return 2 * c * squares / ((squares + c * c).sqrt() + c)
+
     def _weights(self, timesteps: Tensor) -> Tensor:
-        """min(SNR, gamma) over SNR for noise, over SNR + 1 for v (arXiv 2303.09556, section 3.4)."""
+        """What the error of the clean latents weighs, over SNR for noise and over SNR + 1 for v.
+
+        That is min(SNR, gamma) (arXiv 2303.09556, section 3.4) or sqrt(SNR): 1 / sqrt(SNR) for noise, as in arXiv
+        2310.08442, which says nothing of v.
+        """
         gamma = self.config.min_snr_gamma
-        if gamma is None:
+        if gamma is None and not self.config.debiased:
             return torch.ones_like(timesteps, dtype=torch.float32)
         snr = compute_snr(self.base.schedule, timesteps)
         is_v = self.base.schedule.config.prediction_type == "v_prediction"
-        weights: Tensor = snr.clamp_max(gamma) / (snr + 1 if is_v else snr)
+        weights: Tensor = (snr.sqrt() if gamma is None else snr.clamp_max(gamma)) / (snr + 1 if is_v else snr)
         return weights

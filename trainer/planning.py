@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import islice
+from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
@@ -16,9 +16,11 @@ from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, 
 
 from .batch import Batch
 from .cache.estimate import estimate_bytes
-from .cache.store import CacheError
 from .config import Config
+from .data.loader import portions_of
+from .data.order import times_in_epoch
 from .data.records import Records
+from .meter import peak_bytes, wait_for
 from .run import Run, open_run
 
 MEASURED_STEPS = 3
@@ -56,9 +58,9 @@ def make_plan(config: Config) -> Plan:
     Raises:
         IPAdapterError: as `train`.
     """
-    with TemporaryDirectory(ignore_cleanup_errors=True) as folder:  # shards read through are noted in a run's folder
-        elsewhere = config.train.model_copy(update={"output": folder})
-        run, is_cached = _open(config.model_copy(update={"train": elsewhere}))
+    with TemporaryDirectory(ignore_cleanup_errors=True) as folder:
+        run = open_run(config, lacking="encode", lists=Path(folder))  # a plan may well come before the cache is filled
+        is_cached = run.stores.latents is not None
         batches = run.batches(0)
         cache = _cache(run)  # while the encoders are there
         if is_cached:
@@ -66,16 +68,6 @@ def make_plan(config: Config) -> Plan:
         memory, flops = _count(run, next(batches), is_cached=is_cached)
         measured = {"is_cached": is_cached, **_measure(run, batches), **flops}
         return Plan(_trained(run), _data(run), memory, measured, cache)
-
-
-def _open(config: Config) -> tuple[Run, bool]:
-    """With the cache if it is filled; a plan may well come before it is."""
-    if config.cache.path is not None:
-        try:
-            return open_run(config), True
-        except CacheError:
-            config = config.model_copy(update={"cache": config.cache.model_copy(update={"path": None})})
-    return open_run(config), False
 
 
 def _trained(run: Run) -> dict[str, object]:
@@ -95,9 +87,16 @@ def _trained(run: Run) -> dict[str, object]:
 
 def _data(run: Run) -> dict[str, object]:
     steps, per_step = run.config.train.steps, run.samples_per_step
-    data: dict[str, object] = {"steps": steps, "samples_per_step": per_step, "samples": steps * per_step}
+    samples = steps * per_step
+    data: dict[str, object] = {"steps": steps, "samples_per_step": per_step, "samples": samples}
     if isinstance(run.source, Records):
-        data |= {"pictures": len(run.source), "epochs": round(steps * per_step / len(run.source), 2)}
+        sets = portions_of(run.source, run.config.data)
+        counts = [len(one.numbers) for one in sets]
+        often = times_in_epoch(sets, counts)
+        rounds = samples / sum(count * float(times) for count, times in zip(counts, often, strict=True))
+        seen = [round(rounds * float(times), 2) for count, times in zip(counts, often, strict=True) if count]
+        epochs = round(rounds / len(run.config.data.resolutions), 2)
+        data |= {"pictures": len(run.source), "epochs": epochs, "times_seen": seen}
     return data | {"held_out": len(run.held_out)}
 
 
@@ -105,10 +104,11 @@ def _count(run: Run, batch: Batch, *, is_cached: bool) -> tuple[dict[str, int], 
     """Bytes on the device at the end of a forward, when most is held (buffers of single operations come on top), and
     floating-point operations of an image, two for each multiplication and addition."""
     with _saved_for_backward(run) as saved, flop_counter() as forward:
-        loss = run.objective.loss(run.network, batch.to(run.accelerator.device))
+        loss = run.loss(batch)
     with flop_counter() as backward:
         run.accelerator.backward(loss)
     run.optimizer.step()
+    run.optimizer.zero_grad(set_to_none=True)
     trained = sum(parameter.nbytes for parameter in run.network.trained_parameters())
     encoders = [] if is_cached else [run.base.vae, run.encoder.vision.model, *(text.model for text in run.base.texts)]
     memory = {
@@ -132,29 +132,23 @@ def flop_counter() -> FlopCounterMode:
 
 def _measure(run: Run, batches: Iterator[Batch]) -> dict[str, object]:
     device = run.accelerator.device
-    forwards = MEASURED_STEPS * run.config.train.accumulate
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
-        torch.cuda.synchronize(device)
+    wait_for(device)
     start = time.perf_counter()
-    images = 0
-    for batch in islice(batches, forwards):
-        run.accelerator.backward(run.objective.loss(run.network, batch.to(device)))
-        images += len(batch.positions)
-        if images % (run.config.train.batch_size * run.config.train.accumulate) == 0:
-            run.optimizer.step()
-            run.optimizer.zero_grad(set_to_none=True)
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
+    for _ in range(MEASURED_STEPS):
+        run.step(batches)
+    wait_for(device)
     seconds = time.perf_counter() - start
+    images = MEASURED_STEPS * run.config.train.batch_size * run.config.train.accumulate
     total = run.config.train.steps * run.config.train.batch_size * run.config.train.accumulate
     measured: dict[str, object] = {
         "device": str(device),
         "images_per_second": images / seconds,
         "hours": total * seconds / images / 3600,
     }
-    if device.type == "cuda":
-        measured["peak_bytes"] = torch.cuda.max_memory_allocated(device)
+    if (peak := peak_bytes(device)) is not None:
+        measured["peak_bytes"] = peak
     return measured
 
 
@@ -163,7 +157,7 @@ def _cache(run: Run) -> dict[str, object]:
     if not isinstance(records, Records):
         return {"note": "a stream does not say how many pictures it has"}
     pictures = len(records) + len(run.held_out)
-    captions = len({record.caption for record in (*records, *run.held_out)})
+    captions = len({text for record in (*records, *run.held_out) for text in record.captions})
     estimated = estimate_bytes(
         run.config, run.base, run.encoder, pictures=pictures, references=pictures, captions=captions
     )

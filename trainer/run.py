@@ -1,18 +1,23 @@
 """`Run`: everything a training loop works with, opened from a config in one place."""
 
+import functools
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import Any, Literal
 
 import torch
 from accelerate import Accelerator
 from accelerate.utils import is_wandb_available
 from diffusers.training_utils import EMAModel
-from torch import nn
+from torch import Tensor, nn
 
 from .batch import Batch
+from .cache.fill import fill
+from .cache.store import CacheError
+from .cache.training import Stores as CacheStores
 from .cache.training import open_stores
 from .config import Config
 from .data.loader import World, open_batches
@@ -27,12 +32,15 @@ from .models.network import TrainableAdapter, new_adapter
 from .models.processor import install
 from .objective import Objective
 from .optimizer import MissingPackageError, build_ema, build_optimizer, build_schedule
+from .preflight import check_before_models
+from .resume.identify import identify
 from .sharding import check_sharding, configure_deepspeed
-from .state import Counters, State
+from .state import Counters, State, check_last_checkpoint
 
 logger = logging.getLogger(__name__)
 
 _SDXL_SIDE = 768  # pixels
+Lacking = Literal["refuse", "fill", "encode"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,6 +51,7 @@ class Run:
         network, adapter: the same network, bare and as accelerate prepared it.
         source, held_out: what is trained on, and the records that are not.
         stores: what of the data is cached.
+        lists: folder of what is noted of the data: broken pictures, sizes of shards.
     """
 
     config: Config
@@ -60,6 +69,7 @@ class Run:
     held_out: Records
     stores: Stores
     skips: SkipLog
+    lists: Path
 
     @property
     def geometry(self) -> Geometry:
@@ -75,7 +85,51 @@ class Run:
     def batches(self, step: int) -> Iterator[Batch]:
         """Endless batches of this process, from an optimiser step on."""
         world = World(self.accelerator.process_index, self.accelerator.num_processes)
-        return open_batches(self.config, self.source, world, self.geometry, step, self.stores)
+        return open_batches(self.config, self.source, world, self.geometry, step, self.stores, self.lists)
+
+    def loss(self, batch: Batch) -> Tensor:
+        """Of one forward, with a gradient."""
+        return self.objective.loss(self.adapter, batch.to(self.accelerator.device))
+
+    def step(self, batches: Iterator[Batch]) -> tuple[Tensor, ...]:
+        """One optimiser step: `train.accumulate` batches taken, the weights moved, the run counted on.
+
+        A step that float16's gradient scaler skips, for gradients beyond its range, moves schedule and moving average
+        no more than it moves the weights.
+
+        Returns:
+            The loss of each forward, 0-dim, on the device.
+        """
+        losses, moved = [], False
+        for _ in range(self.config.train.accumulate):
+            batch = next(batches)
+            self.skips.add(batch)
+            with self.accelerator.accumulate(self.adapter):
+                loss = self.loss(batch)
+                self.accelerator.backward(loss)
+                if self.accelerator.sync_gradients and self.config.optimizer.clip_norm is not None:
+                    self.accelerator.clip_grad_norm_(self.network.trained_parameters(), self.config.optimizer.clip_norm)
+                moved = self._move()
+                self.optimizer.zero_grad(set_to_none=True)
+            losses.append(loss.detach())
+        if moved:
+            self.schedule.step()
+            if self.ema is not None:
+                self.ema.step(self.network.trained_parameters())
+        self.state.counters.step += 1
+        self.state.counters.samples += self.samples_per_step
+        return tuple(losses)
+
+    def _move(self) -> bool:
+        """Let the optimiser step; whether it did."""
+        scaler = self.accelerator.scaler
+        if scaler is None or not self.accelerator.sync_gradients:
+            self.optimizer.step()
+            return True
+        # accelerate's own answer is wrong for fused optimisers, which are called and then skip on the device
+        before = scaler.get_scale()
+        self.optimizer.step()
+        return bool(scaler.get_scale() >= before)
 
     def release_encoders(self) -> None:
         """Free what a step does not use because the cache has it."""
@@ -104,8 +158,13 @@ def geometry(base: Base, encoder: ImageEncoder) -> Geometry:
     return Geometry(base.latent_channels, base.latent_factor, encoder.format)
 
 
-def open_run(config: Config) -> Run:
+def open_run(config: Config, *, lacking: Lacking = "refuse", lists: Path | None = None) -> Run:
     """Open models and data, build the network and its optimiser, and hand the trained part to accelerate.
+
+    Args:
+        lacking: what becomes of a cache that lacks something: an error, or it is filled, or left alone and everything
+            is encoded in every step. Before it is filled, which may take hours, a folder with another run is refused.
+        lists: folder of the lists of broken pictures and of shards; the run's if not given.
 
     Raises:
         IPAdapterError: what the config names is missing, broken or does not fit together.
@@ -116,6 +175,7 @@ def open_run(config: Config) -> Run:
             expected="the package wandb",
             action='pip install wandb, or set train.trackers = ["tensorboard"]',
         )
+    lists = config.run if lists is None else lists
     accelerator = Accelerator(
         gradient_accumulation_steps=config.train.accumulate,
         # only float16 needs accelerate's help (its gradient scaler); the network itself always computes in float32
@@ -123,9 +183,16 @@ def open_run(config: Config) -> Run:
         log_with=list(config.train.trackers) or None,
         project_dir=config.run,
     )
+    if config.base.precision == "fp16" and accelerator.scaler is None:
+        logger.warning(
+            'base.precision = "fp16" on %s, whose gradients are not scaled: small gradients become 0; '
+            '"bf16" has no such limit',
+            accelerator.device,
+        )
     check_sharding(accelerator.distributed_type, config, is_fsdp2=accelerator.is_fsdp2)
     torch.set_float32_matmul_precision("high")
     source, held_out = open_sources(config)
+    check_before_models(config, source, held_out)
     base = load_base(config.base, accelerator.device)
     if base.is_sdxl and config.data.resolution < _SDXL_SIDE:
         logger.warning(
@@ -142,7 +209,10 @@ def open_run(config: Config) -> Run:
         base.unet.enable_gradient_checkpointing()
     if config.train.compile:
         base.unet.compile()
-    stores = _stores(config, base, encoder, (source, held_out))
+    identity = functools.cache(lambda: identify(config, base, encoder, network, (source, held_out), accelerator))
+    if lacking == "fill":
+        check_last_checkpoint(config, identity())
+    stores = _stores(config, base, encoder, (source, held_out), accelerator, lacking)
     objective = Objective(config.objective, base, encoder.no_image(network.spec.negative), encoder)
     optimizer = build_optimizer(network.trained_parameters(), config.optimizer)
     ema = build_ema(network.trained_parameters(), config.optimizer)
@@ -160,22 +230,50 @@ def open_run(config: Config) -> Run:
         optimizer=optimizer,
         schedule=schedule,
         ema=ema,
-        state=State(config, accelerator, adapter, schedule, ema, counters),
+        state=State(config, accelerator, adapter, optimizer, schedule, ema, counters, identity),
         source=source,
         held_out=held_out,
         stores=stores,
-        skips=SkipLog(config.run / SKIPPED, config.data.max_skipped, counters.pairs),
+        skips=SkipLog(lists / SKIPPED, config.data.max_skipped, counters.pairs),
+        lists=lists,
     )
 
 
-def _stores(config: Config, base: Base, encoder: ImageEncoder, sources: tuple[Source, ...]) -> Stores:
+def _stores(
+    config: Config,
+    base: Base,
+    encoder: ImageEncoder,
+    sources: tuple[Source, ...],
+    accelerator: Accelerator,
+    lacking: Lacking,
+) -> Stores:
+    """The cache of a run."""
     if config.cache.path is None:
         return Stores()
     stores = open_stores(config, base, encoder)
-    for records in sources:
-        if isinstance(records, Records):  # a stream finds out as it reads
-            stores.require(records)
+    if lacking != "refuse" and not _is_filled(stores, sources):
+        if lacking == "encode":
+            return Stores()
+        base.unet.to("cpu")  # what encodes needs its room
+        fill(config, base, encoder, sources, progress=accelerator.is_local_main_process)
+        base.unet.to(accelerator.device)
+        stores = open_stores(config, base, encoder)
+    _require(stores, sources)
     return stores
+
+
+def _is_filled(stores: CacheStores, sources: tuple[Source, ...]) -> bool:
+    try:
+        _require(stores, sources)
+    except CacheError:
+        return False
+    return all(store.nbytes for store in stores.all)  # a stream finds out only as it reads
+
+
+def _require(stores: CacheStores, sources: tuple[Source, ...]) -> None:
+    for records in sources:
+        if isinstance(records, Records):
+            stores.require(records)
 
 
 def _prepare(

@@ -1,6 +1,7 @@
 """Leaving in good order when a signal asks for it."""
 
 import logging
+import os
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,15 +20,24 @@ class StopRequest:
 
 
 @contextmanager
-def stop_on_signals() -> Iterator[StopRequest]:
-    """Inside, SIGTERM and the first Ctrl-C are a request; a second Ctrl-C interrupts at once."""
-    stop = StopRequest()
+def stop_on_signals(*, speaks: bool) -> Iterator[StopRequest]:
+    """Inside, SIGTERM and the first Ctrl-C are a request; a second Ctrl-C interrupts at once.
+
+    Args:
+        speaks: say so. Ctrl-C goes to all processes of a terminal, and one of them is enough.
+    """
+    stop, owner = StopRequest(), os.getpid()
 
     def ask(number: int, _frame: FrameType | None) -> None:
-        if stop.is_asked and number == signal.SIGINT:
-            raise KeyboardInterrupt
+        if os.getpid() != owner:  # a data worker, which has copied this handler: it ends when its owner does
+            return
+        if stop.is_asked:
+            if number == signal.SIGINT:
+                raise KeyboardInterrupt
+            return
         stop.is_asked = True
-        logger.warning("asked to stop: writing a checkpoint first")
+        if speaks:
+            logger.warning("asked to stop: writing a checkpoint first")
 
     before: dict[int, Any] = {number: signal.signal(number, ask) for number in (signal.SIGTERM, signal.SIGINT)}
     try:

@@ -61,7 +61,7 @@ def start_adapter(
     device = torch.device("cpu")
     encoder = load_image_encoder(config.encoder, config.adapter.kind, device)
     unet = load_base(config.base, device, only=frozenset({"unet"})).unet
-    adapter = new_adapter(config.adapter.model_copy(update={"pretrained": None}), unet, encoder).adapter
+    adapter = new_adapter(config.adapter, unet, encoder, is_fresh=True).adapter
     taught = pixels[[number for number, picture in enumerate(pictures) if not picture.is_held_out]]
     shown = torch.cat((taught, *(_mixture(taught, number) for number in range(MIXTURES))))
     features = _features(encoder, shown)

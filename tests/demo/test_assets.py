@@ -29,3 +29,15 @@ def test_every_shipped_file_has_its_digest_and_licence() -> None:
 
 def test_they_are_small_enough_for_git() -> None:
     assert sum(path.stat().st_size for path in shipped()) <= LARGEST
+
+
+def test_what_else_went_into_the_adapters_is_said_where_they_are_praised() -> None:
+    """The demo's models have a training loop of their own, which is not the one that users get."""
+    first = TABLE.read_text(encoding="utf-8").split("\n\n")[1]
+    praise = next(
+        part for part in (ROOT / "README.md").read_text(encoding="utf-8").split("\n\n") if "It knows emoji" in part
+    )
+    assert (ROOT / "demo" / "world" / "training.py").is_file()
+    for text in (first, praise.partition("pictures follow a reference")[0]):
+        assert "alone" in text
+        assert "loop of the demo's own" in " ".join(text.split())

@@ -2,12 +2,16 @@
 
 import multiprocessing
 import os
+import subprocess
 import sys
+import time
 from collections.abc import Callable
 from multiprocessing.context import ForkServerProcess
+from pathlib import Path
 
 import pytest
 
+_ROOT = Path(__file__).parents[2]
 _SERVER = multiprocessing.get_context("forkserver")
 _SERVER.set_forkserver_preload(["support.training", "support.cache_worker"])
 
@@ -18,4 +22,20 @@ def start(target: Callable[..., object], *arguments: object) -> ForkServerProces
         patch.setenv("PYTHONPATH", os.pathsep.join(sys.path))  # the server, which starts here, gets no sys.path
         process = _SERVER.Process(target=target, args=arguments, daemon=True)
         process.start()
+    return process
+
+
+def start_training(config_file: Path, run: Path, *launcher: str) -> "subprocess.Popen[str]":
+    """`ipadapter train` in a process group of its own, as a terminal starts it, when it has done three steps."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
+    command = [sys.executable, *launcher, "-m", "trainer", "train", str(config_file)]
+    process = subprocess.Popen(
+        command, cwd=_ROOT, env=environment, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    deadline = time.monotonic() + 120
+    metrics = run / "metrics.jsonl"
+    while not metrics.exists() or metrics.read_text().count('"kind": "train"') < 3:
+        assert time.monotonic() < deadline
+        assert process.poll() is None
+        time.sleep(0.05)
     return process

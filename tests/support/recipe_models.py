@@ -92,7 +92,7 @@ class TinyWorld:
         return _changed(config, "adapter", pretrained=str(pretrained / "adapter.safetensors"))
 
     def _paths(self, asked: Config) -> dict[str, object]:
-        base = self._made(f"base/{BASES[asked.base.model]}", _write_base)
+        base = self._made(f"base/{BASES[asked.base.model]}", write_small_base)
         data = "list" if asked.data.reference == "column" else asked.data.format
         paths: dict[str, object] = {
             "base.model": base,
@@ -122,7 +122,7 @@ class TinyWorld:
         return folder
 
 
-def _write_base(folder: Path) -> None:
+def write_small_base(folder: Path) -> None:
     """A model of the folder's layout with fewer attention layers than `tiny_unet` has: a recipe takes 21 forwards."""
     layout = folder.name
     write_base(folder, layout)
@@ -139,7 +139,7 @@ def _write_giant(folder: Path) -> None:
     transformers.Dinov2Model(config).save_pretrained(folder)
 
 
-def _write_judge(folder: Path) -> None:
+def write_judge(folder: Path) -> None:
     """A whole CLIP, with what turns pictures and text into its input."""
     torch.manual_seed(0)
     vision = {**_CLIP_SIZES, "image_size": IMAGE_SIZE, "patch_size": PATCH}
@@ -155,7 +155,7 @@ def _write_adapter(config: Config, folder: Path) -> None:
     cpu = torch.device("cpu")
     base = load_base(config.base, cpu, only=frozenset({"unet"}))
     encoder = load_image_encoder(config.encoder, config.adapter.kind, cpu)
-    adapter = new_adapter(config.adapter.model_copy(update={"pretrained": None}), base.unet, encoder).adapter
+    adapter = new_adapter(config.adapter, base.unet, encoder, is_fresh=True).adapter
     write_safetensors(folder / "adapter.safetensors", adapter.state_dict(), adapter.spec.to_metadata())
 
 
@@ -188,7 +188,7 @@ def _changed(config: Config, section: str, **values: Any) -> Config:
     return config.model_copy(update={section: getattr(config, section).model_copy(update=values)})
 
 
-_ENCODER_WRITERS: dict[str, Callable[[Path], object]] = {"dinov2_giant": _write_giant, "judge": _write_judge}
+_ENCODER_WRITERS: dict[str, Callable[[Path], object]] = {"dinov2_giant": _write_giant, "judge": write_judge}
 _INSIDE = {"hf": "dataset", "list": "pairs.jsonl", "webdataset": "0.tar"}
 _WRITERS: dict[str, Callable[[Path], object]] = {
     "auto": write_pictures,

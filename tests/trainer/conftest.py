@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from support.encoders import write_folder
+from support.recipe_models import write_small_base
 from support.tiny_base import write_base
 
 CPU = torch.device("cpu")
@@ -22,6 +23,20 @@ def base_folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]
         if key not in made:
             made[key] = write_base(tmp_path_factory.mktemp("base") / layout, layout, prediction_type=prediction_type)
         return made[key]
+
+    return folder
+
+
+@pytest.fixture(scope="session")
+def small_base_folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """Folder of the same with fewer layers, where any step will do."""
+    made: dict[str, Path] = {}
+
+    def folder(layout: str = "sd15") -> Path:
+        if layout not in made:
+            made[layout] = tmp_path_factory.mktemp("small_base") / layout
+            write_small_base(made[layout])
+        return made[layout]
 
     return folder
 

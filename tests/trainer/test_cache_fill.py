@@ -9,10 +9,11 @@ import pytest
 import torch
 from PIL import Image
 
+from ipadapter_core.file.spec import Negative
 from support.encoders import write_folder
 from support.pictures import write_shard
 from support.tiny_base import write_base
-from trainer.cache.entries import NO_IMAGE_KEY, stored
+from trainer.cache.entries import stored
 from trainer.cache.estimate import estimate_bytes
 from trainer.cache.fill import FillReport, fill
 from trainer.cache.store import CacheError
@@ -96,7 +97,7 @@ def _computed(report: FillReport) -> dict[str, int]:
     return {kind: share.computed for kind, share in report.shares.items()}
 
 
-ALL = {"text": CAPTIONS + 1, "latents": PICTURES, "features": PICTURES + 1}
+ALL = {"text": CAPTIONS + 1, "latents": PICTURES, "features": PICTURES}
 NOTHING = dict.fromkeys(ALL, 0)
 
 
@@ -169,8 +170,7 @@ def test_training_gets_what_it_would_encode_itself(
     base, encoder = setup.models(config)
     stores = open_stores(config, base, encoder)
     records, geometry = load_records(config.data), Geometry(base.latent_channels, base.latent_factor, encoder.format)
-    no_image = stores.features.get(NO_IMAGE_KEY)["features"][None]
-    objective = Objective(config.objective, base, no_image.float(), encoder)
+    objective = Objective(config.objective, base, encoder.no_image(Negative.ZERO_PIXELS), encoder)
     cached = open_batches(config, records, World(), geometry, 0, stores)
     plain = open_batches(config, records, World(), geometry, 0)
     for _ in range(PICTURES):
@@ -214,7 +214,7 @@ def test_changed_pictures_and_captions_are_made_again(setup: Setup) -> None:
 def test_equal_pictures_and_captions_are_stored_once(setup: Setup) -> None:
     for number in range(PICTURES):
         setup.write_picture(number, seed=0) if number % 2 else None
-    assert _computed(setup.fill(setup.config())) == {"text": 4, "latents": 5, "features": 6}
+    assert _computed(setup.fill(setup.config())) == {"text": 4, "latents": 5, "features": 5}
 
 
 def test_a_truncated_shard_is_made_again(setup: Setup) -> None:
@@ -258,15 +258,11 @@ def test_too_many_broken_pictures_stop_the_work(setup: Setup) -> None:
         setup.fill(setup.config())
 
 
-def test_constants_are_always_there(setup: Setup) -> None:
+def test_the_empty_caption_is_always_there(setup: Setup) -> None:
     config = setup.config()
     setup.fill(config)
     base, encoder = setup.models(config)
     stores = open_stores(config, base, encoder)
-    size = encoder.format.pixel_format.size
-    torch.testing.assert_close(
-        stores.features.get(NO_IMAGE_KEY)["features"], encoder.features(torch.zeros(1, 3, size, size))[0]
-    )
     torch.testing.assert_close(stores.text.get(caption_digest(""))["text"], base.encode_text([""])[0][0])
 
 
@@ -305,7 +301,7 @@ def test_a_stream_is_cached_as_it_is_read(setup: Setup) -> None:
     write_shard(shards / "1.tar", {"5": members(5), "broken": {"png": b"no picture", "txt": b"picture"}})
     config = setup.config(data__path=str(shards), data__max_skipped=0.5)
     models = setup.models(config)
-    for computed in ({"text": 2, "latents": 6, "features": 7}, NOTHING):
+    for computed in ({"text": 2, "latents": 6, "features": 6}, NOTHING):
         report = fill(config, *models, [open_source(config.data)], batch_size=2)
         assert (_computed(report), report.skipped) == (computed, 1)
     base, encoder = models

@@ -1,5 +1,6 @@
 """Processes share the work without doubling it, and a kill costs one block at most."""
 
+import errno
 import os
 import random
 import time
@@ -16,8 +17,10 @@ from torch import Tensor
 from support import processes
 from support.cache_worker import RECIPE, SHARD_SIZE, blocks, entry, fill, key
 from support.crash import DIED, die_before_write
+from trainer.cache import claims
+from trainer.cache.claims import claim
 from trainer.cache.sharing import Share, fill_store
-from trainer.cache.store import CacheStore
+from trainer.cache.store import CacheError, CacheStore
 
 FEWEST = 30  # writes to die at; found: 46
 
@@ -126,3 +129,50 @@ def test_entries_that_cannot_be_made_are_counted_and_progress_reaches_the_end(tm
     told.clear()
     assert fill_store(_store(tmp_path), blocks(20), make, told.append) == Share(reused=16, failed=4)
     assert sum(told) == 20
+
+
+@pytest.fixture
+def lockless(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file system that has no locks, as some network shares: there the file itself is the lock."""
+    fcntl = pytest.importorskip("fcntl")
+
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+
+
+@pytest.mark.filterwarnings("ignore:flock not supported")
+def test_a_claim_outlives_a_killed_machine_by_minutes_only(
+    tmp_path: Path, lockless: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(claims, "_CHECKED_SECONDS", 0.1)
+    (block,) = blocks(SHARD_SIZE)
+    marker = _store(tmp_path / "cache").folder / "claims" / f"{block.name}.lock"
+    marker.parent.mkdir(parents=True)
+    marker.write_text("1443\nelsewhere\n1")
+    with claim(_store(tmp_path / "cache").folder, block.name, wait=False) as beat:
+        assert beat is None, "it may live"
+    hour_ago = time.time() - 3600
+    os.utime(marker, (hour_ago, hour_ago))
+    assert fill(tmp_path / "cache", SHARD_SIZE, 0, tmp_path / "log") == Share(computed=SHARD_SIZE)
+    assert not marker.exists()
+
+
+@pytest.mark.filterwarnings("ignore:flock not supported")
+def test_a_claim_that_is_worked_on_stays_young(tmp_path: Path, lockless: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(claims, "_BEAT_SECONDS", 0.0)
+    with claim(tmp_path, "block", wait=True) as beat:
+        assert beat is not None
+        (marker,) = (tmp_path / "claims").glob("block*")
+        os.utime(marker, (0, 0))
+        beat()
+        assert time.time() - marker.stat().st_mtime < 60
+        with claim(tmp_path, "block", wait=False) as other:
+            assert other is None
+
+
+def test_a_share_on_which_nothing_can_be_locked_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "claims").write_text("a file where the folder should be")
+    with pytest.raises(CacheError, match="cannot be written"), claim(tmp_path, "block", wait=True):
+        pass

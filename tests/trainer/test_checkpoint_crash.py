@@ -28,17 +28,8 @@ def run(tmp_path: Path, base_folder: Callable[..., Path], encoder_folder: Callab
         checkpoint={"keep": 1},
     )
     opened = open_run(config)
-    take_step(opened)
+    opened.step(opened.batches(0))
     return opened
-
-
-def take_step(run: Run) -> None:
-    run.accelerator.backward(run.objective.loss(run.adapter, next(run.batches(run.state.counters.step))))
-    run.optimizer.step()
-    run.optimizer.zero_grad()
-    assert run.ema is not None
-    run.ema.step(run.network.trained_parameters())
-    run.state.counters.step += 1
 
 
 def contents(run: Run) -> dict[str, Files]:
@@ -55,7 +46,7 @@ def test_a_crash_at_any_write_leaves_whole_checkpoints(run: Run, tmp_path: Path)
     run.state.save()
     shutil.copytree(folder, before)
     wanted = contents(run)
-    take_step(run)
+    run.step(run.batches(run.state.counters.step))
     assert die_before_write(NEVER, run.state.save) == 0
     assert list(contents(run)) == ["step-00000002"]
     wanted |= contents(run)

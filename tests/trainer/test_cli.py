@@ -1,5 +1,6 @@
 """The `ipadapter` program: help with an example, JSON for programs, and one clear message for a user's mistake."""
 
+import io
 import json
 import logging
 import re
@@ -15,6 +16,7 @@ from typer.testing import CliRunner
 
 from support.encoders import write_single_file
 from support.training import write_pictures
+from support.training_states import write_accelerate_state
 from trainer.cli import COMMANDS, app, main
 
 ROOT = Path(__file__).parents[2]
@@ -120,7 +122,6 @@ MISTAKES = {
     "no captions": ("train my.toml --set data.path=silent", "silent/0.png has no caption"),
     "output is a file": ("train my.toml --set train.output=my.toml", "my.toml"),
     "cache without a place": ("cache my.toml", "cache.path"),
-    "cache not filled": ("train my.toml --set cache.path=nothing", "run `ipadapter cache CONFIG`"),
     "no such preset": ("plan my.toml --set adapter.blocks=styl", "layer preset 'styl'"),
     "no adapter to evaluate": ("eval my.toml --adapter nothing.safetensors", "no file at nothing.safetensors"),
     "encoder for an adapter": ("eval my.toml --adapter vision.safetensors", "image encoder"),
@@ -177,3 +178,19 @@ def test_json_is_all_there_is_on_standard_output(place: Path, monkeypatch: pytes
     monkeypatch.chdir(place)
     result = CliRunner().invoke(app, ["inspect", "vision.safetensors", "--json"])
     assert json.loads(result.stdout)["kind"] == "image encoder"
+
+
+@pytest.mark.parametrize("encoding", ["cp1252", "ascii", "utf-8"])
+def test_a_terminal_that_lacks_letters_gets_all_it_can_show(
+    tmp_path: Path, encoding: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As Windows gives to a program whose output goes to a file: the message names the folder as well as it can."""
+    write_accelerate_state(tmp_path / "日本 → é")
+    terminal = io.TextIOWrapper(io.BytesIO(), encoding)
+    monkeypatch.setenv("COLUMNS", "500")
+    with monkeypatch.context() as patch:
+        patch.setattr(sys, "stdout", terminal)
+        assert run_main(["inspect", str(tmp_path / "日本 → é")], patch) == 0
+    terminal.flush()
+    shown = terminal.buffer.getvalue().decode(encoding)
+    assert ("日本 → é" if encoding == "utf-8" else r"\u65e5\u672c \u2192") in shown

@@ -44,6 +44,23 @@ def test_written_config_reads_back_equal(tmp_path: Path) -> None:
     assert read_config(tmp_path / "out.toml") == config
 
 
+@pytest.mark.parametrize("override", ["optimizer.clip_norm=none", 'validation.prompt="none"', "cache.path=none"])
+def test_none_can_be_said_and_is_kept(tmp_path: Path, override: str) -> None:
+    section, key = override.partition("=")[0].split(".")
+    text = MINIMAL + '[cache]\npath = "cache"\n[validation]\nprompt = "a dog"\n'
+    config = read(tmp_path, text, (override,))
+    assert getattr(getattr(config, section), key) is None
+    write_config(config, tmp_path / "out.toml")
+    assert read_config(tmp_path / "out.toml") == config
+    with pytest.raises(ConfigError, match=r"train\.steps is 'none'"):
+        read(tmp_path, overrides=("train.steps=none",))
+
+
+def test_a_byte_order_mark_is_no_part_of_a_config(tmp_path: Path) -> None:
+    (tmp_path / "marked.toml").write_text(MINIMAL, encoding="utf-8-sig")
+    assert read_config(tmp_path / "marked.toml") == read(tmp_path)
+
+
 @pytest.mark.parametrize(
     ("override", "value"),
     [
@@ -78,6 +95,11 @@ def test_overrides(tmp_path: Path, override: str, value: object) -> None:
         ("optimizer.clip_norm=-1", r"optimizer.clip_norm is -1. Expected: a number above 0"),
         ("optimizer.name=adam", r"is 'adam'. Expected: one of adamw, adamw8bit, prodigy, adafactor"),
         ("validation.timesteps=[2000]", r"validation.timesteps is 2000. Expected: a list .*at most 999"),
+        (
+            "optimizer.schedule=polynomial",
+            r'optimizer.schedule = "polynomial", which was the line that "linear" is; write that\. Expected: one of '
+            r"constant, linear, cosine .*correct optimizer.schedule\.",
+        ),
         ("objective.drop_text=0.95", r"drop_text \+ drop_image \+ drop_both is above 1"),
         ("objective.timestep_max=-1", r"timestep_max is -1. Expected: a whole number at least 0, at most 999"),
         ("data.reference=column", r'data.reference_column and data.reference = "column" belong together'),
@@ -118,3 +140,38 @@ def test_unreadable_files(tmp_path: Path, text: str | None, message: str) -> Non
         path.write_text(text)
     with pytest.raises(ConfigError, match=message):
         read_config(path)
+
+
+def test_a_config_says_only_what_differs_from_the_one_it_extends(tmp_path: Path) -> None:
+    (tmp_path / "shared").mkdir()
+    (tmp_path / "shared" / "first.toml").write_text(
+        MINIMAL + '[data.augment]\nflip = 0.5\nblur = 0.25\n[cache]\npath = "c"\n'
+    )
+    (tmp_path / "second.toml").write_text(
+        'extends = "shared/first.toml"\n[train]\nsteps = 20\n[data.augment]\nblur = 0.5\n'
+    )
+    (tmp_path / "third.toml").write_text('extends = "second.toml"\n[train]\nseed = 3\n')
+    config = read_config(tmp_path / "third.toml", ["train.batch_size=2"])
+    assert (config.train.steps, config.train.seed, config.train.batch_size) == (20, 3, 2)
+    assert (config.data.augment.flip, config.data.augment.blur, config.cache.path) == (0.5, 0.5, "c")
+    write_config(config, tmp_path / "whole.toml")
+    assert "extends" not in (tmp_path / "whole.toml").read_text()
+    assert read_config(tmp_path / "whole.toml") == config
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('extends = "gone.toml"', r"c\.toml extends .*gone\.toml, but .*gone\.toml cannot be read"),
+        ('extends = "c.toml"', r"c\.toml extends itself: c\.toml -> c\.toml"),
+        ('extends = "back.toml"', r"extends itself: c\.toml -> back\.toml -> c\.toml"),
+        ("extends = 3", r"c\.toml: extends is 3\. Expected: the path of another config"),
+        ('extends = "wrong.toml"', r"c\.toml: unknown key train\.stepz"),
+    ],
+)
+def test_what_a_config_extends_has_to_be_one(tmp_path: Path, text: str, message: str) -> None:
+    (tmp_path / "c.toml").write_text(text)
+    (tmp_path / "back.toml").write_text('extends = "c.toml"')
+    (tmp_path / "wrong.toml").write_text(MINIMAL.replace("steps = 10", "steps = 10\nstepz = 3"))
+    with pytest.raises(ConfigError, match=message):
+        read_config(tmp_path / "c.toml")

@@ -1,7 +1,8 @@
 """What the training loop reads: the same samples however it is split up, stopped or disturbed by broken pictures."""
 
 import json
-import logging
+import multiprocessing
+import shutil
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import fields
@@ -14,15 +15,25 @@ import torch
 from torch import Tensor
 
 from support.pictures import GEOMETRY, gradient, run_config, write_folder
-from trainer.batch import Batch, Skipped
-from trainer.config import Config
+from support.reading import scan_together
+from trainer.batch import Batch
+from trainer.config import AugmentConfig, Config, DataConfig
+from trainer.data.buckets import Centered
 from trainer.data.loader import World, held_out_batches, open_batches
 from trainer.data.order import Order
 from trainer.data.pictures import decode
-from trainer.data.prepare import bucket_of, caption_digest, entry_key, place_target, target_pixels, variant_generator
+from trainer.data.prepare import (
+    bucket_of,
+    caption_digest,
+    entry_key,
+    place_target,
+    reference_pixels,
+    target_pixels,
+    variant_generator,
+)
 from trainer.data.records import DataError
 from trainer.data.sample import Stores
-from trainer.data.skips import SkipLog, read_skipped
+from trainer.data.scan import scan_buckets
 from trainer.data.sources import load_records
 
 ALONE = World()
@@ -121,23 +132,68 @@ def test_batches_have_one_size_each_and_sdxl_sizes_that_agree(config: Config) ->
         assert batch.reference_pixels.shape == (2, 3, 8, 8)
 
 
-@pytest.mark.parametrize("global_batch", [1, 2, 5])
-def test_an_epoch_has_every_record_once_and_fills_up_within_buckets(global_batch: int) -> None:
-    members = {(8, 8): [0, 2, 4, 6, 8], (8, 16): [1, 3], (16, 8): [5]}
-    order = Order(0, members, global_batch)
-    for epoch in (0, 1):
-        start = epoch * order.epoch_length
-        found = [order.at(position) for position in range(start, start + order.epoch_length)]
-        assert {number for number, _ in found} == {number for numbers in members.values() for number in numbers}
-        assert all(number in members[bucket] for number, bucket in found)
-        for first in range(0, len(found), global_batch):
-            assert len({bucket for _, bucket in found[first : first + global_batch]}) == 1
-    assert [order.at(p) for p in range(8)] != [order.at(p + order.epoch_length) for p in range(8)]
-    sequences = {
-        tuple(order.at(epoch * order.epoch_length + p)[1] for p in range(order.epoch_length)) for epoch in range(9)
-    }
-    assert len(sequences) > 1, "batches of a bucket come elsewhere in each epoch"
-    assert Order(0, {(8, 8): range(7)}, 4).epoch_length == 7, "one bucket needs no filling up"
+MEMBERS = {(8, 8): range(200), (8, 16): range(200, 237), (16, 8): range(237, 242), (8, 24): range(242, 243)}
+
+
+@pytest.mark.parametrize("global_batch", [1, 4, 16])
+@pytest.mark.parametrize("seed", [0, 1])
+def test_every_picture_comes_equally_often_whatever_the_size_of_its_bucket(global_batch: int, seed: int) -> None:
+    order = Order(seed, MEMBERS, global_batch)
+    rounds = 12 * global_batch  # of 243 pictures, so that the bucket of one alone has come 12 times
+    found = [order.at(position) for position in range(rounds * 243 // global_batch * global_batch)]
+    times = Counter(number for number, _ in found)
+    assert times.keys() == set(range(243))
+    for bucket, numbers in MEMBERS.items():
+        share = sum(times[number] for number in numbers) / len(found)
+        assert share == pytest.approx(len(numbers) / 243, rel=0.1)
+        assert max(times[number] for number in numbers) - min(times[number] for number in numbers) <= 1
+        assert all(number in numbers for number, place in found if place == bucket)
+    for first in range(0, len(found), global_batch):
+        assert len({bucket for _, bucket in found[first : first + global_batch]}) == 1
+    sizes = [bucket for _, bucket in found[::global_batch]]
+    assert sizes[: len(sizes) // 2] != sizes[len(sizes) // 2 :][: len(sizes) // 2], "sizes come in random order"
+
+
+def test_a_short_run_favours_no_size() -> None:
+    """Of many runs, in which the batch of the small bucket comes is chance."""
+    firsts = Counter(Order(seed, {(8, 8): range(12), (8, 16): [12, 13]}, 4).at(0)[1] for seed in range(300))
+    assert firsts[8, 16] / 300 == pytest.approx(2 / 14, abs=0.06)
+
+
+def test_one_bucket_is_a_permutation_in_every_epoch() -> None:
+    order = Order(0, {(8, 8): range(7)}, 4)
+    epochs = [[order.at(position)[0] for position in range(7 * epoch, 7 * epoch + 7)] for epoch in range(9)]
+    assert all(sorted(epoch) == list(range(7)) for epoch in epochs)
+    assert len({tuple(epoch) for epoch in epochs}) > 5
+    assert epochs[:2] == [[1, 0, 2, 3, 5, 6, 4], [3, 4, 6, 0, 1, 5, 2]], "as in runs that were started before"
+
+
+def test_a_position_is_the_same_from_wherever_it_is_asked() -> None:
+    whole = Order(3, MEMBERS, 8)
+    found = [whole.at(position) for position in range(4000)]
+    assert [Order(3, MEMBERS, 8).at(position) for position in (3999, 1234, 0)] == [found[3999], found[1234], found[0]]
+
+
+def test_processes_share_the_reading_of_picture_sizes(mixed: Path, tmp_path: Path) -> None:
+    shutil.copytree(mixed, tmp_path / "data")
+    break_pictures(tmp_path / "data", "1/02.png")
+    (tmp_path / "data" / "0" / "01.png").write_bytes(b"")
+    data = DataConfig(path=str(tmp_path / "data"), resolution=32, bucket_step=8, buckets=True)
+    records = load_records(data)
+    alone = scan_buckets(records, data, data.resolutions, show=False, processes=3)
+    forked = multiprocessing.get_context("fork")  # as the data workers are: nothing is imported again
+    pipes = [forked.Pipe(duplex=False) for _ in range(3)]
+    readers = [
+        forked.Process(target=scan_together, args=(tmp_path, rank, 3, pipe[1])) for rank, pipe in enumerate(pipes)
+    ]
+    for reader in readers:
+        reader.start()
+    found = [pipe[0].recv() for pipe in pipes if pipe[0].poll(60)]
+    for reader in readers:
+        reader.join(60)
+    assert [(members, skipped) for members, skipped, _ in found] == [alone] * 3
+    looked_at = [key for *_, keys in found for key in keys]
+    assert sorted(looked_at) == sorted(record.key for record in records), "each by one process"
 
 
 def test_dropped_text_is_empty_and_the_rest_is_the_pictures_own(square: Path, tmp_path: Path) -> None:
@@ -196,47 +252,6 @@ def test_data_without_a_usable_picture_is_an_error_and_no_traceback(tmp_path: Pa
         config = run_config(tmp_path, tmp_path / "data", data={"workers": workers, "buckets": buckets})
         with pytest.raises(DataError, match=r"^Found: (1001 pictures in a row|none of 3 pictures).*not a picture"):
             read(config, 1)
-
-
-def skipping(*names: str, read: int = 1) -> Batch:
-    nothing = torch.zeros(0)
-    return Batch(
-        positions=(0,) * read, keys=(), captions=(), drop_image=nothing, latent_noise=nothing, noise=nothing,
-        timesteps=nothing, time_ids=nothing, skipped=tuple(Skipped(name, f"/{name}", "cut") for name in names),
-    )  # fmt: skip
-
-
-def test_each_broken_picture_is_listed_once_across_processes_and_sessions(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    path = tmp_path / "run" / "skipped.jsonl"
-    first, second = (SkipLog(path, 0.5, 100) for _ in range(2))
-    with caplog.at_level(logging.WARNING):
-        first.add(skipping("a", "b", "a"))
-        second.add(skipping("b", "c"))
-        first.add(skipping("a", "c", "d"))
-        SkipLog(path, 0.5, 100).add(skipping("a", "e"))
-    assert [skipped.path for skipped in read_skipped(path)] == ["/a", "/b", "/c", "/d", "/e"]
-    assert json.loads(path.read_text().splitlines()[0]) == {"key": "a", "path": "/a", "reason": "cut"}
-    assert len(first) == 4
-    assert caplog.text.count("skipped /") == 5
-
-
-def test_too_many_broken_pictures_end_the_run(tmp_path: Path) -> None:
-    log = SkipLog(tmp_path / "skipped.jsonl", 0.05, 40)
-    log.add(skipping("a", "b"))
-    with pytest.raises(DataError, match=r"3 of 40 pictures cannot be used, the first /a \(cut\).*0\.05"):
-        log.add(skipping("b", "c"))
-    resumed = SkipLog(tmp_path / "skipped.jsonl", 0.05, 40)
-    resumed.add(skipping("c"))
-    assert len(resumed) == 1, "what an earlier session met may be repaired"
-
-
-def test_of_a_stream_the_share_counts_after_a_hundred_samples(tmp_path: Path) -> None:
-    log = SkipLog(tmp_path / "skipped.jsonl", 0.05, None)
-    log.add(skipping("a", "b", "c", "d", "e", "f", read=90))
-    with pytest.raises(DataError, match=r"7 of 10\d pictures read so far"):
-        log.add(skipping("g", read=5))
 
 
 class Store:
@@ -320,9 +335,9 @@ def test_what_the_cache_lacks_is_an_error_but_a_broken_picture_is_skipped(square
     assert {skipped.key for batch in found for skipped in batch.skipped} == {"01.png"}
 
 
-def test_held_out_pictures_come_once_each_without_chance(config: Config) -> None:
-    objective = {"drop_text": 0.5, "drop_image": 0.5}
-    config = config.model_copy(update={"objective": config.objective.model_copy(update=objective)})
+def test_held_out_pictures_come_once_each_without_chance(square: Path, tmp_path: Path) -> None:
+    options = {"objective": {"drop_text": 0.5, "drop_image": 0.5}, "cache": {"variants": 5}}
+    config = run_config(tmp_path, square, data={**RANDOM, "resolution": 16}, **options)
     records = load_records(config.data)
     found = list(held_out_batches(config, records, GEOMETRY))
     assert list(held_out_batches(config, records.subset([]), GEOMETRY)) == []
@@ -330,6 +345,8 @@ def test_held_out_pictures_come_once_each_without_chance(config: Config) -> None
     assert not any(batch.drop_image.any() or batch.captions == ("",) for batch in found)
     for batch, record in zip(found, records, strict=True):
         image = decode(record.image)
-        data = config.data.model_copy(update={"crop": "center", "flip": 0.0})
-        placement = place_target(image, data, bucket_of(record.image, data), torch.Generator())
+        placement = place_target(image, Centered(), bucket_of(record.image, config.data), torch.Generator())
+        assert (placement.top, placement.left, placement.flip) == (0, 1, False)
         assert torch.equal(batch.pixels[0], target_pixels(image, placement))
+        whole = reference_pixels(image, AugmentConfig(), GEOMETRY.reference, torch.Generator())
+        assert torch.equal(batch.reference_pixels[0], whole)

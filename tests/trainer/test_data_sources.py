@@ -227,6 +227,16 @@ def test_a_stream_keeps_its_first_samples_out(tmp_path: Path) -> None:
     assert [record.caption for record in shards.read()] == captions[4:]
 
 
+def test_shards_of_one_name_in_two_folders_keep_their_samples_apart(tmp_path: Path) -> None:
+    """Else those kept out of the one would be lost of the other, too."""
+    write_shards(tmp_path / "a", 1, 3)
+    write_shards(tmp_path / "b", 1, 3)
+    config = run_config(tmp_path, f"{tmp_path}/{{a,b}}/00.tar", validation={"every": 1, "images": 2})
+    shards, held = open_sources(config)
+    keys = [record.key for record in held] + [record.key for record in shards.read()]
+    assert keys == [f"{folder}/00.tar/000{number}" for folder in "ab" for number in range(3)]
+
+
 def test_a_data_set_of_its_own_for_validation_leaves_training_whole(pictures: Path, tmp_path: Path) -> None:
     write_folder(tmp_path / "held", 5)
     validation = {"every": 1, "images": 4, "path": str(tmp_path / "held")}
@@ -302,3 +312,15 @@ def test_a_shard_sample_without_a_caption_is_said(tmp_path: Path) -> None:
     write_shard(tmp_path / "00.tar", {"a": {"png": encoded(gradient(8, 8))}})
     with pytest.raises(DataError, match=r"00\.tar/a.* has no caption"):
         list(open_source(DataConfig(path=str(tmp_path))).read())
+
+
+def test_a_single_group_is_validated_with_each_picture_as_its_own_reference(tmp_path: Path) -> None:
+    """Any other member says as much of a picture as a wrong reference would: the gap would be 0 by construction."""
+    for folder in ("one/only", "two/cats", "two/dogs"):
+        write_folder(tmp_path / folder, 8)
+    for folder, is_itself in (("one", True), ("two", False)):
+        asked = {"data": {"reference": "group"}, "validation": {"every": 1, "images": 4}}
+        train, held_out = open_sources(run_config(tmp_path, tmp_path / folder, **asked))
+        for records, own in ((held_out, is_itself), (train, False)):
+            drawn = [records.reference(index, torch.Generator().manual_seed(1)) for index in range(4)]
+            assert [picture == records[index].image for index, picture in enumerate(drawn)] == [own] * 4

@@ -46,6 +46,10 @@ def stream_config(folder: Path, path: Path, workers: int = 0, **data: object) ->
     return run_config(folder, path, data=options, objective={"drop_text": 0.0, "drop_both": 0.0})
 
 
+def with_batch(config: Config, batch_size: int) -> Config:
+    return config.model_copy(update={"train": config.train.model_copy(update={"batch_size": batch_size})})
+
+
 def read(config: Config, count: int, world: World = ALONE, start: int = 0) -> list[Batch]:
     return list(islice(open_batches(config, open_source(config.data), world, GEOMETRY, start), count))
 
@@ -114,7 +118,7 @@ def test_buckets_are_filled_one_by_one_and_broken_pictures_left_out(mixed: Path,
 @pytest.mark.parametrize("batch_size", [1, 3])
 def test_a_broken_picture_changes_no_later_batch(mixed: Path, tmp_path: Path, batch_size: int) -> None:
     config = stream_config(tmp_path, mixed)
-    config = config.model_copy(update={"train": config.train.model_copy(update={"batch_size": batch_size})})
+    config = with_batch(config, batch_size)
     found = read(config, 12)
     places = Counter(key for key in keys(found))
     assert not any(key.endswith("4") for key in places)
@@ -151,12 +155,55 @@ def test_shards_without_a_usable_picture_are_an_error_and_no_traceback(tmp_path:
         read(stream_config(tmp_path, tmp_path, workers), 1)
 
 
-@pytest.mark.parametrize("start", [38, 45])
+@pytest.fixture(scope="module")
+def rare(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Shards of 20 square pictures, of which each has one wide one besides, and one a tall one."""
+    folder = tmp_path_factory.mktemp("rare")
+    for shard in range(2):
+        sizes = [(16, 16)] * 20 + [(16, 32)] + [(32, 16)] * shard
+        samples = {f"{number:02}": {"png": encoded(gradient(*size)), "txt": b"x"} for number, size in enumerate(sizes)}
+        write_shard(folder / f"{shard:02}.tar", samples)
+    return folder
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_every_picture_comes_equally_often_whatever_its_size(rare: Path, tmp_path: Path, processes: int) -> None:
+    config = with_batch(stream_config(tmp_path, rare, buckets=True, resolution=16), 2)
+    total, epochs = 43, 40
+    found = [read(config, total * epochs // 2 // processes, World(rank, processes)) for rank in range(processes)]
+    times = Counter(key for batches in found for key in keys(batches))
+    sizes = {"wide": ["00.tar/20", "01.tar/20"], "tall": ["01.tar/21"]}
+    for rare_keys in sizes.values():
+        share = sum(times[key] for key in rare_keys) / times.total()
+        assert share == pytest.approx(len(rare_keys) / total, rel=0.1)
+    square = [times[key] for key in times if key[-2:] < "20"]
+    assert len(square) == 40
+    assert max(square) < 1.3 * min(square)
+
+
+@pytest.mark.parametrize("start", [0, 1, 5, 11, 21, 22, 60])
+def test_rare_sizes_change_nothing_about_going_on(rare: Path, tmp_path: Path, start: int) -> None:
+    config = with_batch(stream_config(tmp_path, rare, buckets=True, resolution=16), 4)
+    whole = read(config, start + 30)[start:]
+    assert [batch.keys for batch in read(config, 30, start=start)] == [batch.keys for batch in whole]
+
+
+def test_epochs_too_small_for_a_batch_are_passed_over_and_what_is_broken_in_them_is_listed(tmp_path: Path) -> None:
+    for shard in range(3):
+        picture = {"png": encoded(gradient(16, 16)), "txt": b"x"}
+        write_shard(tmp_path / f"{shard}.tar", {"a": picture, "b": {"png": b"nothing", "txt": b"x"}})
+    config = with_batch(stream_config(tmp_path, tmp_path, buckets=True), 8)
+    found = read(config, 5)
+    assert {key for batch in found for key in batch.keys} == {"0.tar/a", "1.tar/a", "2.tar/a"}
+    assert sum(len(batch.skipped) for batch in found) == pytest.approx(5 * 8, abs=8), "three in each epoch of three"
+    resumed = [read(config, 1, start=start)[0] for start in range(5)]
+    assert [(batch.keys, batch.skipped) for batch in resumed] == [(batch.keys, batch.skipped) for batch in found]
+
+
+@pytest.mark.parametrize("start", [32, 40])
 def test_whole_epochs_before_a_start_are_counted_off_and_not_read(mixed: Path, tmp_path: Path, start: int) -> None:
     config = stream_config(tmp_path, mixed, buckets=True, resolution=32)
     whole = read(config, start + 3)
-    epoch = 7 + 12  # of 13 wide and 23 square pictures with a header; 4 of these break when they are decoded
-    assert len(set(keys(whole[:epoch]))) == len(set(keys(whole[epoch : 2 * epoch]))) == 32
 
     class Counted(Shards):
         def read(self, urls=None):
@@ -167,13 +214,13 @@ def test_whole_epochs_before_a_start_are_counted_off_and_not_read(mixed: Path, t
     source = open_source(config.data)
     resumed = list(islice(open_batches(config, Counted(source.urls, config.data), ALONE, GEOMETRY, start), 3))
     assert keys(resumed) == keys(whole[start:])
-    assert len(opened) == len(set(opened)), "the third epoch only"
+    assert len(opened) == len(set(opened)), "the epoch of the start only"
 
 
 @pytest.mark.parametrize("batch_size", [4, 5, 64])
 def test_an_epochs_last_batch_is_filled_up_with_its_own_records(shards: Path, tmp_path: Path, batch_size: int) -> None:
     config = stream_config(tmp_path, shards)
-    config = config.model_copy(update={"train": config.train.model_copy(update={"batch_size": batch_size})})
+    config = with_batch(config, batch_size)
     epoch = -(-SHARDS * PER_SHARD // batch_size)
     found = Counter(keys(read(config, epoch)))
     assert len(found) == SHARDS * PER_SHARD
@@ -193,4 +240,17 @@ def test_counts_are_shared_by_readers_of_the_same_recipe_only(tmp_path: Path) ->
     writer.add("b.tar", Counter({(512, 512): 2}))
     for counts in (reader, other):
         counts.load()
-    assert [counts.batches(["a.tar", "b.tar"], 4) for counts in (writer, reader, other)] == [3, 3, None]
+    found = [counts.of(["a.tar", "b.tar"]) for counts in (writer, reader, other)]
+    assert found == [Counter({(512, 512): 7, (384, 640): 1})] * 2 + [None]
+
+
+def test_counts_whose_last_line_was_cut_off_are_counted_again(tmp_path: Path) -> None:
+    counts = ShardCounts(tmp_path / "counts.jsonl", "512")
+    counts.add("a.tar", Counter({(512, 512): 5}))
+    counts.add("b.tar", Counter({(512, 512): 7}))
+    counts.path.write_bytes(counts.path.read_bytes()[:-9])
+    for _ in range(2):
+        resumed = ShardCounts(counts.path, "512")
+        resumed.load()
+        resumed.add("b.tar", Counter({(512, 512): 7}))
+        assert resumed.of(["a.tar", "b.tar"]) == Counter({(512, 512): 12})

@@ -217,7 +217,9 @@ def test_a_run_is_exported_from_its_last_checkpoint_with_its_average(
     average.site(0).to_k_ip.weight.data += 1
     write_checkpoint(config, trained, step=10)
     write_checkpoint(config, trained, step=20, ema=average)
-    (config.run / "skipped.jsonl").write_text('{"key": "a"}\n{"key": "b"}\n')
+    lines = [json.dumps({"key": key, "path": f"{key}.png", "reason": "cut off"}) for key in "ab"]
+    torn = lines[0][:20]  # as a kill leaves it
+    (config.run / "skipped.jsonl").write_text("\n".join([lines[0], torn, lines[1], torn]))
     report = export_checkpoint(config.run, None)
     assert report.path == config.run / "adapter.safetensors"
     file = read_tensors(report.path)
@@ -245,6 +247,10 @@ def test_a_run_is_exported_from_its_last_checkpoint_with_its_average(
     assert torch.equal(file.tensors[name], average.state_dict()[name])
     stated = json.loads(file.metadata["ipadapter.training"])
     assert (stated["step"], stated["samples"], stated["uses_ema"]) == (15, 120, False)
+    save_adapter(average, config.run / "best.safetensors", {"ipadapter.step": "10"})
+    by_another_rule = ["validation.best=gap"]
+    again = export_checkpoint(config.run, tmp_path / "again.safetensors", weights="best", overrides=by_another_rule)
+    assert json.loads(read_tensors(again.path).metadata["ipadapter.training"])["step"] == 10, "as the file says"
     with pytest.raises(CheckpointError, match="is no checkpoint and has none"):
         export_checkpoint(tmp_path, None)
 

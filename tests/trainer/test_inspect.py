@@ -1,6 +1,7 @@
 """`inspect` says what a file is and which programs load it, for people and for programs."""
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -176,3 +177,38 @@ def test_commands_show_a_table(tmp_path: Path, program: Callable[..., str]) -> N
     assert "zero_features" in text
     for command in ("export", "convert", "inspect"):
         assert f"ipadapter {command}" in " ".join(program(command, "--help").split())
+
+
+@pytest.mark.parametrize("kind", ["base", "plus"])
+def test_an_adapter_of_zeros_is_called_one(tmp_path: Path, kind: Any) -> None:
+    """Nothing differs from nothing: no share of it can be counted."""
+    adapter = tiny_ipadapter(kind)
+    for parameter in adapter.parameters():
+        torch.nn.init.zeros_(parameter)
+    save_adapter(adapter, tmp_path / "zeros.safetensors")
+    result: Any = inspect_path(tmp_path / "zeros.safetensors")
+    assert "nan" not in json.dumps(result).lower()
+    assert result["loads_in"]["diffusers"]
+    assert result["faults"] == ["all weights are 0: it changes no picture"]
+    assert "next" not in result
+    report = export_adapter(
+        adapter,
+        tmp_path / "out.safetensors",
+        precision="fp16",
+        facts=ExportFacts(title="0", preprocess=CLIP, training={}),
+    )
+    assert report.rounding == 0
+
+
+def test_people_are_told_sizes_in_units(tmp_path: Path) -> None:
+    path = tmp_path / "mine.safetensors"
+    export_adapter(
+        tiny_ipadapter(), path, precision="fp32", facts=ExportFacts(title="Mine", preprocess=CLIP, training={})
+    )
+    app = typer.Typer()
+    app.command()(inspect)
+    said = CliRunner().invoke(app, [str(path)], env={"COLUMNS": "200"}).stdout
+    nbytes = path.stat().st_size
+    assert re.search(rf"^size +{nbytes / 1000:.1f} kB *$", said, re.MULTILINE), said
+    assert re.search(r"^preprocess: size +32 pixels *$", said, re.MULTILINE), said
+    assert json.loads(CliRunner().invoke(app, [str(path), "--json"]).stdout)["bytes"] == nbytes

@@ -21,8 +21,8 @@ from support.training import make_config, train_with_one_thread, write_pictures
 from trainer.config import Config
 from trainer.config_file import write_config
 from trainer.loop import train
+from trainer.metrics_log import read_records
 from trainer.state import ADAPTER, COUNTERS, find_checkpoints
-from trainer.watch.curves import read_records
 
 ROOT = Path(__file__).parents[2]
 KILLS, STEPS = 3, 24
@@ -113,18 +113,7 @@ def test_two_processes_train_like_one_with_twice_the_batch(config: Any, tmp_path
     two = config("two", 6, train={"batch_size": 2})
     one = config("one", 6, train={"batch_size": 4})
     write_config(two, tmp_path / "two.toml")
-    # `accelerate launch` starts several processes on GPUs only
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "-m", "trainer"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
-    done = subprocess.run(
-        [*command, "train", str(tmp_path / "two.toml"), "--json"],
-        cwd=ROOT,
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
+    done = launch("train", str(tmp_path / "two.toml"), "--json")
     assert done.returncode == 0, done.stderr[-2000:]
     result = json.loads(done.stdout.strip().splitlines()[-1])
     outcome = train(one)
@@ -136,6 +125,13 @@ def test_two_processes_train_like_one_with_twice_the_batch(config: Any, tmp_path
     apart = sum((given[name] - wanted[name]).square().sum() for name in wanted) ** 0.5
     moved = sum((wanted[name] - start_weights[name]).square().sum() for name in wanted) ** 0.5
     assert apart < 0.01 * moved
+
+
+def launch(*arguments: str) -> "subprocess.CompletedProcess[str]":
+    """The program in two processes; `accelerate launch` starts several on GPUs only."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "-m", "trainer", *arguments]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
+    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300, check=False)
 
 
 def config_at_start(config: Any) -> Config:

@@ -8,7 +8,8 @@ import torch
 
 from ipadapter_core.errors import MismatchError
 from ipadapter_core.file.spec import Negative, Projection
-from ipadapter_core.network.adapter import load_adapter, save_adapter
+from ipadapter_core.network.adapter import build_adapter, load_adapter, save_adapter
+from support.published import random_tensors, tiny_adapter
 from support.tiny_unet import diffusers_unet, site_dims
 from trainer.config import AdapterConfig, EncoderConfig
 from trainer.models.image_encoder import ImageEncoder, load_image_encoder
@@ -124,7 +125,7 @@ def test_pretrained_goes_on_from_a_file(tmp_path: Path, encoder_folder: Callable
     save_adapter(first.adapter, path)
     second = new_adapter(AdapterConfig(pretrained=str(path)), unet, encoder, seed=6)
     assert all(torch.equal(value, second.state_dict()[name]) for name, value in first.state_dict().items())
-    with pytest.raises(MismatchError, match=r"first.safetensors is .*4 tokens.*Expected: .*5 tokens"):
+    with pytest.raises(MismatchError, match=r"first\.safetensors .*adapter\.tokens 4, not 5"):
         new_adapter(AdapterConfig(pretrained=str(path), tokens=5), unet, encoder)
 
 
@@ -151,3 +152,57 @@ def test_gradient_checkpointing_changes_no_gradient(encoder_folder: Callable[[st
 def test_layer_that_the_encoder_does_not_have(encoder_folder: Callable[[str], Path]) -> None:
     with pytest.raises(MismatchError, match="a layer from -4 to -1"):
         encoder_of(encoder_folder("clip"), "plus", layer=-5)
+
+
+@pytest.mark.parametrize(
+    ("there", "here", "said"),
+    [
+        ({"tokens": 5}, {"tokens": 4}, r"adapter\.tokens 5, not 4\. .*set adapter\.tokens = 5"),
+        ({}, {"kind": "plus"}, r'adapter\.kind base, not plus; .*set adapter\.kind = "base"'),
+        (
+            {"kind": "plus", "resampler_dim": 64},
+            {"kind": "plus", "resampler_dim": 128},
+            r"adapter\.resampler_dim 64, not 128\. .*set adapter\.resampler_dim = 64",
+        ),
+        (
+            {"kind": "plus", "resampler_dim": 64, "resampler_depth": 2},
+            {"kind": "plus"},
+            r"adapter\.resampler_depth 2, not 4\. .*set adapter\.resampler_depth = 2",
+        ),
+    ],
+)
+def test_a_wrong_start_names_the_size_that_differs(
+    tmp_path: Path,
+    encoder_folder: Callable[[str], Path],
+    there: dict[str, object],
+    here: dict[str, object],
+    said: str,
+) -> None:
+    unet, path = diffusers_unet("sd15"), tmp_path / "start.safetensors"
+    made, asked = AdapterConfig.model_validate(there), AdapterConfig.model_validate({**here, "pretrained": str(path)})
+    save_adapter(new_adapter(made, unet, encoder_of(encoder_folder("clip"), made.kind)).adapter, path)
+    with pytest.raises(MismatchError, match=said):
+        new_adapter(asked, unet, encoder_of(encoder_folder("clip"), asked.kind))
+
+
+def test_a_start_for_another_encoder_or_base_says_so(tmp_path: Path, encoder_folder: Callable[[str], Path]) -> None:
+    unet, path = diffusers_unet("sd15"), tmp_path / "start.safetensors"
+    encoder = encoder_of(encoder_folder("clip"), "plus")
+    start = AdapterConfig(kind="plus", resampler_dim=64, pretrained=str(path))
+    save_adapter(new_adapter(start.model_copy(update={"pretrained": None}), unet, encoder).adapter, path)
+    with pytest.raises(MismatchError, match=r"attention layers of widths .*choose a base\.model"):
+        new_adapter(start, diffusers_unet("sdxl"), encoder)
+    wide = build_adapter(random_tensors(tiny_adapter("base", site_dims=site_dims(unet), image_dim=28)), {})
+    save_adapter(wide, path)
+    with pytest.raises(
+        MismatchError, match=r"features of width 28, not 20\..*choose the encoder\.model it reads: .*28"
+    ):
+        new_adapter(AdapterConfig(pretrained=str(path)), unet, encoder_of(encoder_folder("clip")))
+
+
+def test_sizes_that_are_not_said_are_those_of_the_start(tmp_path: Path, encoder_folder: Callable[[str], Path]) -> None:
+    unet, path = diffusers_unet("sd15"), tmp_path / "start.safetensors"
+    encoder = encoder_of(encoder_folder("clip"), "plus")
+    made = new_adapter(AdapterConfig(kind="plus", tokens=5, resampler_dim=64), unet, encoder)
+    save_adapter(made.adapter, path)
+    assert new_adapter(AdapterConfig(kind="plus", pretrained=str(path)), unet, encoder).spec == made.spec

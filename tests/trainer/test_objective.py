@@ -1,6 +1,8 @@
 """One step's loss and gradients equal those of diffusers' own IP-Adapter, written out plainly."""
 
+import math
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -199,3 +201,81 @@ def test_cached_tensors_give_the_same_loss(
         text=base.encode_text(CAPTIONS)[0],
     )
     assert objective.loss(network, cached).item() == objective.loss(network, batch).item()
+
+
+def error_of(objective: Objective, network: TrainableAdapter, batch: Batch) -> Tensor:
+    """What the model says less what it should say, both predicting noise."""
+    condition = objective.condition(batch)
+    noisy = objective.base.schedule.add_noise(condition.latents, batch.noise, batch.timesteps)
+    return objective.predict(network(condition.features), condition, noisy, batch.timesteps) - batch.noise
+
+
+@pytest.mark.parametrize("schedule", ["constant", "exponential"])
+def test_huber_is_square_for_small_errors_and_straight_for_large_ones(
+    base_folder: Callable[..., Path], encoder_folder: Callable[[str], Path], schedule: str
+) -> None:
+    objective, network, batch = objective_of(
+        base_folder, encoder_folder, "epsilon", huber_c=0.1, huber_schedule=schedule
+    )
+    given = objective.losses(network, objective.condition(batch), batch.noise, batch.timesteps)
+    error = error_of(objective, network, batch).double()
+    for sample, timestep in enumerate(batch.timesteps.tolist()):
+        c = 0.1 if schedule == "constant" else math.exp(math.log(0.1) * timestep / 1000)
+        values = [2 * c * (math.hypot(value, c) - c) for value in error[sample].flatten().tolist()]
+        assert given[sample].item() == pytest.approx(sum(values) / len(values), rel=1e-5)
+
+
+def test_huber_keeps_the_digits_of_small_errors(
+    base_folder: Callable[..., Path], encoder_folder: Callable[[str], Path]
+) -> None:
+    objective, network, batch = objective_of(base_folder, encoder_folder, "epsilon", huber_c=1e4)
+    given = objective.losses(network, objective.condition(batch), batch.noise, batch.timesteps)
+    torch.testing.assert_close(given, error_of(objective, network, batch).square().mean(dim=(1, 2, 3)))
+
+
+@pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
+def test_debiased_weights_the_same_error_alike_whatever_is_predicted(
+    base_folder: Callable[..., Path], encoder_folder: Callable[[str], Path], prediction_type: str
+) -> None:
+    objective, network, batch = objective_of(base_folder, encoder_folder, prediction_type, debiased=True)
+    plain = Objective(ObjectiveConfig(), objective.base, objective.no_image, objective.encoder)
+    condition = objective.condition(batch)
+    ratio = objective.losses(network, condition, batch.noise, batch.timesteps) / plain.losses(
+        network, condition, batch.noise, batch.timesteps
+    )
+    alphas = objective.base.schedule.alphas_cumprod[batch.timesteps]
+    wanted = ((1 - alphas) / alphas).sqrt()  # of an error of noise
+    if prediction_type == "v_prediction":
+        wanted = wanted * alphas  # which is sqrt(alpha) times one of v
+    torch.testing.assert_close(ratio, wanted)
+
+
+@pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
+def test_perturbation_is_seen_and_not_asked_for(
+    base_folder: Callable[..., Path], encoder_folder: Callable[[str], Path], prediction_type: str
+) -> None:
+    objective, network, batch = objective_of(base_folder, encoder_folder, prediction_type, input_perturbation=0.5)
+    extra = 0.5 * torch.randn(batch.noise.shape, generator=torch.Generator().manual_seed(2))
+    condition = objective.condition(batch)
+    alphas = objective.base.schedule.alphas_cumprod[batch.timesteps][:, None, None, None]
+    seen = alphas.sqrt() * condition.latents + (1 - alphas).sqrt() * (batch.noise + extra)
+    said = objective.predict(network(condition.features), condition, seen, batch.timesteps)
+    v = alphas.sqrt() * batch.noise - (1 - alphas).sqrt() * condition.latents
+    wanted = (said - (v if prediction_type == "v_prediction" else batch.noise)).square().mean()
+    torch.testing.assert_close(objective.loss(network, replace(batch, perturbation=extra)), wanted)
+    assert not torch.isclose(objective.loss(network, batch), wanted)
+
+
+CONTRADICTIONS: list[tuple[dict[str, Any], str]] = [
+    ({"debiased": True, "min_snr_gamma": 5.0}, "debiased and objective.min_snr_gamma"),
+    ({"pyramid_noise": 0.9, "noise_offset": 0.05}, "pyramid_noise and objective.noise_offset"),
+    ({"huber_schedule": "exponential"}, "huber_schedule needs objective.huber_c"),
+    ({"timestep_logit_mean": 0.5}, "timestep_logit_mean"),
+    ({"timestep_logit_std": 0.5, "timestep_sampling": "later"}, "timestep_logit_mean"),
+]
+
+
+@pytest.mark.parametrize(("settings", "message"), CONTRADICTIONS)
+def test_settings_that_contradict_each_other_are_refused(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        ObjectiveConfig(**settings)

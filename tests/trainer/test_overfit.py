@@ -15,9 +15,9 @@ from support.training import make_config
 from trainer.cache.fill import fill
 from trainer.data.sources import open_sources
 from trainer.loop import train
+from trainer.metrics_log import read_records
 from trainer.models.image_encoder import load_image_encoder
 from trainer.models.loading import load_base
-from trainer.watch.curves import read_records
 
 CPU = torch.device("cpu")
 SIDE = 32

@@ -1,5 +1,6 @@
 """`ipadapter plan` counts what is there and leaves nothing behind."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -37,7 +38,8 @@ def test_plan_counts_and_writes_nothing(
         channels = 5 * 32 + 5 * 64 + 6 * 128
         assert trained["parameters"] == 2 * 16 * channels + (4 * 16 * 20 + 4 * 16) + 2 * 16
     assert data == {
-        "steps": 12, "samples_per_step": 4, "samples": 48, "pictures": 4, "epochs": 12.0, "held_out": 2
+        "steps": 12, "samples_per_step": 4, "samples": 48, "pictures": 4, "epochs": 12.0,
+        "times_seen": [12.0], "held_out": 2
     }  # fmt: skip
     assert memory["gradients"] == memory["moving_average"] == 4 * trained["parameters"]
     assert 2 * memory["gradients"] <= memory["optimizer"] < 2.1 * memory["gradients"]
@@ -47,6 +49,40 @@ def test_plan_counts_and_writes_nothing(
     assert measured["images_per_second"] > 0
     assert plan["cache"]["latents_bytes"] > 6 * 2 * 4 * 64 * 2
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "sizes", "epochs", "seen"),
+    [
+        ({}, {"repeats": 3.0}, (), 6.0, [6.0, 18.0]),
+        ({"weight": 3.0}, {"weight": 1.0}, (), 10.0, [11.25, 7.5]),
+        ({}, {"repeats": 3.0}, (128,), 3.0, [6.0, 18.0]),
+    ],
+)
+def test_plan_knows_how_often_each_data_set_comes_and_all_texts(
+    tmp_path: Path,
+    base_folder: Callable[..., Path],
+    encoder_folder: Callable[[str], Path],
+    first: dict[str, float],
+    second: dict[str, float],
+    sizes: tuple[int, ...],
+    epochs: float,
+    seen: list[float],
+) -> None:
+    for name, count in (("first", 4), ("second", 2)):
+        write_pictures(tmp_path / name, count)
+    rows = [{"file_name": f"{number}.png", "text": [f"shape {number}", "a shape"]} for number in range(4)]
+    (tmp_path / "first" / "metadata.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    more = [{"path": str(tmp_path / "second"), **second}]
+    places = base_folder("sd15"), encoder_folder("clip"), tmp_path / "first", tmp_path / "run"
+    train = {"steps": 30, "batch_size": 2, "trackers": []}
+    data = {"more": more, "more_resolutions": list(sizes), **first}
+    plan = make_plan(make_config(*places, data=data, train=train)).to_json()
+    assert (plan["data"]["epochs"], plan["data"]["times_seen"]) == (epochs, seen)
+    texts = plan["cache"]["text_bytes"]
+    (tmp_path / "first" / "metadata.jsonl").write_text("".join(f"{json.dumps({**row, 'text': 'a'})}\n" for row in rows))
+    fewer = make_plan(make_config(*places, data=data, train=train)).to_json()["cache"]["text_bytes"]
+    assert fewer / texts == pytest.approx((3 + 1) / (5 + 1))
 
 
 def test_plan_with_a_filled_cache_measures_training_from_it(

@@ -13,11 +13,11 @@ from trainer.config import Config
 from trainer.config_file import read_config
 from trainer.data.sources import open_sources
 from trainer.loop import train
+from trainer.metrics_log import read_records
 from trainer.models.image_encoder import load_image_encoder
 from trainer.models.loading import load_base
 from trainer.planning import make_plan
 from trainer.state import find_checkpoints
-from trainer.watch.curves import read_records
 
 CONFIGS = Path(__file__).parents[2] / "trainer" / "configs"
 RECIPES = sorted(CONFIGS.glob("*.toml"))
@@ -96,7 +96,7 @@ def test_diffengine_recipes_differ_in_encoder_and_start_alone() -> None:
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda recipe: recipe.stem)
 def test_recipe_says_what_it_is_and_how_to_run_it(recipe: Path) -> None:
-    header = recipe.read_text(encoding="utf-8").partition("\n\n[")[0]
+    header = recipe.read_text(encoding="utf-8").partition("\n\n")[0]
     assert all(line.startswith("#") for line in header.splitlines())
     command = f"train trainer/configs/{recipe.name}"
     assert command in " ".join(header.replace("#", "").replace("\\", "").split())

@@ -12,8 +12,8 @@ from PIL import Image
 
 from support.browser import CHROMIUM
 from trainer.config_file import ConfigError, parse_config, write_config
+from trainer.metrics_log import MetricsLog
 from trainer.watch.contact_sheet import save_grid
-from trainer.watch.curves import MetricsLog
 from trainer.watch.plots import Curve, Plot, smoothed, thinned
 from trainer.watch.report import REPORT_FILE, write_report
 from trainer.watch.sampling import Reference, SampleGrid, TextEmbeds
@@ -42,6 +42,7 @@ def _validation(gap, error=0.001):
         "shuffled": 0.2 + gap,
         "gap_shuffled": gap,
         "gap_error": error,
+        "pictures": 16,
         "per_timestep": {100: 0.3, 900: 0.1},
     }
 
@@ -72,10 +73,12 @@ def test_shows_curves_samples_skipped_and_settings(run):
     log.write(20, "samples", {"strengths": {"0": {"clip_i": 0.5}, "1": {"clip_i": 0.75}}})
     for step in (10, 20):
         _sample(run, step)
-    (run / "skipped.jsonl").write_text(json.dumps({"key": "1", "path": "broken.jpg", "reason": "cut off"}) + "\n")
+    line = json.dumps({"key": "1", "path": "broken.jpg", "reason": "cut off"})
+    torn = line[:20]  # as a kill leaves it
+    (run / "skipped.jsonl").write_text(f"{line}\n{torn}}}\n{torn}")
     page = _page(run)
     titles = re.findall(r"<h3>([^<]+)</h3>", page)
-    assert titles[:6] == [
+    assert [title for title in titles if not title.startswith("Step")][:6] == [
         "Training loss",
         "Validation loss",
         "Gap to a wrong reference",
@@ -102,6 +105,19 @@ def test_needs_nothing_but_itself(run):
     assert set(re.findall(r"https?://[^\"' ]+", page)) <= {"http://www.w3.org/2000/svg", "http://www.w3.org/1999/xlink"}
 
 
+def test_pictures_come_before_curves(run):
+    _train(run)
+    _sample(run, 10)
+    page = _page(run)
+    assert 0 < page.index("<h2>Sample pictures") < page.index("<h2>Curves") < page.index("<h2>Settings")
+
+
+def test_loads_itself_anew_only_while_the_run_goes_on(run):
+    _train(run)
+    assert "http-equiv" not in _page(run)
+    assert '<meta http-equiv="refresh" content="60">' in write_report(run, is_live=True).read_text(encoding="utf-8")
+
+
 def test_escapes_what_users_wrote(run):
     _train(run).write(20, "note", {"text": UNSAFE})
     (run / "skipped.jsonl").write_text(json.dumps({"key": "1", "path": UNSAFE, "reason": UNSAFE}) + "\n")
@@ -111,19 +127,27 @@ def test_escapes_what_users_wrote(run):
 
 
 @pytest.mark.parametrize(
-    ("gap", "verdict"),
+    ("gap", "error", "verdict"),
     [
-        (0.05, "The adapter uses the reference"),
-        (0.001, "No sign yet that the adapter uses the reference"),
-        (-0.05, "Something is wrong"),
-        (None, "Not validated yet"),
+        (0.05, 0.0005, "The adapter uses the reference"),
+        (0.003, 0.0015, "Too few held-out pictures to be sure"),
+        (0.0002, 0.0005, "No sign yet that the adapter uses the reference"),
+        (-0.05, 0.0005, "Something is wrong"),
+        (None, None, "Not validated yet"),
     ],
 )
-def test_says_whether_the_reference_is_used(run, gap, verdict):
+def test_says_whether_the_reference_is_used(run, gap, error, verdict):
     log = _train(run)
     if gap is not None:
-        log.write(20, "validation", _validation(gap))
+        log.write(20, "validation", _validation(gap, error))
     assert verdict in _page(run)
+
+
+def test_a_run_of_an_earlier_version_is_judged_by_the_pictures_it_asked_for(run):
+    record = _validation(0.05, error=0.02)
+    del record["pictures"]
+    _train(run).write(20, "validation", record)
+    assert "16 held-out pictures" in _page(run)
 
 
 def test_time_left_follows_from_the_recent_pace(run):
@@ -187,7 +211,7 @@ def test_a_browser_opens_it(run, tmp_path):
     _sample(run, 20)
     picture = tmp_path / "page.png"
     options = ["--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'profile'}"]
-    command = [CHROMIUM, *options, "--window-size=900,1400", f"--screenshot={picture}", write_report(run).as_uri()]
+    command = [CHROMIUM, *options, "--window-size=900,3600", f"--screenshot={picture}", write_report(run).as_uri()]
     subprocess.run(command, check=True, capture_output=True, timeout=60)
     colors = np.asarray(Image.open(picture).convert("RGB")).reshape(-1, 3)
     orange = (np.abs(colors.astype(int) - (0xC2, 0x57, 0x0C)).max(axis=1) < 8).sum()

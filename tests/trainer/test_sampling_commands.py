@@ -21,12 +21,12 @@ from trainer.commands.eval import evaluate
 from trainer.commands.sample import sample
 from trainer.config import AdapterConfig, BaseModelConfig, EncoderConfig
 from trainer.config_file import read_config, write_config
+from trainer.evaluation import held_out_pictures
 from trainer.files.adapter_file import open_adapter
 from trainer.files.facts import PREPROCESS_KEY, Preprocess
 from trainer.models.image_encoder import load_image_encoder
 from trainer.models.loading import load_base
 from trainer.models.network import new_adapter
-from trainer.watch.evaluation import held_out_pictures
 
 CPU = torch.device("cpu")
 app = typer.Typer(pretty_exceptions_enable=False)

@@ -18,6 +18,10 @@ from trainer.run import Run
 OPERATIONS = {torch.ops.aten._local_scalar_dense.default, torch.ops.aten.nonzero.default}
 METHODS = {torch.Tensor.tolist, torch.Tensor.cpu, torch.Tensor.numpy}  # no operation where the device is the host
 NEVER = 1000
+OBJECTIVES: dict[str, dict[str, Any]] = {
+    "sd15": {"min_snr_gamma": 5.0},
+    "sdxl": {"debiased": True, "huber_c": 0.1, "huber_schedule": "exponential", "input_perturbation": 0.1},
+}
 
 
 class Reads(contextlib.ExitStack):
@@ -87,7 +91,7 @@ def read(
                     tmp_path / f"{layout} {steps} {log_every}",
                     train={"steps": steps, "log_every": log_every},
                     optimizer={"ema_decay": 0.9},
-                    objective={"min_snr_gamma": 5.0},
+                    objective=OBJECTIVES[layout],
                     checkpoint={"every": NEVER},
                 )
             )

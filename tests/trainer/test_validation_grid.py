@@ -103,6 +103,7 @@ def test_equals_a_loop_over_single_cells(grid, objective, adapter):
     )
     by_picture = (table[2] - table[0]).mean(dim=1)
     assert losses.gap_error == pytest.approx((by_picture.std() / 5**0.5).item(), rel=1e-3)
+    assert losses.pictures == 5
     assert abs(losses.gap_shuffled) > 1e-6
 
 

@@ -105,6 +105,13 @@ def test_nodes_and_trainer_do_not_know_each_other(package: str, allowed: set[str
     assert found & OURS - {package} <= allowed
 
 
+def test_what_watches_a_run_and_what_makes_files_do_not_know_each_other() -> None:
+    for folder, other in (("watch", "files"), ("files", "watch")):
+        files = sorted((ROOT / "trainer" / folder).rglob("*.py"))
+        assert files
+        assert [name for file in files for name in imported_by(file) if part_of(name, "trainer") == other] == []
+
+
 @pytest.mark.parametrize(
     ("module", "unneeded"),
     [

@@ -10,8 +10,6 @@ from ..models.base import DTYPES
 from .store import CacheError
 
 _EXACT = frozenset({"sizes"})  # pixels beyond 2048 are not exact in 16 bits
-NO_IMAGE_KEY = "no-image"
-"""Features of zero pixels: what a dropped reference is for adapters of the zero_pixels convention."""
 
 
 def stored(tensors: Mapping[str, Tensor], precision: Precision, what: str) -> dict[str, Tensor]:

@@ -21,11 +21,11 @@ def estimate_bytes(
     size = encoder.format.pixel_format.size
     text, pooled = base.encode_text([""])
     features = encoder.features(torch.zeros(1, 3, size, size))
-    latents = base.latent_channels * (config.data.resolution // base.latent_factor) ** 2
+    latents = [base.latent_channels * (side // base.latent_factor) ** 2 for side in config.data.resolutions]
     variants = config.cache.variants
     nbytes = {
-        "latents": pictures * variants * (2 * latents * item + 6 * 4 + 3 * _NAME_BYTES),
-        "features": (references * variants + 1) * (features.numel() * item + _NAME_BYTES),
+        "latents": pictures * variants * sum(2 * numbers * item + 6 * 4 + 3 * _NAME_BYTES for numbers in latents),
+        "features": references * variants * (features.numel() * item + _NAME_BYTES),
         "text": (captions + 1) * ((text.numel() + (0 if pooled is None else pooled.numel())) * item + 2 * _NAME_BYTES),
     }
     return nbytes | {"total": sum(nbytes.values())}

@@ -82,6 +82,7 @@ def fill(
         threads=max(1, config.data.workers),
     )
     entries = None if total is None else total * stores.variants
+    latents = None if entries is None else entries * len(config.data.resolutions)
 
     def share(store: CacheStore, blocks: Iterable[Block[T]], make: Make[T], expected: int | None) -> Share:
         with tqdm(total=expected, desc=store.kind, unit=" entries", disable=not progress) as bar:
@@ -92,7 +93,7 @@ def fill(
     try:
         shares = {
             "text": share(stores.text, work.text_blocks(), work.make_text, total),
-            "latents": share(stores.latents, work.latent_blocks(), work.make_latents, entries),
+            "latents": share(stores.latents, work.latent_blocks(), work.make_latents, latents),
             "features": share(stores.features, work.feature_blocks(), work.make_features, entries),
         }
     finally:

@@ -73,12 +73,12 @@ def _fill_block(
     missing = block.missing(store)
     computed = 0
     if missing:
-        with claim(store.folder, block.name, wait=wait) as is_mine:
-            if not is_mine:
+        with claim(store.folder, block.name, wait=wait) as beat:
+            if beat is None:
                 return False
             store.refresh()  # the block may have been made since
             missing = block.missing(store)
-            if missing and (entries := dict(_told(make(missing), advance))):
+            if missing and (entries := dict(_told(make(missing), advance, beat))):
                 store.write(entries, block.name)
                 computed = len(entries)
     share.computed += computed
@@ -89,8 +89,9 @@ def _fill_block(
 
 
 def _told(
-    entries: Iterator[tuple[str, dict[str, Tensor]]], advance: Callable[[int], object]
+    entries: Iterator[tuple[str, dict[str, Tensor]]], advance: Callable[[int], object], beat: Callable[[], None]
 ) -> Iterator[tuple[str, dict[str, Tensor]]]:
     for entry in entries:
         yield entry
         advance(1)
+        beat()

@@ -4,10 +4,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..config import Config
+from ..config import Config, DataConfig
 from ..data.digests import DigestMemo
 from ..data.pictures import BrokenPictureError
-from ..data.prepare import caption_digest, entry_key
+from ..data.prepare import cached_sizes, caption_digest, entry_key, latents_key
 from ..data.records import Record
 from ..data.sample import Stores as SampleStores
 from ..data.skips import SKIPPED, read_skipped
@@ -25,13 +25,13 @@ class Stores(SampleStores):
     """Entries of one config. Small when pickled, and safe in forked data workers.
 
     Attributes:
-        latents: {"mean", "std" (C, h, w), "sizes" (6,)} under `entry_key` of the target.
-        features: {"features" (E,) or (S, E)} under `entry_key` of the reference, and under `NO_IMAGE_KEY` those of
-            zero pixels.
+        latents: {"mean", "std" (C, h, w), "sizes" (6,)} under `latents_key` of the target.
+        features: {"features" (E,) or (S, E)} under `entry_key` of the reference.
         text: {"text" (T, D), "pooled" (P,) for SDXL} under `caption_digest`; that of "" is always there.
         digests: the memo that finds the entries of pictures without reading them.
         folder: the cache.
         variants: how many of each picture there are.
+        data: the sizes they are at.
     """
 
     latents: CacheStore
@@ -40,6 +40,7 @@ class Stores(SampleStores):
     digests: DigestMemo
     folder: Path
     variants: int
+    data: DataConfig
 
     @property
     def all(self) -> tuple[CacheStore, CacheStore, CacheStore]:
@@ -48,9 +49,12 @@ class Stores(SampleStores):
     def has(self, record: Record) -> bool:
         """Whether all entries of a record are there. Raises BrokenPictureError if a picture is not."""
         target, reference = self.digests.digest(record.image), self.digests.digest(record.reference)
-        return caption_digest(record.caption) in self.text and all(
-            entry_key(target, variant) in self.latents and entry_key(reference, variant) in self.features
-            for variant in range(self.variants)
+        variants = range(self.variants)
+        sizes = cached_sizes(record.image, self.data)
+        return (
+            all(caption_digest(caption) in self.text for caption in record.captions)
+            and all(latents_key(target, number, size) in self.latents for number in variants for size in sizes)
+            and all(entry_key(reference, number) in self.features for number in variants)
         )
 
     def require(self, records: Sequence[Record]) -> None:
@@ -94,6 +98,7 @@ def open_stores(config: Config, base: Base, encoder: ImageEncoder) -> Stores:
         digests=DigestMemo(folder / DIGESTS),
         folder=folder,
         variants=config.cache.variants,
+        data=config.data,
     )
 
 

@@ -16,13 +16,15 @@ from torch import Tensor
 from ..batch import Skipped
 from ..config import Config
 from ..data.digests import DigestMemo
-from ..data.pictures import BrokenPictureError, Picture, decode
+from ..data.pictures import BrokenPictureError, Picture, Size, decode
 from ..data.prepare import (
     REFERENCE,
     TARGET,
     bucket_of,
+    cached_sizes,
     caption_digest,
     entry_key,
+    latents_key,
     place_target,
     reference_pixels,
     target_pixels,
@@ -34,7 +36,7 @@ from ..data.skips import SkipLog
 from ..data.sources import Source
 from ..models.base import Base
 from ..models.image_encoder import ImageEncoder
-from .entries import NO_IMAGE_KEY, stored
+from .entries import stored
 from .index import KeyIndex
 from .pipeline import ahead, batches_alike
 from .sharing import Block
@@ -52,18 +54,19 @@ class Wanted:
     Attributes:
         key: of the entry.
         record: key of the record it is in.
-        picture: None for zero pixels.
+        bucket: the size of a target, where the key has it.
     """
 
     key: str
     record: str
-    picture: Picture | None
+    picture: Picture
     digest: str = ""
     variant: int = 0
+    bucket: Size | None = None
 
     @property
     def name(self) -> str:
-        return self.picture.name if self.picture is not None else "the empty picture"
+        return self.picture.name
 
 
 @dataclass(frozen=True, eq=False)
@@ -110,17 +113,18 @@ class Work:
 
     def text_blocks(self) -> Iterator[Block[str]]:
         """Different captions, and the empty one."""
-        captions = (record.caption for record in self._read() if isinstance(record, Record))
+        records = (record for record in self._read() if isinstance(record, Record))
+        captions = (caption for record in records for caption in record.captions)
         yield from self._blocks((caption_digest(caption), caption) for caption in _first("", captions))
 
     def latent_blocks(self) -> Iterator[Block[Wanted]]:
-        wanted = self._wanted(self._skips.counted(self._read()), lambda record: record.image)
+        wanted = self._wanted(self._skips.counted(self._read()), self._targets)
         yield from self._blocks((item.key, item) for item in wanted)
 
     def feature_blocks(self) -> Iterator[Block[Wanted]]:
-        """References, each member of a group among them, and zero pixels."""
-        wanted = self._wanted(self._read(), lambda record: record.reference)
-        yield from self._blocks((item.key, item) for item in _first(Wanted(NO_IMAGE_KEY, "", None), wanted))
+        """References, each member of a group among them."""
+        wanted = self._wanted(self._read(), self._references)
+        yield from self._blocks((item.key, item) for item in wanted)
 
     def make_text(self, missing: Mapping[str, str]) -> Iterator[Entry]:
         for batch in batches_alike(missing.items(), lambda _: None, self._batch_size):
@@ -162,12 +166,12 @@ class Work:
         while sources := dict(islice(rest, self._config.cache.shard_size)):
             yield Block(sources)
 
-    def _wanted(self, records: Iterable[Record | Skipped], of: Callable[[Record], Picture]) -> Iterator[Wanted]:
+    def _wanted(self, records: Iterable[Record | Skipped], of: Callable[[Record], list[Wanted]]) -> Iterator[Wanted]:
         def work(record: Record | Skipped) -> list[Wanted] | Skipped:
             if isinstance(record, Skipped):
                 return record
             try:
-                return self._variants(record, of(record))
+                return of(record)
             except BrokenPictureError as error:
                 return Skipped(record.key, error.name, error.reason)
 
@@ -177,7 +181,17 @@ class Work:
             else:
                 yield from found
 
-    def _variants(self, record: Record, picture: Picture) -> list[Wanted]:
+    def _targets(self, record: Record) -> list[Wanted]:
+        picture, data = record.image, self._config.data
+        digest = self._digests.of(picture)
+        return [
+            Wanted(latents_key(digest, number, size), record.key, picture, digest, number, size)
+            for size in cached_sizes(picture, data)
+            for number in range(self._config.cache.variants)
+        ]
+
+    def _references(self, record: Record) -> list[Wanted]:
+        picture = record.reference
         digest = self._digests.of(picture)
         numbers = range(self._config.cache.variants)
         return [Wanted(entry_key(digest, number), record.key, picture, digest, number) for number in numbers]
@@ -201,20 +215,16 @@ class Work:
         yield from batches_alike(usable(), lambda prepared: prepared.pixels.shape, self._batch_size)
 
     def _target(self, wanted: Wanted) -> Prepared:
-        assert wanted.picture is not None
         data = self._config.data
         image = decode(wanted.picture)
         generator = variant_generator(self._config.train.seed, wanted.digest, wanted.variant, TARGET)
-        placement = place_target(image, data, bucket_of(wanted.picture, data), generator)
+        placement = place_target(image, data, wanted.bucket or bucket_of(wanted.picture, data), generator)
         return Prepared(wanted, target_pixels(image, placement), placement.sizes)
 
     def _reference(self, wanted: Wanted) -> Prepared:
-        if wanted.picture is None:
-            size = self._encoder.format.pixel_format.size
-            return Prepared(wanted, torch.zeros(3, size, size))
         generator = variant_generator(self._config.train.seed, wanted.digest, wanted.variant, REFERENCE)
         image = decode(wanted.picture)
-        return Prepared(wanted, reference_pixels(image, self._config.data, self._encoder.format, generator))
+        return Prepared(wanted, reference_pixels(image, self._config.data.augment, self._encoder.format, generator))
 
     def _stored(self, tensors: Mapping[str, Tensor], what: str) -> dict[str, Tensor]:
         return stored(tensors, self._config.cache.precision, what)

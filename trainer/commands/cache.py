@@ -45,9 +45,11 @@ def cache(
     from ..data.sources import open_sources
     from ..models.image_encoder import load_image_encoder
     from ..models.loading import load_base
+    from ..preflight import check_before_models
 
     check_path(settings)
     sources = open_sources(settings)
+    check_before_models(settings, *sources)
     process = Accelerator()
     base = load_base(settings.base, process.device, only=frozenset({"vae", "text"}))
     encoder = load_image_encoder(settings.encoder, settings.adapter.kind, process.device)

@@ -36,7 +36,7 @@ def evaluate(
 
     settings = read_config(config, overrides)  # before the libraries, which take their time: a mistake shows at once
 
-    from ..watch.evaluation import evaluate as run
+    from ..evaluation import evaluate as run
 
     file = adapter or settings.run / "adapter.safetensors"
     emit(run(settings, file, output or settings.run / f"eval-{file.stem}", images=images), as_json)

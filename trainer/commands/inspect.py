@@ -27,4 +27,7 @@ def inspect(
     training = result.get("training")
     if not as_json and isinstance(training, dict):
         result["training"] = {name: value for name, value in training.items() if name not in _LONG}
+    preprocess = result.get("preprocess")
+    if not as_json and isinstance(preprocess, dict):
+        result["preprocess"] = preprocess | {"size": f"{preprocess['size']} pixels"}
     emit(result, as_json)

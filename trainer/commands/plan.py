@@ -1,5 +1,7 @@
 """`ipadapter plan`."""
 
+import shlex
+
 from .options import AsJson, ConfigPath, Overrides
 from .output import emit
 
@@ -13,6 +15,11 @@ def plan(config: ConfigPath, overrides: Overrides = [], as_json: AsJson = False)
 
     settings = read_config(config, overrides)  # before the libraries, which take their time: a mistake shows at once
 
+    import torch
+
+    from ..plan_words import plan_in_words
     from ..planning import make_plan
 
-    emit(make_plan(settings).to_json(), as_json)
+    made = make_plan(settings).to_json()
+    memory = torch.cuda.get_device_properties(0).total_memory if torch.cuda.is_available() else None
+    emit(made if as_json else plan_in_words(made, settings, memory=memory, file=shlex.quote(str(config))), as_json)

@@ -57,6 +57,8 @@ def sample(
     from accelerate import PartialState
     from tqdm import tqdm
 
+    from ipadapter_core.network.adapter import read_spec
+
     from ..config import BaseModelConfig
     from ..files.adapter_file import open_adapter, usual_precision
     from ..models.loading import load_base
@@ -74,6 +76,7 @@ def sample(
         batch_size=batch_size,
     )
     pictures = [_picture(path) for path in image]
+    read_spec(adapter)  # a wrong file is said before the models are loaded
     device = PartialState().device
     used = precision or usual_precision(device)
     model = load_base(BaseModelConfig(model=base, config=base_config, precision=used), device)

@@ -1,10 +1,28 @@
 """`ipadapter train`."""
 
+import shlex
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ..words import size
 from .options import AsJson, ConfigPath, Overrides
 from .output import emit
 
 
-def train(config: ConfigPath, overrides: Overrides = [], as_json: AsJson = False) -> None:  # noqa: B006 - typer's way
+def train(
+    config: ConfigPath,
+    restart_from: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="CHECKPOINT",
+            help="Begin another run with the weights alone of a run or checkpoint, in another train.output.",
+        ),
+    ] = None,
+    overrides: Overrides = [],  # noqa: B006 - typer's way
+    as_json: AsJson = False,
+) -> None:
     """Train an adapter, or go on with the run that train.output holds; exports it at the end.
 
     Ctrl-C and SIGTERM write a checkpoint and leave; the same command goes on from there. `report.html` in the run
@@ -20,12 +38,43 @@ def train(config: ConfigPath, overrides: Overrides = [], as_json: AsJson = False
 
     from ..files.checkpoint_export import export_checkpoint
     from ..loop import train as run
+    from ..restart import starting_weights
+    from ..state import BEST
+    from ..watch.report import REPORT_FILE, verdict
 
+    if restart_from is not None:
+        settings = read_config(config, [*overrides, starting_weights(restart_from, settings.run)])
     outcome = run(settings)
     if not PartialState().is_main_process:
         return
+    report = str(settings.run / REPORT_FILE)
     result: dict[str, object] = {"run": str(settings.run), "step": outcome.step, "samples": outcome.samples}
-    result |= {"loss": outcome.losses[-1] if outcome.losses else None, "finished": outcome.is_finished}
-    if outcome.is_finished:
-        result["export"] = export_checkpoint(settings.run, None).to_json()
-    emit(result, as_json)
+    result |= {
+        "loss": outcome.losses[-1] if outcome.losses else None,
+        "finished": outcome.is_finished,
+        "report": report,
+    }
+    if not outcome.is_finished:
+        emit(result | {"next": f"the same command goes on from step {outcome.step:,}"}, as_json)
+        return
+    exported = export_checkpoint(settings.run, None)
+    if as_json:
+        emit(result | {"export": exported.to_json()}, as_json)
+        return
+    emit(
+        {
+            "trained": f"{outcome.step:,} steps, {outcome.samples:,} pictures seen",
+            "result": verdict(settings.run),
+            "report": report,
+            "file": f"{exported.path} ({size(exported.size_bytes)}; {exported.portability.label})",
+            "card": exported.card,
+            "next": [
+                f"open {report} in a browser",
+                f"cp {shlex.quote(str(exported.path))} ComfyUI/models/ipadapter/",
+                f"ipadapter export {shlex.quote(str(settings.run))} --best -o best.safetensors"
+                if (settings.run / BEST).is_file()
+                else f"ipadapter eval {shlex.quote(str(config))}",
+            ],
+        },
+        as_json,
+    )

@@ -17,7 +17,7 @@ from ipadapter_core.network.adapter import build_adapter
 
 from ..config import Precision
 from ..files.export import ExportReport, check_target, export_adapter
-from ..files.facts import TRAINING_KEY, ExportFacts, read_preprocess
+from ..files.facts import TRAINING_KEY, ExportFacts, public_name, read_preprocess, without_folders
 from ..files.families import check_family
 from .errors import ConvertError
 from .names import Parts, take_apart, unwrapped
@@ -200,7 +200,7 @@ def _with_hints(spec: AdapterSpec, hints: Hints) -> AdapterSpec:
             expected="a number from -1 (last) down, and only for an adapter that reads hidden states",
             action="correct it, or leave it out",
         )
-    encoder = spec.encoder if hints.encoder is None else EncoderHint(name=hints.encoder)
+    encoder = spec.encoder if hints.encoder is None else EncoderHint(name=public_name(hints.encoder))
     return replace(spec, layer=hints.layer or spec.layer, negative=hints.negative or spec.negative, encoder=encoder)
 
 
@@ -218,7 +218,7 @@ def _facts(path: Path, metadata: Mapping[str, str]) -> ExportFacts:
     return ExportFacts(
         title=about.get("title", path.parent.name if path.name in STATE_FILES else path.stem),
         preprocess=read_preprocess(metadata),
-        training={**training, "converted_from": path.name},
+        training={**without_folders(training), "converted_from": path.name},
         author=about.get("author"),
         license=about.get("license"),
         description=about.get("description"),

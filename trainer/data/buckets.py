@@ -1,6 +1,7 @@
 """Aspect-ratio buckets: which size a picture is trained at, and how it is resized and cropped to it."""
 
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from PIL import Image
@@ -12,13 +13,18 @@ from .pictures import Size, as_tensor
 Box = tuple[float, float, float, float]
 
 
-def bucket_sizes(data: DataConfig) -> tuple[Size, ...]:
-    """Every size a target may have: the square, or with buckets sizes of about its area, from 1:2 to 2:1."""
+def bucket_sizes(data: DataConfig, resolution: int | None = None) -> tuple[Size, ...]:
+    """Every size a target may have: the square, or with buckets sizes of about its area, from 1:2 to 2:1.
+
+    Args:
+        resolution: one of several; `data.resolution` if not given.
+    """
+    side = data.resolution if resolution is None else resolution
     if not data.buckets:
-        return ((data.resolution, data.resolution),)
+        return ((side, side),)
     from diffusers.training_utils import generate_aspect_ratio_buckets
 
-    return tuple(generate_aspect_ratio_buckets(data.resolution, divisibility=data.bucket_step))
+    return tuple(generate_aspect_ratio_buckets(side, divisibility=data.bucket_step))
 
 
 def nearest_bucket(size: Size, buckets: tuple[Size, ...]) -> Size:
@@ -74,13 +80,31 @@ class Placement:
         return as_tensor(image.resize((self.target[1], self.target[0]), resample, box))
 
 
-def place(original: Size, target: Size, data: DataConfig, generator: torch.Generator) -> Placement:
+class Framing(Protocol):
+    """Which part of a picture is kept, and how likely it is mirrored; a `DataConfig` says so."""
+
+    @property
+    def crop(self) -> str: ...
+
+    @property
+    def flip(self) -> float: ...
+
+
+@dataclass(frozen=True)
+class Centered:
+    """The middle as it is: nothing is left to chance."""
+
+    crop: str = "center"
+    flip: float = 0.0
+
+
+def place(original: Size, target: Size, framing: Framing, generator: torch.Generator) -> Placement:
     """Resize to cover the target, keeping the aspect ratio, and choose what is cut off and whether it is mirrored."""
     scale = max(target[0] / original[0], target[1] / original[1])
     resized = (max(target[0], round(original[0] * scale)), max(target[1], round(original[1] * scale)))
     spare = (resized[0] - target[0], resized[1] - target[1])
-    flip = torch.rand((), generator=generator).item() < data.flip
-    if data.crop == "center":
+    flip = torch.rand((), generator=generator).item() < framing.flip
+    if framing.crop == "center":
         top, left = spare[0] // 2, spare[1] // 2
     else:
         top, left = (int(torch.randint(0, room + 1, (), generator=generator)) for room in spare)

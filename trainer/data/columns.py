@@ -71,6 +71,12 @@ def nearest(name: str, names: Collection[str]) -> str:
     return f", perhaps {close[0]}" if close else ""
 
 
+def captions_in(value: object) -> tuple[str, ...]:
+    """The captions that a cell holds: a text, or a list of texts; none if it is something else."""
+    texts = [value] if isinstance(value, str) else value
+    return tuple(texts) if isinstance(texts, list) and all(isinstance(text, str) for text in texts) else ()
+
+
 def no_caption(where: str, data: DataConfig, columns: str) -> DataError:
     """A sample has no caption, and `data.caption` does not stand in."""
     return DataError(

@@ -9,7 +9,7 @@ from typing import Any, BinaryIO
 from ipadapter_core.errors import IPAdapterError
 
 from ..config import DataConfig
-from .columns import Columns, find_columns, listed, nearest, no_caption
+from .columns import Columns, captions_in, find_columns, listed, nearest, no_caption
 from .pictures import BrokenPictureError, FilePicture, Picture
 from .records import DataError, Record, Records
 
@@ -96,13 +96,15 @@ class _HubRows:
     def __getitem__(self, index: int) -> Record:
         columns = self._columns
         image = self._picture(columns.image, index)
+        captions = self._captions(index)
         return Record(
             self.key(index),
-            self._caption(index),
+            captions[0],
             image,
             self._picture(columns.reference, index) if columns.reference else image,
             self._picture(columns.mask, index) if columns.mask else None,
             str(self._value(columns.group, index)) if columns.group else "",
+            captions[1:],
         )
 
     def key(self, index: int) -> str:
@@ -119,13 +121,12 @@ class _HubRows:
             return
         captions = (value for batch in self._views[name].iter(_BATCH) for value in batch[name])
         for index, value in enumerate(captions):
-            if not isinstance(value, str):
+            if not captions_in(value):
                 raise no_caption(f"row {index} of {self._data.path}", self._data, f"in column {name}")
 
-    def _caption(self, index: int) -> str:
+    def _captions(self, index: int) -> tuple[str, ...]:
         name = self._columns.caption
-        value = self._value(name, index) if name else None
-        return value if isinstance(value, str) else self._data.caption or ""
+        return captions_in(self._value(name, index) if name else None) or (self._data.caption or "",)
 
     def _value(self, name: str, index: int) -> Any:
         return self._views[name][index][name]

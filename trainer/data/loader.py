@@ -5,6 +5,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import count
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,9 +14,9 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, get_worker_in
 from ipadapter_core.errors import IPAdapterError
 
 from ..batch import Batch, Skipped
-from ..config import AugmentConfig, Config
+from ..config import Config, DataConfig
 from ..draws import sample_generator
-from .order import Order
+from .order import Order, Portion
 from .pictures import BrokenPictureError
 from .records import DataError, Records
 from .sample import Candidate, Geometry, Sample, SampleMaker, Stores, collate
@@ -24,9 +25,9 @@ from .shard_counts import ShardCounts
 from .shards import Shards
 from .stream import Reader, stand_ins
 
-__all__ = ["Geometry", "Stores", "World", "held_out_batches", "open_batches"]
+__all__ = ["Geometry", "Stores", "World", "held_out_batches", "open_batches", "portions_of", "stream_workers"]
 SHARD_COUNTS = "shards.jsonl"
-"""File in the run folder that says how many samples each shard of a stream has."""
+"""File that says how many samples each shard of a stream has."""
 _ATTEMPTS = 1000  # records tried in place of a broken one; below the limit of broken ones a few are enough
 
 
@@ -56,12 +57,16 @@ def open_batches(
     geometry: Geometry,
     start_step: int = 0,
     stores: Stores | None = None,
+    lists: Path | None = None,
 ) -> Iterator[Batch]:
     """Endless batches of `train.batch_size` samples from an optimiser step on, as if it had read all before.
 
     Records come in an order that the number of processes does not change (see `Order`). A stream is shared out by
     shards, so its order depends on the number of processes and workers, and going on with as many is exact; the
     epoch's beginning is read again for that, without decoding (see `Reader.batches`).
+
+    Args:
+        lists: folder where the sizes of shards are noted; the run's if not given.
 
     Raises:
         DataError: too few shards for the processes, no usable picture, or a part the cache lacks.
@@ -70,30 +75,37 @@ def open_batches(
     first = start_step * config.train.accumulate
     broken: tuple[Skipped, ...] = ()
     if isinstance(source, Shards):
-        workers = _stream_workers(source, world, config.data.workers)
-        dataset: Dataset[Batch | _Failure] = _StreamBatches(source, maker, world, first, max(workers, 1))
+        workers = stream_workers(source, world, config.data.workers)
+        dataset: Dataset[Batch | _Failure] = _StreamBatches(
+            source, maker, world, first, max(workers, 1), (lists or config.run) / SHARD_COUNTS
+        )
         loader: DataLoader[Any] = _loader(dataset, None, workers)
     else:
-        members, broken = scan_buckets(source, config.data, show=world.rank == 0)
-        order = Order(config.train.seed, members, config.train.batch_size * world.size)
+        members, broken = scan_buckets(
+            source, config.data, config.data.resolutions, show=world.rank == 0, processes=world.size
+        )
+        order = Order(
+            config.train.seed, members, config.train.batch_size * world.size, portions_of(source, config.data)
+        )
         loader = _loader(_IndexedBatches(source, order, maker, world), count(first), config.data.workers)
     return _results(loader, broken)
+
+
+def portions_of(records: Records, data: DataConfig) -> list[Portion]:
+    """The data sets that records are of."""
+    sets = zip(records.sets(), data.sets, strict=False)
+    return [Portion(numbers, one.repeats, one.weight) for numbers, one in sets]
 
 
 def held_out_batches(
     config: Config, records: Records, geometry: Geometry, stores: Stores | None = None
 ) -> Iterator[Batch]:
-    """Each record once, in a batch of its own: nothing cropped or changed at random, nothing dropped.
+    """Each record once, in a batch of its own, as `SampleMaker.is_plain` says.
 
     Broken pictures are left out. With stores, the first variant is read as it was cached.
     """
-    plain_data = config.data.model_copy(update={"crop": "center", "flip": 0.0, "augment": AugmentConfig()})
-    data = config.data if stores is not None and stores.latents is not None else plain_data  # which places masks
-    objective = config.objective.model_copy(update={"drop_text": 0.0, "drop_image": 0.0, "drop_both": 0.0})
-    cache = config.cache.model_copy(update={"variants": 1})
-    plain = config.model_copy(update={"data": data, "objective": objective, "cache": cache})
-    maker = SampleMaker(plain, geometry, stores or Stores())
-    members, _ = scan_buckets(records, data, show=False)
+    maker = SampleMaker(config, geometry, stores or Stores(), is_plain=True)
+    members, _ = scan_buckets(records, config.data, (config.data.resolution,), show=False)
     buckets = {number: bucket for bucket, numbers in members.items() for number in numbers}
     for number, bucket in sorted(buckets.items()):
         candidate = _candidate(records, number, config.train.seed, number)
@@ -143,6 +155,7 @@ class _StreamBatches(IterableDataset[Batch | _Failure]):
     world: World
     first: int
     workers: int
+    counts: Path
 
     def __iter__(self) -> Iterator[Batch | _Failure]:
         worker = get_worker_info()
@@ -151,9 +164,10 @@ class _StreamBatches(IterableDataset[Batch | _Failure]):
         config = self.maker.config
         data = config.data
         recipe = f"{data.resolution}/{data.bucket_step if data.buckets else None}/{len(self.shards.held_out)}"
+        recipe += "".join(f"/{side}" for side in data.more_resolutions)
         reader = Reader(
             self.shards,
-            ShardCounts(config.run / SHARD_COUNTS, recipe),
+            ShardCounts(self.counts, recipe),
             config.train.seed,
             number=self.world.rank * self.workers + turn,
             total=self.world.size * self.workers,
@@ -177,8 +191,8 @@ class _StreamBatches(IterableDataset[Batch | _Failure]):
         return collate(samples, tuple(skipped))
 
 
-def _stream_workers(shards: Shards, world: World, wanted: int) -> int:
-    """Workers per process that each find a shard to read."""
+def stream_workers(shards: Shards, world: World, wanted: int) -> int:
+    """Workers per process that each find a shard to read. Raises DataError if a process finds none."""
     if len(shards.urls) < world.size:
         raise DataError(
             f"{len(shards.urls)} shards for {world.size} processes",

@@ -2,6 +2,7 @@
 
 import hashlib
 import io
+import stat
 import struct
 import zlib
 from dataclasses import dataclass
@@ -16,11 +17,27 @@ from torch import Tensor
 Size = tuple[int, int]
 """Height and width in pixels."""
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif", ".jp2", ".ppm")
+KINDS = {
+    "JPEG": (".jpg", ".jpeg", ".jfif", ".jpe", ".mpo"),
+    "PNG": (".png", ".apng"),
+    "WEBP": (".webp",),
+    "BMP": (".bmp",),
+    "DIB": (".dib",),
+    "GIF": (".gif",),
+    "TIFF": (".tif", ".tiff"),
+    "AVIF": (".avif",),
+    "JPEG2000": (".jp2", ".j2k", ".jpx"),
+    "PPM": (".ppm", ".pnm"),
+}
+"""Suffixes by Pillow's names of what is read. Others Pillow knows start a program (EPS) or are seldom tried."""
+SUFFIXES = tuple(suffix for suffixes in KINDS.values() for suffix in suffixes)
 _WHITE = (255, 255, 255, 255)
 _ORIENTATION = 0x0112
 _SIDEWAYS = (5, 6, 7, 8)  # EXIF orientations that swap width and height
 _16_TO_8_BITS = 1 / 257  # 65535 is 255
+_PNG_START, _PNG_DEPTH = 8, 24  # bytes before its first chunk; where the bits per channel stand
+_PNG_ORIENTATIONS = (b"XML:com.adobe.xmp\0", b"Raw profile type exif\0")
+_CHUNK_HEAD = 8  # length and kind
 # A damaged picture fails wherever its bytes lead the decoder; running out of memory is what a forged size does.
 _BROKEN = (
     OSError,
@@ -31,6 +48,9 @@ _BROKEN = (
     TypeError,
     OverflowError,
     AttributeError,
+    AssertionError,
+    ArithmeticError,
+    RuntimeError,
     MemoryError,
     struct.error,
     zlib.error,
@@ -84,7 +104,7 @@ class FilePicture:
     def identity(self) -> str:
         try:
             status = self.path.stat()
-        except OSError as error:
+        except (OSError, ValueError) as error:  # a NUL in the name
             raise _unreadable(self.name, error) from error
         return f"{self.path.absolute()}|{status.st_size}|{status.st_mtime_ns}"
 
@@ -97,9 +117,29 @@ class FilePicture:
 
     def open(self) -> BinaryIO:
         try:
+            if stat.S_ISFIFO(self.path.stat().st_mode):  # would wait for a writer
+                raise BrokenPictureError(self.name, "a pipe, no file")
             return self.path.open("rb")
-        except OSError as error:
+        except (OSError, ValueError) as error:
             raise _unreadable(self.name, error) from error
+
+
+@dataclass(frozen=True)
+class NoPicture:
+    """What is none, as is known before it is read."""
+
+    name: str
+    reason: str
+
+    @property
+    def identity(self) -> str:
+        raise BrokenPictureError(self.name, self.reason)
+
+    def read(self) -> bytes:
+        raise BrokenPictureError(self.name, self.reason)
+
+    def open(self) -> BinaryIO:
+        raise BrokenPictureError(self.name, self.reason)
 
 
 @dataclass(frozen=True)
@@ -128,15 +168,18 @@ def picture_digest(data: bytes) -> str:
 def decode(picture: Picture) -> Image.Image:
     """The first frame as 8-bit RGB, upright, transparent parts over white.
 
-    16-bit gray is scaled, not clipped; of 16-bit colours Pillow keeps the upper byte.
+    16-bit gray is scaled, not clipped; of 16-bit colours Pillow keeps the upper byte, also of the transparent one.
 
     Raises:
         BrokenPictureError: missing, truncated, damaged, larger than Pillow's decompression bomb limit, or of a kind
             without a defined range (floating point).
     """
     try:
-        with Image.open(io.BytesIO(picture.read())) as image:
+        data = picture.read()
+        with Image.open(io.BytesIO(data), formats=list(KINDS)) as image:
             ImageOps.exif_transpose(image, in_place=True)  # loads it, and makes no copy of what is upright
+            if image.format == "PNG" and data[_PNG_DEPTH] == 16 and isinstance(image.info.get("transparency"), tuple):
+                image.info["transparency"] = tuple(value >> 8 for value in image.info["transparency"])
             return _to_rgb(image, picture.name)
     except _BROKEN as error:
         raise _damaged(picture.name, error) from error
@@ -149,9 +192,9 @@ def upright_size(picture: Picture) -> Size:
         BrokenPictureError: missing, or the header is damaged.
     """
     try:
-        with picture.open() as file, Image.open(file) as image:
+        with picture.open() as file, Image.open(file, formats=list(KINDS)) as image:
             width, height = image.size
-            return (width, height) if _orientation(image) in _SIDEWAYS else (height, width)
+            return (width, height) if _orientation(image, file) in _SIDEWAYS else (height, width)
     except _BROKEN as error:
         raise _damaged(picture.name, error) from error
 
@@ -166,7 +209,10 @@ def _to_rgb(image: Image.Image, name: str) -> Image.Image:
     if image.mode == "F":
         raise BrokenPictureError(name, "floating-point pixels, whose range nothing tells")
     if image.mode.startswith("I"):  # I;16, I;16B, and I, which is how Pillow gives some 16-bit files
-        gray = np.asarray(image).astype(np.float64) * _16_TO_8_BITS
+        values = np.asarray(image)
+        gray = values.astype(np.float64) * _16_TO_8_BITS
+        if "transparency" in image.info:
+            gray[values == image.info["transparency"]] = 255
         return Image.fromarray(gray.round().clip(0, 255).astype(np.uint8)).convert("RGB")
     if "transparency" in image.info or image.mode in ("RGBA", "LA", "PA", "La", "RGBa"):
         image = image.convert("RGBA")
@@ -174,22 +220,38 @@ def _to_rgb(image: Image.Image, name: str) -> Image.Image:
     return image if image.mode == "RGB" else image.convert("RGB")
 
 
-def _orientation(image: Image.Image) -> Any:
+def _orientation(image: Image.Image, file: BinaryIO) -> Any:
     if image.format == "TIFF":  # Pillow turns these itself
         return None
-    exif = image.info.get("exif")  # PNG's getexif would decode the picture to look behind it
-    if exif is None:
-        return image.getexif().get(_ORIENTATION) if image.format != "PNG" else None
-    found = Image.Exif()
-    found.load(exif)
-    return found.get(_ORIENTATION)
+    if image.format == "PNG" and _has_orientation_behind_pixels(file):
+        image.load()
+    return Image.Image.getexif(image).get(_ORIENTATION)  # PNG's own would always decode the picture to look behind it
 
 
-def _unreadable(name: str, error: OSError) -> BrokenPictureError:
-    return BrokenPictureError(name, "no such file" if isinstance(error, FileNotFoundError) else str(error.strerror))
+def _has_orientation_behind_pixels(png: BinaryIO) -> bool:
+    """Whether chunks after the pixels may say how the picture is turned; the pixels are passed over."""
+    place = png.tell()
+    png.seek(_PNG_START)
+    has_pixels = found = False
+    while not found and len(head := png.read(_CHUNK_HEAD)) == _CHUNK_HEAD:
+        end = png.tell() + int.from_bytes(head[:4], "big") + 4
+        kind = head[4:]
+        has_pixels |= kind == b"IDAT"
+        if has_pixels and kind in (b"iTXt", b"tEXt", b"zTXt"):
+            found = png.read(max(map(len, _PNG_ORIENTATIONS))).startswith(_PNG_ORIENTATIONS)
+        found |= has_pixels and kind == b"eXIf"
+        png.seek(end)
+    png.seek(place)
+    return found
+
+
+def _unreadable(name: str, error: OSError | ValueError) -> BrokenPictureError:
+    if isinstance(error, FileNotFoundError):
+        return BrokenPictureError(name, "no such file")
+    return BrokenPictureError(name, str(error.strerror if isinstance(error, OSError) else error))
 
 
 def _damaged(name: str, error: Exception) -> BrokenPictureError:
     if isinstance(error, UnidentifiedImageError):
-        return BrokenPictureError(name, "not a picture of a kind Pillow knows")
+        return BrokenPictureError(name, f"not a picture of a kind that is read ({', '.join(KINDS)})")
     return BrokenPictureError(name, f"{type(error).__name__}: {error}" if str(error) else type(error).__name__)

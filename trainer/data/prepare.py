@@ -3,17 +3,18 @@
 # H W pixels, S encoder input, h w latent size
 
 import hashlib
+from collections.abc import Sequence
 
 import torch
 from PIL import Image
 from torch import Tensor
 from torch.nn import functional
 
-from ..config import DataConfig
+from ..config import AugmentConfig, DataConfig
 from ..draws import sample_generator
 from ..models.image_encoder import ReferenceFormat
 from .augment import augment
-from .buckets import Placement, bucket_sizes, nearest_bucket, place
+from .buckets import Framing, Placement, bucket_sizes, nearest_bucket, place
 from .pictures import Picture, Size, as_tensor, decode, upright_size
 
 TARGET, REFERENCE = "target", "reference"
@@ -30,6 +31,12 @@ def entry_key(digest: str, variant: int) -> str:
     return f"{digest}:{variant}"
 
 
+def latents_key(digest: str, variant: int, bucket: Size | None) -> str:
+    """Key of a target's latents, with several resolutions (see `cached_sizes`) those of one size."""
+    key = entry_key(digest, variant)
+    return f"{key}:{bucket[0]}x{bucket[1]}" if bucket else key
+
+
 def variant_generator(seed: int, digest: str, variant: int, purpose: str) -> torch.Generator:
     """What makes a cached variant: the same for every run with this seed."""
     return sample_generator(seed, variant, f"{purpose}/{digest}")
@@ -41,9 +48,23 @@ def bucket_of(picture: Picture, data: DataConfig) -> Size:
     return sizes[0] if len(sizes) == 1 else nearest_bucket(upright_size(picture), sizes)
 
 
-def place_target(image: Image.Image, data: DataConfig, bucket: Size, generator: torch.Generator) -> Placement:
+def buckets_of(picture: Picture, data: DataConfig, resolutions: Sequence[int]) -> tuple[Size, ...]:
+    """The sizes a picture is trained at, one for each resolution; without buckets it is not looked at."""
+    sizes = [bucket_sizes(data, resolution) for resolution in resolutions]
+    if not data.buckets:
+        return tuple(size for (size,) in sizes)
+    upright = upright_size(picture)
+    return tuple(nearest_bucket(upright, of_resolution) for of_resolution in sizes)
+
+
+def cached_sizes(picture: Picture, data: DataConfig) -> tuple[Size | None, ...]:
+    """The sizes in the keys of its latents: none with one resolution, where the picture need not be looked at."""
+    return buckets_of(picture, data, data.resolutions) if data.more_resolutions else (None,)
+
+
+def place_target(image: Image.Image, framing: Framing, bucket: Size, generator: torch.Generator) -> Placement:
     """Choose crop and flip of a target."""
-    return place((image.height, image.width), bucket, data, generator)
+    return place((image.height, image.width), bucket, framing, generator)
 
 
 def target_pixels(image: Image.Image, placement: Placement) -> Tensor:
@@ -66,11 +87,11 @@ def loss_mask(mask: Picture, placement: Placement, latent_factor: int) -> Tensor
 
 
 def reference_pixels(
-    image: Image.Image, data: DataConfig, reference_format: ReferenceFormat, generator: torch.Generator
+    image: Image.Image, changes: AugmentConfig, reference_format: ReferenceFormat, generator: torch.Generator
 ) -> Tensor:
-    """A reference as the encoder wants it, (3, S, S), augmented as `data.augment` says."""
+    """A reference as the encoder wants it, (3, S, S), changed at random."""
     pixel_format = reference_format.pixel_format
-    if data.augment.is_neutral:
+    if changes.is_neutral:
         pixels = as_tensor(image).float() / 255
     else:
         scale = 2 * pixel_format.size / min(image.size)  # what is smaller than a pixel to the encoder costs time only
@@ -78,5 +99,5 @@ def reference_pixels(
             size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
             image = image.resize(size, Image.Resampling.BICUBIC)
         pixels = as_tensor(image).movedim(-1, 0).float() / 255
-        pixels = augment(pixels, data.augment, pixel_format.mean, generator).movedim(0, -1)
+        pixels = augment(pixels, changes, pixel_format.mean, generator).movedim(0, -1)
     return reference_format.pixels(pixels[None])[0]

@@ -2,9 +2,11 @@
 
 import hashlib
 import heapq
+from bisect import bisect_right
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import accumulate
 from typing import Protocol, overload
 
 import torch
@@ -24,11 +26,12 @@ class Record:
 
     Attributes:
         key: unique in the data set, and the same every time it is read.
-        caption: text prompt of the picture.
+        caption: text prompt of the picture, of several the first.
         image: the target.
         reference: the image prompt; for data.reference = "group" the image itself, and `Records.reference` chooses.
         mask: gray, white where the loss counts.
         group: name of what it belongs to, "" if nothing says.
+        other_captions: which may be drawn in place of the first.
     """
 
     key: str
@@ -37,6 +40,12 @@ class Record:
     reference: Picture
     mask: Picture | None = None
     group: str = ""
+    other_captions: tuple[str, ...] = ()
+
+    @property
+    def captions(self) -> tuple[str, ...]:
+        """All, of which a sample has one."""
+        return self.caption, *self.other_captions
 
 
 class Rows(Protocol):
@@ -57,12 +66,40 @@ class RowList(list[Record]):
         return self[index].key
 
 
+class Joined:
+    """Rows of several data sets behind one another.
+
+    Args:
+        parts: of each data set, by a name that its keys begin with; of the first, none.
+    """
+
+    def __init__(self, parts: Sequence[tuple[str, Rows]]) -> None:
+        self._parts = parts
+        self.starts = [0, *accumulate(len(rows) for _, rows in parts)]
+
+    def __len__(self) -> int:
+        return self.starts[-1]
+
+    def __getitem__(self, index: int) -> Record:
+        part, row = self._find(index)
+        return replace(self._parts[part][1][row], key=self.key(index))
+
+    def key(self, index: int) -> str:
+        part, row = self._find(index)
+        name, rows = self._parts[part]
+        return f"{name}{rows.key(row)}"
+
+    def _find(self, index: int) -> tuple[int, int]:
+        part = bisect_right(self.starts, index) - 1
+        return part, index - self.starts[part]
+
+
 class Records(Sequence[Record]):
     """Samples by number, or some of them.
 
     Args:
         rows: all of them.
-        groups: name of each row's group if references come from the group, else None.
+        groups: name of each row's group if references come from the group, else None; None also for single rows.
         chosen: numbers of the rows that belong to it; all if not given.
         references: numbers of the rows that may be references of a group; the chosen ones if not given.
     """
@@ -70,7 +107,7 @@ class Records(Sequence[Record]):
     def __init__(
         self,
         rows: Rows,
-        groups: Sequence[str] | None = None,
+        groups: Sequence[str | None] | None = None,
         chosen: Sequence[int] | None = None,
         references: Sequence[int] | None = None,
     ) -> None:
@@ -81,7 +118,9 @@ class Records(Sequence[Record]):
         self._members: dict[str, list[int]] = defaultdict(list)
         if groups is not None:
             for row in self._references:
-                self._members[groups[row]].append(row)
+                group = groups[row]
+                if group is not None:
+                    self._members[group].append(row)
 
     def __len__(self) -> int:
         return len(self._chosen)
@@ -106,16 +145,46 @@ class Records(Sequence[Record]):
         chosen = [self._chosen[index] for index in indices]
         return Records(self._rows, self._groups, chosen, self._references if keep_references else None)
 
+    def told_apart(self) -> "Records":
+        """For validation, where another record's reference is the wrong one: each is its own where all are one group.
+
+        Any member of that group says as much of a picture as any other, so that right and wrong would be alike.
+        """
+        groups = self._groups
+        if groups is None or len({groups[row] for row in self._chosen}) > 1:
+            return self
+        return Records(self._rows, None, self._chosen)
+
     def reference(self, index: int, generator: torch.Generator) -> Picture:
         """The image prompt of a record: of a group another member at random, the picture itself if it is alone."""
         if self._groups is None:
             return self[index].reference
         row = self._chosen[index]
-        members = self._members[self._groups[row]]
+        group = self._groups[row]
+        members = self._members[group] if group is not None else [row]
         if members == [row]:
             return self[index].reference
         other = members[int(torch.randint(len(members) - 1, (), generator=generator))]
         return self._rows[members[-1] if other == row else other].image
+
+    def sets(self) -> list[Sequence[int]]:
+        """Numbers of the records of each data set; of one, all."""
+        if not isinstance(self._rows, Joined):
+            return [range(len(self))]
+        places = torch.bucketize(torch.tensor(self._chosen), torch.tensor(self._rows.starts[1:]), right=True)
+        return [torch.nonzero(places == part).flatten().tolist() for part in range(len(self._rows.starts) - 1)]
+
+
+def join(parts: Sequence[tuple[str, Records]]) -> Records:
+    """Whole data sets as one, under names."""
+    rows = Joined([(f"{name}:" if number else "", records._rows) for number, (name, records) in enumerate(parts)])
+    if all(records._groups is None for _, records in parts):
+        return Records(rows)
+    groups: list[str | None] = []
+    for number, (_, records) in enumerate(parts):
+        of_part = records._groups if records._groups is not None else [None] * len(records)
+        groups += [None if group is None else f"{number}/{group}" for group in of_part]
+    return Records(rows, groups)
 
 
 def split_validation(records: Records, images: int, seed: int) -> tuple[Records, Records]:

@@ -11,10 +11,10 @@ from PIL import Image
 from torch import Tensor
 
 from ..batch import Batch, Skipped
-from ..config import Config
+from ..config import AugmentConfig, Config
 from ..draws import draw, sample_generator
 from ..models.image_encoder import ReferenceFormat
-from .buckets import Placement, place
+from .buckets import Centered, Placement, place
 from .digests import DigestMemo
 from .pictures import BrokenPictureError, Picture, Size, decode
 from .prepare import (
@@ -22,6 +22,7 @@ from .prepare import (
     TARGET,
     caption_digest,
     entry_key,
+    latents_key,
     loss_mask,
     place_target,
     reference_pixels,
@@ -58,7 +59,7 @@ class Stores:
     """Which parts of a sample are cached; None where they are made from the pictures.
 
     Attributes:
-        latents: mean and std (C, h, w) and sizes (6,) by `entry_key` of the target.
+        latents: mean and std (C, h, w) and sizes (6,) by `latents_key` of the target.
         features: features (E,) or (S, E) by `entry_key` of the reference.
         text: text (T, D), and pooled (P,) for SDXL, by `caption_digest`.
         digests: of the pictures' bytes.
@@ -90,11 +91,17 @@ class Sample:
 
 @dataclass(frozen=True, eq=False)
 class SampleMaker:
-    """Makes samples by record, position and size; sent to the data workers."""
+    """Makes samples by record, position and size; sent to the data workers.
+
+    Attributes:
+        is_plain: samples to compare by: nothing is cropped or changed at random or dropped, the first caption and
+            the first cached variant are taken. Noise and timestep are drawn as ever.
+    """
 
     config: Config
     geometry: Geometry
     stores: Stores = field(default_factory=Stores)
+    is_plain: bool = False
 
     def first_usable(
         self, candidates: Iterable[Candidate], position: int, bucket: Size
@@ -124,9 +131,7 @@ class SampleMaker:
             DataError: the cache lacks a part.
         """
         config, record = self.config, candidate.record
-        variant = int(
-            torch.randint(config.cache.variants, (), generator=sample_generator(config.train.seed, position, "variant"))
-        )
+        variant = self._variant(position)
         opened: dict[str, Image.Image] = {}
         tensors = self._target(record, position, variant, bucket, opened)
         tensors |= self._reference(candidate, position, variant, opened)
@@ -134,15 +139,30 @@ class SampleMaker:
         factor = self.geometry.latent_factor if "pixels" in tensors else 1
         height, width = (side // factor for side in pixels_or_mean.shape[-2:])
         draws = draw(config.train.seed, position, (self.geometry.latent_channels, height, width), config.objective)
-        caption = "" if draws.drop_text else record.caption
+        drop_text, drop_image = (drop and not self.is_plain for drop in (draws.drop_text, draws.drop_image))
+        caption = "" if drop_text else self._caption(record, position)
         tensors |= self._text(caption)
         tensors |= {
             "latent_noise": draws.latent_noise,
             "noise": draws.noise,
             "timesteps": torch.tensor(draws.timestep),
-            "drop_image": torch.tensor(draws.drop_image),
+            "drop_image": torch.tensor(drop_image),
         }
+        if draws.perturbation is not None:
+            tensors["perturbation"] = draws.perturbation
         return Sample(record.key, caption, position, tensors)
+
+    def _variant(self, position: int) -> int:
+        if self.is_plain:
+            return 0
+        generator = sample_generator(self.config.train.seed, position, "variant")
+        return int(torch.randint(self.config.cache.variants, (), generator=generator))
+
+    def _caption(self, record: Record, position: int) -> str:
+        if self.is_plain or not record.other_captions:
+            return record.caption
+        generator = sample_generator(self.config.train.seed, position, "caption")
+        return record.captions[int(torch.randint(len(record.captions), (), generator=generator))]
 
     def _target(
         self, record: Record, position: int, variant: int, bucket: Size, opened: dict[str, Image.Image]
@@ -150,11 +170,13 @@ class SampleMaker:
         seed, data = self.config.train.seed, self.config.data
         if self.stores.latents is None:
             image = _open(record.image, opened)
-            placement = place_target(image, data, bucket, sample_generator(seed, position, TARGET))
+            framing = Centered() if self.is_plain else data
+            placement = place_target(image, framing, bucket, sample_generator(seed, position, TARGET))
             tensors = {"pixels": target_pixels(image, placement), "time_ids": placement.sizes.float()}
         else:
             digest = self.stores.digests.digest(record.image)
-            entry = self._cached(self.stores.latents, entry_key(digest, variant), record.image)
+            key = latents_key(digest, variant, bucket if data.more_resolutions else None)
+            entry = self._cached(self.stores.latents, key, record.image)
             tensors = {"latent_mean": entry["mean"], "latent_std": entry["std"], "time_ids": entry["sizes"].float()}
             placement = self._cached_placement(entry["sizes"], variant_generator(seed, digest, variant, TARGET))
         if self.config.objective.masked and record.mask is not None:
@@ -174,8 +196,9 @@ class SampleMaker:
             key = entry_key(self.stores.digests.digest(picture), variant)
             return {"features": self._cached(self.stores.features, key, picture)["features"]}
         generator = sample_generator(self.config.train.seed, position, REFERENCE)
+        changes = AugmentConfig() if self.is_plain else self.config.data.augment
         image = _open(picture, opened)
-        return {"reference_pixels": reference_pixels(image, self.config.data, self.geometry.reference, generator)}
+        return {"reference_pixels": reference_pixels(image, changes, self.geometry.reference, generator)}
 
     def _text(self, caption: str) -> dict[str, Tensor]:
         if self.stores.text is None:

@@ -1,12 +1,12 @@
 """How many samples of each size a shard holds, noted when it is first read through."""
 
-import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from filelock import FileLock
 
+from .notes import append_notes, read_notes
 from .pictures import Size
 
 
@@ -21,27 +21,30 @@ class ShardCounts:
     def __init__(self, path: Path, recipe: str) -> None:
         self.path = path
         self._recipe = recipe
-        self._known: dict[str, Counter[str]] = {}
+        self._known: dict[str, Counter[Size]] = {}
 
     def load(self) -> None:
         """Read what the file holds by now."""
-        if self.path.is_file():
-            notes = [json.loads(line) for line in self.path.read_text(encoding="utf-8").splitlines()]
-            self._known = {note["shard"]: Counter(note["counts"]) for note in notes if note["recipe"] == self._recipe}
+        notes, _ = read_notes(self.path)
+        self._known = {note["shard"]: _parsed(note["counts"]) for note in notes if note.get("recipe") == self._recipe}
 
     def add(self, url: str, counts: Counter[Size]) -> None:
         """Note the counts of a shard, if they are new."""
         if url in self._known:
             return
-        self._known[url] = Counter({f"{height}x{width}": count for (height, width), count in counts.items()})
-        note = json.dumps({"shard": url, "recipe": self._recipe, "counts": self._known[url]})
+        self._known[url] = counts
+        written = {f"{height}x{width}": count for (height, width), count in counts.items()}
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(self.path.with_name(f".{self.path.name}.lock")), self.path.open("a", encoding="utf-8") as file:
-            file.write(f"{note}\n")
+        with FileLock(self.path.with_name(f".{self.path.name}.lock")):
+            append_notes(self.path, [{"shard": url, "recipe": self._recipe, "counts": written}])
 
-    def batches(self, urls: Sequence[str], batch_size: int) -> int | None:
-        """Batches of one size each that these shards give together; None if one was not read through yet."""
+    def of(self, urls: Sequence[str]) -> Counter[Size] | None:
+        """Samples by size that these shards have together; None if one was not read through yet."""
         if any(url not in self._known for url in urls):
             return None
-        total = sum((self._known[url] for url in urls), Counter[str]())
-        return sum(-(-count // batch_size) for count in total.values())
+        return sum((self._known[url] for url in urls), Counter[Size]())
+
+
+def _parsed(counts: Mapping[str, int]) -> Counter[Size]:
+    sizes = {tuple(int(side) for side in name.split("x")): count for name, count in counts.items()}
+    return Counter({(height, width): count for (height, width), count in sizes.items()})

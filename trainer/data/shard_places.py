@@ -5,6 +5,7 @@ So only what stands in `data.path` itself is an address; everything else is open
 """
 
 import glob
+import os
 import re
 from pathlib import Path
 from typing import BinaryIO, cast
@@ -17,6 +18,7 @@ from .records import DataError
 
 _REMOTE = frozenset({"http", "https", "ftp", "ftps", "sftp", "scp", "s3", "gs", "htgs", "ais", "hf"})
 _COMMAND, _FILE = "pipe", "file"
+_DRIVE = re.compile(r"[a-z]:\\|\\\\", re.IGNORECASE)
 _SCHEME = re.compile(r"([a-z][a-z0-9+.-]+):", re.IGNORECASE)  # two letters at least: C: is a drive
 
 
@@ -75,26 +77,30 @@ def _expand(part: str, data: DataConfig) -> list[str]:
             expected="files, or addresses such as https://",
             action="if you wrote this command, set data.allow_pipe = true",
         )
-    names = _braces(part)
     if scheme == _FILE:
-        return [url2pathname(urlsplit(name).path) for name in names]
+        return [url2pathname(urlsplit(name).path) for name in _braces(part)]
     if scheme is not None:
-        return [RemoteShard(name) for name in names]
-    return [shard for name in names for shard in (_matching(name) if glob.has_magic(name) else [name])]
+        return [RemoteShard(name) for name in _braces(part)]
+    # what there is of it stands for itself, whatever characters it has
+    folder = next((parent for parent in Path(part).parents if parent.is_dir()), Path())
+    return [shard for name in _braces(str(Path(part).relative_to(folder))) for shard in _matching(folder, name)]
 
 
 def _braces(text: str) -> list[str]:
     from braceexpand import braceexpand
 
+    is_windows = os.name == "nt" or _DRIVE.match(text) is not None  # where \ is no escape
     try:
-        return list(braceexpand(text))
+        return list(braceexpand(text, escape=not is_windows))
     except ValueError:  # braces that do not match: the name of a file
         return [text]
 
 
-def _matching(pattern: str) -> list[str]:
-    found = sorted(glob.glob(pattern, recursive=True))
-    return [shard for shard in found if not is_left_by_a_program(Path(shard).name)]
+def _matching(folder: Path, name: str) -> list[str]:
+    if not glob.has_magic(name):
+        return [str(folder / name)]
+    found = sorted(glob.glob(name, root_dir=folder, recursive=True))
+    return [str(folder / shard) for shard in found if not is_left_by_a_program(Path(shard).name)]
 
 
 def _scheme(text: str) -> str | None:

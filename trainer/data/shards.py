@@ -5,12 +5,12 @@ import tarfile
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
+from functools import cached_property
 from typing import Any
 
 from ..batch import Skipped
 from ..config import DataConfig
-from .columns import CAPTION_COLUMNS, IMAGE_COLUMNS, listed, nearest, no_caption
+from .columns import CAPTION_COLUMNS, IMAGE_COLUMNS, captions_in, listed, nearest, no_caption
 from .pictures import SUFFIXES, BrokenPictureError, BytesPicture, Picture, upright_size
 from .records import DataError, Record, Records, RowList
 from .shard_places import find_shards, open_shard
@@ -44,7 +44,7 @@ class Shards:
         for url in self.urls if urls is None else urls:
             failures: list[str] = []
             for sample in _samples(url, failures):
-                key = f"{Path(url).name}/{sample['__key__']}"
+                key = f"{self._names[url]}/{sample['__key__']}"
                 try:
                     record = self._record(url, key, sample)
                     upright_size(record.image)
@@ -54,6 +54,16 @@ class Shards:
                 if key not in self.held_out:
                     yield record
             yield from (Skipped(url, url, reason) for reason in failures[:1])
+
+    @cached_property
+    def _names(self) -> dict[str, str]:
+        """What keys call each shard: its file name, with as many of its folders as tell it from others."""
+        parts = {url: url.replace("\\", "/").split("/") for url in self.urls}
+        for length in range(1, 1 + max(map(len, parts.values()))):
+            names = {url: "/".join(of_url[-length:]) for url, of_url in parts.items()}
+            if len(set(names.values())) == len(names):
+                return names
+        return {url: url for url in parts}
 
     def hold_out(self, images: int) -> tuple["Shards", Records]:
         """(the stream without its first records, these records)."""
@@ -79,28 +89,28 @@ class Shards:
         image = picture(_member(data.image_column) or usual)
         reference = picture(_member(data.reference_column)) if data.reference_column else image
         mask = picture(_member(data.mask_column)) if data.mask_column else None
-        return Record(key, self._caption(f"{key} of {url}", sample), image, reference, mask)
+        caption, *others = self._captions(f"{key} of {url}", sample)
+        return Record(key, caption, image, reference, mask, other_captions=tuple(others))
 
-    def _caption(self, where: str, sample: Mapping[str, Any]) -> str:
+    def _captions(self, where: str, sample: Mapping[str, Any]) -> tuple[str, ...]:
         named = self.data.caption_column
         names = (named,) if named else CAPTION_COLUMNS
         member = next((name for name in names if _member(name) in sample), None)
         try:
             if member is not None:
-                return str(sample[str(_member(member))].decode()).strip()
+                return (str(sample[str(_member(member))].decode("utf-8-sig")).strip(),)
             fields = json.loads(sample.get("json", b"{}"))
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise DataError(
                 f"the caption of {where} is no text ({error})",
                 expected="UTF-8 text, or JSON",
                 action="correct the shard",
             ) from error
         found = next((fields[name] for name in names if isinstance(fields, dict) and name in fields), None)
-        if isinstance(found, str):
-            return found
-        if self.data.caption is None:
+        captions = captions_in(found) or captions_in(self.data.caption)
+        if not captions:
             raise no_caption(where, self.data, f"in a member .{' or .'.join(names)}, or under that name in .json")
-        return self.data.caption
+        return captions
 
 
 def open_shards(data: DataConfig) -> Shards:

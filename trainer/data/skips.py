@@ -1,13 +1,15 @@
 """`SkipLog`: the broken pictures of a run, each listed once, and the end of the run when there are too many."""
 
-import json
 import logging
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, fields
 from pathlib import Path
+from typing import Any
 
 from filelock import FileLock
 
 from ..batch import Batch, Skipped
+from .notes import append_notes, read_notes
 from .records import DataError, Record
 
 SKIPPED = "skipped.jsonl"
@@ -30,6 +32,7 @@ class SkipLog:
         self._limit = limit
         self._total = total
         self._read = 0
+        self._broken = 0  # of those, as often as they were met
         self._end = 0  # of what is known of the file, in bytes
         self._listed: set[str] = set()
         self._met: dict[str, Skipped] = {}
@@ -47,7 +50,10 @@ class SkipLog:
             DataError: too many are broken.
         """
         self._read += len(batch.positions) + len(batch.skipped)
-        self.meet(*batch.skipped)
+        self._broken += len({skipped.path for skipped in batch.skipped})
+        self._list(batch.skipped)
+        # of a stream, which has no total, a process knows what it read itself; others' broken pictures are no part of it
+        self._check(len(self._met) if self._total is not None else self._broken)
 
     def counted(self, records: Iterable[Record | Skipped]) -> Iterator[Record | Skipped]:
         """The same records, of which those that cannot be used are a share."""
@@ -56,7 +62,11 @@ class SkipLog:
             yield record
 
     def meet(self, *broken: Skipped) -> None:
-        """List pictures that cannot be used, if they were not met before. Raises DataError as `add`."""
+        """List pictures that cannot be used, of records that every process reads. Raises DataError as `add`."""
+        self._list(broken)
+        self._check(len(self._met))
+
+    def _list(self, broken: Iterable[Skipped]) -> None:
         new = {skipped.path: skipped for skipped in broken if skipped.path not in self._met}
         if not new:
             return
@@ -65,39 +75,28 @@ class SkipLog:
             self._catch_up()
             self._append([skipped for skipped in new.values() if skipped.path not in self._listed])
         self._met.update(new)
-        self._check()
 
     def _catch_up(self) -> None:
         """Read what was appended since the last look."""
-        for skipped in _parse(self._rest()):
+        notes, self._end = read_notes(self.path, self._end)
+        for skipped in _entries(notes):
             self._listed.add(skipped.path)
             self._met[skipped.path] = skipped
 
-    def _rest(self) -> bytes:
-        if not self.path.is_file():
-            return b""
-        with self.path.open("rb") as file:
-            file.seek(self._end)
-            rest = file.read()
-        self._end += len(rest)
-        return rest
-
     def _append(self, new: Sequence[Skipped]) -> None:
-        lines = "".join(f"{json.dumps(vars(skipped))}\n" for skipped in new).encode()
-        with self.path.open("ab") as file:
-            self._end = file.tell() + file.write(lines)
+        self._end = append_notes(self.path, map(asdict, new))
         self._listed.update(skipped.path for skipped in new)
         for skipped in new:
             _logger.warning("skipped %s: %s", skipped.path, skipped.reason)
 
-    def _check(self) -> None:
+    def _check(self, broken: int) -> None:
         total = self._total or self._read
-        if (self._total is None and self._read < _LEAST_READ) or len(self._met) <= self._limit * total:
+        if (self._total is None and self._read < _LEAST_READ) or broken <= self._limit * total:
             return
         first = next(iter(self._met.values()))
         read = "pictures" if self._total is not None else "pictures read so far"
         raise DataError(
-            f"{len(self._met)} of {total} {read} cannot be used, the first {first.path} ({first.reason})",
+            f"{broken} of {total} {read} cannot be used, the first {first.path} ({first.reason})",
             expected=f"at most a share of {self._limit:g} (data.max_skipped)",
             action=f"see {self.path}; correct data.path or data.image_root, repair the pictures or raise the limit",
         )
@@ -105,8 +104,9 @@ class SkipLog:
 
 def read_skipped(path: Path) -> list[Skipped]:
     """What a `skipped.jsonl` lists; nothing if there is none."""
-    return _parse(path.read_bytes()) if path.is_file() else []
+    return list(_entries(read_notes(path)[0]))
 
 
-def _parse(lines: bytes) -> list[Skipped]:
-    return [Skipped(**json.loads(line)) for line in lines.splitlines()]
+def _entries(notes: Iterable[Mapping[str, Any]]) -> Iterator[Skipped]:
+    names = [field.name for field in fields(Skipped)]
+    return (Skipped(**note) for note in notes if sorted(note) == sorted(names))

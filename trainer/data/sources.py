@@ -1,12 +1,14 @@
 """Opening the data set a config names, whatever it is."""
 
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
-from ..config import Config, DataConfig
+from ..config import Config, DataConfig, DataSetConfig
 from .columns import nearest
+from .folders import contents
 from .hub import is_saved_dataset, load_hub, may_be_hub_name
-from .records import DataError, Records, RowList, split_validation
+from .records import DataError, Records, RowList, join, split_validation
 from .shard_places import names_shards
 from .shards import Shards, open_shards
 from .tables import load_folder, load_list
@@ -24,22 +26,41 @@ def open_source(data: DataConfig) -> Source:
     Raises:
         DataError: it does not exist, or is not what the config says: file, row and column are named.
     """
-    return _OPENERS[data.format if data.format != "auto" else _recognise(data.path)](data)
+    if not data.more:
+        return _OPENERS[data.format if data.format != "auto" else _recognise(data.path)](data)
+    names: Counter[str] = Counter()
+    parts = []
+    for one in data.sets:
+        name = Path(one.path).name
+        names[name] += 1
+        # what a set does not say has its default, not what [data] says of its own
+        read = {key: getattr(one, key) for key in DataSetConfig.model_fields}
+        alone = data.model_copy(update={**read, "more": ()})
+        parts.append((name if names[name] == 1 else f"{name}#{names[name]}", load_records(alone)))
+    return join(parts)
 
 
-def open_sources(config: Config) -> tuple[Source, Records]:
+def open_sources(config: Config, *, holds_out: bool = False) -> tuple[Source, Records]:
     """(what is trained on, `validation.images` records that are not: none if the run neither validates nor samples).
+
+    Args:
+        holds_out: give those that a run would hold out if it validated.
 
     Raises:
         DataError: as `open_source`.
     """
+    source, held_out = _open_sources(config, holds_out=holds_out)
+    return source, held_out.told_apart()
+
+
+def _open_sources(config: Config, *, holds_out: bool) -> tuple[Source, Records]:
     source = open_source(config.data)
     validation = config.validation
-    if validation.every is None and validation.sample_every is None:
+    if validation.every is None and validation.sample_every is None and not holds_out:
         return source, Records(RowList())
     if validation.path is None:
         return _hold_out(source, validation.images, config.train.seed)
-    kept = open_source(config.data.model_copy(update={"path": validation.path, "format": "auto"}))
+    kept = open_source(config.data.model_copy(update={"path": validation.path, "format": "auto", "more": ()}))
     if isinstance(kept, Records) and len(kept) <= validation.images:
         return source, kept
     return source, _hold_out(kept, validation.images, config.train.seed)[1]
@@ -56,7 +77,7 @@ def load_records(data: DataConfig) -> Records:
         raise DataError(
             f"{data.path} is streamed, and its samples have no numbers",
             expected="a folder, a list file or a Hugging Face dataset here",
-            action="name such a data set",
+            action="name such a data set, or unpack the shards into a folder",
         )
     return source
 
@@ -108,8 +129,7 @@ def _recognise(path: str) -> str:
 def _recognise_folder(place: Path) -> str:
     if is_saved_dataset(place):
         return "hf"
-    suffixes = {path.suffix.lower() for path in place.iterdir()}
-    if ".tar" in suffixes:
+    found = contents(place)
+    if any(path.parent == place for path in found.ending_in([".tar"])):
         return "webdataset"
-    is_table = any(next(place.rglob(f"*{suffix}"), None) for suffix in _TABULAR)
-    return "hf" if is_table else "folder"
+    return "hf" if found.ending_in(_TABULAR) else "folder"

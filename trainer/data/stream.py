@@ -2,7 +2,7 @@
 
 import random
 from collections import Counter, defaultdict, deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from itertools import chain, count, cycle, islice
 
@@ -30,7 +30,8 @@ class RawBatch:
 class Reader:
     """One of several that share the shards: in each epoch every shard is read by exactly one.
 
-    An epoch is complete in itself: its last batch of each size is filled up with records it has read.
+    With one size an epoch is complete in itself: its last batch is filled up with records it has read. With several, a
+    size that fills no batch waits for the next epochs (see `_settled`).
 
     Attributes:
         number, total: which one, of how many.
@@ -72,31 +73,53 @@ class Reader:
 
     def _from(self, start: int) -> Iterator[RawBatch]:
         self.counts.load()
+        saved: dict[Size, int] = {}
         epoch = 0
-        while (size := self.counts.batches(self._urls(epoch), self.batch_size)) and size <= start:
-            start -= size
-            epoch += 1
-        return islice(chain.from_iterable(map(self._epoch, count(epoch))), start, None)
+        while start and (counts := self.counts.of(self._urls(epoch))) is not None:
+            after, filled = self._settled(saved, counts)
+            size = sum(count // self.batch_size for count in counts.values()) + len(filled)
+            if size > start:
+                break
+            saved, start, epoch = after, start - size, epoch + 1
+        return islice(self._epochs(epoch, saved), start, None)
 
-    def _epoch(self, epoch: int) -> Iterator[RawBatch]:
+    def _epochs(self, first: int, saved: dict[Size, int]) -> Iterator[RawBatch]:
         skipped: list[Skipped] = []
-        last = None
-        for batch in self._filled(epoch, skipped):
+        for epoch in count(first):
+            last = None
+            for batch in self._filled(epoch, saved, skipped):
+                if last is not None:
+                    yield last
+                last = batch
             if last is not None:
-                yield last
-            last = batch
-        if last is None:
-            raise DataError(
-                f"no picture that can be used in {', '.join(self._urls(epoch))}",
-                expected="pictures with captions in every shard",
-                action="check the shards with tar -tf, and data.image_column",
-            )
-        yield replace(last, skipped=last.skipped + tuple(skipped))
+                yield replace(last, skipped=last.skipped + tuple(skipped))
+                skipped.clear()
 
-    def _filled(self, epoch: int, skipped: list[Skipped]) -> Iterator[RawBatch]:
-        """Batches of an epoch; what is broken after the last one is left in `skipped`."""
+    def _settled(self, saved: Mapping[Size, int], counts: Counter[Size]) -> tuple[dict[Size, int], frozenset[Size]]:
+        """(what each size has saved up after an epoch, the sizes whose last batch of the epoch is filled up).
+
+        A size saves up what fills no batch until it makes one, so that it comes as often as it has pictures. What it
+        starts with is chance, or short runs would never see the rare sizes.
+        """
+        after, filled = dict(saved), set()
+        for bucket, number in counts.items():
+            chance = random.Random(f"{self.seed}/{self.number}/{bucket}")
+            total = saved.get(bucket, chance.randrange(self.batch_size)) + number
+            after[bucket] = total % self.batch_size
+            is_due = total // self.batch_size > number // self.batch_size
+            if is_due if self.shards.data.buckets else number % self.batch_size:
+                filled.add(bucket)
+        return after, frozenset(filled)
+
+    def _filled(self, epoch: int, saved: dict[Size, int], skipped: list[Skipped]) -> Iterator[RawBatch]:
+        """Batches of an epoch; what is broken after the last one is left in `skipped`, and `saved` is brought up to date.
+
+        Raises:
+            DataError: it has no usable record.
+        """
         waiting: dict[Size, list[Record]] = defaultdict(list)
         first: dict[Size, list[Record]] = {}
+        counts: Counter[Size] = Counter()
 
         def batch(bucket: Size) -> RawBatch:
             records = islice(chain(waiting.pop(bucket), cycle(first[bucket])), self.batch_size)
@@ -108,11 +131,20 @@ class Reader:
             if isinstance(item, Skipped):
                 skipped.append(item)
                 continue
+            counts[bucket] += 1
             waiting[bucket].append(item)
             if len(waiting[bucket]) == self.batch_size:
                 first.setdefault(bucket, waiting[bucket][:])
                 yield batch(bucket)
-        for bucket in sorted(waiting):
+        if not counts:
+            raise DataError(
+                f"no picture that can be used in {', '.join(self._urls(epoch))}",
+                expected="pictures with captions in every shard",
+                action="check the shards with tar -tf, and data.image_column",
+            )
+        after, filled = self._settled(saved, counts)
+        saved.update(after)
+        for bucket in sorted(filled):
             first.setdefault(bucket, waiting[bucket][:])
             yield batch(bucket)
 
@@ -124,15 +156,19 @@ class Reader:
         yield from shuffle(self._read(epoch))
 
     def _read(self, epoch: int) -> Iterator[tuple[Size, Record | Skipped]]:
-        sizes = bucket_sizes(self.shards.data)
+        data = self.shards.data
+        sizes = [bucket_sizes(data, side) for side in data.resolutions]
         for url in self._urls(epoch):
             counts: Counter[Size] = Counter()
             for item in self.shards.read([url]):
-                bucket = sizes[0]
-                if isinstance(item, Record):
-                    bucket = nearest_bucket(upright_size(item.image), sizes)
+                if isinstance(item, Skipped):
+                    yield sizes[0][0], item
+                    continue
+                upright = upright_size(item.image)
+                for of_resolution in sizes:
+                    bucket = nearest_bucket(upright, of_resolution)
                     counts[bucket] += 1
-                yield bucket, item
+                    yield bucket, item
             self.counts.add(url, counts)
 
     def _urls(self, epoch: int) -> list[str]:

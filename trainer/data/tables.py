@@ -1,21 +1,22 @@
 """Records from a folder of pictures, and from JSON, JSONL and CSV lists."""
 
-import csv
-import json
+import logging
+import os
 from collections import Counter
-from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path, PurePath
 
 from ..config import DataConfig
-from .columns import Columns, find_columns, listed, no_caption
-from .pictures import SUFFIXES, FilePicture, Picture
+from .columns import Columns, captions_in, find_columns, no_caption
+from .folders import CAPTION_SUFFIXES, contents
+from .pictures import SUFFIXES, FilePicture, NoPicture, Picture
 from .records import DataError, Record, Records, RowList
+from .rows import READERS, Row, read_text
 
-CAPTION_SUFFIXES = (".txt", ".caption")
+_ITSELF = "is the picture itself, which data.reference_folder was to have another of"
+_logger = logging.getLogger(__name__)
 METADATA_FILES = {"metadata.jsonl": "jsonl", "metadata.csv": "csv"}
 """Lists that Hugging Face's imagefolder keeps inside the folder."""
-_UTF8 = "utf-8-sig"  # with or without the mark some programs put first
 
 
 def load_folder(data: DataConfig) -> Records:
@@ -29,20 +30,23 @@ def load_folder(data: DataConfig) -> Records:
         if (root / list_name).is_file():
             return load_list(data, root / list_name, list_format)
     _refuse_columns(data)
-    paths = sorted(path for path in root.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
+    found = contents(root)
+    paths, left_out = found.ending_in(SUFFIXES), found.left_out()
     if not paths:
         raise DataError(
-            f"no pictures in {root}",
+            f"no pictures in {root}" + (f" (left out: {left_out})" if left_out else ""),
             expected=f"files ending in {', '.join(SUFFIXES)}, in the folder or its sub-folders",
             action="correct data.path or data.format",
         )
+    if left_out and int(os.environ.get("RANK", 0)) == 0:  # once, not by each process of a run
+        _logger.warning("left out of the pictures in %s: %s", root, left_out)
     references = _References(data)
     rows = RowList()
     for path in paths:
         name = path.relative_to(root)
         image = FilePicture(path)
         group = name.parent.as_posix() if name.parent.name else ""
-        reference = references.of(name.as_posix(), image)
+        reference = references.of(name, image)
         rows.append(Record(name.as_posix(), _caption_beside(path, data), image, reference, group=group))
     return Records(rows, [row.group for row in rows] if data.reference == "group" else None)
 
@@ -53,7 +57,7 @@ def load_list(data: DataConfig, path: Path, list_format: str) -> Records:
     Raises:
         DataError: the file is missing or no such list, or a column or a caption is missing.
     """
-    table = _READERS[list_format](path)
+    table = READERS[list_format](path)
     if not table:
         raise DataError(f"{path} has no rows", expected="one row per picture", action="correct data.path")
     names = dict.fromkeys(name for row in table for name in row.values)
@@ -71,47 +75,29 @@ def load_list(data: DataConfig, path: Path, list_format: str) -> Records:
 
 
 @dataclass(frozen=True)
-class _Row:
-    where: str  # "row 3", "line 3"
-    values: Mapping[str, object]
-
-    def text(self, column: str, path: Path) -> str:
-        value = self.values.get(column)
-        if isinstance(value, int):  # names of groups and of files are often numbers
-            return str(value)
-        if not isinstance(value, str) or not value:
-            raise DataError(
-                f"{self.where} of {path} has {'no' if value in (None, '') else 'no text as'} {column}",
-                expected=f"a text in every row; this one's columns are {listed(self.values.keys())}",
-                action="complete the row or remove it",
-            )
-        return value
-
-
-@dataclass(frozen=True)
 class _Place:
     path: Path
     root: Path
     references: "_References"
 
 
-def _record(row: _Row, key: str, columns: Columns, place: _Place, data: DataConfig) -> Record:
-    def picture(column: str) -> Picture:
+def _record(row: Row, key: str, columns: Columns, place: _Place, data: DataConfig) -> Record:
+    def picture(column: str) -> FilePicture:
         return FilePicture(place.root / row.text(column, place.path))
 
     image = picture(columns.image)
-    caption = row.values.get(columns.caption) if columns.caption else None
-    caption = data.caption if caption is None else caption
-    if not isinstance(caption, str):
+    captions = captions_in(row.values.get(columns.caption) if columns.caption else None) or captions_in(data.caption)
+    if not captions:
         raise no_caption(f"{row.where} of {place.path}", data, f"in column {columns.caption}")
-    name = PurePosixPath(row.text(columns.image, place.path))
+    name = PurePath(row.text(columns.image, place.path))
     return Record(
         key,
-        caption,
+        captions[0],
         image,
-        picture(columns.reference) if columns.reference else place.references.of(name.as_posix(), image),
+        picture(columns.reference) if columns.reference else place.references.of(name, image),
         picture(columns.mask) if columns.mask else None,
         row.text(columns.group, place.path) if columns.group else "",
+        captions[1:],
     )
 
 
@@ -129,16 +115,23 @@ class _References:
                 expected="a folder with a reference under each picture's name",
                 action="correct data.reference_folder",
             )
-        for path in sorted(self._folder.rglob("*")):
-            if path.suffix.lower() in SUFFIXES:
-                self._paths.setdefault(path.relative_to(self._folder).with_suffix("").as_posix(), path)
+        for path in contents(self._folder).ending_in(SUFFIXES):
+            self._paths.setdefault(path.relative_to(self._folder).with_suffix("").as_posix(), path)
 
-    def of(self, name: str, image: Picture) -> Picture:
+    def of(self, name: PurePath, image: FilePicture) -> Picture:
+        """The one of the same name, of an absolute path that with most of its folders; it may be missing."""
         if self._folder is None:
             return image
-        stem = PurePosixPath(name).with_suffix("")
-        found = self._paths.get(stem.as_posix()) or self._paths.get(stem.name)
-        return FilePicture(found or self._folder / name)
+        parts = (*name.parent.parts, name.stem)
+        stems = ("/".join(parts[first:]) for first in range(len(parts)))
+        found = next((self._paths[stem] for stem in stems if stem in self._paths), None)
+        if found is None:  # an absolute name, or one with "..", would lead to the picture itself
+            return FilePicture(self._folder / (name.name if name.is_absolute() or ".." in parts else name))
+        return (
+            NoPicture(str(found), _ITSELF)
+            if os.path.abspath(found) == os.path.abspath(image.path)
+            else FilePicture(found)
+        )
 
 
 def _refuse_columns(data: DataConfig) -> None:
@@ -155,68 +148,7 @@ def _caption_beside(path: Path, data: DataConfig) -> str:
     for suffix in CAPTION_SUFFIXES:
         file = path.with_suffix(suffix)
         if file.is_file():
-            return _read_text(file).strip()
+            return read_text(file).strip()
     if data.caption is None:
         raise no_caption(str(path), data, f"in {path.with_suffix(CAPTION_SUFFIXES[0]).name} beside it")
     return data.caption
-
-
-def _read_json(path: Path) -> list[_Row]:
-    try:
-        rows = json.loads(_read_text(path))
-    except ValueError as error:
-        raise _not(path, "JSON", error) from error
-    if not isinstance(rows, list):
-        raise _not(path, "a JSON list", f"it holds a {type(rows).__name__}")
-    return [_as_row(path, f"row {number}", row) for number, row in enumerate(rows, 1)]
-
-
-def _read_jsonl(path: Path) -> list[_Row]:
-    rows = []
-    for number, line in enumerate(_read_text(path).splitlines(), 1):
-        if not line.strip():
-            continue
-        try:
-            rows.append(_as_row(path, f"line {number}", json.loads(line)))
-        except json.JSONDecodeError as error:
-            raise _not(path, "JSON lines", f"line {number}: {error}") from error
-    return rows
-
-
-def _read_csv(path: Path) -> list[_Row]:
-    try:
-        lines = list(csv.DictReader(_read_text(path).splitlines(keepends=True), strict=True))
-    except csv.Error as error:
-        raise _not(path, "CSV", error) from error
-    return [
-        _Row(f"row {number}", {name: value or None for name, value in line.items() if name})
-        for number, line in enumerate(lines, 1)
-    ]
-
-
-_READERS = {"json": _read_json, "jsonl": _read_jsonl, "csv": _read_csv}
-
-
-def _as_row(path: Path, where: str, row: object) -> _Row:
-    if not isinstance(row, dict):
-        raise _not(path, "a list of objects", f"{where} is a {type(row).__name__}")
-    return _Row(where, row)
-
-
-def _read_text(path: Path) -> str:
-    try:
-        return path.read_text(encoding=_UTF8)
-    except OSError as error:
-        raise DataError(
-            f"{path} cannot be read ({error.strerror})", expected="a readable file", action="correct data.path"
-        ) from error
-    except UnicodeDecodeError as error:
-        raise _not(path, "UTF-8 text", error) from error
-
-
-def _not(path: Path, what: str, why: object) -> DataError:
-    return DataError(
-        f"{path} is not {what} ({why})",
-        expected='rows such as {"image_file": "1.png", "text": "A dog"}',
-        action="correct the file or data.format",
-    )

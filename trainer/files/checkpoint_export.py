@@ -9,14 +9,15 @@ import transformers
 
 from ipadapter_core.encoder.folder import read_pixel_format
 from ipadapter_core.encoder.known import read_encoder_folder, vision_config
+from ipadapter_core.file.container import read_header
 from ipadapter_core.network.adapter import load_adapter
 
 from ..config import Config
 from ..config_file import read_config
-from ..data.skips import SKIPPED
+from ..data.skips import SKIPPED, read_skipped
+from ..metrics_log import best_so_far, read_records
 from ..models.image_encoder import resolve_folder
-from ..state import ADAPTER, BEST, CONFIG, COUNTERS, EMA, CheckpointError, find_checkpoints
-from ..watch.curves import best_so_far, read_records
+from ..state import ADAPTER, BEST, BEST_STEP, CONFIG, COUNTERS, EMA, CheckpointError, check_files, find_checkpoints
 from .export import ExportReport, export_adapter
 from .facts import Preprocess, RunCounts, run_facts
 
@@ -52,6 +53,8 @@ def export_checkpoint(
             expected={EMA: "a run with optimizer.ema_decay", BEST: "a run with validation.every"}[file.name],
             action="export other weights: --raw takes the trained ones of the last checkpoint",
         )
+    if file.parent == checkpoint:
+        check_files(checkpoint, file.name, CONFIG)
     facts = run_facts(
         config, read_preprocess_of(config), _counts(file, checkpoint, config), prediction_type=_prediction_type(config)
     )
@@ -94,17 +97,25 @@ def _counts(file: Path, checkpoint: Path, config: Config) -> RunCounts:
     stated: Mapping[str, int] = json.loads((checkpoint / COUNTERS).read_text(encoding="utf-8"))
     step, samples = stated["step"], stated["samples"]
     if file.name == BEST:
-        best = best_so_far(read_records(run), config.validation.best)
+        best = _best_step(file, config)
         if best is not None:
-            step, samples = best.step, samples * best.step // step  # every step sees as many
-    skipped = run / SKIPPED
+            step, samples = best, samples * best // step  # every step sees as many
     return RunCounts(
         step=step,
         samples=samples,
         uses_ema=file.name == EMA or (file.name == BEST and config.optimizer.ema_decay is not None),
         pairs=stated.get("pairs"),
-        skipped=len(skipped.read_text(encoding="utf-8").splitlines()) if skipped.is_file() else 0,
+        skipped=len(read_skipped(run / SKIPPED)),
     )
+
+
+def _best_step(file: Path, config: Config) -> int | None:
+    """As the file says; those of earlier versions do not, and were the best by the run's rule."""
+    stated = read_header(file).get("__metadata__", {}).get(BEST_STEP)
+    if stated is not None:
+        return int(str(stated))
+    best = best_so_far(read_records(file.parent), config.validation.best)
+    return None if best is None else best.step
 
 
 def _prediction_type(config: Config) -> str | None:

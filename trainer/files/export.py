@@ -23,7 +23,7 @@ from ..config import Precision
 from ..models.base import DTYPES
 from .card import write_card
 from .facts import ExportFacts, header
-from .portability import Portability, check_portability, random_features
+from .portability import Portability, check_portability, random_features, relative_difference
 
 
 class ExportError(IPAdapterError):
@@ -167,7 +167,7 @@ def _prove(path: Path, adapter: IPAdapter, tensors: Mapping[str, Tensor]) -> flo
             expected="equal ones",
             action="check the disk and try again; if it stays so, report it",
         )
-    return float((written - exact).abs().max() / exact.abs().max())
+    return relative_difference(written, exact)
 
 
 def _tokens(adapter: IPAdapter, features: Tensor) -> Tensor:

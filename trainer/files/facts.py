@@ -2,10 +2,13 @@
 
 import json
 import platform
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
 from importlib import metadata
+from pathlib import Path
+from typing import Any
 
 from ipadapter_core.backbone.registry import find_backbone
 from ipadapter_core.encoder.known import EncoderSpec
@@ -21,6 +24,8 @@ _MODEL_SPEC_VERSION = "1.0.0"  # github.com/Stability-AI/ModelSpec
 _IMPLEMENTATION = "https://github.com/tencent-ailab/IP-Adapter"  # whose tensor names these are
 _ARCHITECTURES = {"SD1.5": "stable-diffusion-v1", "SDXL": "stable-diffusion-xl-v1-base"}
 _SD2 = {"epsilon": "stable-diffusion-v2-512", "v_prediction": "stable-diffusion-v2-768-v"}
+_HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
+_TEXTS = frozenset({"caption", "prompt", "title", "author", "license"})  # of a config; what else has a slash is a place
 _PREDICTION_TYPES = {"epsilon": "epsilon", "v_prediction": "v"}
 
 
@@ -105,12 +110,30 @@ def run_facts(
     return ExportFacts(
         title=config.export.title or config.run.resolve().name,
         preprocess=preprocess,
-        training=training,
+        training=without_folders(training),
         author=config.export.author,
         license=config.export.license,
         resolution=config.data.resolution,
         prediction_type=prediction_type,
     )
+
+
+def without_folders(training: Mapping[str, Any]) -> dict[str, Any]:
+    """A recipe to be given away: models and files by their names, not by where they lie on this machine."""
+    return {key: value if key in _TEXTS else _without_folders(value) for key, value in training.items()}
+
+
+def _without_folders(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return without_folders(value)
+    return public_name(value) if isinstance(value, str) else value
+
+
+def public_name(place: str) -> str:
+    """The last part of a path; the id of a hub repository as it is."""
+    if _HUB_ID.fullmatch(place) and not Path(place).exists():
+        return place
+    return re.split(r"[/\\]", place.rstrip("/\\"))[-1] or place
 
 
 def versions() -> dict[str, str]:

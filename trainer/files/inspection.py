@@ -119,6 +119,8 @@ def _faults(path: Path, tensors: Mapping[str, Tensor]) -> dict[str, object]:
     _, faults = repair_numbers(parts.sites) if parts else ({}, [])
     if not all(tensor.isfinite().all() for tensor in tensors.values()):
         faults.append("NaN or infinite values among the weights")
+    elif not any(tensor.any() for tensor in tensors.values()):
+        faults.append("all weights are 0: it changes no picture")
     elif faults:
         return {"faults": faults, "next": f"ipadapter convert {path} -o repaired.safetensors"}
     return {"faults": faults} if faults else {}

@@ -160,7 +160,7 @@ def _difference(adapter: IPAdapter, unet: UNetOutline) -> float:
     features = random_features(adapter.spec)
     tokens = _float(adapter.image_proj)(features)  # (B, N, C)
     theirs = _float(unet.encoder_hid_proj)([features[:, None]])  # one (B, 1, N, C)
-    worst = _relative(theirs[0][:, 0], tokens)
+    worst = relative_difference(theirs[0][:, 0], tokens)
     seen: set[int] = set()
     for site, processor in enumerate(unet.attn_processors.values()):
         ours = adapter.site(site)
@@ -185,7 +185,7 @@ def _attention_difference(adapter: IPAdapter, site: int, processor: Any, tokens:
     k, v = (_heads(projection(tokens), heads) for projection in (projections.to_k_ip, projections.to_v_ip))
     image = image_attention(query, k, v, _attend)
     plain = _attend(*(_heads(x, heads) for x in (query, attn.to_k(text), attn.to_v(text))))
-    return _relative(expected, attn.to_out[0](add_image_attention(plain, image)))
+    return relative_difference(expected, attn.to_out[0](add_image_attention(plain, image)))
 
 
 def _conventions(spec: AdapterSpec, preprocess: Preprocess | None) -> tuple[str, ...]:
@@ -213,10 +213,14 @@ def _float(module: Any) -> Any:
     return copy.deepcopy(module).float()
 
 
-def _relative(given: Tensor, expected: Tensor) -> float:
+def relative_difference(given: Tensor, expected: Tensor) -> float:
+    """The largest, in parts of the largest value; 1 where shapes differ, or where only the expected is all zeros."""
     if given.shape != expected.shape:
         return 1.0
-    return float((given - expected).abs().max() / expected.abs().max())
+    difference, scale = float((given - expected).abs().max()), float(expected.abs().max())
+    if difference == 0:
+        return 0.0
+    return difference / scale if scale else 1.0
 
 
 def _attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:

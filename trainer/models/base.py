@@ -3,7 +3,8 @@
 # B samples, C latent channels, h w latent size, H W pixels, T text length, D text width, P pooled width
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -95,7 +96,7 @@ class Base:
         return "+".join(fingerprint(text.model) for text in self.texts)
 
     def release(self, parts: frozenset[str]) -> None:
-        """Free what a run with a cache does not need: "text" for good, "vae" leaves the device."""
+        """Free what a step with a cache does not need: "text" for good, "vae" leaves the device until it is asked."""
         if "text" in parts:
             self.pipeline.register_modules(**{name: None for name in TEXT_ENCODERS if hasattr(self.pipeline, name)})
         if "vae" in parts:
@@ -112,7 +113,8 @@ class Base:
     @torch.no_grad()
     def encode_pixels(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
         """Pictures (B, 3, H, W), -1..1, to mean and deviation of their latents (B, C, h, w), float32, not scaled."""
-        encoded = self.vae.encode(pixels.to(self.device, self.vae.dtype))
+        with brought(self.vae, self.device):
+            encoded = self.vae.encode(pixels.to(self.device, self.vae.dtype))
         if hasattr(encoded, "latent_dist"):
             return encoded.latent_dist.mean.float(), encoded.latent_dist.std.float()
         return encoded.latents.float(), torch.zeros_like(encoded.latents, dtype=torch.float32)  # AutoencoderTiny
@@ -126,7 +128,8 @@ class Base:
     def decode(self, latents: Tensor) -> Tensor:
         """Latents of the diffusion model (B, C, h, w) to pictures (B, 3, H, W), 0..1, float32."""
         latents = latents / self.vae.config.scaling_factor + (self.vae.config.get("shift_factor") or 0.0)
-        pixels: Tensor = self.vae.decode(latents.to(self.device, self.vae.dtype)).sample.float()
+        with brought(self.vae, self.device):
+            pixels: Tensor = self.vae.decode(latents.to(self.device, self.vae.dtype)).sample.float()
         return (pixels / 2 + 0.5).clamp(0, 1)
 
 
@@ -145,12 +148,26 @@ def with_terminal_snr(base: Base) -> Base:
     return replace(base, schedule=DDPMScheduler.from_config(base.schedule.config, rescale_betas_zero_snr=True))
 
 
+@contextmanager
+def brought(module: Any, device: torch.device) -> Iterator[None]:
+    """Inside, a frozen module is on the device; one that a cache has sent away goes back afterwards."""
+    home = module.device
+    if home.type == device.type:
+        yield
+        return
+    module.to(device)
+    try:
+        yield
+    finally:
+        module.to(home)
+
+
 def fingerprint(module: nn.Module) -> str:
     """A name for a module's weights, from the names, shapes and some values of all of them; the folder does not count."""
     digest = hashlib.blake2b(type(module).__name__.encode(), digest_size=8)
     for name, tensor in module.state_dict().items():
         flat = tensor.detach().flatten()
-        some = flat[:: max(1, flat.numel() // 64)].double().cpu()
+        some = flat[:: max(1, flat.numel() // 64)].cpu().double()
         digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
         digest.update(some.numpy().tobytes())
     return digest.hexdigest()

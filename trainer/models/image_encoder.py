@@ -19,7 +19,7 @@ from ipadapter_core.file.spec import Feature, Negative
 
 from ..config import EncoderConfig
 from ..quiet import quiet_libraries
-from .base import DTYPES, fingerprint
+from .base import DTYPES, brought, fingerprint
 from .loading import ModelNotFoundError
 
 _NEEDED_FILES = ["*.json", "model*.safetensors", "*.txt"]  # repositories hold the same weights for open_clip as well
@@ -70,7 +70,8 @@ class ImageEncoder:
     @torch.no_grad()
     def features(self, pixels: Tensor) -> Tensor:
         """Normalised pixels (B, 3, S, S) to (B, E) or (B, S, E), float32."""
-        return self.vision.features(pixels.to(self.device), self.feature, self.layer).float()
+        with brought(self.vision.model, self.device):
+            return self.vision.features(pixels.to(self.device), self.feature, self.layer).float()
 
     def no_image(self, negative: Negative) -> Tensor:
         """What stands for a dropped reference: (1, E) or (1, S, E)."""

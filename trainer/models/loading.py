@@ -34,6 +34,11 @@ _FILE_PARTS = {  # what a single file has, and how the names of it start
     "vae": ("an autoencoder", ("first_stage_model.", "vae.")),
     "text": ("a text encoder", ("cond_stage_model.", "conditioner.embedders.")),
 }
+_USUAL: dict[str, tuple[object, ...]] = {  # of a scheduler's settings; None is a setting it does not have
+    "prediction_type": ("epsilon", "v_prediction", None),
+    "timestep_type": ("discrete", None),
+    "use_flow_sigmas": (False, None),
+}
 _LOADING_ERRORS = (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError, SingleFileComponentError)
 _FORMS = "a folder in diffusers layout (model_index.json), a single .safetensors file, or a hub repository"
 
@@ -209,10 +214,23 @@ def _parts_of(model: str) -> frozenset[str]:
 
 
 def _schedule(pipeline: Any, config: BaseModelConfig, *, is_v: bool) -> DDPMScheduler:
-    """The base's own; what it predicts as configured, else as the single file's mark or the scheduler's config says."""
+    """The base's own; what it predicts as configured, else as the single file's mark or the scheduler's config says.
+
+    Raises:
+        MismatchError: it adds noise in a way that betas do not describe; diffusers would take its own instead.
+    """
     stated = "v_prediction" if is_v else None
     prediction_type = stated if config.prediction_type == "auto" else config.prediction_type
     given = {} if prediction_type is None else {"prediction_type": prediction_type}
+    settings = {**pipeline.scheduler.config, **given}
+    odd = [f"{name} = {settings[name]!r}" for name, usual in _USUAL.items() if settings.get(name) not in usual]
+    if "beta_schedule" not in settings or odd:
+        raise MismatchError(
+            f"{config.model} with a {type(pipeline.scheduler).__name__}{f', {odd[0]}' if odd else ''}",
+            expected="a model trained on a schedule of betas that predicts epsilon or v_prediction",
+            action="choose another base.model; if that is how it was trained after all, "
+            "give it the scheduler/scheduler_config.json of the model it was made from",
+        )
     return DDPMScheduler.from_config(pipeline.scheduler.config, **given)
 
 

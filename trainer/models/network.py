@@ -2,7 +2,9 @@
 
 # B samples, S feature positions, E encoder dim, N image tokens, C cross-attention dim
 
+import json
 from collections.abc import Iterator
+from itertools import groupby
 from pathlib import Path
 from typing import Any, cast
 
@@ -10,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ipadapter_core.backbone.unet import UNET
+from ipadapter_core.encoder.known import encoder_need
 from ipadapter_core.errors import MismatchError
 from ipadapter_core.file.detect import BASE_NAMES
 from ipadapter_core.file.spec import AdapterSpec, EncoderHint, Negative, Projection, ResamplerSpec
@@ -66,37 +69,49 @@ class TrainableAdapter(nn.Module):
             )
 
 
-def new_adapter(config: AdapterConfig, unet: nn.Module, encoder: ImageEncoder, seed: int = 0) -> TrainableAdapter:
-    """Build the network a config describes for a UNet and an encoder.
+def new_adapter(
+    config: AdapterConfig, unet: nn.Module, encoder: ImageEncoder, seed: int = 0, *, is_fresh: bool = False
+) -> TrainableAdapter:
+    """Build the network a config describes for a UNet and an encoder; a fresh one whatever `pretrained` says.
 
     Projections start as PyTorch initialises them, from `seed`; K/V from the text projections (arXiv 2308.06721,
     section 4.1.2) unless `init` is random.
 
     Raises:
         BadInputError: an unknown layer preset, or one without a site here.
-        MismatchError: `pretrained` is another kind of adapter.
+        MismatchError: `pretrained` is of another kind or size; says which.
+        UnreadableFileError, UnknownCheckpointError: as `load_adapter`, of `pretrained`.
     """
     sites, attentions = discover_sites(unet)
     strengths = resolve_preset(config.blocks, sites, 1.0)
     trained = frozenset(index for index, strength in strengths.items() if strength.value and not strength.swap)
-    spec = _spec(config, tuple(site.dim for site in sites.sites), sites.sites[0].context_dim, encoder)
+    given = None if config.pretrained is None or is_fresh else load_adapter(Path(config.pretrained))
+    site_dims = tuple(site.dim for site in sites.sites)
+    spec = _spec(config, _sizes_of_start(config, given), site_dims, sites.sites[0].context_dim, encoder)
     check_sites(spec, sites)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         adapter = IPAdapter(spec)
-    if config.pretrained is not None:
-        adapter.load_state_dict(_pretrained(Path(config.pretrained), spec))
+    if given is not None:
+        adapter.load_state_dict(_pretrained(Path(str(config.pretrained)).name, given, spec))
     elif config.init == "text":
         _copy_text_projections(adapter, attentions)
     return TrainableAdapter(adapter, trained)
 
 
-def _spec(config: AdapterConfig, site_dims: tuple[int, ...], dim: int, encoder: ImageEncoder) -> AdapterSpec:
-    tokens = config.tokens or _USUAL_TOKENS[config.kind]
+def _spec(
+    config: AdapterConfig,
+    sizes: tuple[int | None, int | None],
+    site_dims: tuple[int, ...],
+    dim: int,
+    encoder: ImageEncoder,
+) -> AdapterSpec:
+    """Args: sizes: number of tokens and the resampler's width, None for the usual."""
+    tokens = sizes[0] or _USUAL_TOKENS[config.kind]
     resampler = None
     if config.kind == "plus":
         assert tokens is not None
-        width = config.resampler_dim or (_NARROW_RESAMPLER if dim <= _NARROW_TEXT else _WIDE_RESAMPLER)
+        width = sizes[1] or (_NARROW_RESAMPLER if dim <= _NARROW_TEXT else _WIDE_RESAMPLER)
         if width % config.resampler_head_dim:
             raise MismatchError(
                 f"a resampler of width {width} with heads of size {config.resampler_head_dim}",
@@ -136,19 +151,59 @@ def _copy_text_projections(adapter: IPAdapter, attentions: tuple[Any, ...]) -> N
             site.to_v_ip.weight.copy_(attention.to_v.weight)
 
 
-def _pretrained(path: Path, spec: AdapterSpec) -> dict[str, Tensor]:
-    given = load_adapter(path)
-    wanted = {name: tuple(tensor.shape) for name, tensor in _meta(spec).items()}
+def _sizes_of_start(config: AdapterConfig, given: IPAdapter | None) -> tuple[int | None, int | None]:
+    """Number of tokens and the resampler's width; of the file to start from, where the config leaves them open."""
+    tokens, width = config.tokens, config.resampler_dim
+    if given is None or given.spec.projection is not _PROJECTIONS[config.kind]:
+        return tokens, width
+    resampler = given.spec.resampler
+    return (
+        given.spec.num_tokens if tokens is None else tokens,
+        resampler.dim if width is None and resampler is not None else width,
+    )
+
+
+def _pretrained(name: str, given: IPAdapter, spec: AdapterSpec) -> dict[str, Tensor]:
+    wanted = {key: tuple(tensor.shape) for key, tensor in _meta(spec).items()}
     state_dict = given.state_dict()
-    wrong = [name for name, shape in wanted.items() if name not in state_dict or state_dict[name].shape != shape]
-    if wrong or len(state_dict) != len(wanted):
-        raise MismatchError(
-            f"adapter.pretrained {path.name} is {given.spec.family} ({given.spec.num_tokens} tokens, "
-            f"{given.spec.num_sites} sites, reads {given.spec.image_dim}-wide features)",
-            expected=f"{spec.family} ({spec.num_tokens} tokens, {spec.num_sites} sites, {spec.image_dim}-wide features)",
-            action="describe that adapter in [adapter] and [encoder], or start without adapter.pretrained",
-        )
-    return cast("dict[str, Tensor]", state_dict)
+    wrong = [key for key, shape in wanted.items() if key not in state_dict or state_dict[key].shape != shape]
+    if not wrong and len(state_dict) == len(wanted):
+        return cast("dict[str, Tensor]", state_dict)
+    differences = [
+        (what, there, here, action)
+        for (what, there, action), (_, here, _) in zip(_sizes(given.spec), _sizes(spec), strict=True)
+        if there != here
+    ]
+    if not differences:
+        differences = [("tensors", ", ".join(set(state_dict) ^ set(wanted)), "none of them", "start without it")]
+    raise MismatchError(
+        f"adapter.pretrained {name} ({given.spec.family}), which has "
+        + "; ".join(f"{what} {there}, not {here}" for what, there, here, _ in differences),
+        expected="a file of the kind and sizes that [adapter], encoder.model and base.model ask for",
+        action=f"{differences[0][3]}, or name another file",
+    )
+
+
+def _sizes(spec: AdapterSpec) -> list[tuple[str, object, str]]:
+    """What decides the shapes of an adapter: in words, its value, and what makes a config ask for that one."""
+    kinds = {projection: kind for kind, projection in _PROJECTIONS.items()}
+    kind, resampler = kinds.get(spec.projection, spec.projection.value), spec.resampler
+    names = {"resampler_dim": "dim", "resampler_depth": "depth", "resampler_head_dim": "head_dim"}
+    keys: dict[str, object] = {"kind": kind, "tokens": spec.num_tokens}
+    keys |= {key: getattr(resampler, name, None) for key, name in names.items()}
+    own = [(f"adapter.{key}", value, f"set adapter.{key} = {json.dumps(value)}") for key, value in keys.items()]
+    need, base = encoder_need(spec), f"choose a base.model like the one it is for ({spec.base})"
+    return [
+        *own,
+        ("features of width", spec.image_dim, f"choose the encoder.model it reads: {need}"),
+        ("text tokens of width", spec.cross_attention_dim, base),
+        ("attention layers of widths", _in_short(spec.site_dims), base),
+    ]
+
+
+def _in_short(widths: tuple[int, ...]) -> str:
+    """`320 (2), 640 (3)`, in the order of the layers."""
+    return ", ".join(f"{width} ({sum(1 for _ in group)})" for width, group in groupby(widths))
 
 
 def _meta(spec: AdapterSpec) -> dict[str, Tensor]:

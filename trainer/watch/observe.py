@@ -4,24 +4,29 @@ import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 
+import numpy as np
 import torch
 from accelerate import Accelerator
+from accelerate.utils import gather_object
+from PIL import Image
 from tqdm import tqdm
 
 from ipadapter_core.file.container import write_aside, write_safetensors
 
 from ..config import Config
 from ..data.loader import held_out_batches
+from ..meter import Reading
+from ..metrics_log import MetricsLog, best_so_far, untracked
 from ..run import Run
 from ..sharding import SHARDED
-from ..state import BEST, adapter_weights
+from ..state import BEST, BEST_STEP, adapter_weights
 from .contact_sheet import save_grid
-from .curves import MetricsLog, best_so_far, untracked
 from .metrics import Judge, load_judge
 from .references import held_out_references
 from .report import write_report
-from .sampling import Reference, Sampler, SampleSettings, encode_prompt, sample_grid
+from .sampling import Reference, Sampler, SampleSettings, Share, encode_prompt, sample_grid
 from .validation import ValidationGrid, build_grid, validate
 
 logger = logging.getLogger(__name__)
@@ -44,9 +49,21 @@ class Observer:
     references: tuple[Reference, ...]
     judge: Judge | None
 
-    def log_training(self, step: int, loss: float, learning_rate: float, images_per_second: float) -> None:
-        values = {"loss": loss, "learning_rate": learning_rate, "images_per_second": images_per_second}
+    def log_training(self, step: int, reading: Reading, learning_rate: float) -> None:
+        values: dict[str, float] = {
+            "loss": reading.loss,
+            "learning_rate": learning_rate,
+            "images_per_second": self.run.samples_per_step * reading.steps_per_second,
+            "data_wait": reading.data_wait,
+        }
+        if reading.peak_bytes is not None:
+            values["peak_bytes"] = reading.peak_bytes
         self.log.write(step, "train", values)
+
+    def may_look(self, step: int, *, is_last: bool) -> bool:
+        """Whether `at_step` may have something to do."""
+        validation = self.run.config.validation
+        return any(_is_turn(step, every, is_last) for every in (validation.every, validation.sample_every))
 
     def at_step(self, step: int, *, is_last: bool = False) -> None:
         """Validate and draw what is due; what a resumed run's earlier process did at this step is left out."""
@@ -61,11 +78,11 @@ class Observer:
             if draws:
                 self._draw(step)
             self._keep_best(step)
-        self.report()
+        self.report(is_live=True)
 
-    def report(self) -> None:
+    def report(self, *, is_live: bool = False) -> None:
         if self.run.accelerator.is_main_process:
-            write_report(self.run.config.run)
+            write_report(self.run.config.run, is_live=is_live)
 
     def close(self) -> None:
         """End trackers; call it when the loop is over, finished or stopped."""
@@ -73,7 +90,7 @@ class Observer:
         self.run.accelerator.end_training()
 
     def _is_due(self, kind: str, step: int, every: int | None, is_last: bool) -> bool:
-        if every is None or not (step % every == 0 or is_last):
+        if not _is_turn(step, every, is_last):
             return False
         # the log is the main process's, and every process has to come to the same answer
         done = any(record["kind"] == kind and record["step"] == step for record in self.log.records)
@@ -98,17 +115,20 @@ class Observer:
         self.log.write(step, "validation", vars(losses))
 
     def _draw(self, step: int) -> None:
-        """By the main process alone, but by all of them where each has only a part of the weights."""
+        """Shared out over the processes, lest all wait for one; where each has only a part of the weights, all draw all."""
         assert self.sampler is not None
-        is_main = self.run.accelerator.is_main_process
-        if not (is_main or self.run.accelerator.distributed_type in SHARDED):
-            return
-        adapter = self.run.adapter if self.run.accelerator.distributed_type in SHARDED else self.run.network
-        total = self.sampler.settings.total_steps(len(self.references))
+        accelerator = self.run.accelerator
+        is_main, has_part = accelerator.is_main_process, accelerator.distributed_type in SHARDED
+        adapter = self.run.adapter if has_part else self.run.network
+        share = Share() if has_part else Share(accelerator.process_index, accelerator.num_processes, gather_object)
+        total = -(-self.sampler.settings.total_steps(len(self.references)) // share.size)
         with tqdm(total=total, desc=f"samples of step {step}", unit=" steps", leave=False, disable=not is_main) as bar:
-            grid = sample_grid(self.sampler, adapter, self.run.objective.no_image, self.references, bar.update)
+            grid = sample_grid(
+                self.sampler, adapter, self.run.objective.no_image, self.references, bar.update, share=share
+            )
         if is_main:
-            save_grid(grid, self.run.config.run / "samples" / f"step-{step:08d}")
+            sheet, *_ = save_grid(grid, self.run.config.run / "samples" / f"step-{step:08d}")
+            _track_sheet(self.run.accelerator, sheet, step)
             self.log.write(step, "samples", self.judge.rate(grid) if self.judge is not None else {})
 
     def _keep_best(self, step: int) -> None:
@@ -117,7 +137,7 @@ class Observer:
             return
         weights = adapter_weights(self.run.accelerator, self.run.adapter)
         if self.run.accelerator.is_main_process:
-            metadata = self.run.network.spec.to_metadata()
+            metadata = self.run.network.spec.to_metadata() | {BEST_STEP: str(step)}
             write_aside(self.run.config.run / BEST, lambda path: write_safetensors(path, weights, metadata))
 
 
@@ -152,8 +172,20 @@ def open_observer(run: Run) -> Observer:
     return Observer(run, log, grid, sampler, references, judge)
 
 
+def _is_turn(step: int, every: int | None, is_last: bool) -> bool:
+    return every is not None and (step % every == 0 or is_last)
+
+
 def _track(accelerator: Accelerator, config: Config) -> Callable[[dict[str, float], int], object]:
     if not config.train.trackers:
         return untracked
     accelerator.init_trackers(config.run.resolve().name)
     return lambda values, step: accelerator.log(values, step=step)
+
+
+def _track_sheet(accelerator: Accelerator, sheet: Path, step: int) -> None:
+    with Image.open(sheet) as image:
+        pixels = np.asarray(image.convert("RGB"))[None]  # (1, H, W, 3)
+    for tracker in accelerator.trackers:
+        layout = {"dataformats": "NHWC"} if tracker.name == "tensorboard" else {}
+        tracker.log_images({"samples": pixels}, step=step, **layout)

@@ -2,12 +2,11 @@
 
 import base64
 import io
-import json
 import statistics
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import datetime
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -19,16 +18,18 @@ from ipadapter_core.file.container import write_aside
 
 from ..config import Config
 from ..config_file import read_config
-from ..data.skips import SKIPPED
+from ..data.skips import SKIPPED, read_skipped
+from ..metrics_log import Record, best_so_far, read_records
+from ..words import duration
 from .contact_sheet import SHEET_FILE
-from .curves import Record, best_so_far, read_records
 from .plots import Curve, Plot, Point, smoothed
+from .verdict import verdict_of
 
 REPORT_FILE = "report.html"
 _MOST_SHEETS, _SHEET_WIDTH, _JPEG_QUALITY = 12, 1400, 85  # together a few MB
 _MOST_SKIPPED = 200
+_RELOAD = 60  # seconds
 _RECENT = 20  # training records that speed is measured over
-_SURE = 2  # standard errors
 _MEASURES = {
     "clip_i": (
         "CLIP-I",
@@ -65,36 +66,45 @@ class Sheet:
     height: int
 
 
-def write_report(run: Path) -> Path:
+def write_report(run: Path, *, is_live: bool = False) -> Path:
     """Make `report.html` from what lies in a run folder; returns its path.
+
+    Args:
+        is_live: the run goes on: the page loads itself anew every minute.
 
     Raises:
         ConfigError: the folder has no readable config.toml.
     """
     config = read_config(run / "config.toml")
     records = read_records(run)
-    skipped = _lines(run / SKIPPED)
+    skipped = read_skipped(run / SKIPPED)
     loader = jinja2.PackageLoader(__package__ or "trainer.watch")
     page = jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)
     text = page.get_template("report.html.j2").render(
         name=run.resolve().name,
+        reload=_RELOAD if is_live else None,
         config=config,
         settings=_sections(config.model_dump(mode="json", exclude_none=True)),
         written=datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z"),
         step=_step(records),
         steps=config.train.steps,
         facts=list(_facts(config, records)),
-        verdict=_verdict(records),
+        verdict=_verdict(config, records),
         plots=list(_plots(records)),
         sheets=list(_sheets(run)),
         skipped=skipped[:_MOST_SKIPPED],
         num_skipped=len(skipped),
-        reasons=Counter(str(line.get("reason")) for line in skipped).most_common(),
+        reasons=Counter(one.reason for one in skipped).most_common(),
         notes=[record for record in records if record["kind"] == "note"],
     )
     path = run / REPORT_FILE
     write_aside(path, lambda part: part.write_text(text, encoding="utf-8"))
     return path
+
+
+def verdict(run: Path) -> str:
+    """What the last validation of a run shows, in a sentence. Raises ConfigError as `write_report`."""
+    return _verdict(read_config(run / "config.toml"), read_records(run))
 
 
 def _sections(values: Mapping[str, Any], prefix: str = "") -> dict[str, dict[str, Any]]:
@@ -118,7 +128,9 @@ def _facts(config: Config, records: Sequence[Record]) -> Iterator[Fact]:
         last = validation[-1]
         yield Fact("Validation loss", _number(last["true"]), f"at step {last['step']:,}")
         yield Fact(
-            "Gap to a wrong reference", _number(last["gap_shuffled"], "+"), f"± {_number(last.get('gap_error'))}"
+            "Gap to a wrong reference",
+            _number(last["gap_shuffled"], "+"),
+            f"standard error {_number(last.get('gap_error'))}",
         )
     best = best_so_far(records, config.validation.best)
     if best is not None:
@@ -130,7 +142,7 @@ def _facts(config: Config, records: Sequence[Record]) -> Iterator[Fact]:
         yield Fact("Speed", f"{rate:,.1f} images/s", f"{seconds:.2f} s per step")
         left = max(0, config.train.steps - _step(records)) * seconds
         yield Fact(
-            "Time left", _duration(left) if left else "none", "when this was written" if left else "all steps done"
+            "Time left", duration(left) if left else "none", "when this was written" if left else "all steps done"
         )
 
 
@@ -138,16 +150,11 @@ def _number(value: float | None, sign: str = "") -> str:
     return "not a number" if value is None else f"{value:{sign}.4f}"
 
 
-def _verdict(records: Sequence[Record]) -> str:
+def _verdict(config: Config, records: Sequence[Record]) -> str:
     validation = _of_kind(records, "validation")
     if not validation:
         return "Not validated yet: set validation.every to see whether the reference is used."
-    gap, error = validation[-1]["gap_shuffled"], validation[-1].get("gap_error") or 0.0
-    if gap is None or abs(gap) <= _SURE * error:
-        return "No sign yet that the adapter uses the reference: a wrong one gives about the same loss."
-    if gap < 0:
-        return "Something is wrong: a wrong reference gives a lower loss than the right one."
-    return f"The adapter uses the reference: a wrong one raises the validation loss by {gap:.4f} (± {error:.4f})."
+    return verdict_of({"pictures": config.validation.images, **validation[-1]})  # earlier versions did not count them
 
 
 def _plots(records: Sequence[Record]) -> Iterator[Plot]:
@@ -247,17 +254,3 @@ def _seconds_per_step(training: Sequence[Record]) -> float | None:
         if later["step"] > earlier["step"]
     ]
     return statistics.median(paces) if paces else None
-
-
-def _duration(seconds: float) -> str:
-    left = timedelta(seconds=round(seconds))
-    hours, minutes = left.seconds // 3600, left.seconds % 3600 // 60
-    if left.days:
-        return f"{left.days} d {hours} h"
-    return f"{hours} h {minutes} min" if hours else f"{minutes} min" if minutes else f"{left.seconds} s"
-
-
-def _lines(path: Path) -> list[Record]:
-    if not path.is_file():
-        return []
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.endswith("}")]

@@ -111,6 +111,19 @@ class SampleGrid:
     rows: tuple[tuple[Image.Image, ...], ...]
 
 
+@dataclass(frozen=True)
+class Share:
+    """Which part of the drawing is this process's.
+
+    Attributes:
+        gather: joins the lists of all processes; each must call it.
+    """
+
+    rank: int = 0
+    size: int = 1
+    gather: Callable[[list[Any]], list[Any]] = list
+
+
 def encode_prompt(base: Base, prompt: str) -> TextEmbeds:
     return TextEmbeds(*base.encode_text([prompt]))
 
@@ -199,8 +212,11 @@ def sample_grid(
     no_image: Tensor,
     references: Sequence[Reference],
     progress: Callable[[int], object] = lambda pictures: None,
+    share: Share = Share(),
 ) -> SampleGrid:
     """Draw every reference at every strength; the noise is the same at all strengths, and follows from seed and place.
+
+    Processes that share the work all get all pictures.
 
     Args:
         adapter: features to the K/V of every site, a `TrainableAdapter`.
@@ -211,8 +227,9 @@ def sample_grid(
     jobs = [(place, take) for place in range(len(references)) for take in range(settings.count)]
     rows: list[list[Image.Image]] = [[] for _ in jobs]
     uncond = adapter(no_image.to(device))
-    for start in range(0, len(jobs), settings.batch_size):
-        chosen = slice(start, start + settings.batch_size)
+    together = max(1, min(settings.batch_size, -(-len(jobs) // share.size)))
+    for start in range(0, len(jobs), together)[share.rank :: share.size]:
+        chosen = slice(start, start + together)
         batch = [references[place] for place, _ in jobs[chosen]]
         noise = torch.cat([sampler.noise(place, take) for place, take in jobs[chosen]])
         cond = adapter(torch.cat([reference.features for reference in batch]).to(device))
@@ -221,7 +238,12 @@ def sample_grid(
             pictures = sampler.draw(noise, [reference.text for reference in batch], kv, progress)
             for row, picture in zip(rows[chosen], pictures, strict=True):
                 row.append(picture)
-    return SampleGrid(tuple(references[place] for place, _ in jobs), settings.strengths, tuple(map(tuple, rows)))
+    drawn = dict(share.gather([(number, tuple(row)) for number, row in enumerate(rows) if row]))
+    return SampleGrid(
+        tuple(references[place] for place, _ in jobs),
+        settings.strengths,
+        tuple(drawn[number] for number in range(len(jobs))),
+    )
 
 
 def guided(uncond: SiteKVs, cond: SiteKVs, strengths: Mapping[int, SiteStrength]) -> tuple[KV | None, ...]:

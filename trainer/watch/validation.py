@@ -59,6 +59,7 @@ class ValidationLosses:
         true, null, shuffled: loss with the picture's own reference, without one, with another picture's.
         gap_null, gap_shuffled: what the true reference gains over these; near 0: the reference is not used.
         gap_error: standard error of gap_shuffled over the pictures.
+        pictures: how many these are means over.
         per_timestep, gap_per_timestep: true loss and gap_shuffled, by timestep.
 
     The fields' names are those of a "validation" record in metrics.jsonl.
@@ -70,6 +71,7 @@ class ValidationLosses:
     gap_null: float
     gap_shuffled: float
     gap_error: float
+    pictures: int
     per_timestep: dict[int, float]
     gap_per_timestep: dict[int, float]
 
@@ -142,7 +144,7 @@ def validate(
         if counts:
             pictures, columns = zip(*cells, strict=True)
             table[kind, list(pictures), list(columns)] = values.float().cpu()
-    return _summary(total(table.to(objective.base.device)).double().cpu(), grid.timesteps)
+    return _summary(total(table.to(objective.base.device)).cpu().double(), grid.timesteps)
 
 
 Cells = tuple[tuple[int, int], ...]  # picture, column of the timestep
@@ -194,6 +196,7 @@ def _summary(table: Tensor, timesteps: tuple[int, ...]) -> ValidationLosses:
         gap_null=null - true,
         gap_shuffled=shuffled - true,
         gap_error=(gap.mean(dim=1).std() / len(gap) ** 0.5).item(),
+        pictures=len(gap),
         per_timestep=dict(zip(timesteps, table[TRUE].mean(dim=0).tolist(), strict=True)),
         gap_per_timestep=dict(zip(timesteps, gap.mean(dim=0).tolist(), strict=True)),
     )

@@ -9,21 +9,23 @@ from accelerate import PartialState
 from tqdm import tqdm
 
 from ipadapter_core.errors import BadInputError
+from ipadapter_core.network.adapter import read_spec
 
-from ..config import Config
-from ..data.loader import held_out_batches
-from ..data.records import Records
-from ..data.sources import open_sources
-from ..files.adapter_file import open_adapter
-from ..models.base import with_terminal_snr
-from ..models.loading import load_base
-from ..objective import Objective
-from ..run import geometry
-from .contact_sheet import save_grid
-from .metrics import load_judge
-from .references import held_out_references
-from .sampling import Sampler, SampleSettings, encode_prompt, sample_grid
-from .validation import build_grid, validate
+from .config import Config
+from .data.loader import held_out_batches
+from .data.records import Records
+from .data.sources import open_sources
+from .files.adapter_file import open_adapter
+from .models.base import with_terminal_snr
+from .models.loading import load_base
+from .objective import Objective
+from .run import geometry
+from .watch.contact_sheet import save_grid
+from .watch.metrics import load_judge
+from .watch.references import held_out_references
+from .watch.sampling import Sampler, SampleSettings, encode_prompt, sample_grid
+from .watch.validation import build_grid, validate
+from .watch.verdict import verdict_of
 
 logger = logging.getLogger(__name__)
 
@@ -43,6 +45,7 @@ def evaluate(config: Config, file: Path, folder: Path, *, images: int | None) ->
         IPAdapterError: what config or file name is missing, broken or does not fit together.
     """
     held_out = held_out_pictures(config, images)
+    read_spec(file)  # a wrong file is said before the models are loaded
     device = PartialState().device
     base = load_base(config.base, device)
     if config.objective.zero_terminal_snr:
@@ -74,6 +77,7 @@ def evaluate(config: Config, file: Path, folder: Path, *, images: int | None) ->
         "family": opened.network.spec.family,
         "held_out": len(grid.pictures),
         "losses": asdict(losses),
+        "verdict": verdict_of(asdict(losses)),
         "references": len(references),
         **(judge.rate(drawn) if judge is not None else {}),
         "sheet": str(sheet),
@@ -96,8 +100,7 @@ def held_out_pictures(config: Config, images: int | None) -> Records:
             "a run of this config holds no pictures out: an adapter of it was trained on those measured here; "
             "--set validation.path=… names others"
         )
-    validation = config.validation.model_copy(update={"every": config.validation.every or 1})
-    _, held_out = open_sources(config.model_copy(update={"validation": validation}))
+    _, held_out = open_sources(config, holds_out=True)
     if images is not None and images > len(held_out):
         raise BadInputError(
             f"{images} pictures to draw from, of {len(held_out)} that are held out",

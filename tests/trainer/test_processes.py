@@ -1,0 +1,81 @@
+"""Several processes share a run, leave it and go on with it."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from ipadapter_core.file.container import read_tensors
+from support.rank_work import train_and_note, train_sharded
+from support.ranks import run_ranks
+from support.training import make_config, write_pictures
+from trainer.config import Config
+from trainer.loop import train
+from trainer.metrics_log import read_records
+from trainer.state import find_checkpoints
+
+pytestmark = [pytest.mark.slow, pytest.mark.long]
+
+
+@pytest.fixture
+def config(
+    tmp_path: Path, small_base_folder: Callable[[str], Path], encoder_folder: Callable[[str], Path]
+) -> Callable[..., Config]:
+    pictures = write_pictures(tmp_path / "pictures", 6)
+
+    def make(run: str, steps: int, batch_size: int = 1, **changes: dict[str, Any]) -> Config:
+        return make_config(
+            small_base_folder("sd15"),
+            encoder_folder("clip"),
+            pictures,
+            tmp_path / run,
+            train={"steps": steps, "batch_size": batch_size, "log_every": 1, "trackers": []},
+            validation={"images": 2, "sample_every": 2, "samples": 2, "sampler_steps": 1, "strengths": [1.0]},
+            **changes,
+        )
+
+    return make
+
+
+def weights(config: Config) -> dict[str, torch.Tensor]:
+    folder = find_checkpoints(config.run)[-1]
+    return {
+        f"{file.name}/{name}": tensor
+        for file in folder.glob("*.safetensors")
+        for name, tensor in read_tensors(file).tensors.items()
+    }
+
+
+def test_two_processes_go_on_as_if_nothing_had_been(config: Callable[..., Config], tmp_path: Path) -> None:
+    notes = tmp_path / "notes"
+    notes.mkdir()
+    averaged = {"optimizer": {"ema_decay": 0.9}}
+    for run, steps in (("whole", 4), ("part", 2), ("part", 4)):
+        assert run_ranks(2, train_and_note, config(run, steps, **averaged), notes) == [0, 0]
+    given, wanted = weights(config("part", 4)), weights(config("whole", 4))
+    assert given.keys() == wanted.keys()
+    assert all(torch.equal(given[name], wanted[name]) for name in wanted)
+    # each draws one of the two pictures: nobody waits for one that draws all
+    assert {note.name[:3] for note in notes.iterdir()} == {"0 1", "1 1"}
+    one = config("one", 5, batch_size=2, **averaged)
+    alone = train(one).losses
+    # one process goes on with what two have begun, if a step stays a step
+    assert train(config("part", 5, batch_size=2, **averaged)).step == 5
+    losses = [record["loss"] for record in read_records(config("part", 5).run) if record["kind"] == "train"]
+    assert losses == pytest.approx(list(alone), rel=1e-3)
+    names = [path.relative_to(one.run) for path in (one.run / "samples" / "step-00000000").rglob("*.png")]
+    assert names
+    assert all((one.run / name).read_bytes() == (tmp_path / "whole" / name).read_bytes() for name in names)
+
+
+def test_parts_of_the_weights_train_like_the_whole(config: Callable[..., Config]) -> None:
+    """FSDP2: also saved, left and resumed; to the rounding of sums."""
+    for steps in (2, 4):
+        assert run_ranks(2, train_sharded, config("parts", steps)) == [0, 0]
+    one = config("one", 4, batch_size=2)
+    train(one)
+    given, wanted = weights(config("parts", 4)), weights(one)
+    assert given.keys() == wanted.keys()
+    assert all(torch.allclose(given[name], wanted[name], atol=1e-5) for name in wanted)

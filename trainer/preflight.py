@@ -1,0 +1,74 @@
+"""What can be known to fail before a model is loaded, which takes minutes: said at once."""
+
+from pathlib import Path
+
+from ipadapter_core.network.adapter import read_spec
+
+from .config import Config
+from .data.pictures import BrokenPictureError, Picture, upright_size
+from .data.records import DataError, Records
+from .data.sources import Source
+from .draws import sample_generator
+from .models.image_encoder import resolve_folder
+from .state import CheckpointError
+
+_LOOKED_AT = 64  # pictures and references, spread evenly
+_LEAST_HELD_OUT = 2
+
+
+def check_before_models(config: Config, source: Source, held_out: Records) -> None:
+    """Look at a choice of the pictures, at what is held out, at the run folder and at the file to start from.
+
+    Raises:
+        DataError: more pictures cannot be read than `data.max_skipped` lets through, or too few are held out.
+        CheckpointError: the run folder cannot be one.
+        ModelNotFoundError: no such encoder.
+        UnreadableFileError, UnknownCheckpointError, UnsupportedFamilyError: as `read_spec`, of adapter.pretrained.
+    """
+    _check_output(config.run)
+    if config.adapter.pretrained is not None:
+        read_spec(Path(config.adapter.pretrained))
+    if config.validation.every is not None and len(held_out) < _LEAST_HELD_OUT:
+        raise DataError(
+            f"{len(held_out)} validation pictures",
+            expected=f"at least {_LEAST_HELD_OUT}: the reference of another one is the control",
+            action="raise validation.images, or add pictures to validation.path",
+        )
+    for records in (source, held_out):
+        if isinstance(records, Records):  # a stream finds out as it reads
+            _check_pictures(records, config)
+    resolve_folder(config.encoder.model, "encoder.model")  # small beside the base, which is loaded first
+
+
+def _check_pictures(records: Records, config: Config) -> None:
+    chosen = range(0, len(records), max(1, len(records) // _LOOKED_AT))
+    broken = [error for index in chosen for error in _broken(records, index, config.train.seed)]
+    if broken and len(broken) > config.data.max_skipped * len(chosen) + 1:  # of so few, one more may be chance
+        raise DataError(
+            f"{len(broken)} of {len(chosen)} pictures looked at cannot be used, the first {broken[0].name} "
+            f"({broken[0].reason})",
+            expected=f"at most {config.data.max_skipped:.0%} (data.max_skipped)",
+            action="repair or remove them, or correct data.path, data.image_root and the reference settings",
+        )
+
+
+def _broken(records: Records, index: int, seed: int) -> list[BrokenPictureError]:
+    record = records[index]
+    pictures: tuple[Picture, ...] = (record.image, records.reference(index, sample_generator(seed, index, "group")))
+    for picture in pictures:
+        try:
+            upright_size(picture)
+        except BrokenPictureError as error:
+            return [error]
+    return []
+
+
+def _check_output(run: Path) -> None:
+    """Nothing is made yet: a mistake leaves nothing behind."""
+    place = next((parent for parent in (run, *run.parents) if parent.exists()), run)
+    if place.exists() and not place.is_dir():
+        raise CheckpointError(
+            f"train.output = {str(run)!r}, but {place} is a file",
+            expected="a folder, or a place where one can be made",
+            action="choose another train.output",
+        )

@@ -1,0 +1,39 @@
+"""Numbers as people say them: durations, bytes, counts."""
+
+from datetime import timedelta
+
+_UNITS = ("bytes", "kB", "MB", "GB", "TB")
+_THOUSAND = 1000
+
+
+def duration(seconds: float) -> str:
+    """`2 d 3 h`, `4 h 5 min`, `6 min`, `7 s`."""
+    left = timedelta(seconds=round(seconds))
+    hours, minutes = left.seconds // 3600, left.seconds % 3600 // 60
+    if left.days:
+        return f"{left.days} d {hours} h"
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min" if minutes else f"{left.seconds} s"
+
+
+def size(nbytes: float) -> str:
+    """`9.1 GB`: units of a thousand, as makers of disks and of GPUs' data sheets count."""
+    for unit in _UNITS:
+        if nbytes < _THOUSAND or unit == _UNITS[-1]:
+            return f"{nbytes:.0f} {unit}" if unit == "bytes" or nbytes >= 100 else f"{nbytes:.1f} {unit}"
+        nbytes /= _THOUSAND
+    raise AssertionError
+
+
+def count(number: float) -> str:
+    """`49.2 million`, `12,345`."""
+    for value, name in ((1e9, "billion"), (1e6, "million")):
+        if number >= value:
+            return f"{number / value:.1f} {name}"
+    return f"{number:,.0f}"
+
+
+def times(number: float) -> str:
+    """`18 times`, `once`, `0.4 times`."""
+    if number == 1:
+        return "once"
+    return f"{number:.1f} times" if number < 10 and round(number, 1) != round(number) else f"{number:,.0f} times"
