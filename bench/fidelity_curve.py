@@ -8,12 +8,12 @@ from typing import Any
 from fidelity_protocol import Protocol, retrieval
 from harness import ROOT
 
+from ipadapter_trainer.config import Config
+from ipadapter_trainer.config_file import read_config
+from ipadapter_trainer.files.checkpoint_export import export_checkpoint
+from ipadapter_trainer.metrics_log import read_records
+from ipadapter_trainer.state import CONFIG, find_checkpoints
 from support.studio import model_folders
-from trainer.config import Config
-from trainer.config_file import read_config
-from trainer.files.checkpoint_export import export_checkpoint
-from trainer.metrics_log import read_records
-from trainer.state import CONFIG, find_checkpoints
 
 SHIPPED = ROOT / "demo" / "assets" / "curve.json"
 REFERENCES = 50

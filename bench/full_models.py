@@ -16,9 +16,9 @@ from transformers import (
     CLIPVisionModelWithProjection,
 )
 
+from ipadapter_trainer.models.processor import install
 from support.full_unet import CONFIGS
 from support.tiny_base import write_tokenizer
-from trainer.models.processor import install
 
 META = torch.device("meta")
 ENCODER_SIZE = 224  # pixels

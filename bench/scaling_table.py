@@ -30,13 +30,13 @@ from ipadapter_core.encoder.folder import VisionFolder  # noqa: E402
 from ipadapter_core.encoder.known import EncoderSpec  # noqa: E402
 from ipadapter_core.encoder.pixels import PixelFormat  # noqa: E402
 from ipadapter_core.file.spec import Feature  # noqa: E402
-from trainer.cache.estimate import estimate_bytes  # noqa: E402
-from trainer.config import Config, ObjectiveConfig  # noqa: E402
-from trainer.config_file import parse_config  # noqa: E402
-from trainer.models.base import Base  # noqa: E402
-from trainer.models.image_encoder import ImageEncoder, ReferenceFormat  # noqa: E402
-from trainer.models.network import TrainableAdapter, new_adapter  # noqa: E402
-from trainer.objective import Condition, Objective  # noqa: E402
+from ipadapter_trainer.cache.estimate import estimate_bytes  # noqa: E402
+from ipadapter_trainer.config import Config, ObjectiveConfig  # noqa: E402
+from ipadapter_trainer.config_file import parse_config  # noqa: E402
+from ipadapter_trainer.models.base import Base  # noqa: E402
+from ipadapter_trainer.models.image_encoder import ImageEncoder, ReferenceFormat  # noqa: E402
+from ipadapter_trainer.models.network import TrainableAdapter, new_adapter  # noqa: E402
+from ipadapter_trainer.objective import Condition, Objective  # noqa: E402
 
 PAIRS, STEPS, BATCH = 10_000_000, 1_000_000, 64
 GPUS = (8, 64)

@@ -17,10 +17,10 @@ import torch  # noqa: E402
 from official_loop import OfficialLoop, Settings  # noqa: E402
 from tensor_bytes import TensorBytes  # noqa: E402
 
-from trainer.config import Config  # noqa: E402
-from trainer.config_file import parse_config  # noqa: E402
-from trainer.data.sample import Stores  # noqa: E402
-from trainer.run import Run, open_run  # noqa: E402
+from ipadapter_trainer.config import Config  # noqa: E402
+from ipadapter_trainer.config_file import parse_config  # noqa: E402
+from ipadapter_trainer.data.sample import Stores  # noqa: E402
+from ipadapter_trainer.run import Run, open_run  # noqa: E402
 
 Step = Callable[[], object]
 

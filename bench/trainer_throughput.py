@@ -28,10 +28,10 @@ import torch
 from shaped_models import SD15_LIKE, SMALL, Shape, describe, operations, write_models, write_pictures
 from tensor_bytes import Quick16Bit
 
-from trainer.cache.fill import fill
-from trainer.data.sources import open_sources
-from trainer.models.image_encoder import load_image_encoder
-from trainer.models.loading import load_base
+from ipadapter_trainer.cache.fill import fill
+from ipadapter_trainer.data.sources import open_sources
+from ipadapter_trainer.models.image_encoder import load_image_encoder
+from ipadapter_trainer.models.loading import load_base
 
 VARIANTS = ("official", "uncached", "cached")
 ROUNDS, MEMORY_STEPS, PICTURES = 2, 2, 4

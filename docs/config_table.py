@@ -2,16 +2,13 @@
 
 import json
 import re
-import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from ipadapter_trainer.config import Config
+
 ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT))
-
-from trainer.config import Config  # noqa: E402 - run as a file, which is not where trainer lies
-
 GUIDE = ROOT / "docs" / "training.md"
 BEGIN, END = "<!-- settings: written by docs/config_table.py -->\n", "<!-- end of settings -->\n"
 _KINDS = {"integer": "whole number", "number": "number", "string": "text", "boolean": "true or false"}

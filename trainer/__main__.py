@@ -1,4 +1,4 @@
-"""`python -m trainer` from the checkout: the same program as the installed `ipadapter`."""
+"""`python -m ipadapter_trainer`: the same program as the installed `ipadapter`."""
 
 from .cli import main
 

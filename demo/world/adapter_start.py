@@ -18,10 +18,10 @@ from torch.nn import functional
 
 from ipadapter_core.network.adapter import save_adapter
 from ipadapter_core.network.resampler import Resampler
-from trainer.config_file import read_config
-from trainer.models.image_encoder import ImageEncoder, load_image_encoder
-from trainer.models.loading import load_base
-from trainer.models.network import new_adapter
+from ipadapter_trainer.config_file import read_config
+from ipadapter_trainer.models.image_encoder import ImageEncoder, load_image_encoder
+from ipadapter_trainer.models.loading import load_base
+from ipadapter_trainer.models.network import new_adapter
 
 from .encoder import PATCHES, place_codes
 from .glances import Outputs, glance_error

@@ -33,7 +33,7 @@ from demo.assemble import (
 )
 from demo.models import DIFFUSERS, ENCODER
 from ipadapter_core.file.container import write_aside, write_safetensors
-from trainer.config_file import read_config
+from ipadapter_trainer.config_file import read_config
 
 from . import pictures as emoji
 from .adapter_start import start_adapter
@@ -144,7 +144,9 @@ class World:
                     places["adapter.pretrained"] = self._start(recipe, places)
                 settings = [text for setting in _settings(places) for text in ("--set", setting)]
                 for command in ("cache", "train"):
-                    subprocess.run([sys.executable, "-m", "trainer", command, recipe, *settings], cwd=ROOT, check=True)
+                    subprocess.run(
+                        [sys.executable, "-m", "ipadapter_trainer", command, recipe, *settings], cwd=ROOT, check=True
+                    )
             made.append(Path(shutil.copyfile(run / EXPORTED, ASSETS / Path(name).name)))
         return made
 

@@ -10,12 +10,12 @@ import pytest
 import torch
 from torch import Tensor
 
+from ipadapter_trainer.config import BaseModelConfig
+from ipadapter_trainer.files.adapter_file import open_adapter
+from ipadapter_trainer.models.loading import load_base
 from support import comfy_host, encoders, tiny_unet
 from support.graphs import PLAIN
 from support.trained import KINDS, Trained, diffusers_pipeline, reference_picture, train_adapter
-from trainer.config import BaseModelConfig
-from trainer.files.adapter_file import open_adapter
-from trainer.models.loading import load_base
 
 SIZE = 16
 TIMESTEP = 500

@@ -16,8 +16,8 @@ from demo.world.glances import Outputs, glance_error
 from demo.world.image_prompts import CELLS, SPARE, WordsOf, own_words
 from demo.world.lessons import HALVES, LESSONS, Lesson, Lessons, captions_of
 from demo.world.pictures import Picture
+from ipadapter_trainer.models.processor import DecoupledAttention
 from support.letters import letters
-from trainer.models.processor import DecoupledAttention
 
 
 def test_lessons_share_everything_and_use_captions_that_exist() -> None:

@@ -7,8 +7,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from trainer.cache.sharing import Block, Share, fill_store
-from trainer.cache.store import CacheStore
+from ipadapter_trainer.cache.sharing import Block, Share, fill_store
+from ipadapter_trainer.cache.store import CacheStore
 
 SHARD_SIZE = 8
 RECIPE = {"made": "up"}

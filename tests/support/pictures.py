@@ -11,9 +11,9 @@ import numpy as np
 from PIL import Image
 
 from ipadapter_core.encoder.pixels import PixelFormat
-from trainer.config import Config
-from trainer.data.sample import Geometry
-from trainer.models.image_encoder import ReferenceFormat
+from ipadapter_trainer.config import Config
+from ipadapter_trainer.data.sample import Geometry
+from ipadapter_trainer.models.image_encoder import ReferenceFormat
 
 GEOMETRY = Geometry(4, 8, ReferenceFormat(PixelFormat(8, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)), "center"))
 """Of SD's latents, and an encoder that takes 8 pixels."""

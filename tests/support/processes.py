@@ -28,7 +28,7 @@ def start(target: Callable[..., object], *arguments: object) -> ForkServerProces
 def start_training(config_file: Path, run: Path, *launcher: str) -> "subprocess.Popen[str]":
     """`ipadapter train` in a process group of its own, as a terminal starts it, when it has done three steps."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
-    command = [sys.executable, *launcher, "-m", "trainer", "train", str(config_file)]
+    command = [sys.executable, *launcher, "-m", "ipadapter_trainer", "train", str(config_file)]
     process = subprocess.Popen(
         command, cwd=_ROOT, env=environment, stderr=subprocess.PIPE, text=True, start_new_session=True
     )

@@ -9,10 +9,10 @@ from accelerate.state import AcceleratorState, PartialState
 from accelerate.utils import DistributedType
 from PIL import Image
 
-from trainer.config import Config
-from trainer.loop import train
-from trainer.resume.occupancy import OccupiedError, occupied
-from trainer.watch.sampling import Sampler
+from ipadapter_trainer.config import Config
+from ipadapter_trainer.loop import train
+from ipadapter_trainer.resume.occupancy import OccupiedError, occupied
+from ipadapter_trainer.watch.sampling import Sampler
 
 
 def train_and_note(config: Config, notes: Path) -> None:

@@ -5,10 +5,10 @@ from pathlib import Path
 
 from torch import distributed
 
-from trainer.config import DataConfig
-from trainer.data.records import Record, Records
-from trainer.data.scan import scan_buckets
-from trainer.data.sources import load_records
+from ipadapter_trainer.config import DataConfig
+from ipadapter_trainer.data.records import Record, Records
+from ipadapter_trainer.data.scan import scan_buckets
+from ipadapter_trainer.data.sources import load_records
 
 
 def scan_together(folder: Path, rank: int, processes: int, result: Connection) -> None:

@@ -14,11 +14,11 @@ from datasets import Dataset, Image
 from diffusers import UNet2DConditionModel
 
 from ipadapter_core.file.container import write_safetensors
-from trainer.config import Config
-from trainer.config_file import read_config
-from trainer.models.image_encoder import load_image_encoder
-from trainer.models.loading import load_base
-from trainer.models.network import new_adapter
+from ipadapter_trainer.config import Config
+from ipadapter_trainer.config_file import read_config
+from ipadapter_trainer.models.image_encoder import load_image_encoder
+from ipadapter_trainer.models.loading import load_base
+from ipadapter_trainer.models.network import new_adapter
 
 from .encoders import EMBED_DIM, IMAGE_SIZE, LAYERS, PATCH, WIDTH, write_folder
 from .tiny_base import VOCABULARY, write_base, write_tokenizer

@@ -10,9 +10,9 @@ from diffusers import AutoencoderTiny, DiffusionPipeline, UNet2DConditionModel
 from PIL import Image
 from transformers import CLIPImageProcessor, CLIPVisionModelWithProjection
 
-from trainer.config import Config
-from trainer.files.checkpoint_export import export_checkpoint
-from trainer.loop import train
+from ipadapter_trainer.config import Config
+from ipadapter_trainer.files.checkpoint_export import export_checkpoint
+from ipadapter_trainer.loop import train
 
 from .encoders import IMAGE_SIZE
 from .tiny_base import write_base

@@ -7,9 +7,9 @@ import numpy as np
 import torch
 from PIL import Image
 
-from trainer.config import Config
-from trainer.config_file import parse_config
-from trainer.loop import train
+from ipadapter_trainer.config import Config
+from ipadapter_trainer.config_file import parse_config
+from ipadapter_trainer.loop import train
 
 SIZE = 64
 SETTINGS: dict[str, dict[str, Any]] = {

@@ -16,10 +16,10 @@ from diffusers.models.attention_processor import IPAdapterAttnProcessor2_0
 from torch import Tensor, nn
 
 from ipadapter_core.network.adapter import IPAdapter, build_adapter, save_adapter
+from ipadapter_trainer.config import Config
+from ipadapter_trainer.config_file import write_config
 from support.published import random_tensors, tiny_adapter
 from support.tiny_unet import CONTEXT_DIM, diffusers_unet, site_dims
-from trainer.config import Config
-from trainer.config_file import write_config
 
 IMAGE_DIM = 24
 
@@ -44,7 +44,7 @@ def run_config(run: Path, encoder_model: Path, base: str = "tiny-base", **sectio
 
 
 def write_checkpoint(config: Config, adapter: IPAdapter, *, step: int = 20, ema: IPAdapter | None = None) -> Path:
-    """The files of a checkpoint that an export reads, under the names `trainer.state` gives them."""
+    """The files of a checkpoint that an export reads, under the names `ipadapter_trainer.state` gives them."""
     folder = config.run / "checkpoints" / f"step-{step:08d}"
     folder.mkdir(parents=True)
     save_adapter(adapter, folder / "adapter.safetensors")

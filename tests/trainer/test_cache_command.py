@@ -9,8 +9,8 @@ import typer
 from typer.testing import CliRunner
 
 from ipadapter_core.errors import IPAdapterError
+from ipadapter_trainer.commands.cache import cache
 from support.pictures import write_folder
-from trainer.commands.cache import cache
 
 PICTURES = 3
 CONFIG = """

@@ -10,26 +10,26 @@ import torch
 from PIL import Image
 
 from ipadapter_core.file.spec import Negative
+from ipadapter_trainer.cache.entries import stored
+from ipadapter_trainer.cache.estimate import estimate_bytes
+from ipadapter_trainer.cache.fill import FillReport, fill
+from ipadapter_trainer.cache.store import CacheError
+from ipadapter_trainer.cache.training import Stores, open_stores
+from ipadapter_trainer.config import BaseModelConfig, Config, EncoderConfig
+from ipadapter_trainer.config_file import parse_config
+from ipadapter_trainer.data.loader import World, open_batches
+from ipadapter_trainer.data.prepare import caption_digest, entry_key
+from ipadapter_trainer.data.records import DataError
+from ipadapter_trainer.data.sample import Geometry
+from ipadapter_trainer.data.skips import SKIPPED
+from ipadapter_trainer.data.sources import load_records, open_source
+from ipadapter_trainer.models.base import Base
+from ipadapter_trainer.models.image_encoder import ImageEncoder, load_image_encoder
+from ipadapter_trainer.models.loading import load_base
+from ipadapter_trainer.objective import Objective
 from support.encoders import write_folder
 from support.pictures import write_shard
 from support.tiny_base import write_base
-from trainer.cache.entries import stored
-from trainer.cache.estimate import estimate_bytes
-from trainer.cache.fill import FillReport, fill
-from trainer.cache.store import CacheError
-from trainer.cache.training import Stores, open_stores
-from trainer.config import BaseModelConfig, Config, EncoderConfig
-from trainer.config_file import parse_config
-from trainer.data.loader import World, open_batches
-from trainer.data.prepare import caption_digest, entry_key
-from trainer.data.records import DataError
-from trainer.data.sample import Geometry
-from trainer.data.skips import SKIPPED
-from trainer.data.sources import load_records, open_source
-from trainer.models.base import Base
-from trainer.models.image_encoder import ImageEncoder, load_image_encoder
-from trainer.models.loading import load_base
-from trainer.objective import Objective
 
 CPU = torch.device("cpu")
 PICTURES, CAPTIONS = 7, 3

@@ -14,13 +14,13 @@ import torch
 from filelock import FileLock
 from torch import Tensor
 
+from ipadapter_trainer.cache import claims
+from ipadapter_trainer.cache.claims import claim
+from ipadapter_trainer.cache.sharing import Share, fill_store
+from ipadapter_trainer.cache.store import CacheError, CacheStore
 from support import processes
 from support.cache_worker import RECIPE, SHARD_SIZE, blocks, entry, fill, key
 from support.crash import DIED, die_before_write
-from trainer.cache import claims
-from trainer.cache.claims import claim
-from trainer.cache.sharing import Share, fill_store
-from trainer.cache.store import CacheError, CacheStore
 
 FEWEST = 30  # writes to die at; found: 46
 

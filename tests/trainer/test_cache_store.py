@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from trainer.cache.index import KeyIndex
-from trainer.cache.store import CacheError, CacheStore, prune
+from ipadapter_trainer.cache.index import KeyIndex
+from ipadapter_trainer.cache.store import CacheError, CacheStore, prune
 
 RECIPE = {"encoder": "a", "layer": -2}
 

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from ipadapter_trainer.run import Run, open_run
+from ipadapter_trainer.state import clean_up, find_checkpoints
 from support.crash import DIED, NEVER, die_before_write
 from support.training import make_config, write_pictures
-from trainer.run import Run, open_run
-from trainer.state import clean_up, find_checkpoints
 
 FEWEST = 30  # places to die at; found: 47
 Files = dict[str, bytes]

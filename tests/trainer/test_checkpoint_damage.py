@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
+from ipadapter_trainer.cli import app
+from ipadapter_trainer.config import Config
+from ipadapter_trainer.config_file import write_config
+from ipadapter_trainer.loop import train
+from ipadapter_trainer.state import CheckpointError, check_files, find_checkpoints
 from support.training import make_config, write_pictures
-from trainer.cli import app
-from trainer.config import Config
-from trainer.config_file import write_config
-from trainer.loop import train
-from trainer.state import CheckpointError, check_files, find_checkpoints
 
 BITS_PER_FILE = 12
 

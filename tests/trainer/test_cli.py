@@ -14,10 +14,10 @@ import pytest
 import tomli_w
 from typer.testing import CliRunner
 
+from ipadapter_trainer.cli import COMMANDS, app, main
 from support.encoders import write_single_file
 from support.training import write_pictures
 from support.training_states import write_accelerate_state
-from trainer.cli import COMMANDS, app, main
 
 ROOT = Path(__file__).parents[2]
 MISTAKE = re.compile(r"error: Found: .+\. Expected: .+\. What to do: .+\.\n")
@@ -25,7 +25,7 @@ HEAVY = {"accelerate", "datasets", "diffusers", "matplotlib", "torch", "transfor
 
 
 def program(*arguments: str, cwd: Path = ROOT) -> "subprocess.CompletedProcess[str]":
-    command = [sys.executable, "-m", "trainer", *arguments]
+    command = [sys.executable, "-m", "ipadapter_trainer", *arguments]
     return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=60)
 
 
@@ -58,7 +58,7 @@ def test_the_program_is_installed() -> None:
 
 
 def test_help_loads_no_heavy_library() -> None:
-    code = "import sys; import trainer.cli; print(*sorted({name.partition('.')[0] for name in sys.modules}))"
+    code = "import sys; import ipadapter_trainer.cli; print(*sorted({name.partition('.')[0] for name in sys.modules}))"
     result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert not HEAVY.intersection(result.stdout.split())
     assert "typer" in result.stdout.split()
@@ -67,16 +67,17 @@ def test_help_loads_no_heavy_library() -> None:
 def test_no_command_imports_comfyui_or_the_nodes() -> None:
     code = """
 import importlib, json, pkgutil, sys
-import trainer
-names = [module.name for module in pkgutil.walk_packages(trainer.__path__, "trainer.") if module.name != "trainer.__main__"]
+import ipadapter_trainer
+found = pkgutil.walk_packages(ipadapter_trainer.__path__, "ipadapter_trainer.")
+names = [module.name for module in found if not module.name.endswith("__main__")]
 for name in names:
     importlib.import_module(name)
 print(json.dumps([names, sorted({name.partition(".")[0] for name in sys.modules})]))
 """
     result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, capture_output=True, timeout=120)
     names, imported = json.loads(result.stdout.splitlines()[-1])
-    files = {path.relative_to(ROOT).with_suffix("") for path in (ROOT / "trainer").rglob("[!_]*.py")}
-    assert {".".join(path.parts) for path in files} <= set(names)
+    files = {path.relative_to(ROOT / "trainer").with_suffix("") for path in (ROOT / "trainer").rglob("[!_]*.py")}
+    assert {".".join(("ipadapter_trainer", *path.parts)) for path in files} <= set(names)
     assert not [name for name in imported if name.startswith("comfy") or name in ("folder_paths", "nodes")]
 
 

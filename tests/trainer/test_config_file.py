@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from trainer.config import Config
-from trainer.config_file import ConfigError, read_config, write_config
+from ipadapter_trainer.config import Config
+from ipadapter_trainer.config_file import ConfigError, read_config, write_config
 
 MINIMAL = """
 [base]

@@ -12,6 +12,11 @@ from ipadapter_core.errors import UnknownCheckpointError, UnreadableFileError
 from ipadapter_core.file.container import read_tensors
 from ipadapter_core.file.spec import EncoderHint, Negative
 from ipadapter_core.network.adapter import load_adapter
+from ipadapter_trainer.convert.conversion import Hints, convert_file
+from ipadapter_trainer.convert.errors import ConvertError
+from ipadapter_trainer.convert.numbers import repair_numbers
+from ipadapter_trainer.files.export import ExportError
+from ipadapter_trainer.files.portability import EVERYWHERE
 from support import bad_files
 from support.published import (
     OTHER_FILES,
@@ -33,11 +38,6 @@ from support.training_states import (
     write_accelerate_state,
     write_mmengine,
 )
-from trainer.convert.conversion import Hints, convert_file
-from trainer.convert.errors import ConvertError
-from trainer.convert.numbers import repair_numbers
-from trainer.files.export import ExportError
-from trainer.files.portability import EVERYWHERE
 
 Tensors = Mapping[str, Tensor]
 

@@ -10,9 +10,9 @@ from torch import Tensor
 
 from ipadapter_core.file.container import read_tensors
 from ipadapter_core.file.signatures import UNSUPPORTED
+from ipadapter_trainer.convert.conversion import Conversion, convert_file
+from ipadapter_trainer.convert.errors import ConvertError
 from support.published import linear, lora, nested, norm, random_tensors, sites, write_bin, write_safetensors
-from trainer.convert.conversion import Conversion, convert_file
-from trainer.convert.errors import ConvertError
 
 WIDTH, TEXT, TOKENS = 6, 8, 4
 STREAM = "ip_adapter_double_stream"

@@ -14,15 +14,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from support.pictures import GEOMETRY, gradient, run_config, write_folder
-from support.reading import scan_together
-from trainer.batch import Batch
-from trainer.config import AugmentConfig, Config, DataConfig
-from trainer.data.buckets import Centered
-from trainer.data.loader import World, held_out_batches, open_batches
-from trainer.data.order import Order
-from trainer.data.pictures import decode
-from trainer.data.prepare import (
+from ipadapter_trainer.batch import Batch
+from ipadapter_trainer.config import AugmentConfig, Config, DataConfig
+from ipadapter_trainer.data.buckets import Centered
+from ipadapter_trainer.data.loader import World, held_out_batches, open_batches
+from ipadapter_trainer.data.order import Order
+from ipadapter_trainer.data.pictures import decode
+from ipadapter_trainer.data.prepare import (
     bucket_of,
     caption_digest,
     entry_key,
@@ -31,10 +29,12 @@ from trainer.data.prepare import (
     target_pixels,
     variant_generator,
 )
-from trainer.data.records import DataError
-from trainer.data.sample import Stores
-from trainer.data.scan import scan_buckets
-from trainer.data.sources import load_records
+from ipadapter_trainer.data.records import DataError
+from ipadapter_trainer.data.sample import Stores
+from ipadapter_trainer.data.scan import scan_buckets
+from ipadapter_trainer.data.sources import load_records
+from support.pictures import GEOMETRY, gradient, run_config, write_folder
+from support.reading import scan_together
 
 ALONE = World()
 RANDOM = {"crop": "random", "flip": 0.5, "augment": {"crop_scale": 0.3, "color": 0.3}}

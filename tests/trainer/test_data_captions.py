@@ -11,14 +11,14 @@ import pytest
 import torch
 from datasets import Dataset
 
+from ipadapter_trainer.cache.fill import fill, open_stores
+from ipadapter_trainer.config import Config, DataConfig
+from ipadapter_trainer.data.loader import World, held_out_batches, open_batches
+from ipadapter_trainer.data.records import DataError, Record
+from ipadapter_trainer.data.sources import load_records, open_source
+from ipadapter_trainer.models.image_encoder import load_image_encoder
+from ipadapter_trainer.models.loading import load_base
 from support.pictures import GEOMETRY, encoded, gradient, run_config, write_folder, write_shard
-from trainer.cache.fill import fill, open_stores
-from trainer.config import Config, DataConfig
-from trainer.data.loader import World, held_out_batches, open_batches
-from trainer.data.records import DataError, Record
-from trainer.data.sources import load_records, open_source
-from trainer.models.image_encoder import load_image_encoder
-from trainer.models.loading import load_base
 
 TEXTS = ["a cat", "a ginger cat", "an animal"]
 NOTHING_DROPPED = {"drop_text": 0.0, "drop_image": 0.0, "drop_both": 0.0}

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
+from ipadapter_trainer.config import DataConfig
+from ipadapter_trainer.data.pictures import BrokenPictureError, decode
+from ipadapter_trainer.data.records import DataError, Records
+from ipadapter_trainer.data.sources import load_records, open_source
 from support.pictures import encoded, gradient, write_folder, write_shards
-from trainer.config import DataConfig
-from trainer.data.pictures import BrokenPictureError, decode
-from trainer.data.records import DataError, Records
-from trainer.data.sources import load_records, open_source
 
 
 def records(path: Path | str, **options: object) -> Records:

@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
+from ipadapter_trainer.config import DataConfig
+from ipadapter_trainer.data.records import DataError
+from ipadapter_trainer.data.sources import load_records, open_source
 from support.pictures import encoded, gradient, write_folder, write_shard
-from trainer.config import DataConfig
-from trainer.data.records import DataError
-from trainer.data.sources import load_records, open_source
 
 ODD = "one\u2028two\u2029three\x85four\vfive\fsix\x1cseven"
 """Ends lines for Python's splitlines, and for nobody who writes lists."""

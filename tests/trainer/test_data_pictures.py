@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from ipadapter_trainer.data.pictures import BrokenPictureError, BytesPicture, FilePicture, decode, upright_size
 from support.pictures import encoded, gradient
-from trainer.data.pictures import BrokenPictureError, BytesPicture, FilePicture, decode, upright_size
 
 RED, HALF_GRAY = (255, 0, 0), (128, 128, 128)
 

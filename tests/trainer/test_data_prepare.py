@@ -9,12 +9,11 @@ from PIL import Image
 from torch import Tensor
 
 from ipadapter_core.encoder.pixels import encoder_pixels
-from support.pictures import GEOMETRY, encoded, gradient
-from trainer.config import AugmentConfig, DataConfig
-from trainer.data.buckets import bucket_sizes, nearest_bucket
-from trainer.data.digests import DigestMemo
-from trainer.data.pictures import BytesPicture, FilePicture, as_tensor, picture_digest
-from trainer.data.prepare import (
+from ipadapter_trainer.config import AugmentConfig, DataConfig
+from ipadapter_trainer.data.buckets import bucket_sizes, nearest_bucket
+from ipadapter_trainer.data.digests import DigestMemo
+from ipadapter_trainer.data.pictures import BytesPicture, FilePicture, as_tensor, picture_digest
+from ipadapter_trainer.data.prepare import (
     bucket_of,
     loss_mask,
     place_target,
@@ -22,6 +21,7 @@ from trainer.data.prepare import (
     target_pixels,
     variant_generator,
 )
+from support.pictures import GEOMETRY, encoded, gradient
 
 
 def data_of(**options: object) -> DataConfig:

@@ -8,15 +8,15 @@ import pytest
 import torch
 from pydantic import ValidationError
 
+from ipadapter_trainer.batch import Batch
+from ipadapter_trainer.cache.estimate import estimate_bytes
+from ipadapter_trainer.cache.fill import fill, open_stores
+from ipadapter_trainer.config import Config
+from ipadapter_trainer.data.loader import World, held_out_batches, open_batches
+from ipadapter_trainer.data.sources import load_records, open_source
+from ipadapter_trainer.models.image_encoder import load_image_encoder
+from ipadapter_trainer.models.loading import load_base
 from support.pictures import GEOMETRY, gradient, run_config, write_folder, write_shards
-from trainer.batch import Batch
-from trainer.cache.estimate import estimate_bytes
-from trainer.cache.fill import fill, open_stores
-from trainer.config import Config
-from trainer.data.loader import World, held_out_batches, open_batches
-from trainer.data.sources import load_records, open_source
-from trainer.models.image_encoder import load_image_encoder
-from trainer.models.loading import load_base
 
 SQUARES = {(16, 16), (24, 24), (40, 40)}
 

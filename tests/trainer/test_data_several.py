@@ -8,13 +8,13 @@ from pathlib import Path
 import pytest
 import torch
 
+from ipadapter_trainer.config import Config
+from ipadapter_trainer.config_file import ConfigError, read_config, write_config
+from ipadapter_trainer.data.loader import World, open_batches
+from ipadapter_trainer.data.order import Order, Portion
+from ipadapter_trainer.data.records import DataError, Records
+from ipadapter_trainer.data.sources import open_source, open_sources
 from support.pictures import GEOMETRY, run_config, write_folder, write_shards
-from trainer.config import Config
-from trainer.config_file import ConfigError, read_config, write_config
-from trainer.data.loader import World, open_batches
-from trainer.data.order import Order, Portion
-from trainer.data.records import DataError, Records
-from trainer.data.sources import open_source, open_sources
 
 SIZES = {"first": 6, "second": 3, "third": 12}
 

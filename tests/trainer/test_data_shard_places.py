@@ -11,11 +11,11 @@ import datasets
 import pytest
 from datasets import Dataset
 
+from ipadapter_trainer.config import DataConfig
+from ipadapter_trainer.data.records import DataError
+from ipadapter_trainer.data.shards import Shards
+from ipadapter_trainer.data.sources import open_source
 from support.pictures import write_shards
-from trainer.config import DataConfig
-from trainer.data.records import DataError
-from trainer.data.shards import Shards
-from trainer.data.sources import open_source
 
 HOSTILE = (
     "pipe:touch pwned; cat 00.tar; echo .tar",

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from trainer.batch import Batch, Skipped
-from trainer.data.records import DataError
-from trainer.data.skips import SkipLog, read_skipped
+from ipadapter_trainer.batch import Batch, Skipped
+from ipadapter_trainer.data.records import DataError
+from ipadapter_trainer.data.skips import SkipLog, read_skipped
 
 
 def skipping(*names: str, read: int = 1) -> Batch:

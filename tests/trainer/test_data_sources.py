@@ -10,12 +10,12 @@ import pytest
 import torch
 from datasets import Dataset, DatasetDict, Image
 
+from ipadapter_trainer.config import DataConfig
+from ipadapter_trainer.data.pictures import decode, picture_digest
+from ipadapter_trainer.data.records import DataError, Record, Records, split_validation
+from ipadapter_trainer.data.shards import Shards
+from ipadapter_trainer.data.sources import load_records, open_source, open_sources
 from support.pictures import encoded, gradient, run_config, write_folder, write_shard, write_shards
-from trainer.config import DataConfig
-from trainer.data.pictures import decode, picture_digest
-from trainer.data.records import DataError, Record, Records, split_validation
-from trainer.data.shards import Shards
-from trainer.data.sources import load_records, open_source, open_sources
 
 COUNT = 3
 CAPTIONS = [f"picture {number}" for number in range(COUNT)]

@@ -7,14 +7,14 @@ from pathlib import Path
 import pytest
 import torch
 
+from ipadapter_trainer.batch import Batch, Skipped
+from ipadapter_trainer.config import Config
+from ipadapter_trainer.data.loader import World, open_batches
+from ipadapter_trainer.data.records import DataError
+from ipadapter_trainer.data.shard_counts import ShardCounts
+from ipadapter_trainer.data.shards import Shards
+from ipadapter_trainer.data.sources import open_source
 from support.pictures import GEOMETRY, encoded, gradient, run_config, write_shard, write_shards
-from trainer.batch import Batch, Skipped
-from trainer.config import Config
-from trainer.data.loader import World, open_batches
-from trainer.data.records import DataError
-from trainer.data.shard_counts import ShardCounts
-from trainer.data.shards import Shards
-from trainer.data.sources import open_source
 
 ALONE = World()
 SHARDS, PER_SHARD = 4, 6

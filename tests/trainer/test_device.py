@@ -8,23 +8,23 @@ from typing import Any
 import pytest
 import torch
 
+from ipadapter_trainer.cache.fill import fill
+from ipadapter_trainer.config import Config, EncoderConfig
+from ipadapter_trainer.config_file import parse_config
+from ipadapter_trainer.data.sources import open_sources
+from ipadapter_trainer.evaluation import evaluate
+from ipadapter_trainer.files.checkpoint_export import export_checkpoint
+from ipadapter_trainer.loop import Outcome, train
+from ipadapter_trainer.metrics_log import read_records
+from ipadapter_trainer.models.image_encoder import load_image_encoder
+from ipadapter_trainer.models.loading import load_base
+from ipadapter_trainer.planning import make_plan
+from ipadapter_trainer.run import open_run
+from ipadapter_trainer.watch import observe
 from support.encoders import FOLDERS
 from support.pretend_device import PEAK_BYTES, OtherDeviceError, pretend_device
 from support.recipe_models import write_judge
 from support.training import make_config, write_pictures
-from trainer.cache.fill import fill
-from trainer.config import Config, EncoderConfig
-from trainer.config_file import parse_config
-from trainer.data.sources import open_sources
-from trainer.evaluation import evaluate
-from trainer.files.checkpoint_export import export_checkpoint
-from trainer.loop import Outcome, train
-from trainer.metrics_log import read_records
-from trainer.models.image_encoder import load_image_encoder
-from trainer.models.loading import load_base
-from trainer.planning import make_plan
-from trainer.run import open_run
-from trainer.watch import observe
 
 WATCHED = {"every": 2, "images": 2, "timesteps": [500]} | {
     "sample_every": 2,

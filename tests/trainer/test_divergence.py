@@ -10,10 +10,10 @@ import pytest
 import torch
 
 from ipadapter_core.file.container import read_tensors, write_safetensors
+from ipadapter_trainer.config import Config
+from ipadapter_trainer.loop import train
+from ipadapter_trainer.state import CheckpointError, DivergedError, find_checkpoints
 from support.training import make_config, write_pictures
-from trainer.config import Config
-from trainer.loop import train
-from trainer.state import CheckpointError, DivergedError, find_checkpoints
 
 
 @pytest.fixture

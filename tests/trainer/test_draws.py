@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from trainer.config import ObjectiveConfig
-from trainer.draws import draw, sample_generator
+from ipadapter_trainer.config import ObjectiveConfig
+from ipadapter_trainer.draws import draw, sample_generator
 
 SHAPE = (1, 2, 2)
 

@@ -13,12 +13,12 @@ from safetensors import safe_open
 from ipadapter_core.file.container import HASH_KEY, read_tensors, tensor_hash
 from ipadapter_core.file.spec import EncoderHint, Negative
 from ipadapter_core.network.adapter import IPAdapter, load_adapter, save_adapter
+from ipadapter_trainer.files import export as export_module
+from ipadapter_trainer.files.export import ExportError, export_adapter
+from ipadapter_trainer.files.facts import ExportFacts, Preprocess, RunCounts, header, read_preprocess, run_facts
+from ipadapter_trainer.files.portability import EVERYWHERE, NATIVE_ONLY
 from support.published import PUBLISHED, tiny_adapter
 from support.training_states import IMAGE_DIM, run_config, tiny_ipadapter, write_checkpoint
-from trainer.files import export as export_module
-from trainer.files.export import ExportError, export_adapter
-from trainer.files.facts import ExportFacts, Preprocess, RunCounts, header, read_preprocess, run_facts
-from trainer.files.portability import EVERYWHERE, NATIVE_ONLY
 
 CLIP = Preprocess(encoder_kind="CLIP", crop="center", size=32, mean=(0.4, 0.5, 0.6), std=(0.2, 0.3, 0.2))
 FACTS = ExportFacts(title="Tiny", preprocess=CLIP, training={"converted_from": "nothing"})
@@ -209,8 +209,8 @@ def test_other_conventions_than_diffusers_keep_it_native(tmp_path: Path) -> None
 def test_a_run_is_exported_from_its_last_checkpoint_with_its_average(
     tmp_path: Path, encoder_folder: Callable[..., Path]
 ) -> None:
-    from trainer.files.checkpoint_export import export_checkpoint
-    from trainer.state import CheckpointError
+    from ipadapter_trainer.files.checkpoint_export import export_checkpoint
+    from ipadapter_trainer.state import CheckpointError
 
     config = run_config(tmp_path / "run", encoder_folder("clip"), export={"precision": "fp32"})
     trained, average = tiny_ipadapter(), tiny_ipadapter()
@@ -259,8 +259,8 @@ def test_a_run_is_exported_from_its_last_checkpoint_with_its_average(
 def test_preprocessing_read_without_weights_is_that_of_the_loaded_encoder(
     kind: str, encoder_folder: Callable[..., Path], tmp_path: Path
 ) -> None:
-    from trainer.files.checkpoint_export import read_preprocess_of
-    from trainer.models.image_encoder import load_image_encoder
+    from ipadapter_trainer.files.checkpoint_export import read_preprocess_of
+    from ipadapter_trainer.models.image_encoder import load_image_encoder
 
     config = run_config(tmp_path, encoder_folder(kind), encoder={"crop": "pad"})
     encoder = load_image_encoder(config.encoder, "plus", torch.device("cpu"))

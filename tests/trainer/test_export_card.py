@@ -15,10 +15,10 @@ from ipadapter_core.encoder.folder import load_vision_folder
 from ipadapter_core.encoder.pixels import encoder_pixels
 from ipadapter_core.file.spec import Negative
 from ipadapter_core.network.adapter import build_adapter, load_adapter
+from ipadapter_trainer.files.export import export_adapter
+from ipadapter_trainer.files.facts import ExportFacts, Preprocess
 from support.published import random_tensors, tiny_adapter
 from support.tiny_unet import diffusers_unet, site_dims
-from trainer.files.export import export_adapter
-from trainer.files.facts import ExportFacts, Preprocess
 
 SIZE = 40  # of the reference; not the encoder's
 

@@ -13,15 +13,15 @@ from typer.testing import CliRunner
 
 from ipadapter_core.errors import BadInputError, UnreadableFileError
 from ipadapter_core.network.adapter import save_adapter
+from ipadapter_trainer.commands.convert import convert
+from ipadapter_trainer.commands.export import export
+from ipadapter_trainer.commands.inspect import inspect
+from ipadapter_trainer.files.export import export_adapter
+from ipadapter_trainer.files.facts import ExportFacts, Preprocess
+from ipadapter_trainer.files.inspection import inspect_path
 from support import bad_files
 from support.published import OTHER_FILES, PUBLISHED, nested, random_tensors, tiny_adapter, write_bin, write_safetensors
 from support.training_states import run_config, tiny_ipadapter, write_accelerate_state, write_checkpoint
-from trainer.commands.convert import convert
-from trainer.commands.export import export
-from trainer.commands.inspect import inspect
-from trainer.files.export import export_adapter
-from trainer.files.facts import ExportFacts, Preprocess
-from trainer.files.inspection import inspect_path
 
 CLIP = Preprocess(encoder_kind="CLIP", crop="center", size=32, mean=(0.4, 0.5, 0.6), std=(0.2, 0.3, 0.2))
 

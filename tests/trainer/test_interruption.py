@@ -16,13 +16,13 @@ import pytest
 import torch
 
 from ipadapter_core.network.adapter import load_adapter
+from ipadapter_trainer.config import Config
+from ipadapter_trainer.config_file import write_config
+from ipadapter_trainer.loop import train
+from ipadapter_trainer.metrics_log import read_records
+from ipadapter_trainer.state import ADAPTER, COUNTERS, find_checkpoints
 from support import processes
 from support.training import make_config, train_with_one_thread, write_pictures
-from trainer.config import Config
-from trainer.config_file import write_config
-from trainer.loop import train
-from trainer.metrics_log import read_records
-from trainer.state import ADAPTER, COUNTERS, find_checkpoints
 
 ROOT = Path(__file__).parents[2]
 KILLS, STEPS = 3, 24
@@ -129,7 +129,16 @@ def test_two_processes_train_like_one_with_twice_the_batch(config: Any, tmp_path
 
 def launch(*arguments: str) -> "subprocess.CompletedProcess[str]":
     """The program in two processes; `accelerate launch` starts several on GPUs only."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "-m", "trainer", *arguments]
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--nproc_per_node",
+        "2",
+        "-m",
+        "ipadapter_trainer",
+        *arguments,
+    ]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
     return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300, check=False)
 

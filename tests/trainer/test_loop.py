@@ -8,11 +8,11 @@ import pytest
 import torch
 
 from ipadapter_core.file.container import read_tensors
+from ipadapter_trainer.config import Config
+from ipadapter_trainer.loop import train
+from ipadapter_trainer.metrics_log import read_records
+from ipadapter_trainer.state import DivergedError, find_checkpoints
 from support.training import make_config, write_pictures
-from trainer.config import Config
-from trainer.loop import train
-from trainer.metrics_log import read_records
-from trainer.state import DivergedError, find_checkpoints
 
 WATCHED = {"every": 2, "images": 2, "sample_every": 3, "samples": 1, "sampler_steps": 1}
 VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
@@ -84,7 +84,7 @@ class Interrupted:
         self.step = step
 
     def __enter__(self) -> None:
-        from trainer.state import State
+        from ipadapter_trainer.state import State
 
         self.save = State.save
 
@@ -97,7 +97,7 @@ class Interrupted:
         State.save = save_and_die  # type: ignore[method-assign]
 
     def __exit__(self, *_: object) -> None:
-        from trainer.state import State
+        from ipadapter_trainer.state import State
 
         State.save = self.save  # type: ignore[method-assign]
 

@@ -6,14 +6,14 @@ from pathlib import Path
 
 import pytest
 
+from ipadapter_trainer import loop
+from ipadapter_trainer.batch import Batch
+from ipadapter_trainer.config import Config
+from ipadapter_trainer.metrics_log import read_records
+from ipadapter_trainer.run import Run
+from ipadapter_trainer.watch import observe
 from support.pretend_device import PEAK_BYTES, Clock, pretend_device
 from support.training import make_config, write_pictures
-from trainer import loop
-from trainer.batch import Batch
-from trainer.config import Config
-from trainer.metrics_log import read_records
-from trainer.run import Run
-from trainer.watch import observe
 
 BACKWARD, READING, REPORT = 0.5, 0.125, 100.0  # seconds
 

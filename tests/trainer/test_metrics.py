@@ -10,13 +10,13 @@ from PIL import Image
 from torch.nn.functional import cosine_similarity
 
 from ipadapter_core.errors import MismatchError
+from ipadapter_trainer.config import EncoderConfig, ValidationConfig
+from ipadapter_trainer.models.image_encoder import load_image_encoder
+from ipadapter_trainer.models.loading import ModelNotFoundError
+from ipadapter_trainer.watch.metrics import load_judge
+from ipadapter_trainer.watch.sampling import Reference, SampleGrid, TextEmbeds
 from support.encoders import write_folder
 from support.tiny_base import VOCABULARY, write_tokenizer
-from trainer.config import EncoderConfig, ValidationConfig
-from trainer.models.image_encoder import load_image_encoder
-from trainer.models.loading import ModelNotFoundError
-from trainer.watch.metrics import load_judge
-from trainer.watch.sampling import Reference, SampleGrid, TextEmbeds
 
 CPU = torch.device("cpu")
 SIZE = 28

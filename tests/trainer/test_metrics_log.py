@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from trainer.metrics_log import Best, MetricsLog, best_so_far, read_records
+from ipadapter_trainer.metrics_log import Best, MetricsLog, best_so_far, read_records
 
 
 def _steps(run):

@@ -9,13 +9,13 @@ import torch
 from ipadapter_core.errors import MismatchError
 from ipadapter_core.file.spec import Negative, Projection
 from ipadapter_core.network.adapter import build_adapter, load_adapter, save_adapter
+from ipadapter_trainer.config import AdapterConfig, EncoderConfig
+from ipadapter_trainer.models.image_encoder import ImageEncoder, load_image_encoder
+from ipadapter_trainer.models.network import new_adapter
+from ipadapter_trainer.models.processor import install
+from ipadapter_trainer.models.sites import discover_sites
 from support.published import random_tensors, tiny_adapter
 from support.tiny_unet import diffusers_unet, site_dims
-from trainer.config import AdapterConfig, EncoderConfig
-from trainer.models.image_encoder import ImageEncoder, load_image_encoder
-from trainer.models.network import new_adapter
-from trainer.models.processor import install
-from trainer.models.sites import discover_sites
 
 CPU = torch.device("cpu")
 # The addresses ComfyUI gives the sites of these layouts, in checkpoint order (tests/comfy/test_sites.py has ComfyUI's).

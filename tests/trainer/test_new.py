@@ -10,14 +10,14 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from ipadapter_core.errors import IPAdapterError
+from ipadapter_trainer.cli import app
+from ipadapter_trainer.config import Config
+from ipadapter_trainer.config_file import read_config
+from ipadapter_trainer.loop import train
+from ipadapter_trainer.start.suggestion import suggest, to_toml
+from ipadapter_trainer.start.survey import Machine, Models, Pictures, find_models, survey
 from support.pictures import write_shards
 from support.training import write_pictures
-from trainer.cli import app
-from trainer.config import Config
-from trainer.config_file import read_config
-from trainer.loop import train
-from trainer.start.suggestion import suggest, to_toml
-from trainer.start.survey import Machine, Models, Pictures, find_models, survey
 
 GIB = 2**30
 TWENTY = Pictures(count=20, captioned=20, side=700, cut=0.0, groups=0, broken=0)

@@ -13,15 +13,15 @@ from torch import Tensor
 from torch.nn import functional
 
 from ipadapter_core.file.spec import Negative
-from trainer.batch import Batch
-from trainer.config import AdapterConfig, BaseModelConfig, EncoderConfig, ObjectiveConfig
-from trainer.draws import draw
-from trainer.models.base import Base, with_terminal_snr
-from trainer.models.image_encoder import ImageEncoder, load_image_encoder
-from trainer.models.loading import load_base
-from trainer.models.network import TrainableAdapter, new_adapter
-from trainer.models.processor import install
-from trainer.objective import Objective
+from ipadapter_trainer.batch import Batch
+from ipadapter_trainer.config import AdapterConfig, BaseModelConfig, EncoderConfig, ObjectiveConfig
+from ipadapter_trainer.draws import draw
+from ipadapter_trainer.models.base import Base, with_terminal_snr
+from ipadapter_trainer.models.image_encoder import ImageEncoder, load_image_encoder
+from ipadapter_trainer.models.loading import load_base
+from ipadapter_trainer.models.network import TrainableAdapter, new_adapter
+from ipadapter_trainer.models.processor import install
+from ipadapter_trainer.objective import Objective
 
 CPU = torch.device("cpu")
 TIME_IDS = torch.tensor([[70.0, 64.0, 3.0, 0.0, 64.0, 64.0], [64.0, 90.0, 0.0, 13.0, 64.0, 64.0]])

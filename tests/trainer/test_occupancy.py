@@ -10,17 +10,17 @@ from typing import Any
 import pytest
 from filelock import FileLock
 
+from ipadapter_trainer.config import Config
+from ipadapter_trainer.config_file import write_config
+from ipadapter_trainer.loop import train
+from ipadapter_trainer.metrics_log import read_records
+from ipadapter_trainer.resume import occupancy
+from ipadapter_trainer.resume.occupancy import LOCK, OWNER, OccupiedError, occupied
+from ipadapter_trainer.state import CheckpointError, find_checkpoints
 from support.processes import start_training
 from support.rank_work import hold
 from support.ranks import run_ranks
 from support.training import make_config, write_pictures
-from trainer.config import Config
-from trainer.config_file import write_config
-from trainer.loop import train
-from trainer.metrics_log import read_records
-from trainer.resume import occupancy
-from trainer.resume.occupancy import LOCK, OWNER, OccupiedError, occupied
-from trainer.state import CheckpointError, find_checkpoints
 
 DEAD = 2**22 + 1  # above the largest number of a process
 

@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from ipadapter_core.file.container import read_tensors
+from ipadapter_trainer.batch import Batch
+from ipadapter_trainer.run import Run, open_run
 from support.training import SIZE, make_config, write_pictures
-from trainer.batch import Batch
-from trainer.run import Run, open_run
 
 BENCH = Path(__file__).resolve().parents[2] / "bench"
 sys.path.append(str(BENCH))

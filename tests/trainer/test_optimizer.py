@@ -9,8 +9,8 @@ import torch
 import transformers
 from torch import nn
 
-from trainer.config import OptimizerConfig
-from trainer.optimizer import MissingPackageError, build_ema, build_optimizer, build_schedule
+from ipadapter_trainer.config import OptimizerConfig
+from ipadapter_trainer.optimizer import MissingPackageError, build_ema, build_optimizer, build_schedule
 
 CLASSES = {
     "adamw": torch.optim.AdamW,

@@ -10,14 +10,14 @@ import pytest
 import torch
 from PIL import Image
 
+from ipadapter_trainer.cache.fill import fill
+from ipadapter_trainer.data.sources import open_sources
+from ipadapter_trainer.loop import train
+from ipadapter_trainer.metrics_log import read_records
+from ipadapter_trainer.models.image_encoder import load_image_encoder
+from ipadapter_trainer.models.loading import load_base
 from support.trained import COLORS, write_teachable_base
 from support.training import make_config
-from trainer.cache.fill import fill
-from trainer.data.sources import open_sources
-from trainer.loop import train
-from trainer.metrics_log import read_records
-from trainer.models.image_encoder import load_image_encoder
-from trainer.models.loading import load_base
 
 CPU = torch.device("cpu")
 SIDE = 32

@@ -9,11 +9,11 @@ import pytest
 import tomli_w
 from typer.testing import CliRunner
 
+from ipadapter_trainer.cli import app
+from ipadapter_trainer.config import Config
+from ipadapter_trainer.plan_words import plan_in_words
+from ipadapter_trainer.words import count, duration, size, times
 from support.training import make_config, write_pictures
-from trainer.cli import app
-from trainer.config import Config
-from trainer.plan_words import plan_in_words
-from trainer.words import count, duration, size, times
 
 GB = 10**9
 PLAN: dict[str, dict[str, Any]] = {

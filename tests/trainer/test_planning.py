@@ -8,13 +8,13 @@ import pytest
 import torch
 from torch.nn import functional
 
+from ipadapter_trainer.cache.fill import fill
+from ipadapter_trainer.data.sources import open_sources
+from ipadapter_trainer.models.image_encoder import load_image_encoder
+from ipadapter_trainer.models.loading import load_base
+from ipadapter_trainer.planning import flop_counter, make_plan
 from support.pictures import write_shards
 from support.training import make_config, write_pictures
-from trainer.cache.fill import fill
-from trainer.data.sources import open_sources
-from trainer.models.image_encoder import load_image_encoder
-from trainer.models.loading import load_base
-from trainer.planning import flop_counter, make_plan
 
 
 @pytest.mark.parametrize("layout", ["sd15", "sdxl"])

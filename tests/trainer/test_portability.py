@@ -17,17 +17,17 @@ from ipadapter_core.file.spec import (
     ResamplerSpec,
 )
 from ipadapter_core.network.adapter import IPAdapter, load_adapter
-from support.published import nested, random_tensors
-from support.tiny_unet import CONTEXT_DIM, diffusers_unet, site_dims
-from trainer.files.facts import Preprocess
-from trainer.files.portability import (
+from ipadapter_trainer.files.facts import Preprocess
+from ipadapter_trainer.files.portability import (
     EVERYWHERE,
     NATIVE_ONLY,
     UNetOutline,
     check_portability,
     random_features,
 )
-from trainer.models.processor import install
+from ipadapter_trainer.models.processor import install
+from support.published import nested, random_tensors
+from support.tiny_unet import CONTEXT_DIM, diffusers_unet, site_dims
 
 IMAGE_DIM = 24
 CLIP = Preprocess(encoder_kind="CLIP", crop="center", size=32, mean=(0.4, 0.5, 0.6), std=(0.2, 0.3, 0.2))

@@ -10,19 +10,19 @@ import torch
 from typer.testing import CliRunner
 
 from ipadapter_core.errors import IPAdapterError
+from ipadapter_trainer.cache.fill import fill
+from ipadapter_trainer.cache.training import open_stores
+from ipadapter_trainer.cli import app
+from ipadapter_trainer.config import Config
+from ipadapter_trainer.data.sources import open_sources
+from ipadapter_trainer.evaluation import evaluate
+from ipadapter_trainer.loop import train
+from ipadapter_trainer.models.image_encoder import load_image_encoder
+from ipadapter_trainer.models.loading import load_base
+from ipadapter_trainer.planning import make_plan
+from ipadapter_trainer.run import open_run
 from support.pictures import write_shards
 from support.training import make_config, write_pictures
-from trainer.cache.fill import fill
-from trainer.cache.training import open_stores
-from trainer.cli import app
-from trainer.config import Config
-from trainer.data.sources import open_sources
-from trainer.evaluation import evaluate
-from trainer.loop import train
-from trainer.models.image_encoder import load_image_encoder
-from trainer.models.loading import load_base
-from trainer.planning import make_plan
-from trainer.run import open_run
 
 CPU = torch.device("cpu")
 NOWHERE = Path("nowhere")

@@ -8,13 +8,13 @@ import pytest
 import torch
 
 from ipadapter_core.file.container import read_tensors
+from ipadapter_trainer.config import Config
+from ipadapter_trainer.loop import train
+from ipadapter_trainer.metrics_log import read_records
+from ipadapter_trainer.state import find_checkpoints
 from support.rank_work import train_and_note, train_sharded
 from support.ranks import run_ranks
 from support.training import make_config, write_pictures
-from trainer.config import Config
-from trainer.loop import train
-from trainer.metrics_log import read_records
-from trainer.state import find_checkpoints
 
 pytestmark = [pytest.mark.slow, pytest.mark.long]
 

@@ -11,10 +11,10 @@ import pytest
 import tomli_w
 from typer.testing import CliRunner
 
+from ipadapter_trainer import progress
+from ipadapter_trainer.cli import app
+from ipadapter_trainer.progress import Lines, open_progress
 from support.training import make_config, write_pictures
-from trainer import progress
-from trainer.cli import app
-from trainer.progress import Lines, open_progress
 
 
 def test_a_line_every_minute_tells_step_loss_and_time_left(

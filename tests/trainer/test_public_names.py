@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 
 from ipadapter_core.file.container import read_tensors, write_safetensors
+from ipadapter_trainer.convert.conversion import Hints, convert_file
+from ipadapter_trainer.files.export import export_adapter
+from ipadapter_trainer.files.facts import Preprocess, RunCounts, run_facts, without_folders
 from support.training_states import run_config, tiny_ipadapter
-from trainer.convert.conversion import Hints, convert_file
-from trainer.files.export import export_adapter
-from trainer.files.facts import Preprocess, RunCounts, run_facts, without_folders
 
 CLIP = Preprocess(encoder_kind="CLIP", crop="center", size=32, mean=(0.4, 0.5, 0.6), std=(0.2, 0.3, 0.2))
 HOME = "/home/ada/secret"

@@ -7,17 +7,17 @@ import torch
 from accelerate.commands.config.config_args import load_config_from_file
 from accelerate.commands.launch import launch_command_parser
 
+from ipadapter_trainer.cache.fill import fill
+from ipadapter_trainer.config import Config
+from ipadapter_trainer.config_file import read_config
+from ipadapter_trainer.data.sources import open_sources
+from ipadapter_trainer.loop import train
+from ipadapter_trainer.metrics_log import read_records
+from ipadapter_trainer.models.image_encoder import load_image_encoder
+from ipadapter_trainer.models.loading import load_base
+from ipadapter_trainer.planning import make_plan
+from ipadapter_trainer.state import find_checkpoints
 from support.recipe_models import TinyWorld
-from trainer.cache.fill import fill
-from trainer.config import Config
-from trainer.config_file import read_config
-from trainer.data.sources import open_sources
-from trainer.loop import train
-from trainer.metrics_log import read_records
-from trainer.models.image_encoder import load_image_encoder
-from trainer.models.loading import load_base
-from trainer.planning import make_plan
-from trainer.state import find_checkpoints
 
 CONFIGS = Path(__file__).parents[2] / "trainer" / "configs"
 RECIPES = sorted(CONFIGS.glob("*.toml"))

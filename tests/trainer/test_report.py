@@ -10,13 +10,13 @@ import pytest
 import torch
 from PIL import Image
 
+from ipadapter_trainer.config_file import ConfigError, parse_config, write_config
+from ipadapter_trainer.metrics_log import MetricsLog
+from ipadapter_trainer.watch.contact_sheet import save_grid
+from ipadapter_trainer.watch.plots import Curve, Plot, smoothed, thinned
+from ipadapter_trainer.watch.report import REPORT_FILE, write_report
+from ipadapter_trainer.watch.sampling import Reference, SampleGrid, TextEmbeds
 from support.browser import CHROMIUM
-from trainer.config_file import ConfigError, parse_config, write_config
-from trainer.metrics_log import MetricsLog
-from trainer.watch.contact_sheet import save_grid
-from trainer.watch.plots import Curve, Plot, smoothed, thinned
-from trainer.watch.report import REPORT_FILE, write_report
-from trainer.watch.sampling import Reference, SampleGrid, TextEmbeds
 
 UNSAFE = "a <b>bold</b> & 'quoted' caption"
 

@@ -12,11 +12,11 @@ import torch
 from typer.testing import CliRunner
 
 from ipadapter_core.file.container import read_tensors
+from ipadapter_trainer.cli import app
+from ipadapter_trainer.config_file import write_config
+from ipadapter_trainer.loop import train
+from ipadapter_trainer.state import CheckpointError, find_checkpoints
 from support.training import make_config, write_pictures
-from trainer.cli import app
-from trainer.config_file import write_config
-from trainer.loop import train
-from trainer.state import CheckpointError, find_checkpoints
 
 STILL = {"learning_rate": 1e-12, "weight_decay": 0.0}
 

@@ -10,17 +10,17 @@ from typing import Any
 import pytest
 import torch
 
+from ipadapter_trainer.cache.fill import fill
+from ipadapter_trainer.config import Config
+from ipadapter_trainer.loop import train
+from ipadapter_trainer.metrics_log import read_records
+from ipadapter_trainer.resume.sums import FILES, SUM, file_sums, sealed
+from ipadapter_trainer.run import open_run
+from ipadapter_trainer.state import CONFIG, COUNTERS, IDENTITY, CheckpointError, find_checkpoints
 from support.encoders import write_folder
 from support.pictures import write_shards
 from support.tiny_base import write_base
 from support.training import make_config, write_pictures
-from trainer.cache.fill import fill
-from trainer.config import Config
-from trainer.loop import train
-from trainer.metrics_log import read_records
-from trainer.resume.sums import FILES, SUM, file_sums, sealed
-from trainer.run import open_run
-from trainer.state import CONFIG, COUNTERS, IDENTITY, CheckpointError, find_checkpoints
 
 pytestmark = pytest.mark.long
 

@@ -12,15 +12,22 @@ from PIL import Image
 
 from ipadapter_core.errors import BadInputError
 from ipadapter_core.strength.site import SiteStrength
+from ipadapter_trainer.config import AdapterConfig, BaseModelConfig, EncoderConfig
+from ipadapter_trainer.models.image_encoder import load_image_encoder
+from ipadapter_trainer.models.loading import load_base
+from ipadapter_trainer.models.network import new_adapter
+from ipadapter_trainer.models.processor import install
+from ipadapter_trainer.watch.contact_sheet import contact_sheet, save_grid
+from ipadapter_trainer.watch.sampling import (
+    Sampler,
+    SampleSettings,
+    encode_prompt,
+    encode_reference,
+    guided,
+    sample_grid,
+)
 from support.encoders import write_folder
 from support.tiny_base import write_base
-from trainer.config import AdapterConfig, BaseModelConfig, EncoderConfig
-from trainer.models.image_encoder import load_image_encoder
-from trainer.models.loading import load_base
-from trainer.models.network import new_adapter
-from trainer.models.processor import install
-from trainer.watch.contact_sheet import contact_sheet, save_grid
-from trainer.watch.sampling import Sampler, SampleSettings, encode_prompt, encode_reference, guided, sample_grid
 
 CPU = torch.device("cpu")
 SETTINGS = SampleSettings(strengths=(0.0, 0.5, 1.0), steps=3, guidance=3.0, size=(64, 48), batch_size=2, seed=7)

@@ -14,19 +14,19 @@ from typer.testing import CliRunner
 from ipadapter_core.errors import BadInputError, IPAdapterError, MismatchError
 from ipadapter_core.file.spec import EncoderHint, Negative
 from ipadapter_core.network.adapter import save_adapter
+from ipadapter_trainer.commands.eval import evaluate
+from ipadapter_trainer.commands.sample import sample
+from ipadapter_trainer.config import AdapterConfig, BaseModelConfig, EncoderConfig
+from ipadapter_trainer.config_file import read_config, write_config
+from ipadapter_trainer.evaluation import held_out_pictures
+from ipadapter_trainer.files.adapter_file import open_adapter
+from ipadapter_trainer.files.facts import PREPROCESS_KEY, Preprocess
+from ipadapter_trainer.models.image_encoder import load_image_encoder
+from ipadapter_trainer.models.loading import load_base
+from ipadapter_trainer.models.network import new_adapter
 from support.encoders import IMAGE_SIZE, write_folder
 from support.tiny_base import write_base
 from support.training import make_config, write_pictures
-from trainer.commands.eval import evaluate
-from trainer.commands.sample import sample
-from trainer.config import AdapterConfig, BaseModelConfig, EncoderConfig
-from trainer.config_file import read_config, write_config
-from trainer.evaluation import held_out_pictures
-from trainer.files.adapter_file import open_adapter
-from trainer.files.facts import PREPROCESS_KEY, Preprocess
-from trainer.models.image_encoder import load_image_encoder
-from trainer.models.loading import load_base
-from trainer.models.network import new_adapter
 
 CPU = torch.device("cpu")
 app = typer.Typer(pretty_exceptions_enable=False)

@@ -12,11 +12,11 @@ import torch
 from torch import Tensor
 
 from ipadapter_core.errors import MismatchError
-from trainer.config import BaseModelConfig, ObjectiveConfig
-from trainer.models.base import Base
-from trainer.models.loading import load_base
-from trainer.models.processor import install
-from trainer.objective import Condition, Objective
+from ipadapter_trainer.config import BaseModelConfig, ObjectiveConfig
+from ipadapter_trainer.models.base import Base
+from ipadapter_trainer.models.loading import load_base
+from ipadapter_trainer.models.processor import install
+from ipadapter_trainer.objective import Condition, Objective
 
 CPU = torch.device("cpu")
 SDXL_BETAS = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}

@@ -7,9 +7,9 @@ import pytest
 from accelerate.utils import DeepSpeedPlugin, DistributedType
 
 from ipadapter_core.errors import MismatchError
+from ipadapter_trainer.config import Config
+from ipadapter_trainer.sharding import check_sharding, configure_deepspeed
 from support.training import make_config
-from trainer.config import Config
-from trainer.sharding import check_sharding, configure_deepspeed
 
 FSDP, DEEPSPEED = DistributedType.FSDP, DistributedType.DEEPSPEED
 

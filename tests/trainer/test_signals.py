@@ -12,12 +12,12 @@ from typing import Any
 
 import pytest
 
+from ipadapter_trainer.config_file import write_config
+from ipadapter_trainer.metrics_log import read_records
+from ipadapter_trainer.state import find_checkpoints
+from ipadapter_trainer.stop import stop_on_signals
 from support.processes import start_training
 from support.training import make_config, write_pictures
-from trainer.config_file import write_config
-from trainer.metrics_log import read_records
-from trainer.state import find_checkpoints
-from trainer.stop import stop_on_signals
 
 ASKED = "asked to stop"
 

@@ -13,11 +13,11 @@ from diffusers import AutoencoderKL, AutoencoderTiny
 from safetensors.torch import load_file, save_file
 
 from ipadapter_core.errors import MismatchError
+from ipadapter_trainer.config import BaseModelConfig
+from ipadapter_trainer.models.base import PARTS, Base
+from ipadapter_trainer.models.loading import ModelNotFoundError, load_base
 from support.ldm_names import write_single_file
 from support.trained import COLORS, write_teachable_base
-from trainer.config import BaseModelConfig
-from trainer.models.base import PARTS, Base
-from trainer.models.loading import ModelNotFoundError, load_base
 
 CPU = torch.device("cpu")
 CAPTIONS = ["a red cat", ""]

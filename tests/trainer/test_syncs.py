@@ -10,10 +10,10 @@ import torch
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from ipadapter_trainer.batch import Batch
+from ipadapter_trainer.loop import train
+from ipadapter_trainer.run import Run
 from support.training import make_config, write_pictures
-from trainer.batch import Batch
-from trainer.loop import train
-from trainer.run import Run
 
 OPERATIONS = {torch.ops.aten._local_scalar_dense.default, torch.ops.aten.nonzero.default}
 METHODS = {torch.Tensor.tolist, torch.Tensor.cpu, torch.Tensor.numpy}  # no operation where the device is the host

@@ -7,11 +7,18 @@ import numpy as np
 import pytest
 import torch
 
+from ipadapter_trainer.config import BaseModelConfig
+from ipadapter_trainer.files.adapter_file import open_adapter
+from ipadapter_trainer.models.loading import load_base
+from ipadapter_trainer.watch.sampling import (
+    SampleGrid,
+    Sampler,
+    SampleSettings,
+    encode_prompt,
+    encode_reference,
+    sample_grid,
+)
 from support.trained import KINDS, Trained, diffusers_pipeline, reference_picture, train_adapter
-from trainer.config import BaseModelConfig
-from trainer.files.adapter_file import open_adapter
-from trainer.models.loading import load_base
-from trainer.watch.sampling import SampleGrid, Sampler, SampleSettings, encode_prompt, encode_reference, sample_grid
 
 CPU = torch.device("cpu")
 STEP = 1 / 255

@@ -14,12 +14,12 @@ import tomli_w
 import torch
 from typer.testing import CliRunner
 
+from ipadapter_trainer.cli import COMMANDS, app
+from ipadapter_trainer.config_file import parse_config
+from ipadapter_trainer.resume.identify import deciding_settings
 from support.published import write_bin
 from support.training import write_pictures
 from support.training_states import write_accelerate_state
-from trainer.cli import COMMANDS, app
-from trainer.config_file import parse_config
-from trainer.resume.identify import deciding_settings
 
 if sys.version_info >= (3, 11):
     import tomllib

@@ -9,14 +9,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from ipadapter_trainer.config import Config
+from ipadapter_trainer.config_file import read_config
+from ipadapter_trainer.files.checkpoint_export import export_checkpoint
+from ipadapter_trainer.loop import train
+from ipadapter_trainer.metrics_log import read_records
+from ipadapter_trainer.watch.verdict import verdict_of
 from support.trained import COLORS, write_teachable_base
 from support.training import make_config
-from trainer.config import Config
-from trainer.config_file import read_config
-from trainer.files.checkpoint_export import export_checkpoint
-from trainer.loop import train
-from trainer.metrics_log import read_records
-from trainer.watch.verdict import verdict_of
 
 RECIPE = Path(__file__).parents[2] / "trainer" / "configs" / "my_20_images.toml"
 SIDE, STEPS = 32, 60

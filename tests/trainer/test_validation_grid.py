@@ -7,17 +7,17 @@ import torch
 from torch import Tensor
 
 from ipadapter_core.errors import BadInputError
+from ipadapter_trainer.batch import Batch
+from ipadapter_trainer.config import AdapterConfig, BaseModelConfig, EncoderConfig, ObjectiveConfig
+from ipadapter_trainer.draws import sample_generator
+from ipadapter_trainer.models.image_encoder import load_image_encoder
+from ipadapter_trainer.models.loading import load_base
+from ipadapter_trainer.models.network import TrainableAdapter, new_adapter
+from ipadapter_trainer.models.processor import install
+from ipadapter_trainer.objective import Condition, Objective
+from ipadapter_trainer.watch.validation import ValidationGrid, build_grid, validate
 from support.encoders import write_folder
 from support.tiny_base import write_base
-from trainer.batch import Batch
-from trainer.config import AdapterConfig, BaseModelConfig, EncoderConfig, ObjectiveConfig
-from trainer.draws import sample_generator
-from trainer.models.image_encoder import load_image_encoder
-from trainer.models.loading import load_base
-from trainer.models.network import TrainableAdapter, new_adapter
-from trainer.models.processor import install
-from trainer.objective import Condition, Objective
-from trainer.watch.validation import ValidationGrid, build_grid, validate
 
 CPU = torch.device("cpu")
 TIMESTEPS = (100, 700)

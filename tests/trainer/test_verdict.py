@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from trainer.watch.verdict import verdict_of
+from ipadapter_trainer.watch.verdict import verdict_of
 
 
 def record(true: float, shuffled: float, error: float, pictures: int) -> dict[str, float]:

@@ -7,12 +7,12 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from ipadapter_core.file.container import read_tensors
+from ipadapter_trainer.loop import train
+from ipadapter_trainer.metrics_log import best_so_far, read_records
+from ipadapter_trainer.state import BEST, BEST_STEP
+from ipadapter_trainer.watch import observe
+from ipadapter_trainer.watch.report import REPORT_FILE
 from support.training import make_config, write_pictures
-from trainer.loop import train
-from trainer.metrics_log import best_so_far, read_records
-from trainer.state import BEST, BEST_STEP
-from trainer.watch import observe
-from trainer.watch.report import REPORT_FILE
 
 
 def test_a_run_can_be_watched(

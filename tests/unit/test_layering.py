@@ -105,6 +105,14 @@ def test_nodes_and_trainer_do_not_know_each_other(package: str, allowed: set[str
     assert found & OURS - {package} <= allowed
 
 
+def test_the_trainer_has_one_name() -> None:
+    """Its folder's, `trainer`, would be a second copy of every module, whose classes are not those of the first."""
+    files = [file for folder in ("bench", "demo", "docs", "tests") for file in sorted((ROOT / folder).rglob("*.py"))]
+    named = {(file, name.partition(".")[0]) for file in files for name in imported_by(file)}
+    assert [file for file, name in named if name == "ipadapter_trainer"]
+    assert [str(file) for file, name in named if name == "trainer"] == []
+
+
 def test_what_watches_a_run_and_what_makes_files_do_not_know_each_other() -> None:
     for folder, other in (("watch", "files"), ("files", "watch")):
         files = sorted((ROOT / "trainer" / folder).rglob("*.py"))

@@ -48,7 +48,7 @@ class Geometry:
 
 
 class Store(Protocol):
-    """Cached entries of one kind; `trainer.cache.store.CacheStore` is one."""
+    """Cached entries of one kind; `ipadapter_trainer.cache.store.CacheStore` is one."""
 
     def get(self, key: str) -> Mapping[str, Tensor]:
         """Raises KeyError if there is no such entry."""
