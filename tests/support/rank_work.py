@@ -39,6 +39,17 @@ def train_sharded(config: Config) -> None:
     assert AcceleratorState().distributed_type is DistributedType.FSDP
 
 
+def train_with_deepspeed(config: Config) -> None:
+    """Train as DeepSpeed ZeRO-2 does on GPUs: gradients and optimiser in parts, accelerate wants GPUs for it."""
+    torch.set_num_threads(1)
+    os.environ |= {"DS_ACCELERATOR": "cpu", "ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_DEEPSPEED_ZERO_STAGE": "2"}
+    PartialState(cpu=True)
+    PartialState._shared_state["distributed_type"] = DistributedType.MULTI_GPU
+    del os.environ["ACCELERATE_USE_CPU"]
+    train(config)
+    assert AcceleratorState().distributed_type is DistributedType.DEEPSPEED
+
+
 def hold(run: Path, held: Path) -> None:
     """Hold a run folder in every process, and note that, or that its message is said."""
     try:

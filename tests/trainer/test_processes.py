@@ -12,7 +12,7 @@ from ipadapter_trainer.config import Config
 from ipadapter_trainer.loop import train
 from ipadapter_trainer.metrics_log import read_records
 from ipadapter_trainer.state import find_checkpoints
-from support.rank_work import train_and_note, train_sharded
+from support.rank_work import train_and_note, train_sharded, train_with_deepspeed
 from support.ranks import run_ranks
 from support.training import make_config, write_pictures
 
@@ -74,6 +74,18 @@ def test_parts_of_the_weights_train_like_the_whole(config: Callable[..., Config]
     """FSDP2: also saved, left and resumed; to the rounding of sums."""
     for steps in (2, 4):
         assert run_ranks(2, train_sharded, config("parts", steps)) == [0, 0]
+    one = config("one", 4, batch_size=2)
+    train(one)
+    given, wanted = weights(config("parts", 4)), weights(one)
+    assert given.keys() == wanted.keys()
+    assert all(torch.allclose(given[name], wanted[name], atol=1e-5) for name in wanted)
+
+
+def test_deepspeed_trains_like_the_whole(config: Callable[..., Config]) -> None:
+    """ZeRO-2 of version 0.19; also saved, left and resumed; to the rounding of sums."""
+    pytest.importorskip("deepspeed", reason="pip install deepspeed")
+    for steps in (2, 4):
+        assert run_ranks(2, train_with_deepspeed, config("parts", steps)) == [0, 0]
     one = config("one", 4, batch_size=2)
     train(one)
     given, wanted = weights(config("parts", 4)), weights(one)
