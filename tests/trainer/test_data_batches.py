@@ -336,7 +336,7 @@ def test_what_the_cache_lacks_is_an_error_but_a_broken_picture_is_skipped(square
 
 
 def test_held_out_pictures_come_once_each_without_chance(square: Path, tmp_path: Path) -> None:
-    options = {"objective": {"drop_text": 0.5, "drop_image": 0.5}, "cache": {"variants": 5}}
+    options = {"objective": {"drop_text": 0.5, "drop_image": 0.5, "drop_both": 0.0}, "cache": {"variants": 5}}
     config = run_config(tmp_path, square, data={**RANDOM, "resolution": 16}, **options)
     records = load_records(config.data)
     found = list(held_out_batches(config, records, GEOMETRY))
