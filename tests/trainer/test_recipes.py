@@ -23,6 +23,14 @@ CONFIGS = Path(__file__).parents[2] / "trainer" / "configs"
 RECIPES = sorted(CONFIGS.glob("*.toml"))
 LAUNCHES = sorted((CONFIGS / "accelerate").glob("*.yaml"))
 POKEMON = [recipe for recipe in RECIPES if recipe.stem.startswith("pokemon_")]
+# By --long alone: each of its parts comes in another recipe.
+LIKE_OTHERS = {
+    "pokemon_sdxl_plus_dinov2",
+    "pokemon_sdxl_plus_dinov2_giant_last_hidden",
+    "pokemon_sdxl_plus_dinov2_large",
+    "sd15_plus",
+    "sdxl_base",
+}
 # What a recipe is about may not be replaced by the tiny world: (section, keys that it may change).
 REPLACED = {
     "base": {"model", "vae", "precision"},
@@ -44,7 +52,10 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> TinyWorld:
     return TinyWorld(tmp_path_factory.mktemp("recipes"))
 
 
-@pytest.mark.parametrize("recipe", RECIPES, ids=lambda recipe: recipe.stem)
+@pytest.mark.parametrize(
+    "recipe",
+    [pytest.param(path, id=path.stem, marks=[pytest.mark.long] * (path.stem in LIKE_OTHERS)) for path in RECIPES],
+)
 def test_recipe_plans_and_takes_two_steps(world: TinyWorld, recipe: Path) -> None:
     asked, config = read_config(recipe), world.config(recipe)
     changed = {

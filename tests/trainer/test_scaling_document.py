@@ -13,6 +13,7 @@ import scaling_table  # noqa: E402
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_tables_are_those_of_the_script() -> None:
     text = scaling_table.DOCUMENT.read_text(encoding="utf-8")
     made = scaling_table.tables(scaling_table.measure())

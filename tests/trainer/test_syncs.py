@@ -64,7 +64,7 @@ class _Methods(TorchFunctionMode):
 @pytest.fixture
 def read(
     tmp_path: Path,
-    base_folder: Callable[..., Path],
+    small_base_folder: Callable[..., Path],
     encoder_folder: Callable[[str], Path],
     monkeypatch: pytest.MonkeyPatch,
 ) -> Callable[..., int]:
@@ -85,7 +85,7 @@ def read(
             monkeypatch.setattr(Run, "batches", batches)
             train(
                 make_config(
-                    base_folder(layout),
+                    small_base_folder(layout),
                     encoder_folder("clip"),
                     pictures,
                     tmp_path / f"{layout} {steps} {log_every}",

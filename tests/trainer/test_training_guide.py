@@ -68,14 +68,14 @@ def as_written() -> dict[str, Any]:
 @pytest.fixture
 def place(
     tmp_path: Path,
-    base_folder: Callable[..., Path],
+    small_base_folder: Callable[..., Path],
     encoder_folder: Callable[..., Path],
     monkeypatch: pytest.MonkeyPatch,
 ) -> Path:
     """A folder with everything where the guide says it is, but small."""
     monkeypatch.chdir(tmp_path)
     Path("models").mkdir()
-    Path("models/sd15").symlink_to(base_folder())
+    Path("models/sd15").symlink_to(small_base_folder())
     Path("models/encoder").symlink_to(encoder_folder())
     write_pictures(Path("pictures"), 8)
     Path("pictures/0.png").rename("pictures/cat.jpg")
