@@ -4,7 +4,7 @@ import difflib
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
-from ..config import DataConfig
+from ..config import DataSetConfig
 from .records import DataError
 
 IMAGE_COLUMNS = (
@@ -29,7 +29,7 @@ class Columns:
     group: str | None
 
 
-def find_columns(names: Collection[str], data: DataConfig, source: str) -> Columns:
+def find_columns(names: Collection[str], data: DataSetConfig, source: str) -> Columns:
     """Choose columns by the config, or else by their names.
 
     Args:
@@ -77,7 +77,7 @@ def captions_in(value: object) -> tuple[str, ...]:
     return tuple(texts) if isinstance(texts, list) and all(isinstance(text, str) for text in texts) else ()
 
 
-def no_caption(where: str, data: DataConfig, columns: str) -> DataError:
+def no_caption(where: str, data: DataSetConfig, columns: str) -> DataError:
     """A sample has no caption, and `data.caption` does not stand in."""
     return DataError(
         f"{where} has no caption",

@@ -8,7 +8,7 @@ from typing import Any, BinaryIO
 
 from ipadapter_core.errors import IPAdapterError
 
-from ..config import DataConfig
+from ..config import DataSetConfig
 from .columns import Columns, captions_in, find_columns, listed, nearest, no_caption
 from .pictures import BrokenPictureError, FilePicture, Picture
 from .records import DataError, Record, Records
@@ -30,7 +30,7 @@ def may_be_hub_name(path: str) -> bool:
     return _HUB_NAME.fullmatch(path) is not None
 
 
-def load_hub(data: DataConfig) -> Records:
+def load_hub(data: DataSetConfig) -> Records:
     """Open a dataset without reading its pictures.
 
     Raises:
@@ -74,7 +74,7 @@ class HubPicture:
 
 
 class _HubRows:
-    def __init__(self, table: Any, columns: Columns, data: DataConfig) -> None:
+    def __init__(self, table: Any, columns: Columns, data: DataSetConfig) -> None:
         from datasets import Image
 
         self._data = data
@@ -138,7 +138,7 @@ class _HubRows:
         return picture
 
 
-def _open(data: DataConfig) -> Any:
+def _open(data: DataSetConfig) -> Any:
     """The split as a datasets.Dataset."""
     from datasets import load_dataset, load_from_disk
     from datasets.exceptions import DatasetsError
@@ -222,7 +222,7 @@ def _named_files(card: Path) -> list[str]:
     return texts
 
 
-def _split(found: Any, data: DataConfig) -> Any:
+def _split(found: Any, data: DataSetConfig) -> Any:
     if data.split not in found:
         raise DataError(
             f'data.split = "{data.split}", which {data.path} does not have',

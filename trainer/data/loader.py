@@ -168,11 +168,11 @@ class _StreamBatches(IterableDataset[Batch | _Failure]):
         reader = Reader(
             self.shards,
             ShardCounts(self.counts, recipe),
+            data,
             config.train.seed,
             number=self.world.rank * self.workers + turn,
             total=self.world.size * self.workers,
             batch_size=config.train.batch_size,
-            shuffle_buffer=data.shuffle_buffer,
         )
         start = -(-(self.first - turn) // self.workers)
         batches = reader.batches(start)

@@ -12,7 +12,7 @@ from typing import BinaryIO, cast
 from urllib.parse import urlsplit
 from urllib.request import url2pathname
 
-from ..config import DataConfig
+from ..config import DataSetConfig
 from .folders import is_left_by_a_program
 from .records import DataError
 
@@ -33,7 +33,7 @@ def names_shards(path: str) -> bool:
     return _scheme(path) is not None or "::" in path or ("{" in path and "}" in path) or glob.has_magic(path)
 
 
-def find_shards(data: DataConfig) -> tuple[str, ...]:
+def find_shards(data: DataSetConfig) -> tuple[str, ...]:
     """Names of the shards that `data.path` means.
 
     Raises:
@@ -66,7 +66,7 @@ def open_shard(shard: str) -> BinaryIO:
     return cast(BinaryIO, gopen(str(shard)))
 
 
-def _expand(part: str, data: DataConfig) -> list[str]:
+def _expand(part: str, data: DataSetConfig) -> list[str]:
     from webdataset.shardlists import envsubst
 
     part = envsubst(part)

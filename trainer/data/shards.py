@@ -9,7 +9,7 @@ from functools import cached_property
 from typing import Any
 
 from ..batch import Skipped
-from ..config import DataConfig
+from ..config import DataSetConfig
 from .columns import CAPTION_COLUMNS, IMAGE_COLUMNS, captions_in, listed, nearest, no_caption
 from .pictures import SUFFIXES, BrokenPictureError, BytesPicture, Picture, upright_size
 from .records import DataError, Record, Records, RowList
@@ -30,7 +30,7 @@ class Shards:
     """
 
     urls: tuple[str, ...]
-    data: DataConfig
+    data: DataSetConfig
     held_out: frozenset[str] = frozenset()
 
     def read(self, urls: Sequence[str] | None = None) -> Iterator[Record | Skipped]:
@@ -113,7 +113,7 @@ class Shards:
         return captions
 
 
-def open_shards(data: DataConfig) -> Shards:
+def open_shards(data: DataSetConfig) -> Shards:
     """Find the shards and look at the first sample.
 
     Raises:

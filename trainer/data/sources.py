@@ -27,17 +27,18 @@ def open_source(data: DataConfig) -> Source:
         DataError: it does not exist, or is not what the config says: file, row and column are named.
     """
     if not data.more:
-        return _OPENERS[data.format if data.format != "auto" else _recognise(data.path)](data)
+        return _open(data)
     names: Counter[str] = Counter()
     parts = []
     for one in data.sets:
         name = Path(one.path).name
         names[name] += 1
-        # what a set does not say has its default, not what [data] says of its own
-        read = {key: getattr(one, key) for key in DataSetConfig.model_fields}
-        alone = data.model_copy(update={**read, "more": ()})
-        parts.append((name if names[name] == 1 else f"{name}#{names[name]}", load_records(alone)))
+        parts.append((name if names[name] == 1 else f"{name}#{names[name]}", _with_numbers(_open(one), one.path)))
     return join(parts)
+
+
+def _open(data: DataSetConfig) -> Source:
+    return _OPENERS[data.format if data.format != "auto" else _recognise(data.path)](data)
 
 
 def open_sources(config: Config, *, holds_out: bool = False) -> tuple[Source, Records]:
@@ -60,7 +61,8 @@ def _open_sources(config: Config, *, holds_out: bool) -> tuple[Source, Records]:
         return source, Records(RowList())
     if validation.path is None:
         return _hold_out(source, validation.images, config.train.seed)
-    kept = open_source(config.data.model_copy(update={"path": validation.path, "format": "auto", "more": ()}))
+    as_data = {name: getattr(config.data, name) for name in DataSetConfig.model_fields}
+    kept = _open(DataSetConfig(**{**as_data, "path": validation.path, "format": "auto"}))
     if isinstance(kept, Records) and len(kept) <= validation.images:
         return source, kept
     return source, _hold_out(kept, validation.images, config.train.seed)[1]
@@ -72,10 +74,13 @@ def load_records(data: DataConfig) -> Records:
     Raises:
         DataError: as there, or the data set is a stream.
     """
-    source = open_source(data)
+    return _with_numbers(open_source(data), data.path)
+
+
+def _with_numbers(source: Source, path: str) -> Records:
     if isinstance(source, Shards):
         raise DataError(
-            f"{data.path} is streamed, and its samples have no numbers",
+            f"{path} is streamed, and its samples have no numbers",
             expected="a folder, a list file or a Hugging Face dataset here",
             action="name such a data set, or unpack the shards into a folder",
         )
@@ -86,11 +91,11 @@ def _hold_out(source: Source, images: int, seed: int) -> tuple[Source, Records]:
     return source.hold_out(images) if isinstance(source, Shards) else split_validation(source, images, seed)
 
 
-def _list(list_format: str) -> Callable[[DataConfig], Records]:
+def _list(list_format: str) -> Callable[[DataSetConfig], Records]:
     return lambda data: load_list(data, Path(data.path), list_format)
 
 
-_OPENERS: dict[str, Callable[[DataConfig], Source]] = {
+_OPENERS: dict[str, Callable[[DataSetConfig], Source]] = {
     "folder": load_folder,
     "json": _list("json"),
     "jsonl": _list("jsonl"),

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from itertools import chain, count, cycle, islice
 
 from ..batch import Skipped
+from ..config import DataConfig
 from .buckets import bucket_sizes, nearest_bucket
 from .pictures import Size, upright_size
 from .records import DataError, Record
@@ -34,18 +35,18 @@ class Reader:
     size that fills no batch waits for the next epochs (see `_settled`).
 
     Attributes:
+        data: sizes of pictures, and among how many samples the next one is chosen.
         number, total: which one, of how many.
         batch_size: of its batches.
-        shuffle_buffer: samples among which the next one is chosen.
     """
 
     shards: Shards
     counts: ShardCounts
+    data: DataConfig
     seed: int
     number: int
     total: int
     batch_size: int
-    shuffle_buffer: int
 
     def batches(self, start: int) -> Iterator[tuple[RawBatch, Iterator[Candidate]]]:
         """Batches from number `start` on, each with the candidates that may stand in for its broken pictures.
@@ -107,7 +108,7 @@ class Reader:
             total = saved.get(bucket, chance.randrange(self.batch_size)) + number
             after[bucket] = total % self.batch_size
             is_due = total // self.batch_size > number // self.batch_size
-            if is_due if self.shards.data.buckets else number % self.batch_size:
+            if is_due if self.data.buckets else number % self.batch_size:
                 filled.add(bucket)
         return after, frozenset(filled)
 
@@ -152,12 +153,12 @@ class Reader:
         import webdataset
 
         chooser = random.Random(f"{self.seed}/{epoch}/{self.number}")
-        shuffle = webdataset.shuffle(self.shuffle_buffer, initial=self.shuffle_buffer, rng=chooser)
+        held = self.data.shuffle_buffer
+        shuffle = webdataset.shuffle(held, initial=held, rng=chooser)
         yield from shuffle(self._read(epoch))
 
     def _read(self, epoch: int) -> Iterator[tuple[Size, Record | Skipped]]:
-        data = self.shards.data
-        sizes = [bucket_sizes(data, side) for side in data.resolutions]
+        sizes = [bucket_sizes(self.data, side) for side in self.data.resolutions]
         for url in self._urls(epoch):
             counts: Counter[Size] = Counter()
             for item in self.shards.read([url]):

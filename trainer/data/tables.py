@@ -6,7 +6,7 @@ from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path, PurePath
 
-from ..config import DataConfig
+from ..config import DataSetConfig
 from .columns import Columns, captions_in, find_columns, no_caption
 from .folders import CAPTION_SUFFIXES, contents
 from .pictures import SUFFIXES, FilePicture, NoPicture, Picture
@@ -19,7 +19,7 @@ METADATA_FILES = {"metadata.jsonl": "jsonl", "metadata.csv": "csv"}
 """Lists that Hugging Face's imagefolder keeps inside the folder."""
 
 
-def load_folder(data: DataConfig) -> Records:
+def load_folder(data: DataSetConfig) -> Records:
     """Pictures of a folder and its sub-folders, each with its caption beside it; the sub-folder is the group.
 
     Raises:
@@ -51,7 +51,7 @@ def load_folder(data: DataConfig) -> Records:
     return Records(rows, [row.group for row in rows] if data.reference == "group" else None)
 
 
-def load_list(data: DataConfig, path: Path, list_format: str) -> Records:
+def load_list(data: DataSetConfig, path: Path, list_format: str) -> Records:
     """Rows of a json, jsonl or csv file. Pictures that are missing are found out when they are read.
 
     Raises:
@@ -81,7 +81,7 @@ class _Place:
     references: "_References"
 
 
-def _record(row: Row, key: str, columns: Columns, place: _Place, data: DataConfig) -> Record:
+def _record(row: Row, key: str, columns: Columns, place: _Place, data: DataSetConfig) -> Record:
     def picture(column: str) -> FilePicture:
         return FilePicture(place.root / row.text(column, place.path))
 
@@ -104,7 +104,7 @@ def _record(row: Row, key: str, columns: Columns, place: _Place, data: DataConfi
 class _References:
     """References under the same name in another folder; the suffix may differ."""
 
-    def __init__(self, data: DataConfig) -> None:
+    def __init__(self, data: DataSetConfig) -> None:
         self._folder = Path(data.reference_folder) if data.reference_folder else None
         self._paths: dict[str, Path] = {}
         if self._folder is None:
@@ -134,7 +134,7 @@ class _References:
         )
 
 
-def _refuse_columns(data: DataConfig) -> None:
+def _refuse_columns(data: DataSetConfig) -> None:
     named = [name for name in type(data).model_fields if name.endswith("_column") and getattr(data, name) is not None]
     if named:
         raise DataError(
@@ -144,7 +144,7 @@ def _refuse_columns(data: DataConfig) -> None:
         )
 
 
-def _caption_beside(path: Path, data: DataConfig) -> str:
+def _caption_beside(path: Path, data: DataSetConfig) -> str:
     for suffix in CAPTION_SUFFIXES:
         file = path.with_suffix(suffix)
         if file.is_file():
