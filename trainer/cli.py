@@ -20,6 +20,7 @@ from .commands.new import new
 from .commands.plan import plan
 from .commands.sample import sample
 from .commands.train import train
+from .once import is_first_to_say
 
 app = typer.Typer(
     name="ipadapter",
@@ -59,5 +60,6 @@ def main() -> None:
     try:
         app()
     except IPAdapterError as error:
-        typer.echo(f"error: {error}", err=True)
+        if is_first_to_say(str(error)):
+            typer.echo(f"error: {error}", err=True)
         sys.exit(1)

@@ -195,3 +195,15 @@ def test_a_terminal_that_lacks_letters_gets_all_it_can_show(
     terminal.flush()
     shown = terminal.buffer.getvalue().decode(encoding)
     assert ("日本 → é" if encoding == "utf-8" else r"\u65e5\u672c \u2192") in shown
+
+
+def test_processes_of_a_launch_say_a_mistake_once(tmp_path: Path) -> None:
+    missing = tmp_path / "missing.toml"
+    launcher = ["-m", "torch.distributed.run", "--nproc_per_node", "2", "-m", "ipadapter_trainer", "plan", str(missing)]
+    for _ in range(2):  # the same mistake of a later launch is said again
+        result = subprocess.run(
+            [sys.executable, *launcher], cwd=ROOT, capture_output=True, text=True, timeout=120, check=False
+        )
+        assert result.returncode != 0
+        assert result.stderr.count("error: ") == 1
+        assert "missing.toml" in result.stderr
