@@ -204,6 +204,15 @@ class CacheConfig(Section):
     """Type of what is stored."""
     shard_size: Positive = 512
     """Entries per file."""
+    parts: tuple[Literal["latents", "text", "features"], ...] = ("latents", "text", "features")
+    """What is kept; what is not is encoded each step: without features a reference is changed anew each time."""
+
+    @field_validator("parts")
+    @classmethod
+    def _something_is_kept(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if not value:
+            raise ValueError("cache.parts is empty: to keep nothing, remove cache.path")
+        return value
 
 
 class ObjectiveConfig(Section):
