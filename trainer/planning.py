@@ -73,6 +73,7 @@ def make_plan(config: Config) -> Plan:
 
 def _trained(run: Run) -> dict[str, object]:
     spec = run.network.spec
+    others = ", the others frozen" if run.network.frozen_sites else ""
     return {
         "adapter": spec.family,
         "tokens": spec.num_tokens,
@@ -80,7 +81,7 @@ def _trained(run: Run) -> dict[str, object]:
         "reads": f"{spec.feature.value}{'' if spec.feature.value == 'image_embeds' else f' of layer {spec.layer}'}",
         "negative": spec.negative.value,
         "prediction_type": run.base.schedule.config.prediction_type,
-        "sites": f"{len(run.network.trained_sites)} of {spec.num_sites} ({run.config.adapter.blocks})",
+        "sites": f"{len(run.network.trained_sites)} of {spec.num_sites} ({run.config.adapter.blocks}){others}",
         "parameters": sum(parameter.numel() for parameter in run.network.trained_parameters()),
         "frozen_parameters": sum(parameter.numel() for parameter in run.base.unet.parameters()),
     }
