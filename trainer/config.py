@@ -66,16 +66,24 @@ class AdapterConfig(Section):
     init: Literal["text", "random"] = "text"
     """What the image K/V projections start from: the model's own text projections, or noise."""
     blocks: str = "all"
-    """Layer preset that is trained, such as style or composition; the other layers take no image at all."""
+    """Layer preset that is trained, such as style or composition."""
     negative: Literal["auto", "zero_features", "zero_pixels"] = "auto"
     """What a dropped image is, recorded in the file; auto: zero_features for base, zero_pixels for plus and full."""
     pretrained: str | None = None
     """Adapter file to start from; it must be of the kind and size described here."""
+    other_blocks: Literal["zero", "frozen"] = "zero"
+    """The layers that blocks leaves out. zero: they take no image; frozen: they act as in pretrained, untrained."""
 
     @model_validator(mode="after")
     def _tokens_fit_kind(self) -> "AdapterConfig":
         if self.kind == "full" and self.tokens is not None:
             raise ValueError("adapter.tokens has no meaning for kind 'full': it gives one token per image feature")
+        return self
+
+    @model_validator(mode="after")
+    def _frozen_layers_come_from_a_file(self) -> "AdapterConfig":
+        if self.other_blocks == "frozen" and self.pretrained is None:
+            raise ValueError('adapter.other_blocks = "frozen" needs adapter.pretrained, the file that has these layers')
         return self
 
 
@@ -204,6 +212,15 @@ class CacheConfig(Section):
     """Type of what is stored."""
     shard_size: Positive = 512
     """Entries per file."""
+    parts: tuple[Literal["latents", "text", "features"], ...] = ("latents", "text", "features")
+    """What is kept; what is not is encoded each step: without features a reference is changed anew each time."""
+
+    @field_validator("parts")
+    @classmethod
+    def _something_is_kept(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if not value:
+            raise ValueError("cache.parts is empty: to keep nothing, remove cache.path")
+        return value
 
 
 class ObjectiveConfig(Section):

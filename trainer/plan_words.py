@@ -44,7 +44,10 @@ def _trained(trained: Mapping[str, Any]) -> str:
 
 def _time(plan: Mapping[str, Any]) -> str:
     measured, data = plan["measured"], plan["data"]
+    encoded = measured["encoded"] if measured["is_cached"] else ()
     encoding = "from the cache" if measured["is_cached"] else "encoding included"
+    if encoded:
+        encoding += f", {' and '.join(encoded)} encoded in each step"
     return (
         f"about {duration(measured['hours'] * 3600)} for {data['steps']:,} steps of {data['samples_per_step']} pictures "
         f"({measured['images_per_second']:.1f} pictures a second on {measured['device']}, {encoding}; validation and "

@@ -39,7 +39,8 @@ class Plan:
     """Counts, bytes and measurements, as `to_json` names them.
 
     Attributes:
-        measured: of steps with this batch size on this machine; `is_cached` says whether encoding was part of them.
+        measured: of steps with this batch size on this machine; `is_cached` says whether what `cache.parts` names was
+            read, `encoded` what was encoded in each step.
     """
 
     trained: dict[str, object]
@@ -60,18 +61,19 @@ def make_plan(config: Config) -> Plan:
     """
     with TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         run = open_run(config, lacking="encode", lists=Path(folder))  # a plan may well come before the cache is filled
-        is_cached = run.stores.latents is not None
+        encoded = list(run.stores.encoded)
         batches = run.batches(0)
         cache = _cache(run)  # while the encoders are there
-        if is_cached:
-            run.release_encoders()
-        memory, flops = _count(run, next(batches), is_cached=is_cached)
-        measured = {"is_cached": is_cached, **_measure(run, batches), **flops}
+        run.release_encoders()
+        memory, flops = _count(run, next(batches))
+        is_cached = not set(encoded).intersection(config.cache.parts)
+        measured = {"is_cached": is_cached, "encoded": encoded, **_measure(run, batches), **flops}
         return Plan(_trained(run), _data(run), memory, measured, cache)
 
 
 def _trained(run: Run) -> dict[str, object]:
     spec = run.network.spec
+    others = ", the others frozen" if run.network.frozen_sites else ""
     return {
         "adapter": spec.family,
         "tokens": spec.num_tokens,
@@ -79,7 +81,7 @@ def _trained(run: Run) -> dict[str, object]:
         "reads": f"{spec.feature.value}{'' if spec.feature.value == 'image_embeds' else f' of layer {spec.layer}'}",
         "negative": spec.negative.value,
         "prediction_type": run.base.schedule.config.prediction_type,
-        "sites": f"{len(run.network.trained_sites)} of {spec.num_sites} ({run.config.adapter.blocks})",
+        "sites": f"{len(run.network.trained_sites)} of {spec.num_sites} ({run.config.adapter.blocks}){others}",
         "parameters": sum(parameter.numel() for parameter in run.network.trained_parameters()),
         "frozen_parameters": sum(parameter.numel() for parameter in run.base.unet.parameters()),
     }
@@ -100,7 +102,7 @@ def _data(run: Run) -> dict[str, object]:
     return data | {"held_out": len(run.held_out)}
 
 
-def _count(run: Run, batch: Batch, *, is_cached: bool) -> tuple[dict[str, int], dict[str, int]]:
+def _count(run: Run, batch: Batch) -> tuple[dict[str, int], dict[str, int]]:
     """Bytes on the device at the end of a forward, when most is held (buffers of single operations come on top), and
     floating-point operations of an image, two for each multiplication and addition."""
     with _saved_for_backward(run) as saved, flop_counter() as forward:
@@ -110,10 +112,9 @@ def _count(run: Run, batch: Batch, *, is_cached: bool) -> tuple[dict[str, int], 
     run.optimizer.step()
     run.optimizer.zero_grad(set_to_none=True)
     trained = sum(parameter.nbytes for parameter in run.network.trained_parameters())
-    encoders = [] if is_cached else [run.base.vae, run.encoder.vision.model, *(text.model for text in run.base.texts)]
     memory = {
         "frozen_model": _bytes(run.base.unet),
-        "frozen_encoders": sum(map(_bytes, encoders)),
+        "frozen_encoders": sum(map(_bytes, _encoders(run))),
         "adapter": _bytes(run.network),
         "gradients": trained,
         "optimizer": sum(x.nbytes for x in _tensors(run.optimizer.state_dict())),
@@ -123,6 +124,17 @@ def _count(run: Run, batch: Batch, *, is_cached: bool) -> tuple[dict[str, int], 
     images = len(batch.positions)
     flops = {"forward": forward.get_total_flops() // images, "backward": backward.get_total_flops() // images}
     return memory | {"total": sum(memory.values())}, {f"flops_{name}": count for name, count in flops.items()}
+
+
+def _encoders(run: Run) -> Iterator[nn.Module]:
+    """Those of what is encoded in each step."""
+    encoded = run.stores.encoded
+    if "latents" in encoded:
+        yield run.base.vae
+    if "text" in encoded:
+        yield from (text.model for text in run.base.texts)
+    if "features" in encoded:
+        yield run.encoder.vision.model
 
 
 def flop_counter() -> FlopCounterMode:

@@ -68,7 +68,8 @@ def config(
         write_judge(tmp_path / "judge")
         models = {"base": {"precision": precision}, "encoder": {"precision": precision}}
         whole = {"validation": WATCHED | {"clip_model": str(tmp_path / "judge")}, **models, **changes}
-        whole["cache"] = {"path": str(tmp_path / "cache"), "precision": "fp32"} if is_cached else {}
+        kept = {"path": str(tmp_path / "cache"), "precision": "fp32", **changes.get("cache", {})}
+        whole["cache"] = kept if is_cached else {}
         whole["train"] = {"steps": 2, "log_every": 1, "batch_size": 2, "trackers": [], **changes.get("train", {})}
         pictures = write_pictures(tmp_path / "pictures", 4)
         return make_config(small_base_folder(layout), encoder_folder("clip"), pictures, tmp_path / "run", **whole)
@@ -129,6 +130,11 @@ def test_a_whole_run(config: Callable[..., Config], cuda: torch.device, name: st
     export_checkpoint(one.run, None)
     if is_cached and layout == "sd15":  # what it does is the same everywhere
         evaluate(one, one.run / "adapter.safetensors", one.run, images=1)
+
+
+def test_a_run_with_a_part_of_a_cache(config: Callable[..., Config], cuda: torch.device) -> None:
+    part = config("sdxl", "bf16", is_cached=True, cache={"parts": ["latents"]}, train={"steps": 1})
+    assert finished(train(part))
 
 
 def test_a_mac_which_has_no_float64(config: Callable[..., Config]) -> None:

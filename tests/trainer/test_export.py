@@ -68,6 +68,7 @@ def test_metadata_says_everything_about_a_run(tmp_path: Path) -> None:
         "base_model": "tiny-base",
         "prediction_type": "v_prediction",
         "trained_blocks": "style",
+        "other_blocks": "zero",
     }
     assert read_preprocess(metadata) == CLIP
     assert json.loads(metadata["ipadapter.portability"])["label"] == EVERYWHERE

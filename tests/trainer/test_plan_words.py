@@ -28,7 +28,8 @@ PLAN: dict[str, dict[str, Any]] = {
         "optimizer": 400_000_000, "moving_average": 0, "activations": 5_000_000_000, "total": 7_500_000_000,
     },
     "measured": {
-        "is_cached": True, "device": "cuda:0", "images_per_second": 1.0, "hours": 2 / 3, "peak_bytes": 9_100_000_000,
+        "is_cached": True, "encoded": [], "device": "cuda:0", "images_per_second": 1.0, "hours": 2 / 3,
+        "peak_bytes": 9_100_000_000,
     },
     "cache": {"latents_bytes": 1, "features_bytes": 2, "text_bytes": 3, "total_bytes": 45_300_000},
 }  # fmt: skip
@@ -52,6 +53,15 @@ def test_says_how_long_how_much_and_how_often() -> None:
 def test_says_how_often_pictures_of_several_sets_are_seen() -> None:
     said = plan_in_words(changed("data", times_seen=[36.0, 9.0]), config(), memory=None, file="my.toml")
     assert said["pictures"] == "30, each seen 9 times to 36 times, by data set; 5 more are held out"
+
+
+def test_says_what_is_encoded_though_there_is_a_cache() -> None:
+    said = [
+        str(plan_in_words(changed("measured", encoded=encoded), config(), memory=None, file="my.toml")["time"])
+        for encoded in ([], ["features"])
+    ]
+    assert "on cuda:0, from the cache;" in said[0]
+    assert "on cuda:0, from the cache, features encoded in each step;" in said[1]
 
 
 def changed(section: str, **values: object) -> dict[str, dict[str, Any]]:

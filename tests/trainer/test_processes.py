@@ -11,7 +11,7 @@ from ipadapter_core.file.container import read_tensors
 from ipadapter_trainer.config import Config
 from ipadapter_trainer.loop import train
 from ipadapter_trainer.metrics_log import read_records
-from ipadapter_trainer.state import find_checkpoints
+from ipadapter_trainer.state import ADAPTER, find_checkpoints
 from support.rank_work import train_and_note, train_sharded, train_with_deepspeed
 from support.ranks import run_ranks
 from support.training import make_config, write_pictures
@@ -71,7 +71,7 @@ def test_two_processes_go_on_as_if_nothing_had_been(config: Callable[..., Config
 
 
 def test_parts_of_the_weights_train_like_the_whole(config: Callable[..., Config]) -> None:
-    """FSDP2: also saved, left and resumed; to the rounding of sums."""
+    """FSDP2: also saved, left and resumed; to the rounding of sums. Then again with layers of it that are frozen."""
     for steps in (2, 4):
         assert run_ranks(2, train_sharded, config("parts", steps)) == [0, 0]
     one = config("one", 4, batch_size=2)
@@ -79,6 +79,16 @@ def test_parts_of_the_weights_train_like_the_whole(config: Callable[..., Config]
     given, wanted = weights(config("parts", 4)), weights(one)
     assert given.keys() == wanted.keys()
     assert all(torch.allclose(given[name], wanted[name], atol=1e-5) for name in wanted)
+    start = find_checkpoints(one.run)[-1] / ADAPTER
+    frozen = {"adapter": {"pretrained": str(start), "blocks": "composition", "other_blocks": "frozen"}}
+    assert run_ranks(2, train_sharded, config("frozen", 1, **frozen)) == [0, 0]
+    again = config("again", 1, batch_size=2, **frozen)
+    train(again)
+    before, given, wanted = read_tensors(start).tensors, weights(config("frozen", 1)), weights(again)
+    assert all(torch.allclose(given[name], wanted[name], atol=1e-5) for name in wanted)
+    unchanged = {name for name in before if torch.equal(before[name], given[f"{ADAPTER}/{name}"])}
+    assert unchanged == {name for name in before if torch.equal(before[name], wanted[f"{ADAPTER}/{name}"])}
+    assert 0 < len(unchanged) < len(before)
 
 
 def test_deepspeed_trains_like_the_whole(config: Callable[..., Config]) -> None:

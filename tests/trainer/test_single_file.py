@@ -80,6 +80,9 @@ def test_parts_that_are_not_asked_for_are_not_there(single_file: Callable) -> No
     unet = load(path, "unet", config=str(folder))
     assert unet.vae is unet.pipeline.text_encoder is unet.pipeline.text_encoder_2 is None
     assert unet.is_sdxl
+    for model, config in ((path, str(folder)), (folder, None)):  # a cache of features alone needs nothing of it
+        nothing = load_base(BaseModelConfig(model=str(model), config=config), CPU, only=frozenset())
+        assert nothing.unet is nothing.vae is nothing.pipeline.text_encoder is nothing.pipeline.text_encoder_2 is None
 
 
 @pytest.mark.parametrize("form", ["file", "folder"])

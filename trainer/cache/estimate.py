@@ -12,7 +12,7 @@ _NAME_BYTES = 130  # of a tensor's name, shape and place in a shard's header
 def estimate_bytes(
     config: Config, base: Base, encoder: ImageEncoder, *, pictures: int, references: int, captions: int
 ) -> dict[str, int]:
-    """Bytes by kind and in "total", from the shapes that the models give for one picture and one text.
+    """Bytes by kind in `cache.parts` and in "total", from the shapes that the models give for one picture and one text.
 
     Args:
         pictures, references, captions: how many different ones the data set has.
@@ -28,4 +28,5 @@ def estimate_bytes(
         "features": references * variants * (features.numel() * item + _NAME_BYTES),
         "text": (captions + 1) * ((text.numel() + (0 if pooled is None else pooled.numel())) * item + 2 * _NAME_BYTES),
     }
-    return nbytes | {"total": sum(nbytes.values())}
+    kept = {kind: count for kind, count in nbytes.items() if kind in config.cache.parts}
+    return kept | {"total": sum(kept.values())}

@@ -27,7 +27,7 @@ class FillReport:
     """What `fill` did.
 
     Attributes:
-        shares: by kind (text, latents, features).
+        shares: by kind (text, latents, features), of those in `cache.parts`.
         nbytes: of each kind on the disk afterwards, the work of other processes included.
         skipped: pictures that cannot be used.
     """
@@ -56,7 +56,7 @@ def fill(
     """Fill the cache for some data, together with whichever other processes do so.
 
     Args:
-        base: with autoencoder and text encoders.
+        base: with autoencoder and text encoders, as far as `cache.parts` needs them.
         sources: the data, and that of validation.
         batch_size: pictures or captions encoded at once.
         progress: show a bar for each kind.
@@ -90,12 +90,14 @@ def fill(
             bar.total = bar.n  # what occurs twice, or is broken early, was counted in
             return done
 
+    shares = {}
     try:
-        shares = {
-            "text": share(stores.text, work.text_blocks(), work.make_text, total),
-            "latents": share(stores.latents, work.latent_blocks(), work.make_latents, latents),
-            "features": share(stores.features, work.feature_blocks(), work.make_features, entries),
-        }
+        if stores.text is not None:
+            shares["text"] = share(stores.text, work.text_blocks(), work.make_text, total)
+        if stores.latents is not None:
+            shares["latents"] = share(stores.latents, work.latent_blocks(), work.make_latents, latents)
+        if stores.features is not None:
+            shares["features"] = share(stores.features, work.feature_blocks(), work.make_features, entries)
     finally:
         work.close()
     nbytes = {store.kind: store.nbytes for store in stores.all}

@@ -24,6 +24,8 @@ _CHECKED = 10_000  # records, spread evenly: looking at all of a large data set 
 class Stores(SampleStores):
     """Entries of one config. Small when pickled, and safe in forked data workers.
 
+    What is not in `cache.parts` is None; the others do not depend on it, so that one cache serves every choice.
+
     Attributes:
         latents: {"mean", "std" (C, h, w), "sizes" (6,)} under `latents_key` of the target.
         features: {"features" (E,) or (S, E)} under `entry_key` of the reference.
@@ -34,28 +36,35 @@ class Stores(SampleStores):
         data: the sizes they are at.
     """
 
-    latents: CacheStore
-    features: CacheStore
-    text: CacheStore
+    latents: CacheStore | None
+    features: CacheStore | None
+    text: CacheStore | None
     digests: DigestMemo
     folder: Path
     variants: int
     data: DataConfig
 
     @property
-    def all(self) -> tuple[CacheStore, CacheStore, CacheStore]:
-        return self.text, self.latents, self.features
+    def all(self) -> tuple[CacheStore, ...]:
+        """Those of `cache.parts`."""
+        return tuple(store for store in (self.text, self.latents, self.features) if store is not None)
 
     def has(self, record: Record) -> bool:
         """Whether all entries of a record are there. Raises BrokenPictureError if a picture is not."""
-        target, reference = self.digests.digest(record.image), self.digests.digest(record.reference)
-        variants = range(self.variants)
-        sizes = cached_sizes(record.image, self.data)
-        return (
-            all(caption_digest(caption) in self.text for caption in record.captions)
-            and all(latents_key(target, number, size) in self.latents for number in variants for size in sizes)
-            and all(entry_key(reference, number) in self.features for number in variants)
-        )
+        return all(key in store for store, keys in self._wanted(record) for key in keys)
+
+    def _wanted(self, record: Record) -> list[tuple[CacheStore, list[str]]]:
+        """The keys that each store should have of a record; pictures are looked at for what is made of them alone."""
+        wanted, variants = [], range(self.variants)
+        if self.text is not None:
+            wanted.append((self.text, [caption_digest(caption) for caption in record.captions]))
+        if self.latents is not None:
+            target, sizes = self.digests.digest(record.image), cached_sizes(record.image, self.data)
+            wanted.append((self.latents, [latents_key(target, number, size) for number in variants for size in sizes]))
+        if self.features is not None:
+            reference = self.digests.digest(record.reference)
+            wanted.append((self.features, [entry_key(reference, number) for number in variants]))
+        return wanted
 
     def require(self, records: Sequence[Record]) -> None:
         """Check that records have their entries; of many, an even choice is looked at.
@@ -90,11 +99,11 @@ def open_stores(config: Config, base: Base, encoder: ImageEncoder) -> Stores:
     Raises:
         CacheError: `cache.path` is not set.
     """
-    folder = check_path(config)
+    folder, parts = check_path(config), config.cache.parts
     return Stores(
-        latents=CacheStore(folder, "latents", latents_recipe(config, base)),
-        features=CacheStore(folder, "features", features_recipe(config, encoder)),
-        text=CacheStore(folder, "text", text_recipe(config, base)),
+        latents=CacheStore(folder, "latents", latents_recipe(config, base)) if "latents" in parts else None,
+        features=CacheStore(folder, "features", features_recipe(config, encoder)) if "features" in parts else None,
+        text=CacheStore(folder, "text", text_recipe(config, base)) if "text" in parts else None,
         digests=DigestMemo(folder / DIGESTS),
         folder=folder,
         variants=config.cache.variants,

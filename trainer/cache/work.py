@@ -104,6 +104,7 @@ class Work:
         # a pool of its own, so that the next block's digests do not stand before this block's pictures
         self._digest_pool = ThreadPoolExecutor(_DIGEST_THREADS)
         self._digests = _ThreadedDigests(stores.digests.path)
+        self._are_counted = False  # the records, by the skips: once, whichever pictures are read first
 
     def close(self) -> None:
         """Write the digests and end the threads."""
@@ -118,12 +119,14 @@ class Work:
         yield from self._blocks((caption_digest(caption), caption) for caption in _first("", captions))
 
     def latent_blocks(self) -> Iterator[Block[Wanted]]:
+        self._are_counted = True
         wanted = self._wanted(self._skips.counted(self._read()), self._targets)
         yield from self._blocks((item.key, item) for item in wanted)
 
     def feature_blocks(self) -> Iterator[Block[Wanted]]:
         """References, each member of a group among them."""
-        wanted = self._wanted(self._read(), self._references)
+        records = self._read() if self._are_counted else self._skips.counted(self._read())
+        wanted = self._wanted(records, self._references)
         yield from self._blocks((item.key, item) for item in wanted)
 
     def make_text(self, missing: Mapping[str, str]) -> Iterator[Entry]:

@@ -27,6 +27,8 @@ def cache(
 ) -> None:
     """Encode pictures, references and captions once, into the folder cache.path, so that training does not.
 
+    With cache.parts only some of them; --prune then leaves the others' entries alone.
+
     What is there is reused; what changed is made again. It may be killed and started again at any time, and started
     several times at once, on one machine or on many that share the folder: the processes share the work. Broken
     pictures are listed in `skipped.jsonl` in that folder.
@@ -51,7 +53,9 @@ def cache(
     sources = open_sources(settings)
     check_before_models(settings, *sources)
     process = Accelerator()
-    base = load_base(settings.base, process.device, only=frozenset({"vae", "text"}))
+    needed = {"latents": "vae", "text": "text"}
+    only = frozenset(needed[kind] for kind in settings.cache.parts if kind in needed)
+    base = load_base(settings.base, process.device, only=only)
     encoder = load_image_encoder(settings.encoder, settings.adapter.kind, process.device)
     stores = open_stores(settings, base, encoder)
     damaged = _check(stores, show=process.is_main_process) if check and process.is_main_process else None

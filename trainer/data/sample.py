@@ -70,6 +70,12 @@ class Stores:
     text: Store | None = None
     digests: DigestMemo = field(default_factory=lambda: DigestMemo(None))
 
+    @property
+    def encoded(self) -> tuple[str, ...]:
+        """The parts that are not cached, as `cache.parts` calls them."""
+        stores = {"latents": self.latents, "text": self.text, "features": self.features}
+        return tuple(part for part, store in stores.items() if store is None)
+
 
 @dataclass(frozen=True)
 class Candidate:

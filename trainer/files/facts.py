@@ -17,7 +17,7 @@ from ipadapter_core.errors import UnreadableFileError
 from ipadapter_core.file.container import HASH_KEY
 from ipadapter_core.file.spec import AdapterSpec
 
-from ..config import Config
+from ..config import AdapterConfig, Config
 
 PREPROCESS_KEY, TRAINING_KEY, PORTABILITY_KEY = "ipadapter.preprocess", "ipadapter.training", "ipadapter.portability"
 _MODEL_SPEC_VERSION = "1.0.0"  # github.com/Stability-AI/ModelSpec
@@ -26,6 +26,7 @@ _ARCHITECTURES = {"SD1.5": "stable-diffusion-v1", "SDXL": "stable-diffusion-xl-v
 _SD2 = {"epsilon": "stable-diffusion-v2-512", "v_prediction": "stable-diffusion-v2-768-v"}
 _HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 _TEXTS = frozenset({"caption", "prompt", "title", "author", "license"})  # of a config; what else has a slash is a place
+_ALL_BLOCKS = AdapterConfig().blocks
 _PREDICTION_TYPES = {"epsilon": "epsilon", "v_prediction": "v"}
 
 
@@ -103,6 +104,7 @@ def run_facts(
         "prediction_type": prediction_type,
         "encoder": config.encoder.model,
         "trained_blocks": config.adapter.blocks,
+        **({} if config.adapter.blocks == _ALL_BLOCKS else {"other_blocks": config.adapter.other_blocks}),
         "seed": config.train.seed,
         "recipe": config.model_dump(mode="json", exclude_none=True),
         "versions": versions(),

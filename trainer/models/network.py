@@ -33,20 +33,25 @@ _FF_FACTOR = 4
 
 
 class TrainableAdapter(nn.Module):
-    """An adapter in float32, of which some sites may be left out.
+    """An adapter in float32, of which some sites may be left out or frozen.
 
-    Invariants: `adapter.state_dict()` has the published names; a site that is not trained has zero values, so that the
-    file acts on the trained sites alone in every program.
+    Invariants: `adapter.state_dict()` has the published names; a site that is neither trained nor frozen has zero
+    values, so that the file acts in every program as it does here.
+
+    Args:
+        keeps_others: sites that are not trained act with the values they have; else they take no image.
     """
 
-    def __init__(self, adapter: IPAdapter, trained_sites: frozenset[int]) -> None:
+    def __init__(self, adapter: IPAdapter, trained_sites: frozenset[int], *, keeps_others: bool = False) -> None:
         super().__init__()
         self.adapter = adapter.float()
         self.trained_sites = trained_sites
+        others = frozenset(range(adapter.spec.num_sites)) - trained_sites
+        self.frozen_sites = others if keeps_others else frozenset[int]()
         adapter.requires_grad_(True)
-        for index in range(adapter.spec.num_sites):
-            if index not in trained_sites:
-                for parameter in adapter.site(index).requires_grad_(False).parameters():
+        for index in others:
+            for parameter in adapter.site(index).requires_grad_(False).parameters():
+                if not keeps_others:
                     nn.init.zeros_(parameter)
 
     @property
@@ -57,14 +62,15 @@ class TrainableAdapter(nn.Module):
         return (parameter for parameter in self.parameters() if parameter.requires_grad)
 
     def forward(self, features: Tensor) -> tuple[KV | None, ...]:
-        """Features (B, E) or (B, S, E) to each site's K and V (B, N, site dim); None where the site is not trained.
+        """Features (B, E) or (B, S, E) to each site's K and V (B, N, site dim); None where the site is left out.
 
         Always in float32: the residual stream of a wide resampler leaves float16's range.
         """
+        acting = self.trained_sites | self.frozen_sites
         with torch.autocast(features.device.type, enabled=False):
             tokens = self.adapter.project(features.float())
             return tuple(
-                (site.to_k_ip(tokens), site.to_v_ip(tokens)) if index in self.trained_sites else None
+                (site.to_k_ip(tokens), site.to_v_ip(tokens)) if index in acting else None
                 for index, site in ((index, self.adapter.site(index)) for index in range(self.spec.num_sites))
             )
 
@@ -96,7 +102,7 @@ def new_adapter(
         adapter.load_state_dict(_pretrained(Path(str(config.pretrained)).name, given, spec))
     elif config.init == "text":
         _copy_text_projections(adapter, attentions)
-    return TrainableAdapter(adapter, trained)
+    return TrainableAdapter(adapter, trained, keeps_others=config.other_blocks == "frozen")
 
 
 def _spec(

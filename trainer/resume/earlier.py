@@ -11,7 +11,10 @@ from .identity import Difference, Keys, RunIdentity, changed_settings
 _NAMES = {
     "base": ("model", "vae", "config", "prediction_type"),
     "encoder": ("model", "feature", "layer", "crop"),
-    "adapter": ("kind", "tokens", "resampler_dim", "resampler_depth", "resampler_head_dim", "blocks", "negative"),
+    "adapter": (
+        *("kind", "tokens", "resampler_dim", "resampler_depth", "resampler_head_dim", "blocks", "other_blocks"),
+        "negative",
+    ),
     "data": ("path", "format", "image_root", "reference_folder"),
 }
 

@@ -7,7 +7,7 @@ from accelerate import Accelerator
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from ..config import Config, DataConfig, ObjectiveConfig
+from ..config import AdapterConfig, Config, DataConfig, ObjectiveConfig
 from ..data.loader import World, stream_workers
 from ..data.records import Records
 from ..data.shards import Shards
@@ -25,6 +25,7 @@ _PLACES = frozenset(
 )
 _SCHEDULE_STEPS = (0, 250, 500, 750, 999)
 _DIGITS = 5
+_OTHER_BLOCKS = "adapter.other_blocks"
 
 
 def identify(
@@ -81,7 +82,8 @@ def _without_places(data: Mapping[str, Any]) -> dict[str, Any]:
 def default_settings() -> dict[str, Any]:
     """What settings are that a checkpoint of another version does not know."""
     sections: Mapping[str, type[BaseModel]] = {"objective": ObjectiveConfig, "data": DataConfig}
-    return plain(
+    others = {_OTHER_BLOCKS: AdapterConfig().other_blocks}
+    return others | plain(
         {
             f"{section}.{name}": _default(field)
             for section, model in sections.items()
@@ -123,6 +125,7 @@ def _of_models(base: Base, encoder: ImageEncoder, network: TrainableAdapter) -> 
         "the normalisation of encoder.model": [round(value, _DIGITS) for value in (*pixels.mean, *pixels.std)],
         "adapter.kind": spec.projection.value,
         "adapter.tokens": spec.num_tokens,
+        _OTHER_BLOCKS: "frozen" if network.frozen_sites else "zero",
         "adapter.negative": spec.negative.value,
         "adapter.resampler_dim": resampler and resampler.dim,
         "adapter.resampler_depth": resampler and resampler.depth,
