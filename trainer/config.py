@@ -67,8 +67,9 @@ class AdapterConfig(Section):
     """What the image K/V projections start from: the model's own text projections, or noise."""
     blocks: str = "all"
     """Layer preset that is trained, such as style or composition; the other layers take no image at all."""
-    negative: Literal["auto", "zero_features", "zero_pixels"] = "auto"
-    """What a dropped image is, recorded in the file; auto: zero_features for base, zero_pixels for plus and full."""
+    negative: Literal["auto", "zero_features", "zero_pixels", "noise"] = "auto"
+    """What a dropped image is, recorded in the file; auto: zero_features for base, zero_pixels for plus and full; noise:
+    an encoded picture of random noise, another one each time (of 20 with a cache)."""
     pretrained: str | None = None
     """Adapter file to start from; it must be of the kind and size described here."""
 
