@@ -121,7 +121,7 @@ def test_are_mean_cosines(folders, judge, grid, column):
 
 
 def test_each_text_is_rated_by_itself_where_references_have_several(judge, grid):
-    first, second, third = grid.references
+    first, second, _ = grid.references
     again = replace(first, prompt="a dog")
     texts = replace(grid, references=(replace(first, prompt=""), again, second), rows=grid.rows)
     rated = judge.rate(texts)
