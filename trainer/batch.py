@@ -33,7 +33,8 @@ class Batch:
         features: what the encoder gives for them, (B, E) or (B, S, E).
         text: text embeddings (B, T, D), those of "" where the text is dropped.
         pooled: pooled text embedding of SDXL (B, P).
-        drop_image: (B,) bool, true where the image is dropped.
+        drop_image: (B,) bool, true where the image is dropped and what stands for that is not in its place already.
+        noise_number: (B,) which of the objective's noises stands for a dropped image; None if none does.
         latent_noise, noise: (B, C, h, w), for the autoencoder's sample and for the diffusion.
         timesteps: (B,).
         time_ids: SDXL's sizes (B, 6): original height, width, crop top, left, target height, width.
@@ -59,6 +60,7 @@ class Batch:
     pooled: Tensor | None = None
     loss_mask: Tensor | None = None
     perturbation: Tensor | None = None
+    noise_number: Tensor | None = None
     skipped: tuple[Skipped, ...] = ()
 
     def to(self, device: torch.device) -> "Batch":

@@ -67,8 +67,9 @@ class AdapterConfig(Section):
     """What the image K/V projections start from: the model's own text projections, or noise."""
     blocks: str = "all"
     """Layer preset that is trained, such as style or composition."""
-    negative: Literal["auto", "zero_features", "zero_pixels"] = "auto"
-    """What a dropped image is, recorded in the file; auto: zero_features for base, zero_pixels for plus and full."""
+    negative: Literal["auto", "zero_features", "zero_pixels", "noise"] = "auto"
+    """What a dropped image is, recorded in the file; auto: zero_features for base, zero_pixels for plus and full; noise:
+    an encoded picture of random noise, another one each time (of 20 with a cache)."""
     pretrained: str | None = None
     """Adapter file to start from; it must be of the kind and size described here."""
     other_blocks: Literal["zero", "frozen"] = "zero"
@@ -357,11 +358,15 @@ class ValidationConfig(Section):
     sample_every: Positive | None = None
     """Steps between sample pictures; none without it."""
     samples: Positive = 4
-    """References drawn."""
+    """Held-out pictures whose references are drawn."""
+    references: str | None = None
+    """Folder or list of your own pictures, all of which are drawn in place of held-out ones; of a folder by name."""
     strengths: tuple[float, ...] = (0.0, 0.5, 1.0)
     """Strengths each is drawn at."""
     prompt: str | None = ""
     """Text of the sample pictures; "none": the reference's own caption."""
+    prompts: tuple[str, ...] = ()
+    """Several texts in place of prompt: each reference is drawn with each of them."""
     sampler_steps: Positive = 30
     """Denoising steps of a sample picture."""
     guidance: Annotated[float, Field(ge=1)] = 7.5
@@ -372,6 +377,19 @@ class ValidationConfig(Section):
     """DINOv2 or DINOv3 for DINO similarity; should not be the training encoder."""
     best: Literal["loss", "gap", "clip_i", "dino"] = "loss"
     """What the best checkpoint is best at: lowest validation loss, or highest of the others."""
+
+    @property
+    def texts(self) -> tuple[str | None, ...]:
+        """That each reference is drawn with; None is its own caption."""
+        return self.prompts or (self.prompt,)
+
+    @model_validator(mode="after")
+    def _texts_differ(self) -> "ValidationConfig":
+        if self.prompts and self.prompt != "":
+            raise ValueError("validation.prompt and validation.prompts are both set: put all texts into prompts")
+        if twice := [text for text in self.prompts if self.prompts.count(text) > 1]:
+            raise ValueError(f"validation.prompts names {twice[0]!r} twice")
+        return self
 
     @model_validator(mode="after")
     def _best_is_measured(self) -> "ValidationConfig":

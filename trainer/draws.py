@@ -16,6 +16,9 @@ from torch.nn import functional
 
 from .config import ObjectiveConfig
 
+CACHED_NOISES = 20
+"""Pictures of noise that stand for dropped references where features are cached; as many as ai-toolkit's cache has."""
+
 
 @dataclass(frozen=True, eq=False)
 class Draws:

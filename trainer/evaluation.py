@@ -13,6 +13,7 @@ from ipadapter_core.network.adapter import read_spec
 
 from .config import Config
 from .data.loader import held_out_batches
+from .data.own_references import check_references
 from .data.records import Records
 from .data.sources import open_sources
 from .files.adapter_file import open_adapter
@@ -22,8 +23,8 @@ from .objective import Objective
 from .run import geometry
 from .watch.contact_sheet import save_grid
 from .watch.metrics import load_judge
-from .watch.references import held_out_references
-from .watch.sampling import Sampler, SampleSettings, encode_prompt, sample_grid
+from .watch.references import open_drawing
+from .watch.sampling import sample_grid
 from .watch.validation import build_grid, validate
 from .watch.verdict import verdict_of
 
@@ -38,10 +39,10 @@ def evaluate(config: Config, file: Path, folder: Path, *, images: int | None) ->
     The held-out pictures are those of the config's training run.
 
     Args:
-        images: references drawn; `validation.samples` if None.
+        images: references drawn; those that a run draws if None.
 
     Raises:
-        BadInputError: more references than there are held-out pictures.
+        BadInputError: more references than there are held-out pictures, or own ones.
         IPAdapterError: what config or file name is missing, broken or does not fit together.
     """
     held_out = held_out_pictures(config, images)
@@ -53,23 +54,14 @@ def evaluate(config: Config, file: Path, folder: Path, *, images: int | None) ->
     opened = open_adapter(file, base, config.encoder.model, config.encoder.precision)
     encoder = opened.encoder
     judge = load_judge(config.validation, encoder, device)
-    references = held_out_references(
-        held_out,
-        base,
-        encoder,
-        count=config.validation.samples if images is None else images,
-        prompt=config.validation.prompt,
-        seed=config.train.seed,
-    )
+    sampler, references = open_drawing(config, held_out, base, encoder, count=images)
     objective = Objective(config.objective, base, opened.no_image, encoder)
     batches = tqdm(
         held_out_batches(config, held_out, geometry(base, encoder)), "encoding", len(held_out), unit=" pictures"
     )
     grid = build_grid(batches, objective, timesteps=config.validation.timesteps, seed=config.train.seed)
     losses = validate(grid, opened.network, objective, batch_size=config.train.batch_size)
-    settings = SampleSettings.of(config)
-    with tqdm(total=settings.total_steps(len(references)), desc="drawing", unit=" steps") as bar:
-        sampler = Sampler(base, settings, encode_prompt(base, ""))
+    with tqdm(total=sampler.settings.total_steps(len(references)), desc="drawing", unit=" steps") as bar:
         drawn = sample_grid(sampler, opened.network, opened.no_image, references, bar.update)
     sheet, *_ = save_grid(drawn, folder)
     result: dict[str, object] = {
@@ -78,7 +70,8 @@ def evaluate(config: Config, file: Path, folder: Path, *, images: int | None) ->
         "held_out": len(grid.pictures),
         "losses": asdict(losses),
         "verdict": verdict_of(asdict(losses)),
-        "references": len(references),
+        "references": len(references) // len(config.validation.texts),
+        **({"texts": len(drawn.prompts)} if drawn.prompts else {}),
         **(judge.rate(drawn) if judge is not None else {}),
         "sheet": str(sheet),
     }
@@ -90,8 +83,8 @@ def held_out_pictures(config: Config, images: int | None) -> Records:
     """Those that a run of this config validates on; warns if such a run would have trained on them.
 
     Raises:
-        BadInputError: `images` of them are asked for, and there are fewer.
-        DataError: as `open_sources`.
+        BadInputError: `images` are to be drawn from, and there are fewer, or fewer of `validation.references`.
+        DataError: as `open_sources` and `own_references`.
     """
     # held out whether or not the run validated: which ones follows from seed and names alone
     stated = config.validation
@@ -101,10 +94,12 @@ def held_out_pictures(config: Config, images: int | None) -> Records:
             "--set validation.path=… names others"
         )
     _, held_out = open_sources(config, holds_out=True)
-    if images is not None and images > len(held_out):
+    there, of = len(held_out), "that are held out"
+    action = "lower --images; validation.images in training decides how many are held out"
+    if stated.references is not None:
+        there, of, action = check_references(stated.references), "of validation.references", "lower --images"
+    if images is not None and images > there:
         raise BadInputError(
-            f"{images} pictures to draw from, of {len(held_out)} that are held out",
-            expected=f"at most {len(held_out)}",
-            action="lower --images; validation.images in training decides how many are held out",
+            f"{images} pictures to draw from, of {there} {of}", expected=f"at most {there}", action=action
         )
     return held_out

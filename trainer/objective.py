@@ -38,12 +38,14 @@ class Objective:
     Attributes:
         no_image: features that stand for a dropped reference, (1, E) or (1, S, E).
         encoder: None if every batch brings its features.
+        noises: features (K, E) or (K, S, E) of which a batch says one for each dropped reference; None if none does.
     """
 
     config: ObjectiveConfig
     base: Base
     no_image: Tensor
     encoder: ImageEncoder | None = None
+    noises: Tensor | None = None
 
     def loss(self, adapter: nn.Module, batch: Batch) -> Tensor:
         """Mean loss over the batch, 0-dim, float32."""
@@ -109,12 +111,16 @@ class Objective:
             text=text,
             pooled=pooled,
             time_ids=batch.time_ids,
-            features=self.drop(features.float(), batch.drop_image),
+            features=self.drop(features.float(), batch.drop_image, batch.noise_number),
         )
 
-    def drop(self, features: Tensor, dropped: Tensor) -> Tensor:
-        """Features with "no image" where `dropped` (B,) is true."""
-        return torch.where(dropped.view(-1, *[1] * (features.ndim - 1)), self.no_image.to(features), features)
+    def drop(self, features: Tensor, dropped: Tensor, noise_number: Tensor | None = None) -> Tensor:
+        """Features with "no image" where `dropped` (B,) is true, or with the noises of these numbers (B,)."""
+        no_image = self.no_image
+        if noise_number is not None:
+            assert self.noises is not None
+            no_image = self.noises[noise_number]
+        return torch.where(dropped.view(-1, *[1] * (features.ndim - 1)), no_image.to(features), features)
 
     def _error(self, difference: Tensor, timesteps: Tensor) -> Tensor:
         """Of each value (B, C, h, w): squared, or pseudo-Huber."""

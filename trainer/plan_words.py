@@ -26,6 +26,7 @@ def plan_in_words(plan: Mapping[str, Any], config: Config, *, memory: int | None
     return {
         "trains": _trained(plan["trained"]),
         "time": _time(plan),
+        **({"samples": _samples(plan["samples"])} if "samples" in plan else {}),
         "memory": _memory(plan, memory),
         "pictures": _pictures(plan["data"]),
         "cache": _cache(plan["cache"], config),
@@ -50,8 +51,17 @@ def _time(plan: Mapping[str, Any]) -> str:
         encoding += f", {' and '.join(encoded)} encoded in each step"
     return (
         f"about {duration(measured['hours'] * 3600)} for {data['steps']:,} steps of {data['samples_per_step']} pictures "
-        f"({measured['images_per_second']:.1f} pictures a second on {measured['device']}, {encoding}; validation and "
-        "samples come on top)"
+        f"({measured['images_per_second']:.1f} pictures a second on {measured['device']}, {encoding}; "
+        f"{'validation comes' if 'samples' in plan else 'validation and samples come'} on top)"
+    )
+
+
+def _samples(samples: Mapping[str, Any]) -> str:
+    parts = ((samples[name], name) for name in ("references", "texts", "strengths"))
+    product = ", ".join(f"{number} {name.removesuffix('s') if number == 1 else name}" for number, name in parts)
+    return (
+        f"{samples['pictures']:,} pictures ({product}) {times(samples['times'])}, about "
+        f"{duration(samples['hours'] * 3600)} in all"
     )
 
 

@@ -22,6 +22,8 @@ from .data.order import times_in_epoch
 from .data.records import Records
 from .meter import peak_bytes, wait_for
 from .run import Run, open_run
+from .watch.pace import sample_pace
+from .watch.references import open_drawing
 
 MEASURED_STEPS = 3
 _attention: Callable[..., int] = sdpa_flop_count
@@ -41,6 +43,7 @@ class Plan:
     Attributes:
         measured: of steps with this batch size on this machine; `is_cached` says whether what `cache.parts` names was
             read, `encoded` what was encoded in each step.
+        samples: pictures that are drawn, and how long that takes; None if none are.
     """
 
     trained: dict[str, object]
@@ -48,9 +51,10 @@ class Plan:
     memory: dict[str, int]
     measured: dict[str, object]
     cache: dict[str, object]
+    samples: dict[str, object] | None
 
     def to_json(self) -> dict[str, object]:
-        return dict(vars(self))
+        return {name: value for name, value in vars(self).items() if value is not None}
 
 
 def make_plan(config: Config) -> Plan:
@@ -64,11 +68,18 @@ def make_plan(config: Config) -> Plan:
         encoded = list(run.stores.encoded)
         batches = run.batches(0)
         cache = _cache(run)  # while the encoders are there
+        drawing = None
+        if config.validation.sample_every is not None:
+            drawing = open_drawing(config, run.held_out, run.base, run.encoder)
         run.release_encoders()
         memory, flops = _count(run, next(batches))
         is_cached = not set(encoded).intersection(config.cache.parts)
         measured = {"is_cached": is_cached, "encoded": encoded, **_measure(run, batches), **flops}
-        return Plan(_trained(run), _data(run), memory, measured, cache)
+        samples = None
+        if drawing is not None:
+            processes = run.accelerator.num_processes
+            samples = sample_pace(config, *drawing, run.network, run.objective.no_image, processes)
+        return Plan(_trained(run), _data(run), memory, measured, cache, samples)
 
 
 def _trained(run: Run) -> dict[str, object]:

@@ -5,6 +5,7 @@ from pathlib import Path
 from ipadapter_core.network.adapter import read_spec
 
 from .config import Config
+from .data.own_references import check_references
 from .data.pictures import BrokenPictureError, Picture, upright_size
 from .data.records import DataError, Records
 from .data.sources import Source
@@ -20,7 +21,8 @@ def check_before_models(config: Config, source: Source, held_out: Records) -> No
     """Look at a choice of the pictures, at what is held out, at the run folder and at the file to start from.
 
     Raises:
-        DataError: more pictures cannot be read than `data.max_skipped` lets through, or too few are held out.
+        DataError: more pictures cannot be read than `data.max_skipped` lets through, too few are held out, or one of
+            `validation.references` cannot be drawn from.
         CheckpointError: the run folder cannot be one.
         ModelNotFoundError: no such encoder.
         UnreadableFileError, UnknownCheckpointError, UnsupportedFamilyError: as `read_spec`, of adapter.pretrained.
@@ -34,6 +36,8 @@ def check_before_models(config: Config, source: Source, held_out: Records) -> No
             expected=f"at least {_LEAST_HELD_OUT}: the reference of another one is the control",
             action="raise validation.images, or add pictures to validation.path",
         )
+    if config.validation.references is not None:
+        check_references(config.validation.references)
     for records in (source, held_out):
         if isinstance(records, Records):  # a stream finds out as it reads
             _check_pictures(records, config)

@@ -14,6 +14,8 @@ from accelerate.utils import is_wandb_available
 from diffusers.training_utils import EMAModel
 from torch import Tensor, nn
 
+from ipadapter_core.file.spec import Negative
+
 from .batch import Batch
 from .cache.fill import fill
 from .cache.store import CacheError
@@ -25,6 +27,7 @@ from .data.records import Records
 from .data.sample import Geometry, Stores
 from .data.skips import SKIPPED, SkipLog
 from .data.sources import Source, open_sources
+from .draws import CACHED_NOISES, sample_generator
 from .models.base import Base, with_terminal_snr
 from .models.image_encoder import ImageEncoder, load_image_encoder
 from .models.loading import load_base
@@ -213,7 +216,10 @@ def open_run(config: Config, *, lacking: Lacking = "refuse", lists: Path | None 
     if lacking == "fill":
         check_last_checkpoint(config, identity())
     stores = _stores(config, base, encoder, (source, held_out), accelerator, lacking)
-    objective = Objective(config.objective, base, encoder.no_image(network.spec.negative), encoder)
+    no_image, noises = encoder.no_image(network.spec.negative), None
+    if network.spec.negative is Negative.NOISE and stores.features is not None:
+        noises = _noises(encoder, config.train.seed)
+    objective = Objective(config.objective, base, no_image, encoder, noises)
     optimizer = build_optimizer(network.trained_parameters(), config.optimizer)
     ema = build_ema(network.trained_parameters(), config.optimizer)
     adapter, optimizer = _prepare(accelerator, network, optimizer, config)
@@ -237,6 +243,12 @@ def open_run(config: Config, *, lacking: Lacking = "refuse", lists: Path | None 
         skips=SkipLog(lists / SKIPPED, config.data.max_skipped, counters.pairs),
         lists=lists,
     )
+
+
+def _noises(encoder: ImageEncoder, seed: int) -> Tensor:
+    """Features of those that stand for dropped references where features are cached: (K, E) or (K, S, E)."""
+    generators = (sample_generator(seed, number, "cached noise") for number in range(CACHED_NOISES))
+    return torch.cat([encoder.features(encoder.format.noise(generator)) for generator in generators])
 
 
 def _stores(

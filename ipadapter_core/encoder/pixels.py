@@ -10,9 +10,10 @@ from torch import Tensor
 from torch.nn import functional
 
 from ..errors import BadInputError, one_of
-from ..file.spec import CROPS
+from ..file.spec import CROPS, Negative
 
 _LONGEST_STRIP = 4  # times its short side
+_NO_IMAGE_SEED, _NO_IMAGE_BRIGHTNESS = 0, 0.5  # the middle of what training draws
 
 
 @dataclass(frozen=True)
@@ -78,22 +79,49 @@ def encoder_pixels(image: Tensor, pixel_format: PixelFormat, crop: str, mask: Te
     """
     pixels = image.movedim(-1, 1)
     pixels = _fit(pixels, pixel_format.size, one_of(crop, CROPS, "crop"), "bicubic").clamp(0, 1)
-    pixels = (255 * pixels).round() / 255  # encoders were trained on 8-bit pictures
-    mean, std = (
-        torch.tensor(values, dtype=pixels.dtype, device=pixels.device)[:, None, None]
-        for values in (pixel_format.mean, pixel_format.std)
-    )
-    pixels = (pixels - mean) / std
+    pixels = _normalised(pixels, pixel_format)
     if mask is not None:
         whole = functional.interpolate(mask[:, None], size=image.shape[1:3], mode="area").to(pixels)
         pixels = pixels * _fit(whole, pixel_format.size, crop, "bilinear")
     return _pad(pixels, pixel_format.size)
 
 
+def noise_pixels(pixel_format: PixelFormat, generator: torch.Generator, brightness: float | None = None) -> Tensor:
+    """A picture in which every value is drawn from 0 to a brightness, itself drawn from 0..1 if not given.
+
+    What ostris/ai-toolkit (MIT) puts in the place of a dropped reference: `get_clip_image_embeds_from_tensors` with
+    `drop`, in toolkit/ip_adapter.py.
+
+    Returns:
+        (1, 3, S, S), normalised.
+    """
+    values = torch.rand(1, 3, pixel_format.size, pixel_format.size, generator=generator)
+    if brightness is None:
+        brightness = torch.rand((), generator=generator).item()
+    return _normalised(values * brightness, pixel_format)
+
+
+def no_image_pixels(negative: Negative, pixel_format: PixelFormat) -> Tensor:
+    """The picture (1, 3, S, S), normalised, that is encoded for "no image"; of noise, always the same."""
+    if negative is Negative.NOISE:
+        return noise_pixels(pixel_format, torch.Generator().manual_seed(_NO_IMAGE_SEED), _NO_IMAGE_BRIGHTNESS)
+    return torch.zeros(1, 3, pixel_format.size, pixel_format.size)
+
+
 def middle(x: Tensor, height: int, width: int) -> Tensor:
     """The middle of (…, H, W): at most `height` high and `width` wide."""
     top, left = max(0, x.shape[-2] - height) // 2, max(0, x.shape[-1] - width) // 2
     return x[..., top : top + height, left : left + width]
+
+
+def _normalised(pixels: Tensor, pixel_format: PixelFormat) -> Tensor:
+    """Of (B, 3, H, W), 0..1."""
+    pixels = (255 * pixels).round() / 255  # encoders were trained on 8-bit pictures
+    mean, std = (
+        torch.tensor(values, dtype=pixels.dtype, device=pixels.device)[:, None, None]
+        for values in (pixel_format.mean, pixel_format.std)
+    )
+    return (pixels - mean) / std
 
 
 def _fit(x: Tensor, size: int, crop: str, mode: str) -> Tensor:

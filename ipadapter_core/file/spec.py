@@ -33,10 +33,11 @@ class Feature(str, Enum):
 
 
 class Negative(str, Enum):
-    """What stands for "no image" on the uncond side, as the adapter was trained."""
+    """What stands for "no image" on the uncond side, as the adapter was trained; its pixels: `encoder.pixels.no_image_pixels`."""
 
     ZERO_FEATURES = "zero_features"
     ZERO_PIXELS = "zero_pixels"
+    NOISE = "noise"
 
 
 @dataclass(frozen=True, kw_only=True)

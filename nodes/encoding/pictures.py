@@ -9,7 +9,7 @@ from torch import Tensor
 from ...ipadapter_core.branch.masks import check_mask
 from ...ipadapter_core.branch.tokens import ImageTokens
 from ...ipadapter_core.encoder.known import check_encoder, encoder_need
-from ...ipadapter_core.encoder.pixels import check_image, encoder_pixels
+from ...ipadapter_core.encoder.pixels import check_image, encoder_pixels, no_image_pixels
 from ...ipadapter_core.errors import BadInputError, MismatchError
 from ...ipadapter_core.file.spec import CROPS, Negative
 from ..cache import CACHE
@@ -122,10 +122,9 @@ def no_image_features(
     if convention is Negative.ZERO_FEATURES:
         return torch.zeros_like(features[:1]), (convention,)
     key = _key(adapter, encoder, convention, "", None)
-    size = encoder.pixel_format.size
 
     def encode() -> Tensor:
-        return encoder.encode(torch.zeros(1, 3, size, size), adapter.spec)
+        return encoder.encode(no_image_pixels(convention, encoder.pixel_format), adapter.spec)
 
     return CACHE.get_or_make(key, Tensor, encode, lambda negative: negative.nbytes), key
 

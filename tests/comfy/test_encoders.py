@@ -217,3 +217,20 @@ def test_layer_choice_is_honoured(clip_vision: Path, adapter_for: Callable) -> N
     with torch.inference_mode():
         expected = reference(pixel_values=pixels(size), output_hidden_states=True).hidden_states[-3]
         torch.testing.assert_close(adapter.encoder.encode(pixels(size), adapter.spec), expected)
+
+
+def test_noise_for_no_image_is_the_picture_that_the_formats_describe(clip_vision: Path, adapter_for: Callable) -> None:
+    """As `negative_image` it does the same."""
+    encoders.write_folder("clip", clip_vision / "clip")
+    stated, plain = (
+        load(adapter_for("plus", encoders.WIDTH, **spec)) for spec in ({"negative": "noise"}, {"layer": -2})
+    )
+    size = stated.encoder.pixel_format.size
+    noise = 0.5 * torch.rand(1, 3, size, size, generator=torch.Generator().manual_seed(0))
+    asked = {"image": torch.rand(1, size, size, 3), "crop": "center"}
+    given = comfy_host.run("IPAEncodeImage", adapter=stated, **asked)
+    wanted = comfy_host.run("IPAEncodeImage", adapter=plain, negative_image=noise.movedim(1, -1), **asked)
+    usual = comfy_host.run("IPAEncodeImage", adapter=plain, **asked)
+    torch.testing.assert_close(given.uncond, wanted.uncond)
+    torch.testing.assert_close(given.cond, usual.cond)
+    assert not torch.allclose(given.uncond, usual.uncond)

@@ -47,7 +47,7 @@ RUNS: dict[str, tuple[str, str, bool, dict[str, dict[str, Any]]]] = {  # layout,
         "sd15",
         "fp16",
         True,
-        {"adapter": {"kind": "plus", "resampler_dim": 64}, "objective": OTHER_OBJECTIVE},
+        {"adapter": {"kind": "plus", "resampler_dim": 64, "negative": "noise"}, "objective": OTHER_OBJECTIVE},
     ),
     "sdxl bf16, cache, checkpointing": (
         "sdxl",

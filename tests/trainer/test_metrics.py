@@ -120,6 +120,21 @@ def test_are_mean_cosines(folders, judge, grid, column):
     assert rated["dino"] == pytest.approx(cosine_similarity(*tokens).mean().item(), abs=1e-5)
 
 
+def test_each_text_is_rated_by_itself_where_references_have_several(judge, grid):
+    first, second, _ = grid.references
+    again = replace(first, prompt="a dog")
+    texts = replace(grid, references=(replace(first, prompt=""), again, second), rows=grid.rows)
+    rated = judge.rate(texts)
+    assert list(rated["prompts"]) == ["no text", "a dog"]
+    alone = judge.rate(replace(texts, references=(again,), rows=texts.rows[1:2]))
+    assert "prompts" not in alone
+    for strength, values in alone["strengths"].items():
+        assert rated["prompts"]["a dog"][strength] == pytest.approx(values, abs=1e-5)
+    rest = replace(texts, references=(texts.references[0], second), rows=(texts.rows[0], texts.rows[2]))
+    assert rated["prompts"]["no text"]["1"] == pytest.approx(judge.rate(rest)["strengths"]["1"], abs=1e-5)
+    assert "prompts" not in judge.rate(grid), "a text each is no comparison of texts"
+
+
 def test_the_reference_itself_is_perfectly_alike(judge, grid):
     copies = replace(grid, rows=tuple((reference.picture,) * 3 for reference in grid.references))
     rated = judge.rate(copies)["strengths"]["1"]

@@ -148,6 +148,7 @@ def test_wrong_tokens_are_noticed_where_the_layers_looked_at_take_no_image(tmp_p
         ("plus, 16 queries", {"layer": -1}, CLIP, "hidden state -2, it reads -1"),
         ("plus, 16 queries", {"negative": Negative.ZERO_FEATURES}, CLIP, "trained with zero features"),
         ("base, 4 tokens", {"negative": Negative.ZERO_PIXELS}, CLIP, "trained with zero pixels"),
+        ("plus, 16 queries", {"negative": Negative.NOISE}, CLIP, "is zero pixels, it was trained with noise"),
         ("base, 4 tokens", {}, replace(CLIP, crop="pad"), "crop 'pad'"),
         ("base, 4 tokens", {}, replace(CLIP, encoder_kind="DINOv2"), "it reads DINOv2"),
     ],

@@ -21,10 +21,15 @@ def test_an_exported_file_and_its_card_name_no_folder_here(tmp_path: Path) -> No
         Path(HOME, "runs", "cats"),
         tmp_path / "encoder",
         base=f"{HOME}/models/sd15/",
-        data={"path": f"{HOME}/pictures", "reference": "folder", "reference_folder": rf"C:\Users\ada{HOME}\crops"},
+        data={
+            "path": f"{HOME}/pictures",
+            "reference": "folder",
+            "reference_folder": rf"C:\Users\ada{HOME}\crops",
+            "more": ({"path": f"{HOME}/more"},),
+        },
         cache={"path": "~/secret/cache"},
         adapter={"pretrained": "../secret/start.safetensors"},
-        validation={"path": f"{HOME}/shards/{{00..09}}.tar", "prompt": "either/or"},
+        validation={"path": f"{HOME}/shards/{{00..09}}.tar", "prompts": ("either/or",), "references": f"{HOME}/mine"},
         export={"title": "Cats", "license": "CC0/1.0"},
     )
     facts = run_facts(config, CLIP, RunCounts(step=20, samples=160, uses_ema=False))
@@ -40,10 +45,12 @@ def test_an_exported_file_and_its_card_name_no_folder_here(tmp_path: Path) -> No
     recipe = training["recipe"]
     assert recipe["data"]["path"] == "pictures"
     assert recipe["data"]["reference_folder"] == "crops"
+    assert recipe["data"]["more"][0]["path"] == "more"
     assert (recipe["train"]["output"], recipe["cache"]["path"]) == ("cats", "cache")
     assert recipe["adapter"]["pretrained"] == "start.safetensors"
     assert recipe["validation"]["path"] == "{00..09}.tar"
-    assert (recipe["validation"]["prompt"], recipe["export"]["license"]) == ("either/or", "CC0/1.0"), "are no places"
+    assert recipe["validation"]["references"] == "mine"
+    assert (recipe["validation"]["prompts"], recipe["export"]["license"]) == (["either/or"], "CC0/1.0"), "are no places"
 
 
 @pytest.mark.parametrize(

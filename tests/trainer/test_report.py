@@ -95,6 +95,22 @@ def test_shows_curves_samples_skipped_and_settings(run):
     assert page.count("data:image/jpeg;base64,") == 2
 
 
+def test_measures_of_each_text_are_in_a_table(run):
+    log = _train(run)
+    log.write(10, "samples", {"strengths": {"1": {"clip_t": 0.1}}})
+    assert "By text" not in _page(run)
+    rated = {"0.5": {"clip_t": 0.125}, "1": {"clip_t": 0.25, "dino": 0.5}}
+    log.write(20, "samples", {"strengths": rated, "prompts": {UNSAFE: rated, "a dog": {"1": {"clip_t": 0.375}}}})
+    page = _page(run)
+    table = page[page.index("By text") :].partition("</table>")[0]
+    assert "step 20" in table
+    assert re.findall(r"<t[hd]>([^<]*)</t", table) == [
+        "Text", "CLIP-T at 0.5", "CLIP-T at 1", "DINO similarity at 1",
+        "a &lt;b&gt;bold&lt;/b&gt; &amp; &#39;quoted&#39; caption", "0.125", "0.250", "0.500",
+        "a dog", "", "0.375", "",
+    ]  # fmt: skip
+
+
 def test_needs_nothing_but_itself(run):
     _train(run)
     _sample(run, 10)

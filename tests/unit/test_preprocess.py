@@ -1,5 +1,8 @@
 """A reference becomes the pixels its encoder was trained on, whatever its size, shape, channels and mask."""
 
+import re
+from pathlib import Path
+
 import pytest
 import torch
 from hypothesis import given
@@ -7,10 +10,11 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from ipadapter_core.encoder.pixels import PixelFormat, check_image, encoder_pixels
+from ipadapter_core.encoder.pixels import PixelFormat, check_image, encoder_pixels, no_image_pixels, noise_pixels
 from ipadapter_core.errors import BadInputError
-from ipadapter_core.file.spec import CROPS
+from ipadapter_core.file.spec import CROPS, Negative
 
+FORMATS = Path(__file__).parents[2] / "docs" / "formats.md"
 CLIP = PixelFormat(224, (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
 SMALL = PixelFormat(16, (0.4, 0.5, 0.6), (0.1, 0.2, 0.3))
 PLAIN = PixelFormat(16, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
@@ -185,3 +189,37 @@ def test_what_is_no_picture_says_why(image: object, phrase: str) -> None:
 def test_an_unknown_crop_is_refused() -> None:
     with pytest.raises(BadInputError, match="crop 'middle'\\. Expected: one of center, pad, stretch"):
         encoder_pixels(torch.rand(1, 5, 7, 3), SMALL, "middle")
+
+
+def seen(pixels: Tensor, pixel_format: PixelFormat) -> Tensor:
+    """Normalised pixels (B, 3, S, S) as values of a picture file, 0..255."""
+    mean, std = (torch.tensor(values)[:, None, None] for values in (pixel_format.mean, pixel_format.std))
+    return 255 * (pixels * std + mean)
+
+
+def test_noise_is_a_picture_of_8_bits_with_a_brightness_of_its_own() -> None:
+    generator = torch.Generator().manual_seed(0)
+    pictures = seen(torch.cat([noise_pixels(CLIP, generator) for _ in range(200)]), CLIP)
+    torch.testing.assert_close(pictures, pictures.round(), rtol=0, atol=1e-3)
+    assert pictures.min() > -1e-3
+    brightest = pictures.amax(dim=(1, 2, 3))
+    # uniform: a tenth is in each tenth, and within a picture the mean is half of the brightest
+    counts = torch.histc(brightest, 10, 0, 255)
+    assert counts.min() >= 5
+    assert counts.max() <= 40
+    torch.testing.assert_close(pictures.mean(dim=(1, 2, 3)), brightest / 2, rtol=0.02, atol=0.6)
+
+
+def test_the_noise_that_stands_for_no_image_is_one_and_the_same_picture() -> None:
+    before = torch.get_rng_state()
+    picture = seen(no_image_pixels(Negative.NOISE, CLIP), CLIP)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert picture.shape == (1, 3, 224, 224)
+    code = re.search(r"```python\n(noise = .*?)```", FORMATS.read_text(encoding="utf-8"), re.DOTALL)
+    assert code, "docs/formats.md says how others make it"
+    mean, std = (torch.tensor(values)[:, None, None] for values in (CLIP.mean, CLIP.std))
+    scope = {"torch": torch, "size": 224, "mean": mean, "std": std}
+    exec(code[1], scope)
+    torch.testing.assert_close(picture, seen(scope["pixels"], CLIP), rtol=0, atol=1e-3)
+    assert 126 < picture.max() < 129
+    assert not no_image_pixels(Negative.ZERO_PIXELS, CLIP).any()

@@ -17,7 +17,10 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 Pictures = Annotated[
-    list[Path], typer.Option("--image", help="Reference picture; may be given several times.", show_default=False)
+    list[Path],
+    typer.Option(
+        "--image", help="Reference picture, or a folder of them; may be given several times.", show_default=False
+    ),
 ]
 
 
@@ -32,7 +35,9 @@ def sample(
     base_config: Annotated[
         str | None, typer.Option(help="For a single file: folder or hub id with its configs and tokenizer.")
     ] = None,
-    prompt: Annotated[str, typer.Option(help="Text of the pictures.")] = "",
+    prompt: Annotated[
+        list[str] | None, typer.Option(help="Text of the pictures; of several, each reference is drawn with each.")
+    ] = None,
     negative_prompt: Annotated[str, typer.Option(help="What the pictures should not be.")] = "",
     strength: Annotated[str, typer.Option(help="Strengths of the image prompt; 0 is the base alone.")] = "0,0.5,1",
     count: Annotated[int, typer.Option(min=1, help="Pictures per reference and strength.")] = 1,
@@ -63,6 +68,7 @@ def sample(
     from ..files.adapter_file import open_adapter, usual_precision
     from ..models.loading import load_base
     from ..watch.contact_sheet import save_grid
+    from ..watch.references import with_texts
     from ..watch.sampling import Sampler, SampleSettings, encode_prompt, encode_reference, sample_grid
 
     settings = SampleSettings(
@@ -75,7 +81,8 @@ def sample(
         count=count,
         batch_size=batch_size,
     )
-    pictures = [_picture(path) for path in image]
+    pictures = [(name, _picture(path)) for given in image for name, path in _in(given)]
+    texts = tuple(dict.fromkeys(prompt or ("",)))
     read_spec(adapter)  # a wrong file is said before the models are loaded
     device = PartialState().device
     used = precision or usual_precision(device)
@@ -83,8 +90,11 @@ def sample(
     opened = open_adapter(adapter, model, encoder, used)
     sampler = Sampler(model, settings, encode_prompt(model, negative_prompt))
     references = [
-        encode_reference(picture, path.name, base=model, encoder=opened.encoder, prompt=prompt)
-        for path, picture in zip(image, pictures, strict=True)
+        each
+        for name, picture in pictures
+        for each in with_texts(
+            encode_reference(picture, name, base=model, encoder=opened.encoder, prompt=texts[0]), texts, model
+        )
     ]
     began = time.perf_counter()
     with tqdm(total=settings.total_steps(len(references)), desc="drawing", unit=" steps") as bar:
@@ -106,6 +116,21 @@ def _size(text: str) -> tuple[int, int]:
     if not all(side.isdecimal() for side in sides) or len(sides) > 2:
         raise BadInputError(f"--size {text}", expected="a number or WIDTHxHEIGHT", action="write for instance 768x512")
     return int(sides[0]), int(sides[-1])
+
+
+def _in(given: Path) -> list[tuple[str, Path]]:
+    """Names and paths of the pictures that a path stands for: one, or those of a folder by name."""
+    from ..data.folders import contents
+    from ..data.pictures import SUFFIXES
+
+    if not given.is_dir():
+        return [(given.name, given)]
+    found = contents(given).ending_in(SUFFIXES)
+    if not found:
+        raise BadInputError(
+            f"--image {given}, a folder with no pictures in it", expected="pictures", action="name another folder"
+        )
+    return [(path.relative_to(given).as_posix(), path) for path in found]
 
 
 def _picture(path: Path) -> "Image":

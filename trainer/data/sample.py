@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..batch import Batch, Skipped
 from ..config import AugmentConfig, Config
-from ..draws import draw, sample_generator
+from ..draws import CACHED_NOISES, draw, sample_generator
 from ..models.image_encoder import ReferenceFormat
 from .buckets import Centered, Placement, place
 from .digests import DigestMemo
@@ -156,6 +156,8 @@ class SampleMaker:
         }
         if draws.perturbation is not None:
             tensors["perturbation"] = draws.perturbation
+        if config.adapter.negative == "noise" and not self.is_plain:
+            tensors |= self._noise(position, drop_image)
         return Sample(record.key, caption, position, tensors)
 
     def _variant(self, position: int) -> int:
@@ -205,6 +207,18 @@ class SampleMaker:
         changes = AugmentConfig() if self.is_plain else self.config.data.augment
         image = _open(picture, opened)
         return {"reference_pixels": reference_pixels(image, changes, self.geometry.reference, generator)}
+
+    def _noise(self, position: int, drop_image: bool) -> dict[str, Tensor]:
+        """What stands for a dropped reference: a picture of its own, or which of those that were encoded before."""
+        generator = sample_generator(self.config.train.seed, position, "no image")
+        if self.stores.features is not None:
+            return {"noise_number": torch.randint(CACHED_NOISES, (), generator=generator)}
+        if not drop_image:
+            return {}
+        return {
+            "reference_pixels": self.geometry.reference.noise(generator)[0],
+            "drop_image": torch.tensor(False),  # its place is taken
+        }
 
     def _text(self, caption: str) -> dict[str, Tensor]:
         if self.stores.text is None:

@@ -19,8 +19,11 @@ METADATA_FILES = {"metadata.jsonl": "jsonl", "metadata.csv": "csv"}
 """Lists that Hugging Face's imagefolder keeps inside the folder."""
 
 
-def load_folder(data: DataSetConfig) -> Records:
+def load_folder(data: DataSetConfig, *, speaks: bool = True) -> Records:
     """Pictures of a folder and its sub-folders, each with its caption beside it; the sub-folder is the group.
+
+    Args:
+        speaks: a line of the log says what was left out.
 
     Raises:
         DataError: no pictures, one without a caption, or a list inside that cannot be read.
@@ -38,7 +41,7 @@ def load_folder(data: DataSetConfig) -> Records:
             expected=f"files ending in {', '.join(SUFFIXES)}, in the folder or its sub-folders",
             action="correct data.path or data.format",
         )
-    if left_out and int(os.environ.get("RANK", 0)) == 0:  # once, not by each process of a run
+    if speaks and left_out and int(os.environ.get("RANK", 0)) == 0:  # once, not by each process of a run
         _logger.warning("left out of the pictures in %s: %s", root, left_out)
     references = _References(data)
     rows = RowList()

@@ -25,7 +25,8 @@ _IMPLEMENTATION = "https://github.com/tencent-ailab/IP-Adapter"  # whose tensor 
 _ARCHITECTURES = {"SD1.5": "stable-diffusion-v1", "SDXL": "stable-diffusion-xl-v1-base"}
 _SD2 = {"epsilon": "stable-diffusion-v2-512", "v_prediction": "stable-diffusion-v2-768-v"}
 _HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
-_TEXTS = frozenset({"caption", "prompt", "title", "author", "license"})  # of a config; what else has a slash is a place
+# of a config; what else has a slash is a place
+_TEXTS = frozenset({"caption", "prompt", "prompts", "title", "author", "license"})
 _ALL_BLOCKS = AdapterConfig().blocks
 _PREDICTION_TYPES = {"epsilon": "epsilon", "v_prediction": "v"}
 
@@ -128,6 +129,8 @@ def without_folders(training: Mapping[str, Any]) -> dict[str, Any]:
 def _without_folders(value: Any) -> Any:
     if isinstance(value, Mapping):
         return without_folders(value)
+    if isinstance(value, list):
+        return [_without_folders(item) for item in value]
     return public_name(value) if isinstance(value, str) else value
 
 

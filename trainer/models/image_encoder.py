@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ipadapter_core.encoder.folder import VisionFolder, load_vision_folder
 from ipadapter_core.encoder.known import EncoderSpec
-from ipadapter_core.encoder.pixels import PixelFormat, encoder_pixels
+from ipadapter_core.encoder.pixels import PixelFormat, encoder_pixels, no_image_pixels, noise_pixels
 from ipadapter_core.errors import MismatchError
 from ipadapter_core.file.spec import Feature, Negative
 
@@ -36,6 +36,10 @@ class ReferenceFormat:
     def pixels(self, image: Tensor) -> Tensor:
         """Pictures (B, H, W, 3), 0..1, to (B, 3, S, S), normalised."""
         return encoder_pixels(image, self.pixel_format, self.crop)
+
+    def noise(self, generator: torch.Generator) -> Tensor:
+        """(1, 3, S, S), normalised: what stands for a dropped reference where the negative is noise."""
+        return noise_pixels(self.pixel_format, generator)
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,9 +78,8 @@ class ImageEncoder:
             return self.vision.features(pixels.to(self.device), self.feature, self.layer).float()
 
     def no_image(self, negative: Negative) -> Tensor:
-        """What stands for a dropped reference: (1, E) or (1, S, E)."""
-        size = self.format.pixel_format.size
-        features = self.features(torch.zeros(1, 3, size, size))
+        """What stands for no reference: (1, E) or (1, S, E)."""
+        features = self.features(no_image_pixels(negative, self.format.pixel_format))
         return torch.zeros_like(features) if negative is Negative.ZERO_FEATURES else features
 
 

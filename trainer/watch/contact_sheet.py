@@ -6,7 +6,7 @@ from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from ipadapter_core.file.container import write_aside
 
-from .sampling import SampleGrid
+from .sampling import SampleGrid, text_label
 
 SHEET_FILE = "sheet.png"
 _CELL, _GAP, _HEAD, _FOOT = 256, 8, 28, 24  # pixels
@@ -20,8 +20,11 @@ def save_grid(grid: SampleGrid, folder: Path) -> list[Path]:
     paths = [folder / SHEET_FILE]
     _save(contact_sheet(grid), paths[0])
     for row, (reference, pictures) in enumerate(zip(grid.references, grid.rows, strict=True)):
+        name = _file_name(Path(reference.name).stem)
+        if grid.prompts:
+            name += f"-{_file_name(text_label(reference.prompt))}"
         for strength, picture in zip(grid.strengths, pictures, strict=True):
-            paths.append(folder / f"{row:02d}-{_file_name(reference.name)}-strength-{strength:g}.png")
+            paths.append(folder / f"{row:02d}-{name}-strength-{strength:g}.png")
             _save(picture, paths[-1])
     return paths
 
@@ -40,8 +43,10 @@ def contact_sheet(grid: SampleGrid) -> Image.Image:
             cell = ImageOps.pad(picture.convert("RGB"), (_CELL, _CELL), color=_EDGE)
             sheet.paste(cell, (_GAP + column * step, top))
         draw.text((_GAP, top + _CELL + 3), _cut(reference.name, _LINE), _INK, font)
-        if reference.prompt:
-            draw.text((_GAP + step, top + _CELL + 3), _cut(reference.prompt, _LINE * len(pictures)), _INK, font)
+        if reference.prompt or grid.prompts:
+            draw.text(
+                (_GAP + step, top + _CELL + 3), _cut(text_label(reference.prompt), _LINE * len(pictures)), _INK, font
+            )
     return sheet
 
 
@@ -56,4 +61,4 @@ def _cut(text: str, length: int) -> str:
 
 
 def _file_name(name: str) -> str:
-    return "".join(c if c.isalnum() or c in "-_" else "_" for c in Path(name).stem)[:60]
+    return "".join(c if c.isalnum() or c in "-_" else "_" for c in name)[:60]

@@ -21,7 +21,7 @@ from ipadapter_core.errors import MismatchError
 from ..config import ValidationConfig
 from ..models.image_encoder import ImageEncoder, resolve_folder
 from ..models.loading import ModelNotFoundError
-from .sampling import SampleGrid
+from .sampling import SampleGrid, text_label
 
 CLIPSCORE_FACTOR = 2.5  # arXiv 2104.08718, section 3
 _CLIP_CLASSES = ("CLIPModel", "SiglipModel", "Siglip2Model")
@@ -65,15 +65,16 @@ class Judge:
     clip: Evaluator | None
     dino: Evaluator | None
 
-    def rate(self, grid: SampleGrid) -> dict[str, dict[str, dict[str, float]]]:
-        """`{"strengths": {"0.5": {name: mean over the rows}}}`, as a "samples" record of metrics.jsonl has it.
+    def rate(self, grid: SampleGrid) -> dict[str, Any]:
+        """`{"strengths": {"0.5": {name: mean over the rows}}}`, as a "samples" record of metrics.jsonl has it; where
+        pictures are drawn with several texts, also `"prompts"` with the same for the rows of each.
 
         Names: clip_i and dino, cosines of pictures and their references; clip_t, cosine with the prompt, or with the
         reference's caption where that is empty (as in arXiv 2308.06721, section 4.2), and clip_t_scaled, CLIPScore;
         clip_i_uplift and dino_uplift, what a strength adds to strength 0.
         """
         columns = [list(pictures) for pictures in zip(*grid.rows, strict=True)]
-        rated: list[dict[str, float]] = [{} for _ in columns]
+        measured: list[dict[str, Tensor]] = [{} for _ in columns]  # of each row
         references = [reference.picture for reference in grid.references]
         texts = [reference.prompt or reference.caption for reference in grid.references]
         has_text = torch.tensor([bool(text) for text in texts])
@@ -81,15 +82,23 @@ class Judge:
             if evaluator is None:
                 continue
             wanted = evaluator.images(references)
-            described = evaluator.texts(texts)[has_text] if name == "clip_i" and has_text.any() else None
-            for values, pictures in zip(rated, columns, strict=True):
+            described = evaluator.texts(texts) if name == "clip_i" and has_text.any() else None
+            for values, pictures in zip(measured, columns, strict=True):
                 given = evaluator.images(pictures)
-                values[name] = _cosine(given, wanted)
+                values[name] = _cosines(given, wanted)
                 if described is not None:
-                    values["clip_t"] = _cosine(given[has_text], described)
-                    values["clip_t_scaled"] = CLIPSCORE_FACTOR * max(0.0, values["clip_t"])
-        _add_uplift(rated, grid.strengths)
-        return {"strengths": {f"{strength:g}": values for strength, values in zip(grid.strengths, rated, strict=True)}}
+                    values["clip_t"] = _cosines(given, described)
+        everyone = torch.ones_like(has_text)
+        rated: dict[str, Any] = {"strengths": _means(measured, grid.strengths, everyone, has_text)}
+        if grid.prompts:
+            prompts = [reference.prompt for reference in grid.references]
+            rated["prompts"] = {
+                text_label(prompt): _means(
+                    measured, grid.strengths, torch.tensor([each == prompt for each in prompts]), has_text
+                )
+                for prompt in grid.prompts
+            }
+        return rated
 
 
 def load_judge(config: ValidationConfig, training: ImageEncoder, device: torch.device) -> Judge | None:
@@ -158,6 +167,21 @@ def _some(tensor: Tensor) -> Tensor:
     return tensor.flatten()[:64].float().cpu()
 
 
+def _means(
+    measured: Sequence[dict[str, Tensor]], strengths: Sequence[float], chosen: Tensor, has_text: Tensor
+) -> dict[str, dict[str, float]]:
+    """Of the chosen rows at each strength; clip_t of those that have a text, if one does."""
+    rated: list[dict[str, float]] = []
+    for values in measured:
+        rows = {name: cosines[chosen & has_text if name == "clip_t" else chosen] for name, cosines in values.items()}
+        means = {name: float(cosines.mean()) for name, cosines in rows.items() if len(cosines)}
+        if "clip_t" in means:
+            means["clip_t_scaled"] = CLIPSCORE_FACTOR * max(0.0, means["clip_t"])
+        rated.append(means)
+    _add_uplift(rated, strengths)
+    return {f"{strength:g}": means for strength, means in zip(strengths, rated, strict=True)}
+
+
 def _add_uplift(rated: Sequence[dict[str, float]], strengths: Sequence[float]) -> None:
     if 0 not in strengths:
         return
@@ -172,6 +196,6 @@ def _unit(output: Any) -> Tensor:
     return functional.normalize((output if isinstance(output, Tensor) else output.pooler_output).float(), dim=-1)
 
 
-def _cosine(one: Tensor, other: Tensor) -> float:
-    """Mean over pairs of unit vectors (B, D)."""
-    return float((one * other).sum(dim=-1).mean())
+def _cosines(one: Tensor, other: Tensor) -> Tensor:
+    """Of pairs of unit vectors (B, D): (B,), on the CPU."""
+    return (one * other).sum(dim=-1).cpu()

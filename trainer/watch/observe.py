@@ -24,9 +24,9 @@ from ..sharding import SHARDED
 from ..state import BEST, BEST_STEP, adapter_weights
 from .contact_sheet import save_grid
 from .metrics import Judge, load_judge
-from .references import held_out_references
+from .references import open_drawing
 from .report import write_report
-from .sampling import Reference, Sampler, SampleSettings, Share, encode_prompt, sample_grid
+from .sampling import Reference, Sampler, Share, sample_grid
 from .validation import ValidationGrid, build_grid, validate
 
 logger = logging.getLogger(__name__)
@@ -151,17 +151,8 @@ def open_observer(run: Run) -> Observer:
         batches = held_out_batches(config, run.held_out, run.geometry, run.stores)
         grid = build_grid(batches, run.objective, timesteps=validation.timesteps, seed=config.train.seed)
     if validation.sample_every is not None:
-        references = tuple(
-            held_out_references(
-                run.held_out,
-                run.base,
-                run.encoder,
-                count=validation.samples,
-                prompt=validation.prompt,
-                seed=config.train.seed,
-            )
-        )
-        sampler = Sampler(run.base, SampleSettings.of(config), encode_prompt(run.base, ""))
+        sampler, drawn = open_drawing(config, run.held_out, run.base, run.encoder)
+        references = tuple(drawn)
         judge = load_judge(validation, run.encoder, accelerator.device)
     log = MetricsLog(
         config.run,

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from itertools import pairwise
+from itertools import pairwise, product
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +44,7 @@ _MEASURES = {
         "Likeness of pictures to their references, to DINO: the same object. Above strength 0 is the adapter's work.",
     ),
 }
+_TEXT_MEASURES = ("clip_t", "clip_i", "dino")
 _RULES = {"loss": "lowest validation loss", "gap": "largest gap", "clip_i": "highest CLIP-I", "dino": "highest DINO"}
 
 
@@ -54,6 +55,15 @@ class Fact:
     name: str
     value: str
     more: str = ""
+
+
+@dataclass(frozen=True)
+class TextTable:
+    """What the pictures of each text measure at a step: names of columns, and rows of a text and its values."""
+
+    step: int
+    columns: Sequence[str]
+    rows: Sequence[tuple[str, Sequence[float | None]]]
 
 
 @dataclass(frozen=True)
@@ -91,6 +101,7 @@ def write_report(run: Path, *, is_live: bool = False) -> Path:
         facts=list(_facts(config, records)),
         verdict=_verdict(config, records),
         plots=list(_plots(records)),
+        texts=_texts(records),
         sheets=list(_sheets(run)),
         skipped=skipped[:_MOST_SKIPPED],
         num_skipped=len(skipped),
@@ -210,6 +221,25 @@ def _by_strength(samples: Sequence[Record], name: str) -> Iterator[Curve]:
         if points:
             color = "c" if float(strength) == 0 else "a" if strength == strengths[-1] else "b"
             yield Curve(points, color, f"strength {strength}")
+
+
+def _texts(records: Sequence[Record]) -> TextTable | None:
+    """Measures of the last samples by text; None if they were drawn with one."""
+    samples = [record for record in _of_kind(records, "samples") if record.get("prompts")]
+    if not samples:
+        return None
+    last = samples[-1]
+    found = {
+        (name, s) for by_strength in last["prompts"].values() for s, values in by_strength.items() for name in values
+    }
+    columns = [
+        column for column in product(_TEXT_MEASURES, sorted({s for _, s in found}, key=float)) if column in found
+    ]
+    rows = [
+        (text, [by_strength.get(strength, {}).get(name) for name, strength in columns])
+        for text, by_strength in last["prompts"].items()
+    ]
+    return TextTable(last["step"], [f"{_MEASURES[name][0]} at {strength}" for name, strength in columns], rows)
 
 
 def _by_timestep(record: Record) -> list[Point]:

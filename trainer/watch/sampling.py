@@ -70,6 +70,10 @@ class SampleSettings:
             size=(side, side),
         )
 
+    def rows_together(self, rows: int, share: "Share") -> int:
+        """Denoised in one batch, so that every process has some."""
+        return max(1, min(self.batch_size, -(-rows // share.size)))
+
     def total_steps(self, references: int) -> int:
         """What `sample_grid` reports as progress in all."""
         return references * self.count * len(self.strengths) * self.steps
@@ -110,6 +114,15 @@ class SampleGrid:
     strengths: tuple[float, ...]
     rows: tuple[tuple[Image.Image, ...], ...]
 
+    @property
+    def prompts(self) -> tuple[str, ...]:
+        """All texts, if one picture is drawn with several; none to be told apart otherwise."""
+        texts: dict[int, set[str]] = {}
+        for reference in self.references:
+            texts.setdefault(id(reference.picture), set()).add(reference.prompt)
+        is_one = all(len(each) == 1 for each in texts.values())
+        return () if is_one else tuple(dict.fromkeys(reference.prompt for reference in self.references))
+
 
 @dataclass(frozen=True)
 class Share:
@@ -122,6 +135,10 @@ class Share:
     rank: int = 0
     size: int = 1
     gather: Callable[[list[Any]], list[Any]] = list
+
+
+def text_label(prompt: str) -> str:
+    return prompt or "no text"
 
 
 def encode_prompt(base: Base, prompt: str) -> TextEmbeds:
@@ -156,12 +173,12 @@ class Sampler:
                 expected=f"sides that are multiples of {base.latent_factor}",
                 action="choose such a size; 512 is usual, 1024 for SDXL",
             )
-        self.base, self.settings, self._negative = base, settings, negative
+        self.base, self.settings, self.negative = base, settings, negative
         self._pipeline = _pipeline(base)
         self._sites, _ = discover_sites(base.unet)
 
     def noise(self, place: int, take: int) -> Tensor:
-        """(1, C, h, w) for the reference at a place in the list, on the CPU."""
+        """(1, C, h, w) for a reference picture by its place among them, on the CPU."""
         width, height = (side // self.base.latent_factor for side in self.settings.size)
         generator = sample_generator(self.settings.seed, place, f"picture {take}")
         return torch.randn(1, self.base.latent_channels, height, width, generator=generator)
@@ -182,7 +199,7 @@ class Sampler:
         is_guided = settings.guidance > 1
         embeds = _embeds(texts, "")
         if is_guided:
-            embeds |= _embeds([self._negative] * count, "negative_")
+            embeds |= _embeds([self.negative] * count, "negative_")
         else:
             kv = tuple(None if pair is None else (pair[0][count:], pair[1][count:]) for pair in kv)
 
@@ -214,7 +231,8 @@ def sample_grid(
     progress: Callable[[int], object] = lambda pictures: None,
     share: Share = Share(),
 ) -> SampleGrid:
-    """Draw every reference at every strength; the noise is the same at all strengths, and follows from seed and place.
+    """Draw every reference at every strength; the noise is the same at all strengths and for all texts of a picture, and
+    follows from the seed and the picture's place.
 
     Processes that share the work all get all pictures.
 
@@ -224,14 +242,18 @@ def sample_grid(
         progress: called after each denoising step with the number of pictures in it.
     """
     settings, device = sampler.settings, sampler.base.device
+    places: dict[int, int] = {}
+    for reference in references:
+        places.setdefault(id(reference.picture), len(places))
     jobs = [(place, take) for place in range(len(references)) for take in range(settings.count)]
     rows: list[list[Image.Image]] = [[] for _ in jobs]
     uncond = adapter(no_image.to(device))
-    together = max(1, min(settings.batch_size, -(-len(jobs) // share.size)))
+    together = settings.rows_together(len(jobs), share)
     for start in range(0, len(jobs), together)[share.rank :: share.size]:
         chosen = slice(start, start + together)
         batch = [references[place] for place, _ in jobs[chosen]]
-        noise = torch.cat([sampler.noise(place, take) for place, take in jobs[chosen]])
+        takes = zip(batch, (take for _, take in jobs[chosen]), strict=True)
+        noise = torch.cat([sampler.noise(places[id(reference.picture)], take) for reference, take in takes])
         cond = adapter(torch.cat([reference.features for reference in batch]).to(device))
         for strength in settings.strengths:
             kv = guided(uncond, cond, sampler.site_strengths(strength))

@@ -1,0 +1,65 @@
+"""`validation.references`: the user's own pictures that samples are drawn from."""
+
+from pathlib import Path
+
+from PIL import Image
+
+from ..config import DataSetConfig
+from .pictures import BrokenPictureError, Picture, decode
+from .records import DataError, Records
+from .tables import load_folder, load_list
+
+_LISTS = {".json": "json", ".jsonl": "jsonl", ".csv": "csv"}
+
+
+def own_references(path: str, *, speaks: bool = False) -> Records:
+    """The pictures of a folder in the order of their paths, or of a list in its order; a caption is "" if there is none.
+
+    Args:
+        speaks: say what of a folder is left out.
+
+    Raises:
+        DataError: there is no such place, or no picture in it.
+    """
+    place, data = Path(path), DataSetConfig(path=path, caption="")
+    found = f"validation.references = {path!r}"
+    try:
+        if place.is_dir():
+            return load_folder(data, speaks=speaks)
+        if place.is_file() and place.suffix.lower() in _LISTS:
+            return load_list(data, place, _LISTS[place.suffix.lower()])
+    except DataError as error:
+        raise _wrong(f"{found}: {error.found}") from error
+    raise _wrong(f"{found}, which is no folder and no list")
+
+
+def check_references(path: str) -> int:
+    """How many there are, all of which can be read to the last pixel.
+
+    Raises:
+        DataError: one cannot; or as `own_references`.
+    """
+    records = own_references(path, speaks=True)
+    for number in range(len(records)):
+        opened(records[number].image)
+    return len(records)
+
+
+def opened(picture: Picture) -> Image.Image:
+    """A picture to draw from: each was chosen, so none may be missing. Raises DataError if it cannot be read."""
+    try:
+        return decode(picture)
+    except BrokenPictureError as error:
+        raise DataError(
+            f"validation.references: {error.name} cannot be used ({error.reason})",
+            expected="pictures to draw from",
+            action="repair it, or take it out",
+        ) from error
+
+
+def _wrong(found: str) -> DataError:
+    return DataError(
+        found,
+        expected=f"a folder with pictures, or a list of them ({', '.join(_LISTS)})",
+        action="correct validation.references, or remove it to draw from held-out pictures",
+    )
