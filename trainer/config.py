@@ -24,7 +24,7 @@ class BaseModelConfig(Section):
     """The frozen text-to-image model."""
 
     model: str
-    """Folder in diffusers layout, a single .safetensors file, or the id of a hub repository."""
+    """Folder in diffusers layout, a single .safetensors file, or one of these on the hub: owner/name/folder@revision."""
     config: str | None = None
     """For a single file: folder or hub id in diffusers layout whose configs and tokenizer describe it."""
     vae: str | None = None
@@ -70,7 +70,7 @@ class AdapterConfig(Section):
     negative: Literal["auto", "zero_features", "zero_pixels"] = "auto"
     """What a dropped image is, recorded in the file; auto: zero_features for base, zero_pixels for plus and full."""
     pretrained: str | None = None
-    """Adapter file to start from; it must be of the kind and size described here."""
+    """Adapter file to start from, here or on the hub (owner/name/file@revision), of the kind and size described here."""
 
     @model_validator(mode="after")
     def _tokens_fit_kind(self) -> "AdapterConfig":
@@ -104,7 +104,8 @@ class DataSetConfig(Section):
     """A further data set, read as `data.path` is; `[data]` says the sizes and changes of all."""
 
     path: str
-    """Folder, .json, .jsonl or .csv file, Hugging Face dataset (folder or name), or WebDataset shards (a{0..9}.tar)."""
+    """Folder, .json, .jsonl or .csv file, Hugging Face dataset (folder, or name on the hub with or without /folder and
+    @revision), or WebDataset shards (a{0..9}.tar)."""
     format: Literal["auto", "folder", "json", "jsonl", "csv", "hf", "webdataset"] = "auto"
     """How to read path; auto decides by what is there."""
     allow_pipe: bool = False

@@ -146,4 +146,4 @@ def _keys(source: Source) -> Keys:
     if isinstance(source, Shards):
         names = [url.replace("\\", "/").rpartition("/")[2] for url in source.urls]
         return Keys.of("shards", names, len(names))
-    return Keys.of("pictures", map(source.key, range(len(source))), len(source))
+    return Keys.of("pictures", map(source.key, range(len(source))), len(source), source.version)
