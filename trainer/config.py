@@ -33,6 +33,8 @@ class BaseModelConfig(Section):
     """What the model predicts; auto reads the scheduler's config."""
     precision: Precision = "bf16"
     """Type of the frozen weights. fp32 doubles the memory and changes little."""
+    quantization: Literal["none", "nf4", "int8"] = "none"
+    """Keep the UNet's linear layers in 4 (nf4) or 8 bits: less memory, numbers a little off. Needs bitsandbytes, a GPU."""
 
 
 class EncoderConfig(Section):

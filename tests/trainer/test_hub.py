@@ -18,6 +18,7 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
+from safetensors.torch import load_file, save_file
 
 from ipadapter_core.network.adapter import save_adapter
 from ipadapter_trainer.config import AdapterConfig, BaseModelConfig, DataConfig, EncoderConfig, ValidationConfig
@@ -30,6 +31,7 @@ from ipadapter_trainer.models.loading import load_base
 from ipadapter_trainer.models.network import new_adapter
 from ipadapter_trainer.preflight import check_before_models
 from ipadapter_trainer.resume.identity import Keys
+from ipadapter_trainer.run import open_run
 from ipadapter_trainer.watch.metrics import load_judge
 from support.encoders import write_folder
 from support.hub_cache import FIRST, SECOND, put, use_cache
@@ -216,14 +218,20 @@ def test_what_the_hub_answers(error: Exception, said: str, monkeypatch: pytest.M
     assert re.search(said, " ".join(HubPlace("owner/name", "sub", "v9").explain(error, "some.key")))
 
 
+def as_dataset(folder: Path, words: str) -> Path:
+    """Pictures with captions as the hub has them."""
+    pictures = sorted(folder.glob("*.png"))
+    lines = [json.dumps({"file_name": path.name, "text": f"{words} {path.stem}"}) for path in pictures]
+    (folder / "metadata.jsonl").write_text("\n".join(lines))
+    for path in folder.glob("*.txt"):
+        path.unlink()
+    return folder
+
+
 def test_a_data_set_in_a_sub_folder_at_a_revision(cache: Path, tmp_path: Path) -> None:
     pictures = write_pictures(tmp_path / "pictures", 3)
     for commit, refs, words in ((FIRST, ("v1",), "old"), (SECOND, ("main",), "new")):
-        folder = shutil.copytree(pictures, tmp_path / commit)
-        for text in folder.glob("*.txt"):
-            text.unlink()
-        lines = [json.dumps({"file_name": f"{number}.png", "text": f"{words} {number}"}) for number in range(3)]
-        (folder / "metadata.jsonl").write_text("\n".join(lines))
+        folder = as_dataset(shutil.copytree(pictures, tmp_path / commit), words)
         put(cache, "owner/data", {"small": folder}, commit=commit, refs=refs, kind="dataset")
     old, same, new = (load_records(DataConfig(path=f"owner/data/small@{name}")) for name in ("v1", FIRST, "main"))
     assert [record.caption for record in old] == ["old 0", "old 1", "old 2"]
@@ -232,9 +240,34 @@ def test_a_data_set_in_a_sub_folder_at_a_revision(cache: Path, tmp_path: Path) -
     assert (old.version, same.version, new.version) == (FIRST, FIRST, SECOND)
     assert old[0].image.identity == same[0].image.identity, "one commit by two names has one cache"
     assert old[0].image.identity != new[0].image.identity
+    assert FIRST in old[0].image.identity, "wherever the hub's cache lies"
     assert load_records(DataConfig(path=str(pictures))).version is None
     with pytest.raises(DataError, match=r"data\.path = 'owner/data/large@v1'.*HF_HUB_OFFLINE.*--repo-type dataset"):
         load_records(DataConfig(path="owner/data/large@v1"))
+
+
+def test_a_run_knows_the_commit_of_its_data(
+    cache: Path, tmp_path: Path, small_base_folder: Callable[[str], Path], encoder_folder: Callable[[str], Path]
+) -> None:
+    pictures = as_dataset(write_pictures(tmp_path / "pictures", 4), "shape")
+    put(cache, "owner/data", {"small": pictures}, refs=("v1",), kind="dataset")
+    config = make_config(
+        small_base_folder("sd15"), encoder_folder("clip"), Path("owner/data/small@v1"), tmp_path / "run"
+    )
+    run = open_run(config)
+    assert run.state.identity().data.version == FIRST
+
+
+def test_a_base_that_lacks_weights_of_its_text_encoder(
+    cache: Path, tmp_path: Path, small_base_folder: Callable[[str], Path]
+) -> None:
+    folder = shutil.copytree(small_base_folder("sd15"), tmp_path / "base")
+    weights = folder / "text_encoder" / "model.safetensors"
+    tensors = load_file(weights)
+    save_file({name: tensors[name] for name in list(tensors)[1:]}, weights, {"format": "pt"})
+    put(cache, "owner/base", {"": folder}, refs=("v1",))
+    with pytest.raises(ModelNotFoundError, match=r"owner/base@v1, whose text_encoder lacks"):
+        base_of("owner/base@v1")
 
 
 def test_another_commit_of_a_data_set_is_another_one() -> None:

@@ -23,6 +23,7 @@ from ..config import BaseModelConfig
 from ..hub import HUB_ERRORS, HubPlace, ModelNotFoundError, find_file, find_folder
 from ..quiet import quiet_libraries
 from .base import DTYPES, PARTS, TEXT_ENCODERS, Base
+from .quantized import loading_arguments
 
 _SDXL_KEY = "conditioner.embedders.1.model.ln_final.weight"
 _V_PREDICTION_KEY = "v_pred"  # an empty tensor that finetunes of SDXL carry
@@ -69,8 +70,12 @@ def load_base(config: BaseModelConfig, device: torch.device, *, only: frozenset[
     if config.vae is not None and "vae" in only:
         given["vae"] = _load_vae(config.vae, dtype)
     file = _single_file(config, only if has_own_vae else only - {"vae"})
+    quantizing = _quantizing(config, file, device) if "unet" in only else None
     try:
-        pipeline = _open_folder(config, dtype, given) if file is None else _open_file(file, config, dtype, given)
+        if file is None:
+            pipeline = _open_folder(config, dtype, given, quantizing)
+        else:
+            pipeline = _open_file(file, config, dtype, given)
         if not isinstance(pipeline, StableDiffusionPipeline | StableDiffusionXLPipeline):
             raise MismatchError(
                 f"{config.model} is a {type(pipeline).__name__}",
@@ -145,6 +150,24 @@ def _single_file(config: BaseModelConfig, parts: frozenset[str]) -> Path | None:
     return path
 
 
+def _quantizing(config: BaseModelConfig, file: Path | None, device: torch.device) -> dict[str, Any] | None:
+    """How the UNet is quantised as it is read; None if it is not.
+
+    Raises:
+        MismatchError: a single file, which diffusers takes for one that was quantised before.
+    """
+    if config.quantization == "none":
+        return None
+    if file is not None:
+        raise MismatchError(
+            f'base.quantization = "{config.quantization}" with the single file {config.model}',
+            expected="a folder in diffusers layout: diffusers quantises no single files",
+            action="save it as such a folder (from_single_file and save_pretrained of diffusers) and name that, "
+            'or set base.quantization = "none"',
+        )
+    return loading_arguments(config.quantization, device, DTYPES[config.precision])
+
+
 def _open_file(path: Path, config: BaseModelConfig, dtype: torch.dtype, given: dict[str, Any]) -> Any:
     is_sdxl = _SDXL_KEY in read_header(path, _KIND)
     pipeline_class = StableDiffusionXLPipeline if is_sdxl else StableDiffusionPipeline
@@ -157,11 +180,17 @@ def _open_file(path: Path, config: BaseModelConfig, dtype: torch.dtype, given: d
     return pipeline_class.from_single_file(str(path), config=described, torch_dtype=dtype, **given)
 
 
-def _open_folder(config: BaseModelConfig, dtype: torch.dtype, given: dict[str, Any]) -> Any:
+def _open_folder(
+    config: BaseModelConfig, dtype: torch.dtype, given: dict[str, Any], quantizing: dict[str, Any] | None
+) -> Any:
     folder = _fetch(config.model, given)
     known = _parts_of(folder)
     given = {name: part for name, part in given.items() if name in known}
-    return DiffusionPipeline.from_pretrained(folder, torch_dtype=dtype, variant=_variant(Path(folder)), **given)
+    variant = _variant(Path(folder))
+    if quantizing is not None and "unet" in known:
+        unet = AutoModel.from_pretrained(folder, subfolder="unet", variant=variant, **quantizing)
+        given = {**given, "unet": unet}
+    return DiffusionPipeline.from_pretrained(folder, torch_dtype=dtype, variant=variant, **given)
 
 
 def _fetch(model: str, given: dict[str, Any]) -> str:

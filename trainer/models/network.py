@@ -24,6 +24,7 @@ from ..config import AdapterConfig
 from ..hub import find_file
 from .image_encoder import ImageEncoder
 from .processor import KV
+from .quantized import full_weight
 from .sites import discover_sites
 
 _PROJECTIONS = {"base": Projection.LINEAR, "plus": Projection.RESAMPLER, "full": Projection.MLP}
@@ -163,8 +164,8 @@ def _copy_text_projections(adapter: IPAdapter, attentions: tuple[Any, ...]) -> N
     with torch.no_grad():
         for index, attention in enumerate(attentions):
             site = adapter.site(index)
-            site.to_k_ip.weight.copy_(attention.to_k.weight)
-            site.to_v_ip.weight.copy_(attention.to_v.weight)
+            site.to_k_ip.weight.copy_(full_weight(attention.to_k))
+            site.to_v_ip.weight.copy_(full_weight(attention.to_v))
 
 
 def _sizes_of_start(config: AdapterConfig, given: IPAdapter | None) -> tuple[int | None, int | None]:

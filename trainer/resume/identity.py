@@ -135,6 +135,8 @@ class RunIdentity:
         others: dict[tuple[str, str, str], list[str]] = defaultdict(list)
         for part, now in self.weights.items():
             then = before.weights.get(part)
+            if then is not None and now.form != then.form:
+                continue  # a setting did that, which is named
             if then is None or not now.equals(then):
                 others[now.setting, now.place, then.place if then else "none"].append(part)
         for (setting, place, place_before), parts in others.items():
