@@ -24,7 +24,7 @@ class BaseModelConfig(Section):
     """The frozen text-to-image model."""
 
     model: str
-    """Folder in diffusers layout, a single .safetensors file, or the id of a hub repository."""
+    """Folder in diffusers layout, a single .safetensors file, or one of these on the hub: owner/name/folder@revision."""
     config: str | None = None
     """For a single file: folder or hub id in diffusers layout whose configs and tokenizer describe it."""
     vae: str | None = None
@@ -33,6 +33,8 @@ class BaseModelConfig(Section):
     """What the model predicts; auto reads the scheduler's config."""
     precision: Precision = "bf16"
     """Type of the frozen weights. fp32 doubles the memory and changes little."""
+    quantization: Literal["none", "nf4", "int8"] = "none"
+    """Keep the UNet's linear layers in 4 (nf4) or 8 bits: less memory, numbers a little off. Needs bitsandbytes, a GPU."""
 
 
 class EncoderConfig(Section):
@@ -71,7 +73,7 @@ class AdapterConfig(Section):
     """What a dropped image is, recorded in the file; auto: zero_features for base, zero_pixels for plus and full; noise:
     an encoded picture of random noise, another one each time (of 20 with a cache)."""
     pretrained: str | None = None
-    """Adapter file to start from; it must be of the kind and size described here."""
+    """Adapter file to start from, here or on the hub (owner/name/file@revision), of the kind and size described here."""
     other_blocks: Literal["zero", "frozen"] = "zero"
     """The layers that blocks leaves out. zero: they take no image; frozen: they act as in pretrained, untrained."""
 
@@ -113,7 +115,8 @@ class DataSetConfig(Section):
     """A further data set, read as `data.path` is; `[data]` says the sizes and changes of all."""
 
     path: str
-    """Folder, .json, .jsonl or .csv file, Hugging Face dataset (folder or name), or WebDataset shards (a{0..9}.tar)."""
+    """Folder, .json, .jsonl or .csv file, Hugging Face dataset (folder, or name on the hub with or without /folder and
+    @revision), or WebDataset shards (a{0..9}.tar)."""
     format: Literal["auto", "folder", "json", "jsonl", "csv", "hf", "webdataset"] = "auto"
     """How to read path; auto decides by what is there."""
     allow_pipe: bool = False

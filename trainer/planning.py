@@ -94,7 +94,7 @@ def _trained(run: Run) -> dict[str, object]:
         "prediction_type": run.base.schedule.config.prediction_type,
         "sites": f"{len(run.network.trained_sites)} of {spec.num_sites} ({run.config.adapter.blocks}){others}",
         "parameters": sum(parameter.numel() for parameter in run.network.trained_parameters()),
-        "frozen_parameters": sum(parameter.numel() for parameter in run.base.unet.parameters()),
+        "frozen_parameters": run.base.unet.num_parameters(),
     }
 
 
@@ -206,7 +206,9 @@ def _saved_for_backward(run: Run) -> Iterator[Counter[int]]:
 
 
 def _bytes(module: nn.Module) -> int:
-    return sum(tensor.nbytes for tensor in (*module.parameters(), *module.buffers()))
+    """Also of the scales of quantised layers, which only the state has; what is held once is counted once."""
+    tensors = (*module.parameters(), *module.buffers(), *module.state_dict().values())
+    return sum({tensor.data_ptr(): tensor.nbytes for tensor in tensors}.values())
 
 
 def _tensors(state: Any) -> Iterator[Tensor]:

@@ -11,6 +11,7 @@ from .data.records import DataError, Records
 from .data.sources import Source
 from .draws import sample_generator
 from .models.image_encoder import resolve_folder
+from .models.network import pretrained_file
 from .state import CheckpointError
 
 _LOOKED_AT = 64  # pictures and references, spread evenly
@@ -24,12 +25,12 @@ def check_before_models(config: Config, source: Source, held_out: Records) -> No
         DataError: more pictures cannot be read than `data.max_skipped` lets through, too few are held out, or one of
             `validation.references` cannot be drawn from.
         CheckpointError: the run folder cannot be one.
-        ModelNotFoundError: no such encoder.
+        ModelNotFoundError: no such encoder, or the hub does not have adapter.pretrained.
         UnreadableFileError, UnknownCheckpointError, UnsupportedFamilyError: as `read_spec`, of adapter.pretrained.
     """
     _check_output(config.run)
     if config.adapter.pretrained is not None:
-        read_spec(Path(config.adapter.pretrained))
+        read_spec(pretrained_file(config.adapter.pretrained))
     if config.validation.every is not None and len(held_out) < _LEAST_HELD_OUT:
         raise DataError(
             f"{len(held_out)} validation pictures",

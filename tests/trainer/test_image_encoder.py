@@ -10,8 +10,8 @@ import torch
 from ipadapter_core.errors import MismatchError
 from ipadapter_core.file.spec import Feature, Negative
 from ipadapter_trainer.config import EncoderConfig
+from ipadapter_trainer.hub import ModelNotFoundError
 from ipadapter_trainer.models.image_encoder import ImageEncoder, load_image_encoder
-from ipadapter_trainer.models.loading import ModelNotFoundError
 from support.encoders import EMBED_DIM, FOLDERS, LAYERS, WIDTH, write_folder
 
 CPU = torch.device("cpu")

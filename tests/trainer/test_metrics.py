@@ -11,8 +11,8 @@ from torch.nn.functional import cosine_similarity
 
 from ipadapter_core.errors import MismatchError
 from ipadapter_trainer.config import EncoderConfig, ValidationConfig
+from ipadapter_trainer.hub import ModelNotFoundError
 from ipadapter_trainer.models.image_encoder import load_image_encoder
-from ipadapter_trainer.models.loading import ModelNotFoundError
 from ipadapter_trainer.watch.metrics import load_judge
 from ipadapter_trainer.watch.sampling import Reference, SampleGrid, TextEmbeds
 from support.encoders import write_folder

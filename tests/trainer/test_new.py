@@ -128,6 +128,8 @@ def test_models_are_known_by_their_folders(
     )
     assert not find_models("sd15", str(encoder_folder("clip"))).fits_published
     assert not find_models("sd15", "facebook/dinov2-base").fits_published
+    assert find_models("owner/my-sdxl/diffusers@v1", "clip").is_sdxl
+    assert not find_models("owner/sd15/xl@xl", "clip").is_sdxl
 
 
 def test_the_config_it_writes_trains(

@@ -22,10 +22,10 @@ def test_an_exported_file_and_its_card_name_no_folder_here(tmp_path: Path) -> No
         tmp_path / "encoder",
         base=f"{HOME}/models/sd15/",
         data={
+            "more": ({"path": f"{HOME}/others", "image_root": "ada/secret/root"},),
             "path": f"{HOME}/pictures",
             "reference": "folder",
             "reference_folder": rf"C:\Users\ada{HOME}\crops",
-            "more": ({"path": f"{HOME}/more"},),
         },
         cache={"path": "~/secret/cache"},
         adapter={"pretrained": "../secret/start.safetensors"},
@@ -45,7 +45,7 @@ def test_an_exported_file_and_its_card_name_no_folder_here(tmp_path: Path) -> No
     recipe = training["recipe"]
     assert recipe["data"]["path"] == "pictures"
     assert recipe["data"]["reference_folder"] == "crops"
-    assert recipe["data"]["more"][0]["path"] == "more"
+    assert (recipe["data"]["more"][0]["path"], recipe["data"]["more"][0]["image_root"]) == ("others", "root")
     assert (recipe["train"]["output"], recipe["cache"]["path"]) == ("cats", "cache")
     assert recipe["adapter"]["pretrained"] == "start.safetensors"
     assert recipe["validation"]["path"] == "{00..09}.tar"
@@ -59,12 +59,26 @@ def test_an_exported_file_and_its_card_name_no_folder_here(tmp_path: Path) -> No
         ("laion/CLIP-ViT-H-14", "laion/CLIP-ViT-H-14"),  # a hub repository says where anyone finds it
         ("tests/trainer", "trainer"),  # looks like one, and is a folder here
         ("sd15", "sd15"),
+        ("h94/IP-Adapter/models/image_encoder", "h94/IP-Adapter/models/image_encoder"),
+        ("owner/name/sub/x.safetensors@refs/pr/3", "owner/name/sub/x.safetensors@refs/pr/3"),
+        ("tests/trainer/gone/files", "files"),  # of a folder that is here
+        ("ada/../secret/files", "files"),
         ("/", "/"),
     ],
 )
 def test_repositories_of_the_hub_keep_their_names(given: str, named: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(Path(__file__).parents[2])
     assert without_folders({"base_model": given}) == {"base_model": named}
+
+
+def test_what_no_hub_has_is_none_of_its_places() -> None:
+    places = {"output": "ada/secret/run", "image_root": "ada/secret"}
+    stated = {"recipe": {"train": places, "cache": {"path": "ada/secret/cache"}, "data": {"path": "owner/data@v1"}}}
+    assert without_folders(stated)["recipe"] == {
+        "train": {"output": "run", "image_root": "secret"},
+        "cache": {"path": "cache"},
+        "data": {"path": "owner/data@v1"},
+    }
 
 
 def test_a_converted_file_names_no_folder_that_it_was_made_in(tmp_path: Path) -> None:

@@ -14,8 +14,9 @@ from safetensors.torch import load_file, save_file
 
 from ipadapter_core.errors import MismatchError
 from ipadapter_trainer.config import BaseModelConfig
+from ipadapter_trainer.hub import ModelNotFoundError
 from ipadapter_trainer.models.base import PARTS, Base
-from ipadapter_trainer.models.loading import ModelNotFoundError, load_base
+from ipadapter_trainer.models.loading import load_base
 from support.ldm_names import write_single_file
 from support.trained import COLORS, write_teachable_base
 

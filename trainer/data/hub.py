@@ -9,15 +9,18 @@ from typing import Any, BinaryIO
 from ipadapter_core.errors import IPAdapterError
 
 from ..config import DataSetConfig
+from ..hub import HUB_ERRORS, HubPlace
 from .columns import Columns, captions_in, find_columns, listed, nearest, no_caption
 from .pictures import BrokenPictureError, FilePicture, Picture
 from .records import DataError, Record, Records
 
 _SAVED_MARKS = ("dataset_info.json", "dataset_dict.json", "state.json")
 """Files of a folder that `save_to_disk` wrote."""
-_HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 _CARDS = ("README.md", ".huggingface.yaml")
 _BATCH = 10_000
+_EXPECTED = (
+    "a folder that save_to_disk wrote, or a dataset of the hub (owner/name, with /folder and @revision if needed)"
+)
 
 
 def is_saved_dataset(path: Path) -> bool:
@@ -26,8 +29,9 @@ def is_saved_dataset(path: Path) -> bool:
 
 
 def may_be_hub_name(path: str) -> bool:
-    """Whether a path that does not exist could be a repository (owner/name)."""
-    return _HUB_NAME.fullmatch(path) is not None
+    """Whether a path that does not exist could be one of the hub, and not a mistake in one of this machine."""
+    place = HubPlace.of(path)
+    return place is not None and not Path(place.repository).parent.is_dir()
 
 
 def load_hub(data: DataSetConfig) -> Records:
@@ -36,9 +40,12 @@ def load_hub(data: DataSetConfig) -> Records:
     Raises:
         DataError: it cannot be opened or is empty, or a split, column or caption is missing.
     """
-    table = _open(data)
+    place = HubPlace.of(data.path)
+    is_pinned = place is not None and (place.inside or place.revision)
+    path = _fetch(place) if place is not None and is_pinned else Path(data.path)
+    table = _open(data, path)
     columns = find_columns(table.column_names, data, data.path)
-    rows = _HubRows(table, columns, data)
+    rows = _HubRows(table, columns, data, (place.unpinned, place.commit(path)) if place and is_pinned else None)
     rows.check_captions()
     return Records(rows, rows.groups() if data.reference == "group" else None)
 
@@ -74,13 +81,18 @@ class HubPicture:
 
 
 class _HubRows:
-    def __init__(self, table: Any, columns: Columns, data: DataSetConfig) -> None:
+    """Args: origin: where on the hub it is and at which commit; None for another place, or if nothing says."""
+
+    def __init__(
+        self, table: Any, columns: Columns, data: DataSetConfig, origin: tuple[str, str | None] | None = None
+    ) -> None:
         from datasets import Image
 
         self._data = data
+        self._name, self.version = origin or (data.path, None)
         self._columns = columns
         self._size = len(table)
-        self._fingerprint = f"{data.path}|{data.split}|{table._fingerprint}"
+        self._fingerprint = f"{self._name}|{data.split}|{self.version or table._fingerprint}"
         self._root = Path(data.image_root or ".")
         names = (columns.image, columns.caption, columns.reference, columns.mask, columns.group)
         self._views = {}
@@ -133,13 +145,26 @@ class _HubRows:
 
     def _picture(self, name: str, index: int) -> Picture:
         picture: Picture = HubPicture(
-            self._views[name], index, f"{self._data.path}[{index}].{name}", self._root, self._fingerprint
+            self._views[name], index, f"{self._name}[{index}].{name}", self._root, self._fingerprint
         )
         return picture
 
 
-def _open(data: DataSetConfig) -> Any:
-    """The split as a datasets.Dataset."""
+def _fetch(place: HubPlace) -> Path:
+    """The folder or file in the hub's cache."""
+    try:
+        return place.snapshot(None, "dataset")
+    except HUB_ERRORS as error:
+        found, action = place.explain(error, "data.path", "dataset")
+        raise DataError(found, expected=_EXPECTED, action=action) from error
+
+
+def _open(data: DataSetConfig, path: Path) -> Any:
+    """The split as a datasets.Dataset.
+
+    Args:
+        path: where it lies, if it is not on the hub.
+    """
     from datasets import load_dataset, load_from_disk
     from datasets.exceptions import DatasetsError
 
@@ -149,7 +174,6 @@ def _open(data: DataSetConfig) -> Any:
             expected="self, column or group",
             action='use data.reference = "column"',
         )
-    path = Path(data.path)
     if path.exists() and not is_saved_dataset(path):
         _refuse_pattern(path)
         if path.is_dir():
@@ -160,14 +184,14 @@ def _open(data: DataSetConfig) -> Any:
             return _split(found, data) if isinstance(found, dict) else found
         if path.is_file():
             return load_dataset(path.suffix.lstrip("."), data_files=str(path), split="train")
-        return load_dataset(data.path, split=data.split)
+        return load_dataset(str(path) if path.exists() else data.path, split=data.split)
     except IPAdapterError:
         raise
     except (OSError, ValueError, LookupError, DatasetsError) as error:  # an empty one: IndexError
         reason = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
         raise DataError(
             f"the dataset {data.path} (split {data.split}) cannot be opened ({reason})",
-            expected="a folder that save_to_disk wrote, or the name of a dataset on the hub",
+            expected=_EXPECTED,
             action="correct data.path or data.split; without a network, download it elsewhere, save_to_disk and copy it",
         ) from error
 

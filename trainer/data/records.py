@@ -58,9 +58,15 @@ class Rows(Protocol):
     def key(self, index: int) -> str:
         """Of a record, without making it."""
 
+    @property
+    def version(self) -> str | None:
+        """Commit of the hub's repository they come from; None if they come from elsewhere or nothing says."""
+
 
 class RowList(list[Record]):
     """Rows that are all in memory."""
+
+    version: str | None = None
 
     def key(self, index: int) -> str:
         return self[index].key
@@ -88,6 +94,11 @@ class Joined:
         part, row = self._find(index)
         name, rows = self._parts[part]
         return f"{name}{rows.key(row)}"
+
+    @property
+    def version(self) -> str | None:
+        versions = [rows.version for _, rows in self._parts]
+        return " and ".join(filter(None, versions)) if all(versions) else None
 
     def _find(self, index: int) -> tuple[int, int]:
         part = bisect_right(self.starts, index) - 1
@@ -139,6 +150,11 @@ class Records(Sequence[Record]):
     def key(self, index: int) -> str:
         """Of a record, without making it."""
         return self._rows.key(self._chosen[index])
+
+    @property
+    def version(self) -> str | None:
+        """As of `Rows`."""
+        return self._rows.version
 
     def subset(self, indices: Sequence[int], *, keep_references: bool = False) -> "Records":
         """Some of them. References of a group then come from among these only, or else still from all."""

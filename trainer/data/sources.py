@@ -118,7 +118,7 @@ def _recognise(path: str) -> str:
             expected=f"a file ending in {', '.join(_BY_SUFFIX)}",
             action="set data.format if it is one of these under another name",
         )
-    if known is None and may_be_hub_name(path) and not place.parent.is_dir():
+    if may_be_hub_name(path) and (known is None or (known == "hf" and path.count("/") > 1)):
         return "hf"
     if not place.exists():
         siblings = [sibling.name for sibling in place.parent.iterdir()] if place.parent.is_dir() else []

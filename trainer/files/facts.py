@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
 from importlib import metadata
-from pathlib import Path
 from typing import Any
 
 from ipadapter_core.backbone.registry import find_backbone
@@ -18,15 +17,16 @@ from ipadapter_core.file.container import HASH_KEY
 from ipadapter_core.file.spec import AdapterSpec
 
 from ..config import AdapterConfig, Config
+from ..hub import HubPlace
 
 PREPROCESS_KEY, TRAINING_KEY, PORTABILITY_KEY = "ipadapter.preprocess", "ipadapter.training", "ipadapter.portability"
 _MODEL_SPEC_VERSION = "1.0.0"  # github.com/Stability-AI/ModelSpec
 _IMPLEMENTATION = "https://github.com/tencent-ailab/IP-Adapter"  # whose tensor names these are
 _ARCHITECTURES = {"SD1.5": "stable-diffusion-v1", "SDXL": "stable-diffusion-xl-v1-base"}
 _SD2 = {"epsilon": "stable-diffusion-v2-512", "v_prediction": "stable-diffusion-v2-768-v"}
-_HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 # of a config; what else has a slash is a place
 _TEXTS = frozenset({"caption", "prompt", "prompts", "title", "author", "license"})
+_HERE = frozenset({"output", "cache", "image_root", "reference_folder"})  # settings of places that no hub has
 _ALL_BLOCKS = AdapterConfig().blocks
 _PREDICTION_TYPES = {"epsilon": "epsilon", "v_prediction": "v"}
 
@@ -123,20 +123,28 @@ def run_facts(
 
 def without_folders(training: Mapping[str, Any]) -> dict[str, Any]:
     """A recipe to be given away: models and files by their names, not by where they lie on this machine."""
-    return {key: value if key in _TEXTS else _without_folders(value) for key, value in training.items()}
+    return {key: _without_folders(value, is_here=key in _HERE, key=key) for key, value in training.items()}
 
 
-def _without_folders(value: Any) -> Any:
+def _without_folders(value: Any, *, is_here: bool, key: str) -> Any:
     if isinstance(value, Mapping):
-        return without_folders(value)
-    if isinstance(value, list):
-        return [_without_folders(item) for item in value]
-    return public_name(value) if isinstance(value, str) else value
+        return {
+            name: _without_folders(inner, is_here=is_here or name in _HERE, key=name) for name, inner in value.items()
+        }
+    if isinstance(value, list | tuple):
+        return [_without_folders(inner, is_here=is_here, key=key) for inner in value]
+    if not isinstance(value, str) or key in _TEXTS:
+        return value
+    return public_name(value, is_here=is_here)
 
 
-def public_name(place: str) -> str:
-    """The last part of a path; the id of a hub repository as it is."""
-    if _HUB_ID.fullmatch(place) and not Path(place).exists():
+def public_name(place: str, *, is_here: bool = False) -> str:
+    """The last part of a path; a place on the hub as it is.
+
+    Args:
+        is_here: it is none on the hub, however it looks.
+    """
+    if not is_here and HubPlace.of(place) is not None:
         return place
     return re.split(r"[/\\]", place.rstrip("/\\"))[-1] or place
 

@@ -5,10 +5,8 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-import huggingface_hub
 import torch
 import transformers
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 from torch import Tensor
 
 from ipadapter_core.encoder.folder import VisionFolder, load_vision_folder
@@ -18,9 +16,9 @@ from ipadapter_core.errors import MismatchError
 from ipadapter_core.file.spec import Feature, Negative
 
 from ..config import EncoderConfig
+from ..hub import find_folder
 from ..quiet import quiet_libraries
 from .base import DTYPES, brought, fingerprint
-from .loading import ModelNotFoundError
 
 _NEEDED_FILES = ["*.json", "model*.safetensors", "*.txt"]  # repositories hold the same weights for open_clip as well
 _USUAL_FEATURE = {"base": Feature.IMAGE_EMBEDS, "plus": Feature.HIDDEN_STATES, "full": Feature.HIDDEN_STATES}
@@ -110,19 +108,15 @@ def load_image_encoder(config: EncoderConfig, kind: str, device: torch.device) -
 
 
 def resolve_folder(model: str, key: str) -> Path:
-    """A local folder as it is, a hub repository by way of the hub's cache.
+    """A local folder as it is, one of the hub by way of the hub's cache.
 
     Raises:
         ModelNotFoundError: neither; names the config key.
     """
-    if Path(model).is_dir():
-        return Path(model)
-    try:
-        return Path(huggingface_hub.snapshot_download(model, allow_patterns=_NEEDED_FILES))
-    except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-        raise ModelNotFoundError(
-            f"{key} = {model!r}, which is no folder here, and the hub gives nothing by that name "
-            f"({(str(error).splitlines() or [type(error).__name__])[0].rstrip('.')})",
-            expected="a folder with config.json and safetensors, or a hub id such as laion/CLIP-ViT-H-14-laion2B-s32B-b79K",
-            action=f"correct {key}, or download the folder on a machine that reaches the hub",
-        ) from error
+    return find_folder(
+        model,
+        key,
+        _NEEDED_FILES,
+        "a folder with config.json and safetensors, or a hub id such as laion/CLIP-ViT-H-14-laion2B-s32B-b79K or "
+        "h94/IP-Adapter/models/image_encoder",
+    )

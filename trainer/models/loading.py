@@ -16,12 +16,14 @@ from diffusers import (
 from diffusers.loaders.single_file_utils import SingleFileComponentError
 from safetensors import SafetensorError
 
-from ipadapter_core.errors import IPAdapterError, MismatchError, UnreadableFileError
+from ipadapter_core.errors import MismatchError, UnreadableFileError
 from ipadapter_core.file.container import SAFETENSORS_SUFFIXES, read_header
 
 from ..config import BaseModelConfig
+from ..hub import HUB_ERRORS, HubPlace, ModelNotFoundError, find_file, find_folder
 from ..quiet import quiet_libraries
 from .base import DTYPES, PARTS, TEXT_ENCODERS, Base
+from .quantized import loading_arguments
 
 _SDXL_KEY = "conditioner.embedders.1.model.ln_final.weight"
 _V_PREDICTION_KEY = "v_pred"  # an empty tensor that finetunes of SDXL carry
@@ -40,11 +42,11 @@ _USUAL: dict[str, tuple[object, ...]] = {  # of a scheduler's settings; None is 
     "use_flow_sigmas": (False, None),
 }
 _LOADING_ERRORS = (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError, SingleFileComponentError)
+_VAE_FILES = ("config.json", "diffusion_pytorch_model*.safetensors", "*.index.json")
+_VAE_FORMS = "a folder with an autoencoder's config.json and weights, or a hub id such as madebyollin/sdxl-vae-fp16-fix"
+_DESCRIPTION = ("*.json", "*.txt", "*.model")
+"""Files of a repository that say what a model is, and its tokenizers."""
 _FORMS = "a folder in diffusers layout (model_index.json), a single .safetensors file, or a hub repository"
-
-
-class ModelNotFoundError(IPAdapterError):
-    """A model folder, file or hub repository that cannot be opened."""
 
 
 def load_base(config: BaseModelConfig, device: torch.device, *, only: frozenset[str] = PARTS) -> Base:
@@ -68,8 +70,12 @@ def load_base(config: BaseModelConfig, device: torch.device, *, only: frozenset[
     if config.vae is not None and "vae" in only:
         given["vae"] = _load_vae(config.vae, dtype)
     file = _single_file(config, only if has_own_vae else only - {"vae"})
+    quantizing = _quantizing(config, file, device) if "unet" in only else None
     try:
-        pipeline = _open_folder(config, dtype, given) if file is None else _open_file(file, config, dtype, given)
+        if file is None:
+            pipeline = _open_folder(config, dtype, given, quantizing)
+        else:
+            pipeline = _open_file(file, config, dtype, given)
         if not isinstance(pipeline, StableDiffusionPipeline | StableDiffusionXLPipeline):
             raise MismatchError(
                 f"{config.model} is a {type(pipeline).__name__}",
@@ -81,7 +87,7 @@ def load_base(config: BaseModelConfig, device: torch.device, *, only: frozenset[
         for part in (pipeline.unet, pipeline.vae, pipeline.text_encoder, getattr(pipeline, "text_encoder_2", None)):
             if part is not None:
                 part.to(device).eval().requires_grad_(False)
-    except MismatchError:
+    except (MismatchError, ModelNotFoundError):
         raise
     except _LOADING_ERRORS as error:
         described = "" if file is None else f" described by base.config = {config.config!r}"
@@ -104,7 +110,9 @@ def _single_file(config: BaseModelConfig, parts: frozenset[str]) -> Path | None:
     Raises:
         ModelNotFoundError: it does not.
     """
-    path = Path(config.model)
+    path, place = Path(config.model), HubPlace.of(config.model)
+    if place is not None and place.inside.endswith(SAFETENSORS_SUFFIXES):
+        path = find_file(config.model, "base.model", _FORMS)
     if path.is_dir() or not (path.is_file() or path.suffix in (*SAFETENSORS_SUFFIXES, *_PICKLED)):
         return None
     if not path.is_file():
@@ -142,20 +150,66 @@ def _single_file(config: BaseModelConfig, parts: frozenset[str]) -> Path | None:
     return path
 
 
+def _quantizing(config: BaseModelConfig, file: Path | None, device: torch.device) -> dict[str, Any] | None:
+    """How the UNet is quantised as it is read; None if it is not.
+
+    Raises:
+        MismatchError: a single file, which diffusers takes for one that was quantised before.
+    """
+    if config.quantization == "none":
+        return None
+    if file is not None:
+        raise MismatchError(
+            f'base.quantization = "{config.quantization}" with the single file {config.model}',
+            expected="a folder in diffusers layout: diffusers quantises no single files",
+            action="save it as such a folder (from_single_file and save_pretrained of diffusers) and name that, "
+            'or set base.quantization = "none"',
+        )
+    return loading_arguments(config.quantization, device, DTYPES[config.precision])
+
+
 def _open_file(path: Path, config: BaseModelConfig, dtype: torch.dtype, given: dict[str, Any]) -> Any:
     is_sdxl = _SDXL_KEY in read_header(path, _KIND)
     pipeline_class = StableDiffusionXLPipeline if is_sdxl else StableDiffusionPipeline
     given = {name: part for name, part in given.items() if not (is_sdxl and name == "safety_checker")}
     given = {name: part for name, part in given.items() if is_sdxl or not name.endswith("_2")}
-    return pipeline_class.from_single_file(str(path), config=config.config, torch_dtype=dtype, **given)
+    assert config.config is not None
+    described = config.config
+    if HubPlace.of(described) is not None:
+        described = str(find_folder(described, "base.config", _DESCRIPTION, "a folder or hub id in diffusers layout"))
+    return pipeline_class.from_single_file(str(path), config=described, torch_dtype=dtype, **given)
 
 
-def _open_folder(config: BaseModelConfig, dtype: torch.dtype, given: dict[str, Any]) -> Any:
-    known = _parts_of(config.model)
+def _open_folder(
+    config: BaseModelConfig, dtype: torch.dtype, given: dict[str, Any], quantizing: dict[str, Any] | None
+) -> Any:
+    folder = _fetch(config.model, given)
+    known = _parts_of(folder)
     given = {name: part for name, part in given.items() if name in known}
-    return DiffusionPipeline.from_pretrained(
-        config.model, torch_dtype=dtype, variant=_variant(Path(config.model)), **given
-    )
+    variant = _variant(Path(folder))
+    if quantizing is not None and "unet" in known:
+        unet = AutoModel.from_pretrained(folder, subfolder="unet", variant=variant, **quantizing)
+        given = {**given, "unet": unet}
+    return DiffusionPipeline.from_pretrained(folder, torch_dtype=dtype, variant=variant, **given)
+
+
+def _fetch(model: str, given: dict[str, Any]) -> str:
+    """The folder of a model; of the hub, its copy in the hub's cache, without the parts that are given.
+
+    Raises:
+        ModelNotFoundError: the hub does not have it.
+    """
+    place = HubPlace.of(model)
+    if place is None:
+        return model
+    try:
+        if place.inside:  # diffusers downloads whole repositories only
+            return str(place.snapshot((*_DESCRIPTION, "*.safetensors")))
+        place.snapshot((DiffusionPipeline.config_name,))  # whose errors say what is wrong
+        return str(DiffusionPipeline.download(place.repository, revision=place.revision, **given))
+    except HUB_ERRORS as error:
+        found, action = place.explain(error, "base.model")
+        raise ModelNotFoundError(found, expected=_FORMS, action=action) from error
 
 
 def _variant(folder: Path) -> str | None:
@@ -166,13 +220,14 @@ def _variant(folder: Path) -> str | None:
 
 
 def _load_vae(model: str, dtype: torch.dtype) -> Any:
+    if HubPlace.of(model) is not None:
+        model = str(find_folder(model, "base.vae", _VAE_FILES, _VAE_FORMS))
     try:
         vae = AutoModel.from_pretrained(model, torch_dtype=dtype)
     except _LOADING_ERRORS as error:
         raise ModelNotFoundError(
             f"base.vae = {model!r} cannot be loaded ({_reason(error)})",
-            expected="a folder with an autoencoder's config.json and weights, or a hub id such as "
-            "madebyollin/sdxl-vae-fp16-fix",
+            expected=_VAE_FORMS,
             action="correct base.vae",
         ) from error
     if not isinstance(vae, AutoencoderKL | AutoencoderTiny):
@@ -198,7 +253,7 @@ def _check_texts(base: Base, config: BaseModelConfig) -> None:
                 expected=f"{tokenizer}/vocab.json and merges.txt, or tokenizer.json",
                 action="complete the folder",
             )
-        files = list((Path(config.model) / name).glob("*.safetensors"))
+        files = list((Path(base.pipeline.name_or_path or config.model) / name).glob("*.safetensors"))
         stored = {key.removeprefix("text_model.") for file in files for key in read_header(file, "text encoder")}
         missing = [key for key in text.model.state_dict() if key.removeprefix("text_model.") not in stored]
         if files and missing:

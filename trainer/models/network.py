@@ -21,8 +21,10 @@ from ipadapter_core.network.fit import check_sites
 from ipadapter_core.strength.presets import resolve_preset
 
 from ..config import AdapterConfig
+from ..hub import find_file
 from .image_encoder import ImageEncoder
 from .processor import KV
+from .quantized import full_weight
 from .sites import discover_sites
 
 _PROJECTIONS = {"base": Projection.LINEAR, "plus": Projection.RESAMPLER, "full": Projection.MLP}
@@ -87,22 +89,37 @@ def new_adapter(
         BadInputError: an unknown layer preset, or one without a site here.
         MismatchError: `pretrained` is of another kind or size; says which.
         UnreadableFileError, UnknownCheckpointError: as `load_adapter`, of `pretrained`.
+        ModelNotFoundError: as `pretrained_file`.
     """
     sites, attentions = discover_sites(unet)
     strengths = resolve_preset(config.blocks, sites, 1.0)
     trained = frozenset(index for index, strength in strengths.items() if strength.value and not strength.swap)
-    given = None if config.pretrained is None or is_fresh else load_adapter(Path(config.pretrained))
+    start = None if config.pretrained is None or is_fresh else pretrained_file(config.pretrained)
+    given = None if start is None else load_adapter(start)
     site_dims = tuple(site.dim for site in sites.sites)
     spec = _spec(config, _sizes_of_start(config, given), site_dims, sites.sites[0].context_dim, encoder)
     check_sites(spec, sites)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         adapter = IPAdapter(spec)
-    if given is not None:
-        adapter.load_state_dict(_pretrained(Path(str(config.pretrained)).name, given, spec))
+    if start is not None and given is not None:
+        adapter.load_state_dict(_pretrained(start.name, given, spec))
     elif config.init == "text":
         _copy_text_projections(adapter, attentions)
     return TrainableAdapter(adapter, trained, keeps_others=config.other_blocks == "frozen")
+
+
+def pretrained_file(named: str) -> Path:
+    """The file that `adapter.pretrained` names, here or on the hub.
+
+    Raises:
+        ModelNotFoundError: the hub does not have it.
+    """
+    return find_file(
+        named,
+        "adapter.pretrained",
+        "an adapter file, or one of the hub such as h94/IP-Adapter/models/ip-adapter-plus_sd15.safetensors",
+    )
 
 
 def _spec(
@@ -153,8 +170,8 @@ def _copy_text_projections(adapter: IPAdapter, attentions: tuple[Any, ...]) -> N
     with torch.no_grad():
         for index, attention in enumerate(attentions):
             site = adapter.site(index)
-            site.to_k_ip.weight.copy_(attention.to_k.weight)
-            site.to_v_ip.weight.copy_(attention.to_v.weight)
+            site.to_k_ip.weight.copy_(full_weight(attention.to_k))
+            site.to_v_ip.weight.copy_(full_weight(attention.to_v))
 
 
 def _sizes_of_start(config: AdapterConfig, given: IPAdapter | None) -> tuple[int | None, int | None]:

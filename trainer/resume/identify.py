@@ -7,7 +7,7 @@ from accelerate import Accelerator
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from ..config import AdapterConfig, Config, DataConfig, ObjectiveConfig
+from ..config import AdapterConfig, BaseModelConfig, Config, DataConfig, ObjectiveConfig
 from ..data.loader import World, stream_workers
 from ..data.records import Records
 from ..data.shards import Shards
@@ -65,6 +65,7 @@ def deciding_settings(config: Config, *, is_stream: bool) -> dict[str, Any]:
         del data["bucket_step"]
     flat = {f"objective.{name}": value for name, value in config.objective.model_dump().items()}
     flat |= {f"data.{name}": value for name, value in data.items()}
+    flat |= {"base.quantization": config.base.quantization}
     return flat | {"train.seed": config.train.seed, "optimizer.name": config.optimizer.name}
 
 
@@ -81,7 +82,11 @@ def _without_places(data: Mapping[str, Any]) -> dict[str, Any]:
 
 def default_settings() -> dict[str, Any]:
     """What settings are that a checkpoint of another version does not know."""
-    sections: Mapping[str, type[BaseModel]] = {"objective": ObjectiveConfig, "data": DataConfig}
+    sections: Mapping[str, type[BaseModel]] = {
+        "objective": ObjectiveConfig,
+        "data": DataConfig,
+        "base": BaseModelConfig,
+    }
     others = {_OTHER_BLOCKS: AdapterConfig().other_blocks}
     return others | plain(
         {
@@ -136,7 +141,7 @@ def _of_models(base: Base, encoder: ImageEncoder, network: TrainableAdapter) -> 
 def _weights(config: Config, base: Base, encoder: ImageEncoder) -> dict[str, Weights]:
     model, vae = config.base.model, config.base.vae
     found = {
-        "UNet": Weights.of(base.unet, "base.model", model),
+        "UNet": Weights.of(base.unet, "base.model", model, config.base.quantization),
         "autoencoder": Weights.of(base.vae, "base.vae" if vae else "base.model", vae or model),
         "image encoder": Weights.of(encoder.vision.model, "encoder.model", config.encoder.model),
     }
@@ -149,4 +154,4 @@ def _keys(source: Source) -> Keys:
     if isinstance(source, Shards):
         names = [url.replace("\\", "/").rpartition("/")[2] for url in source.urls]
         return Keys.of("shards", names, len(names))
-    return Keys.of("pictures", map(source.key, range(len(source))), len(source))
+    return Keys.of("pictures", map(source.key, range(len(source))), len(source), source.version)

@@ -24,19 +24,21 @@ class Keys:
 
     Attributes:
         what: they are, for messages: pictures or shards.
+        version: commit of the hub's repository they come from; None if that is not known.
     """
 
     what: str
     count: int
     digest: str
+    version: str | None = None
 
     @classmethod
-    def of(cls, what: str, keys: Iterable[str], count: int) -> "Keys":
+    def of(cls, what: str, keys: Iterable[str], count: int, version: str | None = None) -> "Keys":
         digest = hashlib.blake2b(digest_size=16)
         rest = iter(keys)
         while chunk := list(islice(rest, _CHUNK)):
             digest.update("".join(f"{key}\n" for key in chunk).encode("utf-8", "surrogatepass"))
-        return cls(what, count, digest.hexdigest())
+        return cls(what, count, digest.hexdigest(), version)
 
     def unlike(self, before: "Keys", use: str) -> str | None:
         """What differs, in words; None if nothing does."""
@@ -44,6 +46,8 @@ class Keys:
             return f"{self.count} {self.what} {use}, not the {before.count} of before"
         if self.digest != before.digest:
             return f"other {self.what} {use}, though as many ({self.count}), or in another order"
+        if self.version and before.version and self.version != before.version:
+            return f"{self.what} {use} are those of commit {self.version} on the hub, not of {before.version}"
         return None
 
 
@@ -131,6 +135,8 @@ class RunIdentity:
         others: dict[tuple[str, str, str], list[str]] = defaultdict(list)
         for part, now in self.weights.items():
             then = before.weights.get(part)
+            if then is not None and now.form != then.form:
+                continue  # a setting did that, which is named
             if then is None or not now.equals(then):
                 others[now.setting, now.place, then.place if then else "none"].append(part)
         for (setting, place, place_before), parts in others.items():

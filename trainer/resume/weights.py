@@ -21,15 +21,17 @@ class Weights:
         place: folder, file or repository it was loaded from, for messages.
         layout: hash of the names and shapes of all tensors.
         values: in bfloat16, as base64.
+        form: in which the values are kept, which other forms cannot be compared with.
     """
 
     setting: str
     place: str
     layout: str
     values: str
+    form: str = "none"
 
     @classmethod
-    def of(cls, module: nn.Module, setting: str, place: str) -> "Weights":
+    def of(cls, module: nn.Module, setting: str, place: str, form: str = "none") -> "Weights":
         layout = hashlib.blake2b(digest_size=16)
         some = []
         for name, tensor in module.state_dict().items():
@@ -39,7 +41,7 @@ class Weights:
             flat = tensor.detach().flatten()
             some.append(flat[:: max(1, flat.numel() // _VALUES_PER_TENSOR)][:_VALUES_PER_TENSOR].cpu().bfloat16())
         values = torch.cat(some).view(torch.int16).numpy().tobytes()
-        return cls(setting, place, layout.hexdigest(), base64.b64encode(values).decode())
+        return cls(setting, place, layout.hexdigest(), base64.b64encode(values).decode(), form)
 
     def equals(self, other: "Weights") -> bool:
         """Whether both are of the same network, up to the rounding of their precisions."""

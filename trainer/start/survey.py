@@ -13,6 +13,7 @@ from ..config import DataConfig
 from ..data.pictures import BrokenPictureError, upright_size
 from ..data.records import DataError, Records
 from ..data.sources import open_source
+from ..hub import HubPlace
 
 _LOOKED_AT = 1000  # pictures, spread evenly
 _PERCENTILE = 4  # the side that three in four pictures have
@@ -125,7 +126,8 @@ def find_models(base: str, encoder: str) -> Models:
         is_sdxl = (Path(base) / "text_encoder_2").is_dir()
         fits_base = _PUBLISHED_TEXT.get(text_width) == ("SDXL" if is_sdxl else "SD1.5")
     else:
-        is_sdxl = "xl" in Path(base).name.lower()
+        place = HubPlace.of(base)
+        is_sdxl = "xl" in Path(place.repository if place else base).name.lower()
         fits_base = "2-1" not in base and "stable-diffusion-2" not in base
     width = read_encoder_folder(Path(encoder)).dim(Feature.HIDDEN_STATES) if Path(encoder).is_dir() else None
     fits_encoder = width == _PUBLISHED_WIDTH if width is not None else "CLIP-ViT-H-14" in encoder

@@ -19,8 +19,8 @@ from torch.nn import functional
 from ipadapter_core.errors import MismatchError
 
 from ..config import ValidationConfig
+from ..hub import ModelNotFoundError
 from ..models.image_encoder import ImageEncoder, resolve_folder
-from ..models.loading import ModelNotFoundError
 from .sampling import SampleGrid, text_label
 
 CLIPSCORE_FACTOR = 2.5  # arXiv 2104.08718, section 3
