@@ -222,7 +222,8 @@ def _allowed(location: Sequence[str]) -> str:
         return f"a section [{'.'.join(location)}]"
     options, kinds, limits = _parts(field.annotation, field.metadata)
     what = f"one of {', '.join(options)}" if options else f"{' or '.join(kinds)} {', '.join(limits)}".strip()
-    return f"{what} ({(field.description or '').rstrip('.')})"
+    meaning = " ".join((field.description or "").split()).rstrip(".")  # its lines are the code's
+    return f"{what} ({meaning})"
 
 
 def _parts(annotation: Any, metadata: Sequence[object] = ()) -> tuple[list[str], list[str], list[str]]:
