@@ -1,17 +1,18 @@
 #!/usr/bin/env bash
-# scripts/test.sh [--unit | --all-comfyui | --long | --comfyui VERSION] [pytest arguments and files…]
+# scripts/test.sh [--unit | [--long] [--all-comfyui] | --comfyui VERSION] [pytest arguments and files…]
 #   sets the environment up and runs all tests in two lanes side by side: those that need no ComfyUI, and those that
 #   run inside a real one (tests/comfy, tests/legacy). What a lane says is shown when it is done.
 #   --unit            only tests/unit
-#   --all-comfyui     all, and the tests marked smoke in each older ComfyUI
-#   --long            also the tests marked long: whole trainings, several processes; else only where their file is named
+#   --all-comfyui     all, and the tests marked smoke in the oldest ComfyUI; with --long before it in each older one
+#   --long            also the tests marked long: whole trainings, several processes, compiling; else only where their
+#                     file is named
 #   --comfyui VERSION only tests/comfy and tests/legacy, all of them, in that older ComfyUI
 # Files and folders under tests/ narrow it down to them. What fits in one lane runs in the foreground.
 set -euo pipefail
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd -P)
 env_sh=$root/scripts/env.sh
-older_versions=(0.20.1 0.18.2 0.16.3)
+older_versions=(0.16.3 0.20.1 0.18.2)   # the oldest first: what holds in it and in the newest holds between, mostly
 lanes=2                # as many as the usual machine of a check has cores
 sign_of_life=30        # seconds
 patience=40            # seconds that an interrupted lane may take to stop its server and its browser
@@ -20,12 +21,20 @@ cd "$root"
 
 say() { printf 'test.sh: %s\n' "$*" >&2; }
 
-here=yes older=no marker=(-m smoke) short=(-m "not long")
+here=yes older=no smoke=smoke short=(-m "not long")
+if [[ ${1:-} == --long ]]; then
+    shift
+    short=()
+else
+    smoke="smoke and not long"
+fi
 case ${1:-} in
     --unit) shift; set -- tests/unit "$@" ;;
-    --all-comfyui) shift; older=yes ;;
-    --long) shift; short=() ;;
-    --comfyui) older_versions=("${2:?--comfyui needs a version}"); shift 2; here=no older=yes marker=() ;;
+    --all-comfyui)
+        shift; older=yes
+        ((!${#short[@]})) || older_versions=("${older_versions[0]}")
+        ;;
+    --comfyui) older_versions=("${2:?--comfyui needs a version}"); shift 2; here=no older=yes smoke="" ;;
     -h | --help) sed -n '2,/^set/s/^# \{0,1\}//p' "$0"; exit ;;
 esac
 
@@ -54,11 +63,13 @@ add() { labels+=("$1") jobs+=("${*:2}"); }
 test_pure() {
     exec "$env_sh" python -m pytest -rs ${short[@]+"${short[@]}"} ${pure[@]+"${pure[@]}"} ${options[@]+"${options[@]}"}
 }
-test_comfy() { exec "$env_sh" python -m pytest -rs "${comfy[@]}" ${options[@]+"${options[@]}"}; }
+test_comfy() {
+    exec "$env_sh" python -m pytest -rs ${short[@]+"${short[@]}"} "${comfy[@]}" ${options[@]+"${options[@]}"}
+}
 test_older() {   # VERSION
     # Inside env.sh, so that the one environment, made for the newest, serves them all.
     exec "$env_sh" env "COMFYUI_PATH=$(env -u COMFYUI_PATH scripts/comfyui.sh "$1")" \
-        python -m pytest -rs "${comfy[@]}" ${marker[@]+"${marker[@]}"} ${options[@]+"${options[@]}"}
+        python -m pytest -rs "${comfy[@]}" ${smoke:+-m "$smoke"} ${options[@]+"${options[@]}"}
 }
 
 "$env_sh" true   # so that a failed set-up is no failed test
@@ -71,7 +82,7 @@ fi
 if [[ $older == yes ]] && ((${#comfy[@]})); then
     for version in "${older_versions[@]}"; do
         scripts/comfyui.sh "$version" >/dev/null   # two lanes must not wait for one download
-        add "ComfyUI $version${marker[*]+, smoke}" test_older "$version"
+        add "ComfyUI $version${smoke:+, smoke}" test_older "$version"
     done
 fi
 

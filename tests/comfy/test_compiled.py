@@ -19,7 +19,8 @@ from support.published import random_tensors, tiny_adapter, write_safetensors
 
 WHOLE_GRAPH = "sdxl"
 CLOSE = {"rtol": 1e-3, "atol": 1e-3}
-both_layouts = pytest.mark.parametrize("layout", ["sd15", "sdxl"])
+long = pytest.mark.long
+both_layouts = pytest.mark.parametrize("layout", [pytest.param("sd15", marks=long), "sdxl"])
 whole_graph = pytest.mark.parametrize("layout", [WHOLE_GRAPH])
 
 
@@ -85,7 +86,10 @@ def same(given: Tensor, wanted: Tensor) -> None:
     torch.testing.assert_close(given, wanted, **CLOSE)
 
 
-@pytest.mark.parametrize(("layout", "is_behind"), [("sd15", True), ("sdxl", True), ("sdxl", False)])
+@pytest.mark.parametrize(
+    ("layout", "is_behind"),
+    [pytest.param("sd15", True, marks=long), ("sdxl", True), pytest.param("sdxl", False, marks=long)],
+)
 def test_a_second_reference_another_preset_and_a_split_batch(
     setting: tuple,
     apply: Callable,

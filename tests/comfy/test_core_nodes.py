@@ -89,7 +89,7 @@ NODES: dict[str, Callable[[Any], Any]] = {
 RANDOM = {"HyperTile", "token merging"}  # they draw from the global generator
 
 
-@pytest.mark.parametrize("layout", ["sd15", "sdxl"])
+@pytest.mark.parametrize("layout", [pytest.param("sd15", marks=pytest.mark.long), "sdxl"])
 @pytest.mark.parametrize("name", NODES)
 def test_before_behind_and_with_masks(
     name: str,

@@ -21,7 +21,7 @@ from demo.world.lessons import HALVES
 from support.meaning import half_mask, leakage, ranks
 from support.studio import Studio, model_folders, to_tensor
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.long]
 
 # What must be reached: less than the shipped models do. bench/fidelity.py measures it on 200 references.
 LIMITS = {

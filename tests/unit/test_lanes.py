@@ -68,7 +68,7 @@ class Project:
         self.write_script("test.sh", script)
         for name, text in STUBS.items():
             self.write_script(name, f"#!/usr/bin/env bash\n{text}\n")
-        (folder / "pytest.ini").write_text("[pytest]\ntestpaths = tests/unit\nmarkers = smoke\n")
+        (folder / "pytest.ini").write_text("[pytest]\ntestpaths = tests/unit\nmarkers =\n    smoke\n    long\n")
         for name in ("unit", "comfy", "legacy"):
             self.write(name, PASSES)
 
@@ -159,13 +159,22 @@ def test_the_check_says_how_it_ended(project: Project, text: str, status: int, e
     assert ("all passed" in output) == (text == PASSES)
 
 
-def test_an_older_comfyui_is_given_the_marked_tests(project: Project):
-    project.write("comfy", f"import pytest\n\n@pytest.mark.smoke\n{PASSES}\n{PASSES.replace('it', 'more')}")
-    status, output = project.run("--all-comfyui", "tests/comfy")
+@pytest.mark.parametrize(
+    ("options", "versions", "count"),
+    [(["--all-comfyui"], ["0.16.3"], 1), (["--long", "--all-comfyui"], ["0.16.3", "0.20.1", "0.18.2"], 2)],
+)
+def test_an_older_comfyui_is_given_the_marked_tests(
+    project: Project, options: list[str], versions: list[str], count: int
+):
+    marks = "@pytest.mark.smoke\n", "@pytest.mark.smoke\n@pytest.mark.long\n", ""
+    tests = [f"{mark}{PASSES.replace('it', name)}" for mark, name in zip(marks, ("one", "long", "more"), strict=True)]
+    project.write("comfy", "import pytest\n\n" + "\n".join(tests))
+    status, output = project.run(*options)
     assert status == 0, output
-    assert "test.sh: ComfyUI 9.9: passed (2 passed in" in output
-    for version in ("0.20.1", "0.18.2", "0.16.3"):
-        assert f"test.sh: ComfyUI {version}, smoke: passed (1 passed, 1 deselected in" in output
+    for version in versions:
+        assert f"test.sh: ComfyUI {version}, smoke: passed ({count} passed, {4 - count} deselected in" in output
+    assert output.count(", smoke: passed") == len(versions)
+    assert f"test.sh: ComfyUI 9.9: passed ({count + 2} passed" in output
 
 
 def test_arguments_narrow_it_down(project: Project):
