@@ -12,6 +12,7 @@ set -euo pipefail
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd -P)
 cache=${IPADAPTER_STUDIO_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/ipadapter-studio}
 lock=$root/scripts/requirements.lock   # made by scripts/lock.sh
+quiet=(--disable-pip-version-check --no-input --progress-bar off)
 
 say() { printf 'env.sh: %s\n' "$*" >&2; }
 die() { say "error: $*"; exit 1; }
@@ -120,19 +121,8 @@ def is_met(text):
     except (InvalidRequirement, PackageNotFoundError):
         return False
 
-lines = (line.partition("#")[0].strip() if line.startswith("#") or " #" in line else line.strip() for line in sys.stdin)
-print("\n".join(line for line in lines if line and not is_met(line)))'
-}
-
-is_installed() {   # a text that changes when the environment has to
-    printf '%s\n' "$root" "${torch_pins[@]}" "$audio_pin"
-    awk '/^\[/ { keep = /^\[(build-system|project|project\.optional-dependencies)\]/ } keep' "$root/pyproject.toml"
-    comfyui_requirements
-}
-
-comfyui_requirements() {   # the workflow templates are large and the server runs without them
-    echo glfw              # the older versions' servers report a failed import without it
-    grep -Ev '^(torch|torchvision|torchaudio|comfyui-workflow-templates)([^a-z]|$)' "$COMFYUI_PATH/requirements.txt"
+lines = (line.partition(" #")[0].strip() for line in sys.stdin if not line.startswith("#"))
+sys.stdout.writelines(f"{line}\n" for line in lines if line and not is_met(line))'
 }
 
 is_installed() { [[ -f $venv/.installed && $(<"$venv/.installed") == "$key" ]]; }
@@ -149,10 +139,10 @@ install() {
     find "$venv"/lib/python*/site-packages -maxdepth 1 \
         \( -name '~*' -o -name '*.dist-info' ! -exec test -e '{}/INSTALLER' \; \) -exec rm -rf {} +
     choose_installer
-    logged "1/2 $(grep -c '^[^ #]' "$lock") packages of scripts/requirements.lock, with ${installer##*/}" install_lock
+    logged "1/2 the packages of scripts/requirements.lock, with ${installer##*/}" install_lock
     logged "2/2 this project" install_project
     beyond_lock >"$venv/beyond.txt"
-    if [[ -s $venv/beyond.txt && -n $(<"$venv/beyond.txt") ]]; then
+    if [[ -s $venv/beyond.txt ]]; then
         say "not in the lock, and so installed without hashes: $(paste -sd ' ' "$venv/beyond.txt")"
         logged "what $COMFYUI_PATH asks for beyond the lock" install_beyond_lock
     fi
@@ -164,7 +154,6 @@ mkdir -p "$cache" || die "cannot make $cache"
 cache=$(cd "$cache" && pwd -P)
 find_python
 venv=$cache/venv-py$version
-quiet=(--disable-pip-version-check --no-input --progress-bar off)
 log=$cache/setup-py$version.log
 if [[ ! -f $venv/.made ]] || ! "$venv/bin/python" -c '' 2>/dev/null; then
     : >"$log"
