@@ -132,7 +132,7 @@ install() {
     if [[ -f $venv/.installed ]]; then
         say "bringing $venv up to date (log: $log)"
     else
-        say "setting up $venv: about 3 minutes and 7 GB, once ($(df -Ph "$cache" | awk 'END { print $4 }') free; log: $log)"
+        say "setting up $venv: some minutes and 8 GB, once ($(df -Ph "$cache" | awk 'END { print $4 }') free; log: $log)"
     fi
     rm -f "$venv/.installed"
     # pip writes INSTALLER last: a package without it was cut off by a kill and would pass for installed.
