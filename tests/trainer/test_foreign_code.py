@@ -4,6 +4,7 @@ import io
 import json
 import pickle
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,13 +12,14 @@ from typing import Any
 import pytest
 import torch
 
+from ipadapter_core.errors import IPAdapterError
 from ipadapter_trainer.config import BaseModelConfig, EncoderConfig, ValidationConfig
 from ipadapter_trainer.models.image_encoder import load_image_encoder
 from ipadapter_trainer.models.loading import ModelNotFoundError, load_base
 from ipadapter_trainer.watch.metrics import load_judge
 
 CPU = torch.device("cpu")
-RAN = "ran"
+RAN, PRINTS = "ran", "this"  # a module of Python's that prints when it is imported
 
 
 class RunsCode:
@@ -50,6 +52,10 @@ def own_part(folder: Path) -> None:
     edit(folder / "model_index.json", unet=["own", "Own"])
 
 
+def installed_module(folder: Path) -> None:
+    edit(folder / "model_index.json", unet=[PRINTS, "Own"])
+
+
 def own_text_encoder(folder: Path) -> None:
     write_module(folder)
     shutil.copy(folder / "own.py", folder / "text_encoder")
@@ -63,9 +69,19 @@ def pickled_weights(folder: Path) -> None:
     (folder / "unet" / "diffusion_pytorch_model.bin").write_bytes(pickle.dumps(RunsCode(folder.parent / RAN)))
 
 
-@pytest.mark.parametrize("plant", [own_pipeline, own_part, own_text_encoder, pickled_weights])
+@pytest.mark.parametrize(
+    ("plant", "message"),
+    [
+        (own_pipeline, "cannot be loaded"),
+        (own_part, "takes its unet from 'own'.*importing another module runs it"),
+        (installed_module, "takes its unet from 'this'"),
+        (own_text_encoder, "cannot be loaded"),
+        (pickled_weights, "cannot be loaded"),
+    ],
+)
 def test_no_code_of_a_base(
     plant: Callable[[Path], None],
+    message: str,
     tmp_path: Path,
     base_folder: Callable[..., Path],
     monkeypatch: pytest.MonkeyPatch,
@@ -73,9 +89,10 @@ def test_no_code_of_a_base(
     monkeypatch.setattr("sys.stdin", io.StringIO("y\n" * 9))
     folder = shutil.copytree(base_folder(), tmp_path / "base")
     plant(folder)
-    with pytest.raises(ModelNotFoundError, match="cannot be loaded"):
+    with pytest.raises(IPAdapterError, match=message):
         load_base(BaseModelConfig(model=str(folder), precision="fp32"), CPU)
     assert not (tmp_path / RAN).exists()
+    assert PRINTS not in sys.modules
 
 
 def test_no_code_of_an_evaluation_encoder(
