@@ -37,6 +37,7 @@ def build_editable(folder, settings=None, metadata=None):
     return "checkout-1-py3-none-any.whl"
 """
 NUMBERS = itertools.count(1)
+pytestmark = pytest.mark.slow
 SAYS_EXCHANGED = "a package is another file than the one that scripts/requirements.lock names, and was not installed"
 
 
