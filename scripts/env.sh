@@ -4,14 +4,15 @@
 # scripts/env.sh --python    prints the virtual environment's Python, made if needed, nothing installed into it.
 #
 # PYTHON                  the interpreter to build on (default: the first of 3.11, 3.12, 3.13, 3.10 that runs)
-# COMFYUI_PATH            a ComfyUI you have (default: one that scripts/comfyui.sh fetches)
+# COMFYUI_PATH            a ComfyUI you have (default: one that scripts/comfyui.sh fetches); what it asks for beyond
+#                         scripts/requirements.lock is installed without hashes, and said
 # IPADAPTER_STUDIO_CACHE  where all that is fetched lies (default: ~/.cache/ipadapter-studio)
 set -euo pipefail
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd -P)
 cache=${IPADAPTER_STUDIO_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/ipadapter-studio}
-torch_pins=(torch==2.14.1 torchvision==0.29.1)   # exist for Python 3.10 to 3.13
-audio_pin=torchaudio==2.11.0                      # its newest; works with this torch, --no-deps keeps pip from doubting it
+lock=$root/scripts/requirements.lock   # made by scripts/lock.sh
+quiet=(--disable-pip-version-check --no-input --progress-bar off)
 
 say() { printf 'env.sh: %s\n' "$*" >&2; }
 die() { say "error: $*"; exit 1; }
@@ -50,11 +51,43 @@ locked() {
 logged() {
     say "$1 ($SECONDS s)"
     "${@:2}" >>"$log" 2>&1 </dev/null && return
+    local reason=''
     tail -n 25 "$log" >&2
-    die "failed: $1. The whole log: $log"
+    # pip's words, and uv's
+    if tail -n 25 "$log" | grep -qiE 'do not match the hashes|hash mismatch'; then
+        reason=": a package is another file than the one that scripts/requirements.lock names, and was not installed.\
+ Is an index or a folder of your own set for pip or uv? Else somebody exchanged the file: please report it (SECURITY.md)"
+    fi
+    die "failed: $1$reason. The whole log: $log"
 }
 
-pip() { "$venv/bin/python" -m pip install --disable-pip-version-check --no-input --progress-bar off "$@"; }
+pip() { "$venv/bin/python" -m pip "$@"; }
+
+# uv is faster. It does not read pip's settings: where pip is told of another index, uv would look in the wrong place.
+choose_installer() {
+    local uv
+    installer=pip
+    uv=$(command -v uv) || return 0
+    [[ $uv != "$venv"/* ]] || return 0   # it would have to replace itself
+    pip config list | grep -qE '[.](index-url|extra-index-url|find-links|no-index|cert|client-cert|proxy|trusted-host)=' ||
+        installer=$uv
+}
+
+install_lock() {   # no source archives: building one would fetch what builds it, without hashes
+    if [[ $installer == pip ]]; then
+        pip install "${quiet[@]}" --require-hashes --no-deps --only-binary :all: -r "$lock"
+    else
+        "$installer" pip install --directory "$root" --python "$venv/bin/python" --require-hashes --no-deps \
+            --only-binary :all: -r "$lock"
+    fi
+}
+
+install_project() { pip install "${quiet[@]}" --no-index --no-deps --no-build-isolation -e "$root"; }
+
+install_beyond_lock() {   # the user chose that ComfyUI; torch stays the one of the lock
+    awk '/^torch(vision|audio)?==/ { print $1 }' "$lock" >"$venv/constraints.txt"
+    pip install "${quiet[@]}" -c "$venv/constraints.txt" -r "$venv/beyond.txt"
+}
 
 make_venv() {
     [[ -f $venv/.made ]] && "$venv/bin/python" -c '' 2>/dev/null && return
@@ -64,14 +97,32 @@ make_venv() {
 }
 
 what_is_installed() {   # a text that changes when the environment has to
-    printf '%s\n' "$root" "${torch_pins[@]}" "$audio_pin"
+    printf '%s\n' "$root"
+    cat "$lock"
     awk '/^\[/ { keep = /^\[(build-system|project|project\.optional-dependencies)\]/ } keep' "$root/pyproject.toml"
     comfyui_requirements
 }
 
 comfyui_requirements() {   # the workflow templates are large and the server runs without them
-    echo glfw              # the older versions' servers report a failed import without it
     grep -Ev '^(torch|torchvision|torchaudio|comfyui-workflow-templates)([^a-z]|$)' "$COMFYUI_PATH/requirements.txt"
+}
+
+beyond_lock() {   # those of ComfyUI's requirements that the lock, which is installed, does not meet
+    comfyui_requirements | "$venv/bin/python" -c '
+import sys
+from importlib.metadata import PackageNotFoundError, version
+from packaging.requirements import InvalidRequirement, Requirement
+
+def is_met(text):
+    try:
+        wanted = Requirement(text)
+        return wanted.marker is not None and not wanted.marker.evaluate() or (
+            wanted.url is None and wanted.specifier.contains(version(wanted.name), prereleases=True))
+    except (InvalidRequirement, PackageNotFoundError):
+        return False
+
+lines = (line.partition(" #")[0].strip() for line in sys.stdin if not line.startswith("#"))
+sys.stdout.writelines(f"{line}\n" for line in lines if line and not is_met(line))'
 }
 
 is_installed() { [[ -f $venv/.installed && $(<"$venv/.installed") == "$key" ]]; }
@@ -81,18 +132,20 @@ install() {
     if [[ -f $venv/.installed ]]; then
         say "bringing $venv up to date (log: $log)"
     else
-        say "setting up $venv: about 3 minutes and 7 GB, once ($(df -Ph "$cache" | awk 'END { print $4 }') free; log: $log)"
+        say "setting up $venv: some minutes and 8 GB, once ($(df -Ph "$cache" | awk 'END { print $4 }') free; log: $log)"
     fi
     rm -f "$venv/.installed"
     # pip writes INSTALLER last: a package without it was cut off by a kill and would pass for installed.
     find "$venv"/lib/python*/site-packages -maxdepth 1 \
         \( -name '~*' -o -name '*.dist-info' ! -exec test -e '{}/INSTALLER' \; \) -exec rm -rf {} +
-    printf '%s\n' "${torch_pins[@]}" >"$venv/constraints.txt"
-    comfyui_requirements >"$venv/comfyui.txt"
-    logged "1/4 ${torch_pins[*]}" pip "${torch_pins[@]}" 'setuptools>=70.1'
-    logged "2/4 $audio_pin" pip --no-deps "$audio_pin"
-    logged "3/4 what ComfyUI needs" pip -c "$venv/constraints.txt" -r "$venv/comfyui.txt"
-    logged "4/4 this project and its tools" pip -c "$venv/constraints.txt" --no-build-isolation -e "${root}[dev]"
+    choose_installer
+    logged "1/2 the packages of scripts/requirements.lock, with ${installer##*/}" install_lock
+    logged "2/2 this project" install_project
+    beyond_lock >"$venv/beyond.txt"
+    if [[ -s $venv/beyond.txt ]]; then
+        say "not in the lock, and so installed without hashes: $(paste -sd ' ' "$venv/beyond.txt")"
+        logged "what $COMFYUI_PATH asks for beyond the lock" install_beyond_lock
+    fi
     printf '%s\n' "$key" >"$venv/.installed"
     say "ready after $SECONDS s"
 }

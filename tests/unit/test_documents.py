@@ -20,6 +20,14 @@ def test_files_that_a_page_names_are_there(page: Path) -> None:
     assert [name for name in named if not (ROOT / name).exists()] == []
 
 
+def test_a_hole_is_reported_to_this_repository() -> None:
+    project = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    (repository,) = re.findall(r'^Repository = "(.*)"', project, re.MULTILINE)
+    assert f"]({repository}/security/advisories/new)" in (ROOT / "SECURITY.md").read_text(encoding="utf-8")
+    for page in ("README.md", "CONTRIBUTING.md"):
+        assert "](SECURITY.md)" in (ROOT / page).read_text(encoding="utf-8")
+
+
 def test_contributing_names_many_files() -> None:
     assert len(re.findall(rf"`(?:{FOLDERS})/", (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8"))) > 40
 

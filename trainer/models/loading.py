@@ -12,6 +12,7 @@ from diffusers import (
     DiffusionPipeline,
     StableDiffusionPipeline,
     StableDiffusionXLPipeline,
+    pipelines,
 )
 from diffusers.loaders.single_file_utils import SingleFileComponentError
 from safetensors import SafetensorError
@@ -41,6 +42,7 @@ _USUAL: dict[str, tuple[object, ...]] = {  # of a scheduler's settings; None is 
     "timestep_type": ("discrete", None),
     "use_flow_sigmas": (False, None),
 }
+_MODULES = ("diffusers", "transformers")
 _LOADING_ERRORS = (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError, SingleFileComponentError)
 _VAE_FILES = ("config.json", "diffusion_pytorch_model*.safetensors", "*.index.json")
 _VAE_FORMS = "a folder with an autoencoder's config.json and weights, or a hub id such as madebyollin/sdxl-vae-fp16-fix"
@@ -265,7 +267,21 @@ def _check_texts(base: Base, config: BaseModelConfig) -> None:
 
 
 def _parts_of(model: str) -> frozenset[str]:
-    return frozenset(name for name in DiffusionPipeline.load_config(model) if not name.startswith("_"))
+    """Names of its parts, all of classes of diffusers or transformers.
+
+    Raises:
+        MismatchError: one of another module, which diffusers before 0.42 imports and thereby runs.
+    """
+    named = {name: part for name, part in DiffusionPipeline.load_config(model).items() if not name.startswith("_")}
+    for name, part in named.items():
+        module = part[0] if isinstance(part, list | tuple) and part else None
+        if module is not None and module not in _MODULES and not hasattr(pipelines, str(module)):
+            raise MismatchError(
+                f"{model}, whose model_index.json takes its {name} from {module!r}",
+                expected=f"parts of {' and '.join(_MODULES)} alone: importing another module runs it",
+                action="choose another base.model, or a copy of it without code of its own",
+            )
+    return frozenset(named)
 
 
 def _schedule(pipeline: Any, config: BaseModelConfig, *, is_v: bool) -> DDPMScheduler:

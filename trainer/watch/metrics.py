@@ -26,6 +26,7 @@ from .sampling import SampleGrid, text_label
 CLIPSCORE_FACTOR = 2.5  # arXiv 2104.08718, section 3
 _CLIP_CLASSES = ("CLIPModel", "SiglipModel", "Siglip2Model")
 _DINO_CLASSES = ("Dinov2Model", "Dinov2WithRegistersModel", "DINOv3ViTModel")
+_FILES_ALONE = {"local_files_only": True, "trust_remote_code": False}  # else transformers asks whether to run code
 _BATCH = 16
 _ROUNDING, _TINY = 0.02, 1e-4  # relative and absolute difference of one set of weights in two precisions
 
@@ -141,8 +142,8 @@ def _load(model: str, key: str, classes: tuple[str, ...], training: ImageEncoder
 def _open(folder: Path, key: str, *, is_dino: bool) -> tuple[Any, Any]:
     processor_class = transformers.AutoImageProcessor if is_dino else transformers.AutoProcessor
     try:
-        network = transformers.AutoModel.from_pretrained(folder, local_files_only=True, use_safetensors=True)
-        return network, processor_class.from_pretrained(folder, local_files_only=True)
+        network = transformers.AutoModel.from_pretrained(folder, **_FILES_ALONE, use_safetensors=True)
+        return network, processor_class.from_pretrained(folder, **_FILES_ALONE)
     except (OSError, ValueError, KeyError) as error:
         raise ModelNotFoundError(
             f"{key}: transformers cannot load {folder} ({(str(error).splitlines() or [''])[0].rstrip('.')})",

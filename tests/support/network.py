@@ -1,0 +1,42 @@
+"""Runs Python in a process in which nobody gets onto the network, and says who tried."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+# Whatever library asks: Python tells of every name that is looked up and every connection.
+_WATCH = """
+import importlib, json, pkgutil, sys
+asked = []
+def watch(event, arguments):
+    if event in ("socket.getaddrinfo", "socket.gethostbyname"):
+        asked.append(str(arguments[0]))
+    elif event in ("socket.connect", "socket.sendto"):
+        asked.append(str(arguments[1]))
+    else:
+        return
+    raise OSError("no network in this test")
+sys.addaudithook(watch)
+"""
+_OFFLINE = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_DATASETS_OFFLINE")  # a user's machine has none of them
+SECONDS = 240
+
+
+def run_watched(code: str, *arguments: str) -> tuple[object, list[str]]:
+    """What `code` leaves in `result`, and the names and addresses that were asked for."""
+    ending = "\nprint()\nprint(json.dumps([result, asked]))"
+    done = subprocess.run(
+        [sys.executable, "-c", _WATCH + code + ending, *arguments],
+        cwd=ROOT,
+        env={name: value for name, value in os.environ.items() if name not in _OFFLINE},
+        capture_output=True,
+        text=True,
+        timeout=SECONDS,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    result, asked = json.loads(done.stdout.splitlines()[-1])
+    return result, asked
