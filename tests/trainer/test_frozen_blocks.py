@@ -195,7 +195,7 @@ def test_plan_counts_what_is_trained(config: Make) -> None:
     ],
 )
 def test_the_card_says_what_other_layers_are(tmp_path: Path, adapter: dict[str, str], said: str) -> None:
-    start = {"pretrained": "some/where/start.safetensors"}
+    start = {"pretrained": "/some/where/start.safetensors"}
     facts = run_facts(
         run_config(tmp_path / "run", tmp_path, adapter={**start, **adapter}),
         Preprocess(encoder_kind="CLIP", crop="center", size=32, mean=(0.4, 0.5, 0.6), std=(0.2, 0.3, 0.2)),
