@@ -41,7 +41,7 @@ class DigestMemo:
             BrokenPictureError: the picture cannot be read.
             IPAdapterError: the memo cannot be read or written.
         """
-        identity = picture.identity
+        identity = picture.identity.encode(errors="backslashreplace").decode()  # names that are no UTF-8
         digest = self._known.get(identity) or self._new.get(identity) or self._stored(identity)
         if digest is None:
             digest = picture_digest(picture.read())
@@ -105,5 +105,4 @@ def _unsealed(identity: str, value: object) -> str | None:
 
 
 def _seal(identity: str, digest: str) -> str:
-    text = f"{identity}\n{digest}".encode(errors="surrogateescape")
-    return hashlib.blake2b(text, digest_size=_SEAL // 2).hexdigest()
+    return hashlib.blake2b(f"{identity}\n{digest}".encode(), digest_size=_SEAL // 2).hexdigest()
