@@ -104,7 +104,7 @@ def _read_toml(path: Path) -> dict[str, Any]:
         if isinstance(error, UnicodeDecodeError):
             raise _no_toml(path, error) from error
         raise ConfigError(
-            f"{str(path)!r} cannot be read ({error.strerror if isinstance(error, OSError) else error})",
+            f"{path} cannot be read ({error.strerror if isinstance(error, OSError) else error})",
             expected="a TOML file",
             action="name an existing config; the shipped ones are in trainer/configs",
         ) from error
