@@ -21,6 +21,7 @@ from ipadapter_core.network.adapter import IPAdapter, build_adapter, load_adapte
 
 from ..config import Precision
 from ..models.base import DTYPES
+from ..seal import sealed
 from .card import write_card
 from .facts import ExportFacts, header
 from .portability import Portability, check_portability, random_features, relative_difference
@@ -87,7 +88,7 @@ def export_adapter(adapter: IPAdapter, path: Path, *, precision: Precision | Non
         write_safetensors(draft, tensors, adapter.spec.to_metadata())  # what diffusers says of it goes into its header
         portability = check_portability(draft, load_adapter(draft), facts.preprocess)
         sha256 = tensor_hash(draft)
-        write_safetensors(final, tensors, header(adapter.spec, facts, sha256, portability.to_json()))
+        write_safetensors(final, tensors, sealed(tensors, header(adapter.spec, facts, sha256, portability.to_json())))
         rounding = _prove(final, adapter, tensors)
         publish(final, path)
     report = ExportReport(
