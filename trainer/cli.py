@@ -21,6 +21,7 @@ from .commands.plan import plan
 from .commands.sample import sample
 from .commands.train import train
 from .once import is_first_to_say
+from .storage import storage
 
 app = typer.Typer(
     name="ipadapter",
@@ -58,7 +59,8 @@ def main() -> None:
     if not sys.stderr.isatty():  # in a log a bar is a line of thousands of states
         os.environ.setdefault("TQDM_MININTERVAL", "60")
     try:
-        app()
+        with storage("a file"):
+            app()
     except IPAdapterError as error:
         if is_first_to_say(str(error)):
             typer.echo(f"error: {error}", err=True)

@@ -14,6 +14,7 @@ from ..data.skips import SKIPPED, SkipLog
 from ..data.sources import Source
 from ..models.base import Base
 from ..models.image_encoder import ImageEncoder
+from ..storage import storage
 from .sharing import Block, Make, Share, fill_store
 from .store import CacheStore
 from .training import open_stores
@@ -66,6 +67,19 @@ def fill(
         DataError: too many pictures are broken.
     """
     start = time.perf_counter()
+    with storage("the cache", config.cache.path and Path(config.cache.path)):
+        return _fill(config, base, encoder, sources, batch_size, progress, start)
+
+
+def _fill(
+    config: Config,
+    base: Base,
+    encoder: ImageEncoder,
+    sources: Sequence[Source],
+    batch_size: int,
+    progress: bool,
+    start: float,
+) -> FillReport:
     stores = open_stores(config, base, encoder)
     for store in stores.all:
         store.clean()

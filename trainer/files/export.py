@@ -22,6 +22,7 @@ from ipadapter_core.network.adapter import IPAdapter, build_adapter, load_adapte
 from ..config import Precision
 from ..models.base import DTYPES
 from ..seal import sealed
+from ..storage import storage
 from .card import write_card
 from .facts import ExportFacts, header
 from .portability import Portability, check_portability, random_features, relative_difference
@@ -80,9 +81,15 @@ def export_adapter(adapter: IPAdapter, path: Path, *, precision: Precision | Non
 
     Raises:
         ExportError: values that are not finite or leave the range of the precision, a wrong suffix, or no folder.
+        StorageError: the disk is full, or the folder cannot be written.
     """
     check_target(path)
     tensors = _cast(adapter.state_dict(), precision)
+    with storage("the adapter", path):
+        return _write(adapter, tensors, path, facts)
+
+
+def _write(adapter: IPAdapter, tensors: Mapping[str, Tensor], path: Path, facts: ExportFacts) -> ExportReport:
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.stem}.") as folder:
         draft, final = (Path(folder) / f"{name}.safetensors" for name in ("draft", "final"))
         write_safetensors(draft, tensors, adapter.spec.to_metadata())  # what diffusers says of it goes into its header

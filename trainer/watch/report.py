@@ -281,6 +281,6 @@ def _seconds_per_step(training: Sequence[Record]) -> float | None:
     paces = [
         (later["time"] - earlier["time"]) / (later["step"] - earlier["step"])
         for earlier, later in pairwise(recent)
-        if later["step"] > earlier["step"]
+        if later["step"] > earlier["step"] and later["time"] > earlier["time"]  # clocks are put back
     ]
     return statistics.median(paces) if paces else None
