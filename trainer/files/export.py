@@ -95,7 +95,10 @@ def _write(adapter: IPAdapter, tensors: Mapping[str, Tensor], path: Path, facts:
         write_safetensors(draft, tensors, adapter.spec.to_metadata())  # what diffusers says of it goes into its header
         portability = check_portability(draft, load_adapter(draft), facts.preprocess)
         sha256 = tensor_hash(draft)
-        write_safetensors(final, tensors, sealed(tensors, header(adapter.spec, facts, sha256, portability.to_json())))
+        stated = header(adapter.spec, facts, sha256, portability.to_json())
+        # the name of a file need not be UTF-8
+        metadata = {name: text.encode(errors="backslashreplace").decode() for name, text in stated.items()}
+        write_safetensors(final, tensors, sealed(tensors, metadata))
         rounding = _prove(final, adapter, tensors)
         publish(final, path)
     report = ExportReport(
