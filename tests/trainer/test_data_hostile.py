@@ -287,6 +287,14 @@ def test_a_size_that_no_picture_has_is_not_reserved(tmp_path: Path) -> None:
     assert "is said to have 1,099,511,627,775 bytes" in skipped.reason
 
 
+@pytest.mark.parametrize("kind", [tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK])
+def test_a_header_that_unpacks_to_gigabytes_is_not_read(tmp_path: Path, kind: bytes) -> None:
+    *whole, skipped = damaged(tmp_path, member("1.png", bytes(2 << 20), type=kind), format=tarfile.GNU_FORMAT)
+    assert whole == ["a cat"]
+    assert isinstance(skipped, Skipped)
+    assert "a header of 2,097,152 bytes" in skipped.reason
+
+
 def test_a_packed_shard_that_is_cut_off_ends_there(tmp_path: Path) -> None:
     shard(
         tmp_path,

@@ -17,7 +17,7 @@ from ..models.image_encoder import ImageEncoder
 from ..storage import storage
 from .sharing import Block, Make, Share, fill_store
 from .store import CacheStore
-from .training import open_stores
+from .training import check_path, open_stores
 from .work import Work
 
 T = TypeVar("T")
@@ -67,7 +67,7 @@ def fill(
         DataError: too many pictures are broken.
     """
     start = time.perf_counter()
-    with storage("the cache", config.cache.path and Path(config.cache.path)):
+    with storage("the cache", check_path(config)):
         return _fill(config, base, encoder, sources, batch_size, progress, start)
 
 

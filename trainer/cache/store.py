@@ -236,7 +236,7 @@ def prune(stale: Iterable[StaleFolder]) -> int:
 
 def _open_shard(path: Path) -> tuple[Any, Mapping[str, object] | None]:
     """The file and the checksums of its entries. An earlier version's has only one of all, which is looked at now."""
-    file = safe_open(path, framework="pt")
+    file: Any = safe_open(path, framework="pt")
     metadata = file.metadata() or {}
     sums = read_sums(metadata)
     if sums is None and metadata.get(HASH_KEY) != tensor_hash(path):

@@ -20,7 +20,7 @@ def entry_sum(key: str, entry: Mapping[str, Tensor]) -> str:
     digest = hashlib.blake2b(key.encode(), digest_size=_BYTES)
     for part, tensor in sorted(entry.items()):
         digest.update(f"|{part}|{tensor.dtype}|{tuple(tensor.shape)}|".encode())
-        digest.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy())
+        digest.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 

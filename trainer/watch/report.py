@@ -154,7 +154,7 @@ def _facts(config: Config, records: Sequence[Record]) -> Iterator[Fact]:
     seconds = _seconds_per_step(training)
     if seconds is not None:
         per_image = config.train.batch_size * config.train.accumulate
-        rate = training[-1].get("images_per_second") or per_image / seconds
+        rate = training[-1].get("images_per_second") or (per_image / seconds if seconds else 0.0)
         yield Fact("Speed", f"{rate:,.1f} images/s", f"{seconds:.2f} s per step")
         left = max(0, config.train.steps - _step(records)) * seconds
         yield Fact(
@@ -286,6 +286,6 @@ def _seconds_per_step(training: Sequence[Record]) -> float | None:
     paces = [
         (later["time"] - earlier["time"]) / (later["step"] - earlier["step"])
         for earlier, later in pairwise(recent)
-        if later["step"] > earlier["step"] and later["time"] > earlier["time"]  # clocks are put back
+        if later["step"] > earlier["step"] and later["time"] >= earlier["time"]  # clocks are put back
     ]
     return statistics.median(paces) if paces else None
