@@ -219,16 +219,23 @@ def _to_rgb(image: Image.Image, name: str) -> Image.Image:
     if image.mode == "F":
         raise BrokenPictureError(name, "floating-point pixels, whose range nothing tells")
     if image.mode.startswith("I"):  # I;16, I;16B, and I, which is how Pillow gives some 16-bit files
-        values = np.asarray(image)
-        gray = values.astype(np.float32)  # no value of 16 bits is as near to a half as to be rounded otherwise
-        gray *= _16_TO_8_BITS
-        if "transparency" in image.info:
-            gray[values == image.info["transparency"]] = 255
-        gray.round(out=gray).clip(0, 255, out=gray)
-        return Image.fromarray(gray.astype(np.uint8)).convert("RGB")
+        return Image.fromarray(_eight_bits(np.asarray(image), image.info.get("transparency"))).convert("RGB")
     if "transparency" in image.info or image.mode in ("RGBA", "LA", "PA", "La", "RGBa"):
         return _over_white(image)
     return image if image.mode == "RGB" else image.convert("RGB")
+
+
+def _eight_bits(values: Any, transparent: Any) -> Any:
+    """16-bit gray (H, W), scaled, in bands as below; white where it is transparent."""
+    scaled = np.empty(values.shape, np.uint8)
+    rows = max(1, _BAND_PIXELS // values.shape[1])
+    for top in range(0, len(values), rows):
+        band = values[top : top + rows]
+        gray = band * _16_TO_8_BITS
+        if transparent is not None:
+            gray[band == transparent] = 255
+        scaled[top : top + rows] = gray.round().clip(0, 255)
+    return scaled
 
 
 def _over_white(image: Image.Image) -> Image.Image:
@@ -236,9 +243,8 @@ def _over_white(image: Image.Image) -> Image.Image:
     width, height = image.size
     rows = max(1, _BAND_PIXELS // width)
     whole = Image.new("RGB", image.size)
-    image = image.convert("RGBA")
     for top in range(0, height, rows):
-        band = image.crop((0, top, width, min(top + rows, height)))
+        band = image.crop((0, top, width, min(top + rows, height))).convert("RGBA")
         whole.paste(Image.alpha_composite(Image.new("RGBA", band.size, _WHITE), band).convert("RGB"), (0, top))
     return whole
 
