@@ -99,7 +99,7 @@ def read_set(folder: Path, **options: object) -> None:
     """Open a data set and look at all that a run looks at."""
     (path,) = (path for path in folder.iterdir() if path.name.startswith("set"))
     source = open_source(DataConfig(path=str(path), **options))
-    memo = DigestMemo(folder / "digests.sqlite")
+    memo = DigestMemo(None)
     for record in source.read() if isinstance(source, Shards) else source:
         if isinstance(record, Skipped):
             json.dumps(vars(record))

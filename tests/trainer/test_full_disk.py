@@ -32,7 +32,15 @@ def config(tmp_path: Path, base_folder: Callable[..., Path], encoder_folder: Any
         train={"steps": 2},
         checkpoint={"every": 1},
         cache={"path": str(tmp_path / "cache"), "shard_size": 4},
-        validation={"every": 1, "images": 2, "timesteps": [500], "sample_every": 2, "samples": 1, "sampler_steps": 1, "strengths": [1.0]},
+        validation={
+            "every": 1,
+            "images": 2,
+            "timesteps": [500],
+            "sample_every": 2,
+            "samples": 1,
+            "sampler_steps": 1,
+            "strengths": [1.0],
+        },
     )
 
 
