@@ -21,6 +21,8 @@ from .commands.plan import plan
 from .commands.sample import sample
 from .commands.train import train
 from .once import is_first_to_say
+from .storage import storage
+from .words import visible
 
 app = typer.Typer(
     name="ipadapter",
@@ -45,12 +47,21 @@ for _name, _command in COMMANDS.items():
     app.command(_name)(_command)
 
 
+class VisibleFormatter(logging.Formatter):
+    """Names of files are shown; a terminal does not obey them."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return visible(super().format(record))
+
+
 def main() -> None:
     """Run a command; a user's mistake is one message and exit code 1, no traceback."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # in an encoding that may lack letters of a name, after hours of work
             stream.reconfigure(errors="backslashreplace")
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    logging.basicConfig(level=logging.INFO, stream=sys.stderr)
+    for handler in logging.getLogger().handlers:
+        handler.setFormatter(VisibleFormatter("%(message)s"))
     for library in ("accelerate", "httpx"):  # a line for each file of a checkpoint, for each request
         logging.getLogger(library).setLevel(logging.WARNING)
     for own_call in (".*torch_dtype.*", ".*local_dir_use_symlinks.*"):  # diffusers', which no user can change
@@ -58,8 +69,9 @@ def main() -> None:
     if not sys.stderr.isatty():  # in a log a bar is a line of thousands of states
         os.environ.setdefault("TQDM_MININTERVAL", "60")
     try:
-        app()
+        with storage("a file"):
+            app()
     except IPAdapterError as error:
         if is_first_to_say(str(error)):
-            typer.echo(f"error: {error}", err=True)
+            typer.echo(f"error: {visible(str(error))}", err=True)
         sys.exit(1)

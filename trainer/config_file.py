@@ -1,6 +1,7 @@
 """Reading a training config: TOML, `--set` overrides, and one line per mistake."""
 
 import difflib
+import errno
 import json
 import sys
 from collections.abc import Mapping, Sequence
@@ -52,7 +53,7 @@ def read_config(path: Path, overrides: Sequence[str] = ()) -> Config:
 def _read_extended(path: Path, extending: tuple[Path, ...]) -> dict[str, Any]:
     """The tables of a file, laid over those of the file that its `extends` names, if it does."""
     chain = (*extending, path)
-    if path.resolve() in {other.resolve() for other in extending}:
+    if _resolved(path) in map(_resolved, extending):
         raise ConfigError(
             f"{chain[0].name} extends itself: {' -> '.join(other.name for other in chain)}",
             expected="a config that stands on another one",
@@ -78,6 +79,13 @@ def _read_extended(path: Path, extending: tuple[Path, ...]) -> dict[str, Any]:
     return _laid_over(_read_extended(path.parent / extended, chain), data)
 
 
+def _resolved(path: Path) -> Path:
+    try:
+        return path.resolve()
+    except (OSError, ValueError, RuntimeError):  # links in a ring, or a NUL: reading it says so
+        return path
+
+
 def _laid_over(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
     """Tables of both, key by key; where both have a value, the upper one."""
     both = {name: (below[name], above[name]) for name in below.keys() & above.keys()}
@@ -89,17 +97,31 @@ def _laid_over(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, 
 
 def _read_toml(path: Path) -> dict[str, Any]:
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8-sig"))  # Windows' Notepad puts a mark first
-    except OSError as error:
+        if not path.is_file() and not path.is_dir() and path.exists():  # would not come to an end
+            raise OSError(errno.EINVAL, "a pipe or a device, no file")
+        text = path.read_text(encoding="utf-8-sig")  # Windows' Notepad puts a mark first
+    except (OSError, ValueError) as error:  # or a NUL in the name
+        if isinstance(error, UnicodeDecodeError):
+            raise _no_toml(path, error) from error
         raise ConfigError(
-            f"{path} cannot be read ({error.strerror})",
+            f"{path} cannot be read ({error.strerror if isinstance(error, OSError) else error})",
             expected="a TOML file",
             action="name an existing config; the shipped ones are in trainer/configs",
         ) from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(
-            f"{path} is not TOML ({error})", expected='lines like batch_size = 8 or model = "name"', action="correct it"
-        ) from error
+    try:
+        values = tomllib.loads(text)
+        json.dumps(values, default=str)  # as `parse_config` does
+    except RecursionError as error:
+        raise _no_toml(path, "nested too deep") from error
+    except ValueError as error:  # a number of too many digits as well
+        raise _no_toml(path, error) from error
+    return values
+
+
+def _no_toml(path: Path, why: object) -> ConfigError:
+    return ConfigError(
+        f"{path} is not TOML ({why})", expected='lines like batch_size = 8 or model = "name"', action="correct it"
+    )
 
 
 def parse_config(data: Mapping[str, object], source: str) -> Config:
@@ -150,7 +172,7 @@ def _apply(data: dict[str, Any], override: str) -> None:
         )
     try:
         value: object = tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
+    except (ValueError, RecursionError):
         value = text
     for section in sections:
         data = data.setdefault(section, {})

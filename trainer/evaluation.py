@@ -97,7 +97,11 @@ def held_out_pictures(config: Config, images: int | None) -> Records:
     there, of = len(held_out), "that are held out"
     action = "lower --images; validation.images in training decides how many are held out"
     if stated.references is not None:
-        there, of, action = check_references(stated.references), "of validation.references", "lower --images"
+        there, of, action = (
+            check_references(stated.references, may_leave=config.data.allow_outside),
+            "of validation.references",
+            "lower --images",
+        )
     if images is not None and images > there:
         raise BadInputError(
             f"{images} pictures to draw from, of {there} {of}", expected=f"at most {there}", action=action

@@ -12,6 +12,7 @@ from .resume.occupancy import occupied
 from .run import Run, open_run
 from .state import CONFIG, clean_up, diverged, find_checkpoints
 from .stop import stop_on_signals
+from .storage import GOES_ON, storage
 from .watch.observe import open_observer
 
 logger = logging.getLogger(__name__)
@@ -39,7 +40,7 @@ def train(config: Config) -> Outcome:
     Every process of a launch calls it. Raises IPAdapterError for whatever the user can mend: paths, data, settings, a
     diverged loss.
     """
-    with occupied(config.run):
+    with storage("the run", config.run, goes_on=GOES_ON), occupied(config.run):
         return _train(config)
 
 

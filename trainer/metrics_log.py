@@ -10,6 +10,8 @@ from typing import Any, Literal
 
 from ipadapter_core.file.container import write_aside
 
+from .words import visible
+
 Record = dict[str, Any]
 Kind = Literal["train", "validation", "samples", "eval", "note"]
 Rule = Literal["loss", "gap", "clip_i", "dino"]
@@ -120,4 +122,4 @@ def _flat(values: Mapping[str, object], prefix: str) -> Iterable[tuple[str, floa
         if isinstance(value, Mapping):
             yield from _flat(value, f"{prefix}{name}/")
         elif isinstance(value, int | float):
-            yield f"{prefix}{name}", float(value)
+            yield visible(f"{prefix}{name}"), float(value)

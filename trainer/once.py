@@ -17,7 +17,10 @@ def is_first_to_say(message: str) -> bool:
         return True
     # of the same launcher: a port is used again, by a later launch too
     text = "\0".join([*launch, os.environ.get("TORCHELASTIC_RESTART_COUNT", ""), str(os.getppid()), message])
-    note = Path(tempfile.gettempdir()) / f"ipadapter-{hashlib.sha256(text.encode()).hexdigest()[:32]}"
+    note = (
+        Path(tempfile.gettempdir())
+        / f"ipadapter-{hashlib.sha256(text.encode(errors='surrogatepass')).hexdigest()[:32]}"
+    )
     try:
         note.touch(exist_ok=False)
     except FileExistsError:

@@ -38,7 +38,7 @@ def check_before_models(config: Config, source: Source, held_out: Records) -> No
             action="raise validation.images, or add pictures to validation.path",
         )
     if config.validation.references is not None:
-        check_references(config.validation.references)
+        check_references(config.validation.references, may_leave=config.data.allow_outside)
     for records in (source, held_out):
         if isinstance(records, Records):  # a stream finds out as it reads
             _check_pictures(records, config)

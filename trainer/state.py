@@ -30,6 +30,7 @@ from .resume.identify import default_settings
 from .resume.identity import Difference, RunIdentity
 from .resume.sums import FILES, SUM, changed_files, file_sums, is_whole, sealed
 from .sharding import SHARDED
+from .storage import GOES_ON, StorageError, storage
 
 _KIND = "checkpoint"  # in messages
 ADAPTER, EMA, COUNTERS, CONFIG, REST = "adapter.safetensors", "ema.safetensors", "state.json", "config.toml", "rest"
@@ -117,6 +118,15 @@ class State:
         self.accelerator.wait_for_everyone()
         if final.exists():
             return final
+        try:
+            with storage(f"the checkpoint of step {self.counters.step}", final, goes_on=GOES_ON):
+                self._write(partial, final)
+        except StorageError:
+            shutil.rmtree(partial, ignore_errors=True)  # its room is needed
+            raise
+        return final
+
+    def _write(self, partial: Path, final: Path) -> None:
         self.accelerator.save_state(str(partial / REST))
         weights = adapter_weights(self.accelerator, self.adapter)
         if self.accelerator.is_main_process:
@@ -130,7 +140,6 @@ class State:
             sync(final.parent)
             self._delete_old()
         self.accelerator.wait_for_everyone()
-        return final
 
     def restore(self, folder: Path) -> None:
         """Continue from a checkpoint of this run (see `check_same_run`), with this session's learning rate and the like."""

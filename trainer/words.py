@@ -1,9 +1,23 @@
-"""Numbers as people say them: durations, bytes, counts."""
+"""Numbers as people say them: durations, bytes, counts; and names as they may be shown."""
 
 from datetime import timedelta
 
+_KEPT = "\n\t"
+_DIRECTIONS = (0x061C, 0x200E, 0x200F, *range(0x202A, 0x202F), *range(0x2066, 0x206A))
+_ENDS_OF_LINES = (0x2028, 0x2029)
+_UNSEEN = {
+    code: f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}"
+    for code in (*range(0x20), *range(0x7F, 0xA0), *_DIRECTIONS, *_ENDS_OF_LINES, *range(0xD800, 0xE000))
+    if chr(code) not in _KEPT
+}
 _UNITS = ("bytes", "kB", "MB", "GB", "TB")
 _THOUSAND = 1000
+
+
+def visible(text: str) -> str:
+    """With `\\x1b` and the like in place of what a terminal obeys, of what turns the direction of writing, and of halves
+    of characters; line feeds and tabs stay."""
+    return text.translate(_UNSEEN)
 
 
 def duration(seconds: float) -> str:

@@ -176,3 +176,18 @@ def test_a_share_on_which_nothing_can_be_locked_is_said(tmp_path: Path, monkeypa
     (tmp_path / "claims").write_text("a file where the folder should be")
     with pytest.raises(CacheError, match="cannot be written"), claim(tmp_path, "block", wait=True):
         pass
+
+
+@pytest.mark.parametrize("ahead", [-2000.0, 3600.0 * 24 * 365])
+def test_a_claim_whose_time_is_wrong_is_watched_and_taken_over(
+    tmp_path: Path, lockless: None, monkeypatch: pytest.MonkeyPatch, ahead: float
+) -> None:
+    """Clocks of machines differ; one that jumped far ahead would hold it for ever."""
+    monkeypatch.setattr(claims, "_DEAD_SECONDS", 1000.0 if ahead < 0 else 0.3)
+    monkeypatch.setattr(claims, "_CHECKED_SECONDS", 0.1)
+    (tmp_path / "claims").mkdir()
+    marker = tmp_path / "claims" / "block.lock"
+    marker.write_text(f"{2**22 + 1}\nanother-machine\n")
+    os.utime(marker, (time.time() + ahead,) * 2)
+    with claim(tmp_path, "block", wait=True) as beat:
+        assert beat is not None

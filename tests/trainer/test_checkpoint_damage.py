@@ -9,14 +9,18 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
+from ipadapter_core.errors import UnreadableFileError
+from ipadapter_core.file.container import read_tensors
 from ipadapter_trainer.cli import app
 from ipadapter_trainer.config import Config
 from ipadapter_trainer.config_file import write_config
+from ipadapter_trainer.files.checkpoint_export import export_checkpoint
 from ipadapter_trainer.loop import train
+from ipadapter_trainer.seal import check_seal
 from ipadapter_trainer.state import CheckpointError, check_files, find_checkpoints
 from support.training import make_config, write_pictures
 
-BITS_PER_FILE = 12
+BITS_PER_FILE, SEAL_LENGTH = 12, 64
 
 
 @pytest.fixture
@@ -83,3 +87,42 @@ def test_a_damaged_checkpoint_is_refused_and_the_one_before_it_goes_on(config: C
     assert outcome.step == 5
     assert outcome.losses[:2] == whole[2:]
     assert first in find_checkpoints(config.run)
+
+
+def test_no_flipped_bit_of_best_or_of_an_export_is_exported_or_trained_on(config: Config, tmp_path: Path) -> None:
+    validated = config.model_copy(update={"validation": config.validation.model_copy(update={"every": 2, "images": 2})})
+    train(validated)
+    best = config.run / "best.safetensors"
+    exported = export_checkpoint(config.run, tmp_path / "mine.safetensors").path
+    for file in (best, exported):
+        whole = tensors_and_metadata(file)
+        header = 8 * (8 + int.from_bytes(file.read_bytes()[:8], "little"))
+        size, found = 8 * file.stat().st_size, 0
+        for bit in [*range(0, header, 61), *random.Random(0).sample(range(header, size), BITS_PER_FILE)]:
+            flip(file, bit)
+            try:
+                check_seal(file)
+                assert tensors_and_metadata(file) == whole, f"bit {bit} of {size}"  # such as the seal's own name
+            except UnreadableFileError:
+                found += 1
+            flip(file, bit)
+        assert found > header // 122
+    for file in (best, exported):
+        flip(file, 8 * file.stat().st_size - 8)
+    with pytest.raises(UnreadableFileError, match=r"best\.safetensors"):
+        export_checkpoint(config.run, None, weights="best")
+    another = validated.model_copy(
+        update={
+            "adapter": config.adapter.model_copy(update={"pretrained": str(exported)}),
+            "train": config.train.model_copy(update={"output": str(tmp_path / "another")}),
+        }
+    )
+    with pytest.raises(UnreadableFileError, match=r"mine\.safetensors"):
+        train(another)
+
+
+def tensors_and_metadata(file: Path) -> tuple[list[object], list[object]]:
+    """All that is read of a file, but for its seal under whatever name."""
+    read = read_tensors(file)
+    tensors = [(name, tensor.tolist()) for name, tensor in sorted(read.tensors.items())]
+    return tensors, [pair for pair in sorted(read.metadata.items()) if len(pair[1]) != SEAL_LENGTH]

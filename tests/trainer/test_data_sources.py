@@ -84,8 +84,9 @@ def source(kind: str, pictures: Path, folder: Path) -> tuple[str, dict[str, str]
         DatasetDict(train=table, test=table.select([0])).save_to_disk(str(folder / "splits"))
         return str(folder / "splits"), {}
     (folder / "hub").mkdir()
+    outside = {"allow_outside": True}  # it names the pictures where they are
     table.to_parquet(folder / "hub" / "train.parquet")
-    return str(folder / "hub") if kind == "parquet-folder" else str(folder / "hub" / "train.parquet"), {}
+    return str(folder / "hub") if kind == "parquet-folder" else str(folder / "hub" / "train.parquet"), outside
 
 
 def records_of(path: str | Path, **options: object) -> Records:
@@ -155,7 +156,7 @@ def test_references_come_from_a_column(pictures: Path, tmp_path: Path) -> None:
     options = {"reference": "column", "reference_column": "prompt_image", "image_root": str(pictures)}
     assert all(Path(record.reference.name).name == "02.png" for record in records_of(path, **options))
     hub_dataset(pictures).save_to_disk(str(tmp_path / "saved"))
-    records = records_of(tmp_path / "saved", reference="column", reference_column="other")
+    records = records_of(tmp_path / "saved", reference="column", reference_column="other", allow_outside=True)
     assert picture_digest(records[0].reference.read()) == picture_digest((pictures / "02.png").read_bytes())
 
 

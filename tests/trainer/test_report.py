@@ -175,6 +175,16 @@ def test_time_left_follows_from_the_recent_pace(run):
     assert "1 min" in page
 
 
+def test_a_clock_that_was_put_back_or_stood_is_no_harm(run):
+    log = _train(run, steps=(10, 20, 30))
+    for times in ((50.0, 20.0, 80.0), (50.0, 50.0, 50.0), (4e9, 3e9, 2e9)):
+        lines = [
+            {**record, "time": time, "images_per_second": None} for record, time in zip(log.records, times, strict=True)
+        ]
+        (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+        assert "Time left</dt><dd>-" not in _page(run)
+
+
 def test_a_run_that_just_began_has_a_report(run):
     page = _page(run)
     assert "Nothing measured yet" in page

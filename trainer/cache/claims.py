@@ -58,27 +58,38 @@ def claim(folder: Path, block: str, *, wait: bool) -> Iterator[Beat | None]:
 
 def _lock(path: Path, *, wait: bool) -> FileLock | None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(path)
+    lock, watch = FileLock(path), _Watch(path)
     while True:
         try:
             lock.acquire(timeout=_CHECKED_SECONDS if wait else 0, poll_interval=_POLL_SECONDS)
         except Timeout:
             if not wait:
                 return None
-            if _is_abandoned(path):
+            if watch.is_abandoned():
                 _logger.warning("cache: taking over a block whose process has not been heard of (%s)", path)
                 path.unlink(missing_ok=True)
             continue
         return lock
 
 
-def _is_abandoned(path: Path) -> bool:
-    """Whether it is a lock by being there, as its content tells, that nobody has touched for long."""
-    try:
-        status = path.stat()
-    except FileNotFoundError:
-        return False
-    return status.st_size > 0 and time.time() - status.st_mtime > _DEAD_SECONDS
+class _Watch:
+    """Whether a claim is a lock by being there, as its content tells, that nobody has touched for long.
+
+    Clocks of machines differ, and jump: a time of change in the future says nothing, and is watched until it is old here.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path, self._touched, self._since = path, 0.0, time.monotonic()
+
+    def is_abandoned(self) -> bool:
+        try:
+            status = self._path.stat()
+        except FileNotFoundError:
+            return False
+        if status.st_mtime != self._touched:
+            self._touched, self._since = status.st_mtime, time.monotonic()
+        age = max(time.time() - status.st_mtime, time.monotonic() - self._since)
+        return status.st_size > 0 and age > _DEAD_SECONDS
 
 
 def _beat(path: Path) -> Beat:

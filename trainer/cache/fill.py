@@ -14,9 +14,10 @@ from ..data.skips import SKIPPED, SkipLog
 from ..data.sources import Source
 from ..models.base import Base
 from ..models.image_encoder import ImageEncoder
+from ..storage import storage
 from .sharing import Block, Make, Share, fill_store
 from .store import CacheStore
-from .training import open_stores
+from .training import check_path, open_stores
 from .work import Work
 
 T = TypeVar("T")
@@ -66,6 +67,19 @@ def fill(
         DataError: too many pictures are broken.
     """
     start = time.perf_counter()
+    with storage("the cache", check_path(config)):
+        return _fill(config, base, encoder, sources, batch_size, progress, start)
+
+
+def _fill(
+    config: Config,
+    base: Base,
+    encoder: ImageEncoder,
+    sources: Sequence[Source],
+    batch_size: int,
+    progress: bool,
+    start: float,
+) -> FillReport:
     stores = open_stores(config, base, encoder)
     for store in stores.all:
         store.clean()

@@ -22,6 +22,7 @@ from ipadapter_core.errors import IPAdapterError, UnreadableFileError
 from ipadapter_core.file.container import HASH_KEY, read_header, read_tensors, sync, tensor_hash, write_safetensors
 
 from .index import KeyIndex
+from .sums import entry_sum, read_sums, written_sums
 
 SUFFIX = ".safetensors"
 _KIND = "cache"  # in messages
@@ -52,7 +53,7 @@ class CacheStore:
     An entry is a few named tensors under a key, stored as `<key>/<part>`; all entries have the same parts. The recipe
     says how they were made, and its hash is in the folder's name, so that entries made otherwise are never mixed. A
     shard is written aside, synced and renamed: a kill leaves it complete or not there. Shards that are damaged are
-    reported once and count as missing.
+    reported once and count as missing; an entry that is not as it was written is never given.
 
     Args:
         folder: the cache; the entries go to `<folder>/<kind>-<hash of the recipe>`, made when the first is written.
@@ -97,21 +98,28 @@ class CacheStore:
 
         Raises:
             KeyError: there is no such entry.
-            CacheError: its shard was removed or damaged since the store was opened.
+            CacheError: its shard was removed or damaged since the store was opened, or the entry is not as it was written.
         """
         shard = self._index.find(key)
         if shard is None:
             raise KeyError(key)
         path = self._shards[shard]
         try:
-            file = self._open(path)
-            return {part: file.get_tensor(f"{key}/{part}") for part in self._parts}
-        except (SafetensorError, OSError) as error:
+            file, sums = self._open(path)
+            entry = {part: file.get_tensor(f"{key}/{part}") for part in self._parts}
+        except (SafetensorError, OSError, ValueError) as error:
             raise CacheError(
                 f"{path} cannot be read any more ({error})",
                 expected="the shard that was there when the cache was opened",
                 action="run `ipadapter cache CONFIG` again, which recomputes what is missing",
             ) from error
+        if sums is not None and sums.get(key) != entry_sum(key, entry):
+            raise CacheError(
+                f"{path}, in which {key} is not as it was written",
+                expected="what `ipadapter cache` wrote",
+                action="run `ipadapter cache CONFIG --check`, which deletes what is damaged and makes it again",
+            )
+        return entry
 
     def write(self, entries: Mapping[str, Mapping[str, Tensor]], name: str | None = None) -> None:
         """Add entries as one new shard.
@@ -130,7 +138,7 @@ class CacheStore:
         tensors = {f"{key}/{part}": tensor for key, entry in entries.items() for part, tensor in entry.items()}
         try:
             self._prepare()
-            write_safetensors(partial, tensors, {HASH_KEY: _HASH_PLACE})
+            write_safetensors(partial, tensors, {HASH_KEY: _HASH_PLACE, **written_sums(entries)})
             _seal(partial)
             partial.replace(path)
             sync(self.folder)
@@ -170,6 +178,10 @@ class CacheStore:
                 tensors = read_tensors(path, _KIND, verify_again=True).tensors
             except UnreadableFileError as error:
                 yield path, str(error)
+                continue
+            wrong = _changed(tensors, _sums_of(path))
+            if wrong is not None:
+                yield path, f"{wrong} is not as it was written"
                 continue
             endless = [name for name, tensor in tensors.items() if not tensor.isfinite().all()]
             yield path, f"NaN or infinite values in {endless[0]}" if endless else None
@@ -222,17 +234,41 @@ def prune(stale: Iterable[StaleFolder]) -> int:
     return freed
 
 
-def _open_shard(path: Path) -> Any:
-    return safe_open(path, framework="pt")
+def _open_shard(path: Path) -> tuple[Any, Mapping[str, object] | None]:
+    """The file and the checksums of its entries. An earlier version's has only one of all, which is looked at now."""
+    file: Any = safe_open(path, framework="pt")
+    metadata = file.metadata() or {}
+    sums = read_sums(metadata)
+    if sums is None and metadata.get(HASH_KEY) != tensor_hash(path):
+        raise ValueError("it is not as it was written")
+    return file, sums
+
+
+def _sums_of(path: Path) -> Mapping[str, object]:
+    return _open_shard(path)[1] or {}
+
+
+def _changed(tensors: Mapping[str, Tensor], sums: Mapping[str, object]) -> str | None:
+    """The first entry of a shard that is not as it was written."""
+    entries: dict[str, dict[str, Tensor]] = {key: {} for key in sums}
+    for name, tensor in tensors.items():
+        key, _, part = name.rpartition("/")
+        if key in entries:
+            entries[key][part] = tensor
+    return next((key for key, entry in entries.items() if entry_sum(key, entry) != sums[key]), None)
 
 
 def _entry_names(path: Path) -> list[str]:
-    """Names of a shard whose file is as long as its header says. Raises UnreadableFileError otherwise."""
+    """Names of a shard whose file is as long as its header says, and whose entries are those that were written.
+
+    Raises:
+        UnreadableFileError: it is not.
+    """
     header = read_header(path, _KIND)
     with path.open("rb") as file:
         start = 8 + struct.unpack("<Q", file.read(8))[0]
     entries = {name: entry for name, entry in header.items() if name != "__metadata__"}
-    ends = [offsets[1] for entry in entries.values() if isinstance(offsets := entry.get("data_offsets"), list)]
+    ends = [end for entry in entries.values() if (end := _end_of(entry)) is not None]
     size = path.stat().st_size
     if len(ends) != len(entries) or start + max(ends, default=0) != size:
         raise UnreadableFileError(
@@ -240,7 +276,31 @@ def _entry_names(path: Path) -> list[str]:
             expected="a complete shard",
             action="run `ipadapter cache CONFIG`, which recomputes its entries",
         )
+    try:
+        sums = read_sums(header.get("__metadata__"))
+    except ValueError as error:
+        raise _not_as_written(path, str(error)) from error
+    parts: dict[str, set[str]] = {}
+    for name in entries:
+        key, _, part = name.rpartition("/")
+        parts.setdefault(key, set()).add(part)
+    if len(set(map(frozenset, parts.values()))) > 1 or (sums is not None and sums.keys() != parts.keys()):
+        raise _not_as_written(path, "other entries than were written")
     return list(entries)
+
+
+def _end_of(entry: Mapping[str, object]) -> int | None:
+    offsets = entry.get("data_offsets")
+    end = offsets[1] if isinstance(offsets, list) and len(offsets) == 2 else None
+    return end if isinstance(end, int) else None
+
+
+def _not_as_written(path: Path, found: str) -> UnreadableFileError:
+    return UnreadableFileError(
+        f"{path.name} is not as it was written ({found})",
+        expected="a whole shard",
+        action="run `ipadapter cache CONFIG`, which recomputes its entries",
+    )
 
 
 def _seal(path: Path) -> None:

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from ..words import visible
 from .options import AsJson, ConfigPath, Overrides
 from .output import emit
 
@@ -79,7 +80,7 @@ def _check(stores: "Stores", *, show: bool) -> list[str]:
     for store in stores.all:
         for path, problem in tqdm(store.check(), f"checking {store.kind}", unit=" files", disable=not show):
             if problem is not None:
-                typer.echo(f"{path}: {problem}", err=True)
+                typer.echo(visible(f"{path}: {problem}"), err=True)
                 store.remove([path])
                 damaged.append(str(path))
     return damaged

@@ -6,8 +6,9 @@ from collections.abc import Callable, Iterable, Mapping
 import typer
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
-from ..words import count, duration, size
+from ..words import count, duration, size, visible
 
 _NEXT = "next"  # of a result: what to do, or a list of it
 # by the last word of a name: what the number is in words, and what is left of the name
@@ -27,13 +28,13 @@ def emit(result: Mapping[str, object], as_json: bool) -> None:
         return
     table = Table(show_header=False, box=None, pad_edge=False)
     for name, value in _rows({name: value for name, value in result.items() if name != _NEXT}):
-        table.add_row(f"[bold]{name}[/bold]", _text(value))
+        table.add_row(Text(visible(name), "bold"), Text(visible(_text(value))))
     console = Console()
     console.print(table)
     steps = result.get(_NEXT, ())
     for step in steps if isinstance(steps, Iterable) and not isinstance(steps, str) else (steps,):
         # outside the table and unwrapped, either of which would break a command in two
-        console.print(f"next: {step}", soft_wrap=True, markup=False, highlight=False)
+        console.print(visible(f"next: {step}"), soft_wrap=True, markup=False, highlight=False)
 
 
 def _rows(result: Mapping[str, object], prefix: str = "") -> list[tuple[str, object]]:

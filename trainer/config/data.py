@@ -40,6 +40,9 @@ class DataSetConfig(Section):
     """Run the command of a path that begins with pipe: to get a shard; only what stands in path itself is one."""
     image_root: str | None = None
     """Folder that relative picture paths start from; that of the list file if not given."""
+    allow_outside: bool = False
+    """Read pictures that a list or a table names outside its own folder or image_root, by absolute paths or "..".
+    Links are followed in any case."""
     split: str = "train"
     """Split of a Hugging Face dataset."""
     image_column: str | None = None

@@ -1,6 +1,8 @@
 """Which content each picture has, remembered, so that a run need not read all pictures to find their cached entries."""
 
+import hashlib
 import sqlite3
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +11,7 @@ from ipadapter_core.errors import IPAdapterError
 from .pictures import Picture, picture_digest
 
 _PENDING = 256  # new digests written at once
+_SEAL = 16  # hexadecimal digits at a digest's end
 _PATIENCE = 60.0  # seconds to wait for another process that writes
 
 
@@ -16,6 +19,8 @@ class DigestMemo:
     """Digests of pictures' bytes by path, size and time of change.
 
     Safe for several processes and threads. A picture changed without a change of size and time is not noticed, as with rsync.
+    A digest is written with a checksum of it and of what it belongs to: where a bit of the file has changed, the picture
+    is read again.
 
     Args:
         path: of an SQLite file, made when the first digest is written; None: forgotten at the end of the process.
@@ -36,7 +41,7 @@ class DigestMemo:
             BrokenPictureError: the picture cannot be read.
             IPAdapterError: the memo cannot be read or written.
         """
-        identity = picture.identity
+        identity = picture.identity.encode(errors="backslashreplace").decode()  # names that are no UTF-8
         digest = self._known.get(identity) or self._new.get(identity) or self._stored(identity)
         if digest is None:
             digest = picture_digest(picture.read())
@@ -55,7 +60,7 @@ class DigestMemo:
                 self.path.parent.mkdir(parents=True, exist_ok=True)
                 with self._connect() as connection:
                     connection.execute("CREATE TABLE IF NOT EXISTS digests (identity TEXT PRIMARY KEY, digest TEXT)")
-                    connection.executemany("INSERT OR REPLACE INTO digests VALUES (?, ?)", new.items())
+                    connection.executemany("INSERT OR REPLACE INTO digests VALUES (?, ?)", _sealed(new))
                 connection.close()
             except (sqlite3.Error, OSError) as error:
                 raise self._failed(error) from error
@@ -67,13 +72,15 @@ class DigestMemo:
                 return None
         except FileNotFoundError:
             return None
+        except OSError as error:  # a share that went away
+            raise self._failed(error) from error
         try:
             connection = self._connect()  # one a query: a connection must not cross a fork, and opening takes 0.1 ms
             row = connection.execute("SELECT digest FROM digests WHERE identity = ?", (identity,)).fetchone()
             connection.close()
-        except sqlite3.Error as error:
+        except (sqlite3.Error, UnicodeError, OverflowError) as error:
             raise self._failed(error) from error
-        return str(row[0]) if row else None
+        return _unsealed(identity, row[0]) if row else None
 
     def _connect(self) -> sqlite3.Connection:
         assert self.path is not None
@@ -85,3 +92,17 @@ class DigestMemo:
             expected="the digests of pictures, as `ipadapter cache` keeps them",
             action="delete this file; it is made again",
         )
+
+
+def _sealed(digests: Mapping[str, str]) -> Iterator[tuple[str, str]]:
+    return ((identity, f"{digest}{_seal(identity, digest)}") for identity, digest in digests.items())
+
+
+def _unsealed(identity: str, value: object) -> str | None:
+    """The digest; None if its seal, or what it is the seal of, has changed."""
+    digest, seal = str(value)[:-_SEAL], str(value)[-_SEAL:]
+    return digest if seal == _seal(identity, digest) else None
+
+
+def _seal(identity: str, digest: str) -> str:
+    return hashlib.blake2b(f"{identity}\n{digest}".encode(), digest_size=_SEAL // 2).hexdigest()

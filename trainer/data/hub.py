@@ -11,7 +11,7 @@ from ipadapter_core.errors import IPAdapterError
 from ..config import DataSetConfig
 from ..hub import HUB_ERRORS, HubPlace
 from .columns import Columns, captions_in, find_columns, listed, nearest, no_caption
-from .pictures import BrokenPictureError, FilePicture, Picture
+from .pictures import BrokenPictureError, FilePicture, Picture, is_inside
 from .records import DataError, Record, Records
 
 _SAVED_MARKS = ("dataset_info.json", "dataset_dict.json", "state.json")
@@ -58,6 +58,7 @@ class HubPicture:
     row: int
     name: str
     root: Path
+    roots: tuple[Path, ...]
     fingerprint: str
 
     @property
@@ -73,7 +74,12 @@ class HubPicture:
         if content is not None:
             return bytes(content)
         if isinstance(path, str):
-            return FilePicture(self.root / path).read()
+            file = self.root / path
+            if self.roots and not any(is_inside(root, file) for root in self.roots):
+                raise BrokenPictureError(
+                    self.name, f"{path!r} is outside the data set; data.allow_outside would read it"
+                )
+            return FilePicture(file).read()
         raise BrokenPictureError(self.name, f"an empty cell, or one that is no picture ({type(value).__name__})")
 
     def open(self) -> BinaryIO:
@@ -94,6 +100,7 @@ class _HubRows:
         self._size = len(table)
         self._fingerprint = f"{self._name}|{data.split}|{self.version or table._fingerprint}"
         self._root = Path(data.image_root or ".")
+        self._roots = _roots(data)
         names = (columns.image, columns.caption, columns.reference, columns.mask, columns.group)
         self._views = {}
         for name in filter(None, names):
@@ -145,9 +152,22 @@ class _HubRows:
 
     def _picture(self, name: str, index: int) -> Picture:
         picture: Picture = HubPicture(
-            self._views[name], index, f"{self._name}[{index}].{name}", self._root, self._fingerprint
+            self._views[name], index, f"{self._name}[{index}].{name}", self._root, self._roots, self._fingerprint
         )
         return picture
+
+
+def _roots(data: DataSetConfig) -> tuple[Path, ...]:
+    """Folders whose files a table may name: where the data set is, and where datasets put what it fetched; () for any."""
+    from datasets import config
+    from huggingface_hub import constants
+
+    if data.allow_outside:
+        return ()
+    place = Path(data.path)
+    own = place.parent if place.is_file() else place
+    caches = (config.HF_DATASETS_CACHE, constants.HF_HUB_CACHE)
+    return (Path(data.image_root or "."), own, *map(Path, caches))
 
 
 def _fetch(place: HubPlace) -> Path:

@@ -214,11 +214,26 @@ def _loader(dataset: Dataset[Any], numbers: Iterable[int] | None, workers: int) 
 
 
 def _results(loader: DataLoader[Any], skipped: tuple[Skipped, ...]) -> Iterator[Batch]:
-    for item in loader:
+    for item in _alive(loader):
         if isinstance(item, _Failure):
             raise item.error()
         yield replace(item, skipped=skipped + item.skipped) if skipped else item
         skipped = ()
+
+
+def _alive(loader: DataLoader[Any]) -> Iterator[Batch | _Failure]:
+    """What the workers send. Raises DataError when one has died, as on a share that went away with a mapped file."""
+    try:
+        yield from loader
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error):
+            raise
+        raise DataError(
+            f"a process that reads pictures ended ({str(error).splitlines()[0].rstrip('.')})",
+            expected="data.path and cache.path that stay there, and memory for data.workers processes",
+            action="see that the folders are there, or lower data.workers; the same command then goes on from the last "
+            "checkpoint",
+        ) from error
 
 
 def _caught(make: Callable[[], Batch]) -> Batch | _Failure:

@@ -12,16 +12,17 @@ from .tables import load_folder, load_list
 _LISTS = {".json": "json", ".jsonl": "jsonl", ".csv": "csv"}
 
 
-def own_references(path: str, *, speaks: bool = False) -> Records:
+def own_references(path: str, *, may_leave: bool, speaks: bool = False) -> Records:
     """The pictures of a folder in the order of their paths, or of a list in its order; a caption is "" if there is none.
 
     Args:
+        may_leave: a list may name pictures outside its folder, as `data.allow_outside` says.
         speaks: say what of a folder is left out.
 
     Raises:
         DataError: there is no such place, or no picture in it.
     """
-    place, data = Path(path), DataSetConfig(path=path, caption="")
+    place, data = Path(path), DataSetConfig(path=path, caption="", allow_outside=may_leave)
     found = f"validation.references = {path!r}"
     try:
         if place.is_dir():
@@ -33,13 +34,13 @@ def own_references(path: str, *, speaks: bool = False) -> Records:
     raise _wrong(f"{found}, which is no folder and no list")
 
 
-def check_references(path: str) -> int:
+def check_references(path: str, *, may_leave: bool) -> int:
     """How many there are, all of which can be read to the last pixel.
 
     Raises:
         DataError: one cannot; or as `own_references`.
     """
-    records = own_references(path, speaks=True)
+    records = own_references(path, may_leave=may_leave, speaks=True)
     for number in range(len(records)):
         opened(records[number].image)
     return len(records)

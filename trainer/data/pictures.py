@@ -2,6 +2,7 @@
 
 import hashlib
 import io
+import os
 import stat
 import struct
 import zlib
@@ -38,8 +39,8 @@ _16_TO_8_BITS = 1 / 257  # 65535 is 255
 _PNG_START, _PNG_DEPTH = 8, 24  # bytes before its first chunk; where the bits per channel stand
 _PNG_ORIENTATIONS = (b"XML:com.adobe.xmp\0", b"Raw profile type exif\0")
 _CHUNK_HEAD = 8  # length and kind
-# A damaged picture fails wherever its bytes lead the decoder; running out of memory is what a forged size does.
-_BROKEN = (
+_BAND_PIXELS = 1 << 22  # that are laid over white at once
+BROKEN = (
     OSError,
     ValueError,
     SyntaxError,
@@ -51,11 +52,15 @@ _BROKEN = (
     AssertionError,
     ArithmeticError,
     RuntimeError,
+    SystemError,
+    BufferError,
     MemoryError,
     struct.error,
     zlib.error,
     Image.DecompressionBombError,
+    Image.DecompressionBombWarning,
 )
+"""A damaged file fails wherever its bytes lead the decoder; running out of memory is what a forged size does."""
 
 
 class BrokenPictureError(Exception):
@@ -160,6 +165,11 @@ class BytesPicture:
         return io.BytesIO(self.data)
 
 
+def is_inside(root: Path, path: Path) -> bool:
+    """Whether a path as it is written leads into a folder; what is there may be a link, as in the hub's cache."""
+    return os.path.join(os.path.abspath(path), "").startswith(os.path.join(os.path.abspath(root), ""))
+
+
 def picture_digest(data: bytes) -> str:
     """What cached entries of a picture are filed under."""
     return hashlib.blake2b(data, digest_size=16).hexdigest()
@@ -172,7 +182,7 @@ def decode(picture: Picture) -> Image.Image:
 
     Raises:
         BrokenPictureError: missing, truncated, damaged, larger than Pillow's decompression bomb limit, or of a kind
-            without a defined range (floating point).
+            without a defined range (floating point). Whatever a decoder raises becomes this.
     """
     try:
         data = picture.read()
@@ -181,7 +191,7 @@ def decode(picture: Picture) -> Image.Image:
             if image.format == "PNG" and data[_PNG_DEPTH] == 16 and isinstance(image.info.get("transparency"), tuple):
                 image.info["transparency"] = tuple(value >> 8 for value in image.info["transparency"])
             return _to_rgb(image, picture.name)
-    except _BROKEN as error:
+    except BROKEN as error:
         raise _damaged(picture.name, error) from error
 
 
@@ -195,7 +205,7 @@ def upright_size(picture: Picture) -> Size:
         with picture.open() as file, Image.open(file, formats=list(KINDS)) as image:
             width, height = image.size
             return (width, height) if _orientation(image, file) in _SIDEWAYS else (height, width)
-    except _BROKEN as error:
+    except BROKEN as error:
         raise _damaged(picture.name, error) from error
 
 
@@ -209,15 +219,34 @@ def _to_rgb(image: Image.Image, name: str) -> Image.Image:
     if image.mode == "F":
         raise BrokenPictureError(name, "floating-point pixels, whose range nothing tells")
     if image.mode.startswith("I"):  # I;16, I;16B, and I, which is how Pillow gives some 16-bit files
-        values = np.asarray(image)
-        gray = values.astype(np.float64) * _16_TO_8_BITS
-        if "transparency" in image.info:
-            gray[values == image.info["transparency"]] = 255
-        return Image.fromarray(gray.round().clip(0, 255).astype(np.uint8)).convert("RGB")
+        return Image.fromarray(_eight_bits(np.asarray(image), image.info.get("transparency"))).convert("RGB")
     if "transparency" in image.info or image.mode in ("RGBA", "LA", "PA", "La", "RGBa"):
-        image = image.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", image.size, _WHITE), image).convert("RGB")
+        return _over_white(image)
     return image if image.mode == "RGB" else image.convert("RGB")
+
+
+def _eight_bits(values: Any, transparent: Any) -> Any:
+    """16-bit gray (H, W), scaled, in bands as below; white where it is transparent."""
+    scaled = np.empty(values.shape, np.uint8)
+    rows = max(1, _BAND_PIXELS // values.shape[1])
+    for top in range(0, len(values), rows):
+        band = values[top : top + rows]
+        gray = band * _16_TO_8_BITS
+        if transparent is not None:
+            gray[band == transparent] = 255
+        scaled[top : top + rows] = gray.round().clip(0, 255)
+    return scaled
+
+
+def _over_white(image: Image.Image) -> Image.Image:
+    """In bands, so that a large picture is not in memory three times."""
+    width, height = image.size
+    rows = max(1, _BAND_PIXELS // width)
+    whole = Image.new("RGB", image.size)
+    for top in range(0, height, rows):
+        band = image.crop((0, top, width, min(top + rows, height))).convert("RGBA")
+        whole.paste(Image.alpha_composite(Image.new("RGBA", band.size, _WHITE), band).convert("RGB"), (0, top))
+    return whole
 
 
 def _orientation(image: Image.Image, file: BinaryIO) -> Any:

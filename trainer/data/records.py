@@ -224,4 +224,5 @@ def split_validation(records: Records, images: int, seed: int) -> tuple[Records,
 
 def key_hash(key: str, seed: int) -> bytes:
     """Where a key stands in the order in which records are kept out."""
-    return hashlib.blake2b(f"{seed}/{key}".encode(), digest_size=16).digest()
+    text = f"{seed}/{key}".encode(errors="surrogatepass")  # a name of a file need not be UTF-8
+    return hashlib.blake2b(text, digest_size=16).digest()

@@ -1,6 +1,7 @@
 """Rows of JSON, JSON lines and CSV files, none of which loses a part."""
 
 import csv
+import errno
 import json
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
@@ -38,10 +39,25 @@ class Row:
             )
         return value
 
+    def file_name(self, column: str, path: Path) -> str:
+        """A cell that must have the name of a file. Raises DataError."""
+        name = self.text(column, path)
+        if "\0" in name:
+            raise DataError(
+                f"{self.where} of {path} has a NUL character in {column}: {name!r}",
+                expected="the name of a file",
+                action="correct the row or remove it",
+            )
+        return name
+
 
 def read_text(path: Path) -> str:
     """A text file, whose lines end at line feeds alone. Raises DataError."""
     try:
+        if path.exists() and not (
+            path.is_file() or path.is_dir()
+        ):  # a pipe would wait for a writer, a device never end
+            raise OSError(errno.EINVAL, "a pipe or a device, no file")
         with path.open(encoding=_UTF8, newline="") as file:
             text = file.read().replace("\r\n", "\n")
     except OSError as error:
@@ -120,9 +136,17 @@ def _as_row(path: Path, where: str, row: object) -> Row:
     if not isinstance(row, dict):
         raise _not(path, "a list of objects", f"{where} is a {type(row).__name__}")
     for name, value in row.items():
-        if isinstance(value, str) and not _is_whole(value):
+        if not all(_is_whole(text) for text in _texts_of(value)):
             raise _not(path, "whole text", f"{where} has half a character in {name}")
+        if not _is_whole(name):
+            raise _not(path, "whole text", f"{where} has half a character in the name of a column")
     return Row(where, row)
+
+
+def _texts_of(value: object) -> list[str]:
+    """The texts that a cell may be read as."""
+    values = value if isinstance(value, list) else [value]
+    return [text for text in values if isinstance(text, str)]
 
 
 def _is_whole(text: str) -> bool:

@@ -1,8 +1,6 @@
 """WebDataset shards: tar files of which each sample's members (1.jpg, 1.txt) follow one another."""
 
 import json
-import tarfile
-import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -14,9 +12,9 @@ from .columns import CAPTION_COLUMNS, IMAGE_COLUMNS, captions_in, listed, neares
 from .pictures import SUFFIXES, BrokenPictureError, BytesPicture, Picture, upright_size
 from .records import DataError, Record, Records, RowList
 from .shard_places import find_shards, open_shard
+from .tar_members import BROKEN_SHARD, tar_members
 
 _IMAGE_MEMBERS = tuple(dict.fromkeys((*(suffix[1:] for suffix in SUFFIXES), *IMAGE_COLUMNS)))
-_BROKEN_SHARD = (tarfile.TarError, OSError, EOFError, ValueError, zlib.error)
 _META = "__"  # members webdataset adds
 
 
@@ -100,14 +98,16 @@ class Shards:
             if member is not None:
                 return (str(sample[str(_member(member))].decode("utf-8-sig")).strip(),)
             fields = json.loads(sample.get("json", b"{}"))
+            found = next((fields[name] for name in names if isinstance(fields, dict) and name in fields), None)
+            captions = captions_in(found) or captions_in(self.data.caption)
+            for caption in captions:
+                caption.encode()  # raises for half a character
         except (ValueError, RecursionError) as error:
             raise DataError(
                 f"the caption of {where} is no text ({error})",
                 expected="UTF-8 text, or JSON",
                 action="correct the shard",
             ) from error
-        found = next((fields[name] for name in names if isinstance(fields, dict) and name in fields), None)
-        captions = captions_in(found) or captions_in(self.data.caption)
         if not captions:
             raise no_caption(where, self.data, f"in a member .{' or .'.join(names)}, or under that name in .json")
         return captions
@@ -150,7 +150,7 @@ def _samples(url: str, failures: list[str]) -> Iterator[dict[str, Any]]:
     import webdataset
 
     def note(error: Exception) -> bool:
-        if not isinstance(error, _BROKEN_SHARD):
+        if not isinstance(error, BROKEN_SHARD):
             raise error
         failures.append(f"{type(error).__name__}: {error.args[0] if error.args else ''}")
         return True
@@ -158,10 +158,9 @@ def _samples(url: str, failures: list[str]) -> Iterator[dict[str, Any]]:
     known = 0
     try:
         with open_shard(url) as stream:
-            members = webdataset.tariterators.tar_file_expander([{"url": url, "stream": stream}], handler=note)
-            for sample in webdataset.tariterators.group_by_keys(members, handler=note):
+            for sample in webdataset.tariterators.group_by_keys(tar_members(url, stream), handler=note):
                 if len(failures) == known:
                     yield sample
                 known = len(failures)
-    except _BROKEN_SHARD as error:
+    except BROKEN_SHARD as error:
         note(error)

@@ -9,7 +9,7 @@ from pathlib import Path, PurePath
 from ..config import DataSetConfig
 from .columns import Columns, captions_in, find_columns, no_caption
 from .folders import CAPTION_SUFFIXES, contents
-from .pictures import SUFFIXES, FilePicture, NoPicture, Picture
+from .pictures import SUFFIXES, FilePicture, NoPicture, Picture, is_inside
 from .records import DataError, Record, Records, RowList
 from .rows import READERS, Row, read_text
 
@@ -66,14 +66,14 @@ def load_list(data: DataSetConfig, path: Path, list_format: str) -> Records:
     names = dict.fromkeys(name for row in table for name in row.values)
     columns = find_columns(names, data, str(path))
     root = Path(data.image_root) if data.image_root else path.parent
-    references = _References(data)
+    place = _Place(path, root, _References(data), data.allow_outside)
     seen: Counter[str] = Counter()
     rows = RowList()
     for row in table:
-        name = row.text(columns.image, path)
+        name = row.file_name(columns.image, path)
         seen[name] += 1
         key = name if seen[name] == 1 else f"{name}#{seen[name]}"
-        rows.append(_record(row, key, columns, _Place(path, root, references), data))
+        rows.append(_record(row, key, columns, place, data))
     return Records(rows, [row.group for row in rows] if data.reference == "group" else None)
 
 
@@ -82,11 +82,25 @@ class _Place:
     path: Path
     root: Path
     references: "_References"
+    may_leave: bool
+
+    def picture(self, row: Row, column: str) -> FilePicture:
+        """Raises DataError if it is outside the root, and the config does not say that it may be."""
+        name = row.file_name(column, self.path)
+        picture = FilePicture(self.root / name)
+        if not self.may_leave and not is_inside(self.root, picture.path):
+            raise DataError(
+                f"{row.where} of {self.path} names {name!r}, which is outside {self.root}",
+                expected="pictures in the folder of the list, or in data.image_root",
+                action="set data.image_root to a folder that all pictures are in; or, if you trust the list, "
+                "data.allow_outside = true",
+            )
+        return picture
 
 
 def _record(row: Row, key: str, columns: Columns, place: _Place, data: DataSetConfig) -> Record:
     def picture(column: str) -> FilePicture:
-        return FilePicture(place.root / row.text(column, place.path))
+        return place.picture(row, column)
 
     image = picture(columns.image)
     captions = captions_in(row.values.get(columns.caption) if columns.caption else None) or captions_in(data.caption)

@@ -10,10 +10,25 @@ from ipadapter_core.encoder.known import encoder_need
 from ipadapter_core.file.container import write_aside
 from ipadapter_core.file.spec import AdapterSpec, Projection
 
+from ..words import visible
 from .facts import ExportFacts
 
 _TEMPLATES = Path(__file__).parent / "templates"
 _PIPELINES = {"SDXL": "StableDiffusionXLPipeline"}
+
+
+_SIGNS = str.maketrans({"<": "&lt;", "[": "\\[", "|": "\\|", "\n": " "})
+
+
+class _Markdown(str):
+    """What its author may write Markdown in."""
+
+    __slots__ = ()
+
+
+def _shown(value: object) -> object:
+    """Names are shown: they are no tags, links, or cells of the table."""
+    return visible(value).translate(_SIGNS) if isinstance(value, str) and not isinstance(value, _Markdown) else value
 
 
 def write_card(path: Path, file_name: str, spec: AdapterSpec, facts: ExportFacts, report: Mapping[str, object]) -> None:
@@ -31,6 +46,7 @@ def write_card(path: Path, file_name: str, spec: AdapterSpec, facts: ExportFacts
         lstrip_blocks=True,
         keep_trailing_newline=True,
         autoescape=False,
+        finalize=_shown,
     )
     text = environment.get_template("card.md").render(
         file_name=file_name,
@@ -40,6 +56,7 @@ def write_card(path: Path, file_name: str, spec: AdapterSpec, facts: ExportFacts
         training=facts.training,
         encoder=encoder_need(spec),
         reads_embeds=spec.projection is Projection.LINEAR,
+        description=_Markdown(facts.description or ""),
         pipeline=_PIPELINES.get(spec.base, "StableDiffusionPipeline"),
         today=date.today().isoformat(),
     )

@@ -9,7 +9,7 @@ import transformers
 
 from ipadapter_core.encoder.folder import read_pixel_format
 from ipadapter_core.encoder.known import read_encoder_folder, vision_config
-from ipadapter_core.file.container import read_header
+from ipadapter_core.file.container import read_header, read_json
 from ipadapter_core.network.adapter import load_adapter
 
 from ..config import Config
@@ -17,6 +17,7 @@ from ..config_file import read_config
 from ..data.skips import SKIPPED, read_skipped
 from ..metrics_log import best_so_far, read_records
 from ..models.image_encoder import resolve_folder
+from ..seal import check_seal
 from ..state import ADAPTER, BEST, BEST_STEP, CONFIG, COUNTERS, EMA, CheckpointError, check_files, find_checkpoints
 from .export import ExportReport, export_adapter
 from .facts import Preprocess, RunCounts, run_facts
@@ -43,6 +44,7 @@ def export_checkpoint(
     """
     checkpoint = find_checkpoint(path)
     run = checkpoint.parents[1]
+    check_files(checkpoint, CONFIG)
     config = read_config(checkpoint / CONFIG, overrides)
     file = {"trained": checkpoint / ADAPTER, "average": checkpoint / EMA, "best": run / BEST}.get(weights)
     if file is None:
@@ -54,7 +56,9 @@ def export_checkpoint(
             action="export other weights: --raw takes the trained ones of the last checkpoint",
         )
     if file.parent == checkpoint:
-        check_files(checkpoint, file.name, CONFIG)
+        check_files(checkpoint, file.name)
+    else:
+        check_seal(file)
     facts = run_facts(
         config, read_preprocess_of(config), _counts(file, checkpoint, config), prediction_type=_prediction_type(config)
     )
@@ -123,4 +127,6 @@ def _prediction_type(config: Config) -> str | None:
     if config.base.prediction_type != "auto":
         return config.base.prediction_type
     path = Path(config.base.model) / "scheduler" / "scheduler_config.json"
-    return json.loads(path.read_text(encoding="utf-8")).get("prediction_type", "epsilon") if path.is_file() else None
+    stated = read_json(path, "scheduler config") if path.is_file() else {}
+    found = stated.get("prediction_type", "epsilon") if isinstance(stated, dict) and path.is_file() else None
+    return found if isinstance(found, str) else None

@@ -21,6 +21,8 @@ from ipadapter_core.network.adapter import IPAdapter, build_adapter, load_adapte
 
 from ..config import Precision
 from ..models.base import DTYPES
+from ..seal import sealed
+from ..storage import storage
 from .card import write_card
 from .facts import ExportFacts, header
 from .portability import Portability, check_portability, random_features, relative_difference
@@ -79,15 +81,24 @@ def export_adapter(adapter: IPAdapter, path: Path, *, precision: Precision | Non
 
     Raises:
         ExportError: values that are not finite or leave the range of the precision, a wrong suffix, or no folder.
+        StorageError: the disk is full, or the folder cannot be written.
     """
     check_target(path)
     tensors = _cast(adapter.state_dict(), precision)
+    with storage("the adapter", path):
+        return _write(adapter, tensors, path, facts)
+
+
+def _write(adapter: IPAdapter, tensors: Mapping[str, Tensor], path: Path, facts: ExportFacts) -> ExportReport:
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.stem}.") as folder:
         draft, final = (Path(folder) / f"{name}.safetensors" for name in ("draft", "final"))
         write_safetensors(draft, tensors, adapter.spec.to_metadata())  # what diffusers says of it goes into its header
         portability = check_portability(draft, load_adapter(draft), facts.preprocess)
         sha256 = tensor_hash(draft)
-        write_safetensors(final, tensors, header(adapter.spec, facts, sha256, portability.to_json()))
+        stated = header(adapter.spec, facts, sha256, portability.to_json())
+        # the name of a file need not be UTF-8
+        metadata = {name: text.encode(errors="backslashreplace").decode() for name, text in stated.items()}
+        write_safetensors(final, tensors, sealed(tensors, metadata))
         rounding = _prove(final, adapter, tensors)
         publish(final, path)
     report = ExportReport(

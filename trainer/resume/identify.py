@@ -21,7 +21,17 @@ from .weights import Weights
 
 # What of [data] says where and how to read, and not what: where it leads to is compared by its keys.
 _PLACES = frozenset(
-    {"path", "format", "image_root", "reference_folder", "allow_pipe", "workers", "max_skipped", "shuffle_buffer"}
+    {
+        "path",
+        "format",
+        "image_root",
+        "reference_folder",
+        "allow_pipe",
+        "allow_outside",
+        "workers",
+        "max_skipped",
+        "shuffle_buffer",
+    }
 )
 _SCHEDULE_STEPS = (0, 250, 500, 750, 999)
 _DIGITS = 5

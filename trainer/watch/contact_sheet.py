@@ -6,12 +6,14 @@ from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from ipadapter_core.file.container import write_aside
 
+from ..words import visible
 from .sampling import SampleGrid, text_label
 
 SHEET_FILE = "sheet.png"
 _CELL, _GAP, _HEAD, _FOOT = 256, 8, 28, 24  # pixels
 _PAPER, _INK, _EDGE = "#ffffff", "#222222", "#dddddd"
 _FONT_SIZE, _LINE = 15, 38  # pixels, characters
+_NAME_BYTES = 80  # file systems take 255, of letters with up to four
 
 
 def save_grid(grid: SampleGrid, folder: Path) -> list[Path]:
@@ -56,9 +58,10 @@ def _save(picture: Image.Image, path: Path) -> None:
 
 
 def _cut(text: str, length: int) -> str:
-    text = " ".join(text.split())
+    text = visible(" ".join(text.split()))
     return text if len(text) <= length else text[: length - 1] + "…"
 
 
 def _file_name(name: str) -> str:
-    return "".join(c if c.isalnum() or c in "-_" else "_" for c in name)[:60]
+    name = "".join(c if c.isalnum() or c in "-_" else "_" for c in name)[:60]
+    return name.encode()[:_NAME_BYTES].decode(errors="ignore")

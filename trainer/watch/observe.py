@@ -20,6 +20,7 @@ from ..data.loader import held_out_batches
 from ..meter import Reading
 from ..metrics_log import MetricsLog, best_so_far, untracked
 from ..run import Run
+from ..seal import sealed
 from ..sharding import SHARDED
 from ..state import BEST, BEST_STEP, adapter_weights
 from .contact_sheet import save_grid
@@ -138,7 +139,9 @@ class Observer:
         weights = adapter_weights(self.run.accelerator, self.run.adapter)
         if self.run.accelerator.is_main_process:
             metadata = self.run.network.spec.to_metadata() | {BEST_STEP: str(step)}
-            write_aside(self.run.config.run / BEST, lambda path: write_safetensors(path, weights, metadata))
+            write_aside(
+                self.run.config.run / BEST, lambda path: write_safetensors(path, weights, sealed(weights, metadata))
+            )
 
 
 def open_observer(run: Run) -> Observer:

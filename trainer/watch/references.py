@@ -30,7 +30,7 @@ def open_drawing(
     """
     validation = config.validation
     if validation.references is not None:
-        pictures = islice(_own(own_references(validation.references)), count)
+        pictures = islice(_own(own_references(validation.references, may_leave=config.data.allow_outside)), count)
     else:
         pictures = islice(_held_out(held_out, config.train.seed), validation.samples if count is None else count)
     encoded = (

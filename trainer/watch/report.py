@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import jinja2
+from markupsafe import Markup
 from PIL import Image
 
 from ipadapter_core.file.container import write_aside
@@ -20,7 +21,7 @@ from ..config import Config
 from ..config_file import read_config
 from ..data.skips import SKIPPED, read_skipped
 from ..metrics_log import Record, best_so_far, read_records
-from ..words import duration
+from ..words import duration, visible
 from .contact_sheet import SHEET_FILE
 from .plots import Curve, Plot, Point, smoothed
 from .verdict import verdict_of
@@ -89,7 +90,7 @@ def write_report(run: Path, *, is_live: bool = False) -> Path:
     records = read_records(run)
     skipped = read_skipped(run / SKIPPED)
     loader = jinja2.PackageLoader(__package__ or "trainer.watch")
-    page = jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    page = jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True, finalize=_shown)
     text = page.get_template("report.html.j2").render(
         name=run.resolve().name,
         reload=_RELOAD if is_live else None,
@@ -111,6 +112,10 @@ def write_report(run: Path, *, is_live: bool = False) -> Path:
     path = run / REPORT_FILE
     write_aside(path, lambda part: part.write_text(text, encoding="utf-8"))
     return path
+
+
+def _shown(value: object) -> object:
+    return visible(value) if isinstance(value, str) and not isinstance(value, Markup) else value
 
 
 def verdict(run: Path) -> str:
@@ -149,7 +154,7 @@ def _facts(config: Config, records: Sequence[Record]) -> Iterator[Fact]:
     seconds = _seconds_per_step(training)
     if seconds is not None:
         per_image = config.train.batch_size * config.train.accumulate
-        rate = training[-1].get("images_per_second") or per_image / seconds
+        rate = training[-1].get("images_per_second") or (per_image / seconds if seconds else 0.0)
         yield Fact("Speed", f"{rate:,.1f} images/s", f"{seconds:.2f} s per step")
         left = max(0, config.train.steps - _step(records)) * seconds
         yield Fact(
@@ -281,6 +286,6 @@ def _seconds_per_step(training: Sequence[Record]) -> float | None:
     paces = [
         (later["time"] - earlier["time"]) / (later["step"] - earlier["step"])
         for earlier, later in pairwise(recent)
-        if later["step"] > earlier["step"]
+        if later["step"] > earlier["step"] and later["time"] >= earlier["time"]  # clocks are put back
     ]
     return statistics.median(paces) if paces else None
