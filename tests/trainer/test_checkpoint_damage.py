@@ -24,9 +24,9 @@ BITS_PER_FILE, SEAL_LENGTH = 12, 64
 
 
 @pytest.fixture
-def config(tmp_path: Path, base_folder: Callable[..., Path], encoder_folder: Any) -> Config:
+def config(tmp_path: Path, small_base_folder: Callable[..., Path], encoder_folder: Any) -> Config:
     return make_config(
-        base_folder(),
+        small_base_folder(),
         encoder_folder("clip"),
         write_pictures(tmp_path / "pictures"),
         tmp_path / "run",

@@ -19,13 +19,13 @@ from ipadapter_trainer.state import check_files, find_checkpoints
 from support.full_disk import REFUSALS, refusing
 from support.training import make_config, write_pictures
 
-PLACES = 8  # of the writes of a run, spread evenly
+PLACES = 5  # of the writes of a run, spread evenly
 
 
 @pytest.fixture
-def config(tmp_path: Path, base_folder: Callable[..., Path], encoder_folder: Any) -> Config:
+def config(tmp_path: Path, small_base_folder: Callable[..., Path], encoder_folder: Any) -> Config:
     return make_config(
-        base_folder(),
+        small_base_folder(),
         encoder_folder("clip"),
         write_pictures(tmp_path / "pictures", 6),
         tmp_path / "run",

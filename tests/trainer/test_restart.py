@@ -22,10 +22,10 @@ STILL = {"learning_rate": 1e-12, "weight_decay": 0.0}
 
 
 @pytest.fixture
-def place(tmp_path: Path, base_folder: Callable[..., Path], encoder_folder: Any, monkeypatch: Any) -> Path:
+def place(tmp_path: Path, small_base_folder: Callable[..., Path], encoder_folder: Any, monkeypatch: Any) -> Path:
     """A folder with a finished run of two steps and its config `my.toml`, and `other.toml` with another objective."""
     monkeypatch.chdir(tmp_path)
-    folders = base_folder(), encoder_folder("clip"), write_pictures(tmp_path / "pictures"), Path("runs/my run")
+    folders = small_base_folder(), encoder_folder("clip"), write_pictures(tmp_path / "pictures"), Path("runs/my run")
     one = make_config(*folders, train={"steps": 2}, optimizer={"learning_rate": 0.1})
     train(one)
     write_config(one, Path("my.toml"))
