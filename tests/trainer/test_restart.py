@@ -65,6 +65,17 @@ def test_the_same_command_goes_on_with_what_it_began(place: Path, source: str) -
     assert call("train my.toml --set train.output=second --set train.steps=4")["step"] == 4  # without it as well
 
 
+def test_the_checkpoint_is_the_file_that_frozen_layers_come_from(place: Path) -> None:
+    others = "--set adapter.blocks=style --set adapter.other_blocks=frozen"
+    command = f"train my.toml {others} --restart-from 'runs/my run' --set train.output=second"
+    assert call(f"{command} --set train.steps=1")["step"] == 1
+    assert call(f"{command} --set train.steps=2")["step"] == 2
+    before, after = weights("runs/my run"), weights("second")
+    same = {name for name in before if torch.equal(before[name], after[name])}
+    assert any("to_k_ip" in name for name in same)
+    assert any("to_k_ip" in name for name in before.keys() - same)
+
+
 def test_a_folder_that_holds_another_run_is_refused(place: Path) -> None:
     for command in ("train my.toml --restart-from 'runs/my run'", "train other.toml --restart-from 'runs/my run'"):
         with pytest.raises(
