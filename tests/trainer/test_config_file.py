@@ -113,6 +113,7 @@ def test_overrides(tmp_path: Path, override: str, value: object) -> None:
         ("validation.best=clip_i", r'validation.best = "clip_i" needs validation.clip_model'),
         ("data={path='x', buckets=true, bucket_step=1024}", r"data.bucket_step is above data.resolution"),
         ("data={path='x', buckets=true, more_resolutions=[32]}", r"data.bucket_step is above data.more_resolutions"),
+        ("encoder.feature=hidden_states", r'adapter.kind = "base" reads one embedding, not encoder.feature'),
         ("base=3", r"c.toml: base is 3. Expected: a section \[base\]"),
         ("train.steps.x=1", r"--set train.steps.x=1: steps is a value, no section"),
         ("steps", r"--set steps. Expected: --set section.key=value"),
