@@ -20,6 +20,7 @@ from .files.adapter_file import open_adapter
 from .models.base import with_terminal_snr
 from .models.loading import load_base
 from .objective import Objective
+from .preflight import check_pictures_folder
 from .run import geometry
 from .watch.contact_sheet import save_grid
 from .watch.metrics import load_judge
@@ -42,9 +43,10 @@ def evaluate(config: Config, file: Path, folder: Path, *, images: int | None) ->
         images: references drawn; those that a run draws if None.
 
     Raises:
-        BadInputError: more references than there are held-out pictures, or own ones.
+        BadInputError: more references than there are held-out pictures, or own ones; or no such folder can be made.
         IPAdapterError: what config or file name is missing, broken or does not fit together.
     """
+    check_pictures_folder(folder)
     held_out = held_out_pictures(config, images)
     read_spec(file)  # a wrong file is said before the models are loaded
     device = PartialState().device

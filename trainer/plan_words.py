@@ -21,7 +21,7 @@ def plan_in_words(plan: Mapping[str, Any], config: Config, *, memory: int | None
     Args:
         plan: `Plan.to_json()`.
         memory: bytes of the GPU that was measured on; None without one.
-        file: of the config.
+        file: the config as a command line names it, with its changes.
     """
     return {
         "trains": _trained(plan["trained"]),

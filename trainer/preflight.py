@@ -2,8 +2,10 @@
 
 from pathlib import Path
 
+from ipadapter_core.errors import BadInputError
 from ipadapter_core.network.adapter import read_spec
 
+from .cache.store import CacheError
 from .config import Config
 from .data.own_references import check_references
 from .data.pictures import BrokenPictureError, Picture, upright_size
@@ -24,11 +26,12 @@ def check_before_models(config: Config, source: Source, held_out: Records) -> No
     Raises:
         DataError: more pictures cannot be read than `data.max_skipped` lets through, too few are held out, or one of
             `validation.references` cannot be drawn from.
-        CheckpointError: the run folder cannot be one.
+        CheckpointError, CacheError: the run folder, or that of the cache, cannot be one.
         ModelNotFoundError: no such encoder, or the hub does not have adapter.pretrained.
         UnreadableFileError, UnknownCheckpointError, UnsupportedFamilyError: as `read_spec`, of adapter.pretrained.
     """
     _check_output(config.run)
+    _check_cache(config)
     if config.adapter.pretrained is not None:
         read_spec(pretrained_file(config.adapter.pretrained))
     if config.validation.every is not None and len(held_out) < _LEAST_HELD_OUT:
@@ -68,10 +71,34 @@ def _broken(records: Records, index: int, seed: int) -> list[BrokenPictureError]
     return []
 
 
+def _check_cache(config: Config) -> None:
+    if config.cache.path is not None and (place := _file_at(Path(config.cache.path))) is not None:
+        raise CacheError(
+            f"cache.path = {config.cache.path!r}, but {place} is a file",
+            expected="a folder, or a place where one can be made",
+            action="choose another cache.path",
+        )
+
+
+def check_pictures_folder(folder: Path) -> None:
+    """Where pictures go that take minutes to draw. Raises BadInputError if no folder can be made there."""
+    if (place := _file_at(folder)) is not None:
+        raise BadInputError(
+            f"--output {folder}, but {place} is a file",
+            expected="a folder, or a place where one can be made",
+            action="choose another --output",
+        )
+
+
+def _file_at(folder: Path) -> Path | None:
+    """What is in the way of making a folder."""
+    place = next((parent for parent in (folder, *folder.parents) if parent.exists()), folder)
+    return place if place.exists() and not place.is_dir() else None
+
+
 def _check_output(run: Path) -> None:
     """Nothing is made yet: a mistake leaves nothing behind."""
-    place = next((parent for parent in (run, *run.parents) if parent.exists()), run)
-    if place.exists() and not place.is_dir():
+    if (place := _file_at(run)) is not None:
         raise CheckpointError(
             f"train.output = {str(run)!r}, but {place} is a file",
             expected="a folder, or a place where one can be made",

@@ -291,8 +291,11 @@ def check_last_checkpoint(config: Config, identity: RunIdentity) -> None:
 
 def check_same_run(identity: RunIdentity, config: Config, folder: Path) -> None:
     """Raises CheckpointError if a checkpoint is of a run that is another in some fact."""
+    fits = True
     if (folder / IDENTITY).is_file():
-        differences = list(identity.differences(_read_identity(folder), default_settings()))
+        before = _read_identity(folder)
+        fits = identity.fits(before)
+        differences = list(identity.differences(before, default_settings()))
     else:
         differences = list(differences_by_name(identity, config, _read_config(folder), _counters(folder)))
         if not differences:
@@ -306,8 +309,13 @@ def check_same_run(identity: RunIdentity, config: Config, folder: Path) -> None:
         raise CheckpointError(
             f"{folder.parents[1]} holds a run that is another: {'; '.join(one.found for one in differences)}",
             expected="the same run when it goes on",
-            action=f"{_joined(differences)}; or begin another run with the weights of this one: `ipadapter train CONFIG "
-            f"--restart-from {shlex.quote(str(folder))} --set train.output=ANOTHER_FOLDER`",
+            action=f"{_joined(differences)}; or begin another run"
+            + (
+                f" with the weights of this one: `ipadapter train CONFIG --restart-from {shlex.quote(str(folder))} "
+                "--set train.output=ANOTHER_FOLDER`"
+                if fits
+                else ": `ipadapter train CONFIG --set train.output=ANOTHER_FOLDER`"
+            ),
         )
 
 

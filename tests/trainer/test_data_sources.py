@@ -325,3 +325,11 @@ def test_a_single_group_is_validated_with_each_picture_as_its_own_reference(tmp_
         for records, own in ((held_out, is_itself), (train, False)):
             drawn = [records.reference(index, torch.Generator().manual_seed(1)) for index in range(4)]
             assert [picture == records[index].image for index, picture in enumerate(drawn)] == [own] * 4
+
+
+def test_pictures_of_a_dataset_without_a_group_are_no_group(tmp_path: Path) -> None:
+    paths = [str(path) for path in write_folder(tmp_path, 3)]
+    table = {"image": paths, "text": ["a", "b", "c"], "who": ["x", None, None]}
+    datasets.Dataset.from_dict(table).save_to_disk(str(tmp_path / "saved"))
+    with pytest.raises(DataError, match=r"row 1 of .*saved has no who.*complete the row"):
+        records_of(tmp_path / "saved", reference="group", group_column="who")

@@ -56,6 +56,10 @@ def output_in_a_file(folder: Path) -> dict[str, Any]:
     return {"train": {"output": str(folder / "0.png" / "run")}}
 
 
+def cache_is_a_file(folder: Path) -> dict[str, Any]:
+    return {"cache": {"path": str(folder / "0.png")}}
+
+
 MISTAKES: dict[Callable[[Path], dict[str, Any]], str] = {
     broken: r"4 of 8 pictures looked at cannot be used, the first .*0\.png.*max_skipped",
     missing_references: r"8 of 8 pictures looked at cannot be used, the first .*gone\.png",
@@ -63,6 +67,7 @@ MISTAKES: dict[Callable[[Path], dict[str, Any]], str] = {
     no_pretrained: r"gone\.safetensors",
     pretrained_is_a_picture: r"0\.png",
     output_in_a_file: r"train\.output.*0\.png is a file",
+    cache_is_a_file: r"cache\.path.*0\.png is a file",
 }
 
 
@@ -91,6 +96,16 @@ def test_a_wrong_adapter_file_is_said_before_the_base_is_loaded(tmp_path: Path) 
         pair = ["--adapter", str(pictures / file), "--image", str(pictures / "0.png")]
         drawn = CliRunner().invoke(app, ["sample", "--base", "nowhere", *pair, "-o", str(tmp_path / "out")])
         assert file in str(drawn.exception)
+
+
+def test_nothing_is_drawn_for_a_place_where_no_folder_can_be(tmp_path: Path) -> None:
+    pictures = write_pictures(tmp_path / "pictures", 8)
+    config = make_config(NOWHERE, NOWHERE, pictures, tmp_path / "run", validation={"every": 1, "images": 2})
+    with pytest.raises(IPAdapterError, match=r"--output .*0\.png is a file"):
+        evaluate(config, tmp_path / "gone.safetensors", pictures / "0.png", images=None)
+    given = ["--adapter", "gone.safetensors", "--image", str(pictures / "0.png"), "-o", str(pictures / "0.png" / "out")]
+    drawn = CliRunner().invoke(app, ["sample", "--base", "nowhere", *given])
+    assert "0.png is a file" in str(drawn.exception)
 
 
 def test_a_few_broken_pictures_are_no_reason_to_stop(

@@ -3,6 +3,7 @@
 import json
 import logging
 import re
+import shlex
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -68,3 +69,22 @@ def test_the_end_names_report_file_and_next_step(
     result = json.loads(CliRunner().invoke(app, ["train", str(file), "--json"]).stdout)
     assert result["report"] == str(run / "report.html")
     assert result["export"]["file"] == str(run / "adapter.safetensors")
+
+
+def test_the_next_commands_are_about_the_same_run(
+    tmp_path: Path,
+    base_folder: Callable[..., Path],
+    encoder_folder: Callable[..., Path],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    asked = make_config(base_folder(), encoder_folder(), write_pictures(tmp_path / "pictures", 6), tmp_path / "run")
+    Path("my.toml").write_text(tomli_w.dumps(asked.model_dump(mode="json", exclude_none=True)))
+    command = ["plan", "my.toml", "--set", "train.output=my run", "--set", "validation.images=2"]
+    for is_last in (False, False, True):  # plan, train, eval
+        done = CliRunner().invoke(app, command, env={"COLUMNS": "300"})
+        assert done.exit_code == 0, done.output
+        if not is_last:
+            command = shlex.split(re.findall(r"next: ipadapter (.+)", done.stdout)[-1])
+    assert command[0] == "eval"
+    assert Path("my run/eval-adapter/sheet.png").is_file()

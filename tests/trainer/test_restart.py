@@ -57,12 +57,33 @@ def test_the_advice_of_a_refused_run_is_possible(place: Path) -> None:
     assert any(value.abs().max() > 0.05 for value in before.values())
 
 
+def test_weights_that_do_not_fit_are_no_advice(place: Path) -> None:
+    for change in ("adapter.tokens=8", "adapter.kind=full"):
+        with pytest.raises(CheckpointError) as caught:
+            call(f"train my.toml --set {change}")
+        (advice,) = re.findall(r"`ipadapter (.*?)`", str(caught.value))
+        folder = f"runs/{change.partition('=')[2]}"
+        command = advice.replace("CONFIG", f"my.toml --set {change}").replace("ANOTHER_FOLDER", folder)
+        assert call(f"{command} --set train.steps=1")["step"] == 1
+
+
 @pytest.mark.parametrize("source", ["runs/my run", "runs/my run/checkpoints/step-00000002"])
 def test_the_same_command_goes_on_with_what_it_began(place: Path, source: str) -> None:
     command = f"train my.toml --restart-from '{source}' --set train.output=second"
     assert call(f"{command} --set train.steps=1")["step"] == 1
     assert call(f"{command} --set train.steps=3")["step"] == 3
     assert call("train my.toml --set train.output=second --set train.steps=4")["step"] == 4  # without it as well
+
+
+def test_the_checkpoint_is_the_file_that_frozen_layers_come_from(place: Path) -> None:
+    others = "--set adapter.blocks=style --set adapter.other_blocks=frozen"
+    command = f"train my.toml {others} --restart-from 'runs/my run' --set train.output=second"
+    assert call(f"{command} --set train.steps=1")["step"] == 1
+    assert call(f"{command} --set train.steps=2")["step"] == 2
+    before, after = weights("runs/my run"), weights("second")
+    same = {name for name in before if torch.equal(before[name], after[name])}
+    assert any("to_k_ip" in name for name in same)
+    assert any("to_k_ip" in name for name in before.keys() - same)
 
 
 def test_a_folder_that_holds_another_run_is_refused(place: Path) -> None:

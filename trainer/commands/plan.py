@@ -1,8 +1,6 @@
 """`ipadapter plan`."""
 
-import shlex
-
-from .options import AsJson, ConfigPath, Overrides
+from .options import AsJson, ConfigPath, Overrides, same_config
 from .output import emit
 
 
@@ -22,4 +20,5 @@ def plan(config: ConfigPath, overrides: Overrides = [], as_json: AsJson = False)
 
     made = make_plan(settings).to_json()
     memory = torch.cuda.get_device_properties(0).total_memory if torch.cuda.is_available() else None
-    emit(made if as_json else plan_in_words(made, settings, memory=memory, file=shlex.quote(str(config))), as_json)
+    file = same_config(config, overrides)
+    emit(made if as_json else plan_in_words(made, settings, memory=memory, file=file), as_json)

@@ -67,6 +67,7 @@ def sample(
     from ..config import BaseModelConfig
     from ..files.adapter_file import open_adapter, usual_precision
     from ..models.loading import load_base
+    from ..preflight import check_pictures_folder
     from ..watch.contact_sheet import save_grid
     from ..watch.references import with_texts
     from ..watch.sampling import Sampler, SampleSettings, encode_prompt, encode_reference, sample_grid
@@ -83,6 +84,7 @@ def sample(
     )
     pictures = [(name, _picture(path)) for given in image for name, path in _in(given)]
     texts = tuple(dict.fromkeys(prompt or ("",)))
+    check_pictures_folder(output)
     read_spec(adapter)  # a wrong file is said before the models are loaded
     device = PartialState().device
     used = precision or usual_precision(device)

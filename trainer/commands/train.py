@@ -1,5 +1,6 @@
 """`ipadapter train`."""
 
+import json
 import shlex
 from pathlib import Path
 from typing import Annotated
@@ -7,7 +8,7 @@ from typing import Annotated
 import typer
 
 from ..words import size
-from .options import AsJson, ConfigPath, Overrides
+from .options import AsJson, ConfigPath, Overrides, same_config
 from .output import emit
 
 
@@ -32,7 +33,9 @@ def train(
     """
     from ..config_file import read_config
 
-    settings = read_config(config, overrides)  # before the libraries, which take their time: a mistake shows at once
+    # before the libraries, which take their time: a mistake shows at once
+    started = [] if restart_from is None else [f"adapter.pretrained={json.dumps(str(restart_from))}"]
+    settings = read_config(config, [*overrides, *started])
 
     from accelerate import PartialState
 
@@ -73,7 +76,7 @@ def train(
                 f"cp {shlex.quote(str(exported.path))} ComfyUI/models/ipadapter/",
                 f"ipadapter export {shlex.quote(str(settings.run))} --best -o best.safetensors"
                 if (settings.run / BEST).is_file()
-                else f"ipadapter eval {shlex.quote(str(config))}",
+                else f"ipadapter eval {same_config(config, overrides)}",
             ],
         },
         as_json,

@@ -56,6 +56,12 @@ class Config(Section):
         return Path(self.train.output)
 
     @model_validator(mode="after")
+    def _base_reads_one_embedding(self) -> "Config":
+        if self.adapter.kind == "base" and self.encoder.feature == "hidden_states":
+            raise ValueError('adapter.kind = "base" reads one embedding, not encoder.feature = "hidden_states"')
+        return self
+
+    @model_validator(mode="after")
     def _masks_are_read(self) -> "Config":
         if any(self.objective.masked != (one.mask_column is not None) for one in self.data.sets):
             raise ValueError("objective.masked and data.mask_column belong together: set both, or neither, in all sets")

@@ -116,6 +116,9 @@ class DataConfig(DataSetConfig):
     def _resolutions_differ(self) -> "DataConfig":
         if len(set(self.resolutions)) < len(self.resolutions):
             raise ValueError("data.resolution and data.more_resolutions: one is named twice")
+        if self.buckets and self.bucket_step > min(self.resolutions):  # no side is shorter than a step
+            key = "resolution" if self.bucket_step > self.resolution else "more_resolutions"
+            raise ValueError(f"data.bucket_step is above data.{key}: with buckets no side can be as short")
         return self
 
     @model_validator(mode="after")

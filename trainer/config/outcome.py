@@ -2,7 +2,7 @@
 
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from .section import Positive, Precision, Section
 
@@ -45,6 +45,13 @@ class ValidationConfig(Section):
     def texts(self) -> tuple[str | None, ...]:
         """That each reference is drawn with; None is its own caption."""
         return self.prompts or (self.prompt,)
+
+    @field_validator("timesteps")
+    @classmethod
+    def _something_is_measured(cls, value: tuple[int, ...]) -> tuple[int, ...]:
+        if not value:
+            raise ValueError("validation.timesteps is empty: to measure nothing, remove validation.every")
+        return value
 
     @model_validator(mode="after")
     def _texts_differ(self) -> "ValidationConfig":

@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from .section import Positive, Section, Share
+from .section import Decay, Positive, Section, Share
 
 
 class ObjectiveConfig(Section):
@@ -76,7 +76,7 @@ class OptimizerConfig(Section):
     """Peak learning rate."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.01
     """Decoupled weight decay."""
-    betas: tuple[float, float] = (0.9, 0.999)
+    betas: tuple[Decay, Decay] = (0.9, 0.999)
     """Decay rates of AdamW and Prodigy."""
     schedule: Literal["constant", "linear", "cosine"] = "constant"
     """How the rate falls after the warm-up."""
@@ -106,7 +106,7 @@ class TrainConfig(Section):
     """Samples per process and forward."""
     accumulate: Positive = 1
     """Forwards per optimiser step."""
-    seed: Annotated[int, Field(ge=0)] = 0
+    seed: Annotated[int, Field(ge=0, le=10**18)] = 0
     """Everything random follows from it and the sample's number."""
     gradient_checkpointing: bool = False
     """Half the activations for about a third more time."""

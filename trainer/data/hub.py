@@ -130,8 +130,17 @@ class _HubRows:
         return str(index)
 
     def groups(self) -> list[str]:
+        """Raises DataError for the first row without one, as a list's."""
         name = self._columns.group
-        return [str(value) for batch in self._views[name].iter(_BATCH) for value in batch[name]] if name else []
+        values = [value for batch in self._views[name].iter(_BATCH) for value in batch[name]] if name else []
+        for index, value in enumerate(values):
+            if value in (None, ""):
+                raise DataError(
+                    f"row {index} of {self._data.path} has no {name}",
+                    expected="the name of a group in every row",
+                    action="complete the row or remove it",
+                )
+        return [str(value) for value in values]
 
     def check_captions(self) -> None:
         """Raises DataError for the first row without a caption."""

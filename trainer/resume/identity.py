@@ -15,6 +15,7 @@ from .weights import Weights
 
 _CHUNK = 10_000  # keys hashed at once
 _NOT_SAID = "not said"
+_SHAPES = ("kind", "tokens", "resampler_dim", "resampler_depth", "resampler_head_dim")  # of [adapter]
 _BATCH = "train.batch_size x train.accumulate x processes"
 
 
@@ -115,6 +116,14 @@ class RunIdentity:
         yield from self._other_held_out(before.held_out)
         yield from self.other_step(before.step_samples)
         yield from self._other_launch(before)
+
+    def fits(self, before: "RunIdentity") -> bool:
+        """Whether an adapter of that run can be begun with here, as far as kind, sizes and models tell."""
+        names = ("encoder.feature", *(f"adapter.{name}" for name in _SHAPES))
+        pairs = [(self.weights.get(part), before.weights.get(part)) for part in ("UNet", "image encoder")]
+        return all(self.settings.get(name) == before.settings.get(name) for name in names) and all(
+            now is None or then is None or now.form != then.form or now.layout == then.layout for now, then in pairs
+        )
 
     def other_data(self, before: Keys) -> Iterator[Difference]:
         if found := self.data.unlike(before, "to train on"):
