@@ -5,46 +5,44 @@ Every reader takes what the file should be, such as "adapter" or "image encoder"
 
 import errno
 import hashlib
-import json
 import os
 import pickle
 import stat
 import struct
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
 from ..errors import UnreadableFileError
+from .header import HEADER_LIMIT, MOST_TENSORS, check_header, check_name
+from .holes import MOST_HOLES, bytes_in_holes
+from .json_text import parse_json
+from .pickle_bounds import ForeignPickleError, check_pickle
+from .strangers import strangers
 
 HASH_KEY = "modelspec.hash_sha256"
-HEADER_LIMIT = 100_000_000  # bytes; safetensors' own limit
 SAFETENSORS_SUFFIXES = (".safetensors", ".sft")
 PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt")
 ADAPTER_SUFFIXES = (*SAFETENSORS_SUFFIXES, *PICKLE_SUFFIXES)
 ADAPTER = "adapter"
 _HEADER_LENGTH_BYTES = 8
 _ZIP_START = b"PK"
+_LARGEST_JSON = HEADER_LIMIT
 _PICKLE_STARTS = (b"\x80", _ZIP_START)  # torch's older format, and its zip
-# A damaged file fails wherever its bytes lead, a pickle wherever its opcodes do.
-BROKEN_FILE_ERRORS = (
-    SafetensorError,
-    pickle.UnpicklingError,
-    RuntimeError,
-    OSError,
-    EOFError,
-    ValueError,
-    LookupError,
-    TypeError,
-    AttributeError,
-    AssertionError,
-    struct.error,
+_DTYPES = frozenset(
+    (
+        *(torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.float8_e4m3fn, torch.float8_e5m2),
+        *(torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.bool, torch.complex64),
+    )
 )
+_MOST_LEVELS = 32  # of dictionaries in a pickle
+_MOST_SHARING = 4  # times that the tensors of a pickle may be larger than its file; tied weights stand in it once
 
 
 FileIdentity = tuple[str, int, int]  # resolved path, size, time of last change
@@ -72,7 +70,7 @@ def read_tensors(path: Path, kind: str = ADAPTER, *, can_map: bool = True, verif
     _check_content(path, kind)
     if path.suffix in SAFETENSORS_SUFFIXES:
         return _read_safetensors(path, kind, can_map, verify_again)
-    return TensorFile(_flatten(read_pickle(path, kind, can_map=can_map), path, kind), {})
+    return TensorFile(_flat_tensors(read_pickle(path, kind, can_map=can_map), path, kind), {})
 
 
 def read_header(path: Path, kind: str = ADAPTER, *, is_whole: bool = False) -> dict[str, dict[str, object]]:
@@ -96,13 +94,11 @@ def read_header(path: Path, kind: str = ADAPTER, *, is_whole: bool = False) -> d
     if not is_possible:
         raise _damaged(path, kind, f"a header of {length} bytes in a file of {size} bytes")
     try:
-        header = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise _damaged(path, kind, f"a header that is not JSON ({error})") from error
-    if not isinstance(header, dict):
-        raise _damaged(path, kind, "a header that is not a JSON object")
-    entries = {name: entry for name, entry in header.items() if isinstance(entry, dict)}
-    missing = _HEADER_LENGTH_BYTES + length + _data_length(entries) - size
+        entries, held = check_header(parse_json(text))
+    except ValueError as error:
+        what = str(error) if str(error).startswith("a header") else f"a header that is not JSON ({error})"
+        raise _damaged(path, kind, what) from error
+    missing = _HEADER_LENGTH_BYTES + length + held - size
     if is_whole and missing > 0:
         raise _damaged(path, kind, f"a broken safetensors file (its last {missing} bytes are missing)")
     return entries
@@ -138,12 +134,14 @@ def read_json(path: Path, kind: str) -> object:
     Raises:
         UnreadableFileError: it cannot be read, or is no JSON.
     """
-    file_status(path, kind)
+    size = file_status(path, kind).st_size
+    if size > _LARGEST_JSON:
+        raise _damaged(path, kind, f"a text of {size} bytes")
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return parse_json(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise _unreadable(path, kind, error) from error
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise _damaged(path, kind, f"text that is not JSON ({error})") from error
 
 
@@ -200,7 +198,22 @@ def _start_of(path: Path, kind: str) -> bytes:
         raise _damaged(path, kind, "a web page, probably an error page saved in place of the file")
     if text.startswith(b"version https://git-lfs"):
         raise _damaged(path, kind, "a git-lfs pointer, not the file it points to")
+    check_on_disk(path, kind)
     return start
+
+
+def check_on_disk(path: Path, kind: str = ADAPTER) -> None:
+    """Make sure that what a file claims to hold is there: a hole is read as zeros, of any length.
+
+    Raises:
+        UnreadableFileError: large parts of it are not on the disk, as of a download that goes on or broke off.
+    """
+    try:
+        missing = bytes_in_holes(path)
+    except OSError as error:
+        raise _unreadable(path, kind, error) from error
+    if missing > MOST_HOLES:
+        raise _damaged(path, kind, f"{missing} of its bytes are holes, not on the disk (an unfinished download?)")
 
 
 def _check_content(path: Path, kind: str) -> None:
@@ -221,19 +234,18 @@ def _check_content(path: Path, kind: str) -> None:
 def _read_safetensors(path: Path, kind: str, can_map: bool, verify_again: bool) -> TensorFile:
     read_header(path, kind)
     identity = file_identity(path, kind)  # before it is read: what replaces it meanwhile is another file
-    try:
+    with strangers(lambda why: _damaged(path, kind, f"a broken safetensors file ({why})")):
         with safe_open(path, framework="pt") as file:
             metadata = dict(file.metadata() or {})
             names = file.keys()
             tensors = {name: file.get_tensor(name) if can_map else file.get_tensor(name).clone() for name in names}
         stated = metadata.get(HASH_KEY)
-        if stated is not None:
-            found = tensor_hash(path) if verify_again else _known_hash(identity)
-            if stated.removeprefix("0x").lower() != found:
-                what = f"tensor data whose SHA-256 is not the one its metadata states ({stated})"
-                raise _damaged(path, kind, what)
-    except (SafetensorError, OSError) as error:
-        raise _damaged(path, kind, f"a broken safetensors file ({error})") from error
+        found = None if stated is None else tensor_hash(path) if verify_again else _known_hash(identity)
+    if stated is not None and stated.removeprefix("0x").lower() != found:
+        raise _damaged(path, kind, f"tensor data whose SHA-256 is not the one its metadata states ({stated[:80]})")
+    tensors = {name: _plain(name, tensor, path, kind) for name, tensor in tensors.items()}
+    if file_identity(path, kind) != identity:
+        raise _damaged(path, kind, "a file that changed while it was read")
     return TensorFile(tensors, metadata)
 
 
@@ -259,41 +271,74 @@ def read_pickle(path: Path, kind: str = ADAPTER, *, can_map: bool = True) -> obj
     Raises:
         UnreadableFileError: damaged, or it wants to run code.
     """
-    is_zip = _start_of(path, kind).startswith(_ZIP_START)  # torch's older format cannot be memory-mapped
-    try:
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip and can_map)
-    except pickle.UnpicklingError as error:
-        if "weights_only" in str(error).lower() or "unsupported" in str(error).lower():
-            raise UnreadableFileError(
-                f"{path.name} is a pickle that asks to run code or to build foreign objects, or is damaged",
-                expected=f"{a_file(kind)} of plain tensors",
-                action="do not use this file; get it as safetensors from a source you trust",
-            ) from error
-        raise _damaged(path, kind, f"a broken pickle ({error})") from error
-    except BROKEN_FILE_ERRORS as error:
-        raise _damaged(path, kind, f"a broken PyTorch file ({error})") from error
+    start = _start_of(path, kind)
+    if not start.startswith(_PICKLE_STARTS):
+        raise _damaged(path, kind, "a broken PyTorch file (it begins as none does)")
+    is_zip = start.startswith(_ZIP_START)  # torch's older format cannot be memory-mapped
+    with strangers(lambda why: _damaged(path, kind, f"a broken PyTorch file ({why})")):
+        try:
+            check_pickle(path, is_zip=is_zip)
+            content: object = torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip and can_map)
+        except (ForeignPickleError, pickle.UnpicklingError) as error:
+            text = str(error).lower()
+            if isinstance(error, ForeignPickleError) or "weights_only" in text or "unsupported" in text:
+                raise UnreadableFileError(
+                    f"{path.name} is a pickle that asks to run code or to build foreign objects, or is damaged",
+                    expected=f"{a_file(kind)} of plain tensors",
+                    action="do not use this file; get it as safetensors from a source you trust",
+                ) from error
+            raise
+    return _plain("its top", content, path, kind) if isinstance(content, Tensor) else content
 
 
-def _flatten(content: object, path: Path, kind: str, prefix: str = "") -> dict[str, Tensor]:
-    if not isinstance(content, Mapping):
+def _flat_tensors(content: object, path: Path, kind: str) -> dict[str, Tensor]:
+    if not isinstance(content, dict):
         raise UnreadableFileError(
-            f"{path.name} holds a {type(content).__name__} at {prefix or 'its top'}",
+            f"{path.name} holds a {type(content).__name__} at its top",
             expected=f"{a_file(kind)}: a dictionary of tensors",
             action=f"choose {a_file(kind)}",
         )
     flat: dict[str, Tensor] = {}
-    for name, value in content.items():
-        if isinstance(value, Tensor):
-            flat[f"{prefix}{name}"] = value
-        elif isinstance(value, Mapping):
-            flat.update(_flatten(value, path, kind, f"{prefix}{name}."))
+    room = [MOST_TENSORS]  # dictionaries may hold each other many times over
+    for name, value in _entries(content, room):
+        try:
+            flat[check_name(name)] = _plain(name, value, path, kind)
+        except ValueError as error:
+            if isinstance(error, UnreadableFileError):
+                raise
+            raise _damaged(path, kind, str(error)) from error
+    if not room[0]:
+        raise _damaged(path, kind, f"more than {MOST_TENSORS} entries, or dictionaries that hold themselves")
+    total, size = sum(tensor.nbytes for tensor in flat.values()), file_status(path, kind).st_size
+    if total > _MOST_SHARING * size:
+        raise _damaged(path, kind, f"{total} bytes of tensors in a file of {size} bytes")
     return flat
 
 
-def _data_length(entries: Mapping[str, Mapping[str, object]]) -> int:
-    offsets = [entry.get("data_offsets") for entry in entries.values()]
-    ends = [pair[-1] for pair in offsets if isinstance(pair, list) and pair and isinstance(pair[-1], int)]
-    return max(ends, default=0)
+def _entries(
+    content: dict[object, object], room: list[int], prefix: str = "", level: int = 0
+) -> Iterator[tuple[str, Tensor]]:
+    # the methods of the classes: a pickle may give its objects attributes of these names
+    for key, value in dict.items(content):
+        if room[0] == 0:
+            return
+        room[0] = room[0] - 1 if level < _MOST_LEVELS else 0
+        if isinstance(value, Tensor):
+            yield f"{prefix}{key}", value
+        elif isinstance(value, dict):
+            yield from _entries(value, room, f"{prefix}{key}.", level + 1)
+
+
+def _plain(name: str, tensor: Tensor, path: Path, kind: str) -> Tensor:
+    """The tensor alone, if it is one that the file holds in full, of numbers that are computed with."""
+    is_plain = tensor.layout is torch.strided and tensor.device.type == "cpu" and not tensor.is_quantized
+    if not is_plain or tensor.dtype not in _DTYPES:
+        what = f"{name} is a tensor of {tensor.dtype}, {tensor.layout} on {tensor.device}"
+    elif tensor.nbytes > tensor.untyped_storage().nbytes():
+        what = f"{name} of shape {list(tensor.shape)} has {tensor.untyped_storage().nbytes()} bytes of data"
+    else:
+        return Tensor.detach(tensor)
+    raise _damaged(path, kind, what)
 
 
 def _unreadable(path: Path, kind: str, error: OSError | ValueError) -> UnreadableFileError:

@@ -1,0 +1,95 @@
+"""What the header of a safetensors file may say, and whether it fits the file it stands in."""
+
+from collections.abc import Mapping
+
+HEADER_LIMIT = 100_000_000  # bytes; safetensors' own limit
+MOST_TENSORS = 100_000
+LONGEST_NAME = 512
+MOST_AXES = 16
+LARGEST_SIZE = 2**40  # of an axis, and of all but empty axes together
+METADATA = "__metadata__"
+_BITS = {
+    "BOOL": 8,
+    **{f"{letter}{bits}": bits for letter in "IU" for bits in (8, 16, 32, 64)},
+    "F8_E4M3": 8,
+    "F8_E5M2": 8,
+    "F16": 16,
+    "BF16": 16,
+    "F32": 32,
+    "F64": 64,
+    "C64": 64,
+}
+
+
+def check_header(header: object) -> tuple[dict[str, dict[str, object]], int]:
+    """Entries of a header by name, and the bytes of data it claims.
+
+    Raises:
+        ValueError: what cannot be the header of a safetensors file; says why.
+    """
+    if not isinstance(header, dict):
+        raise ValueError("a header that is not a JSON object")
+    if len(header) > MOST_TENSORS:
+        raise ValueError(f"a header of {len(header)} tensors")
+    metadata = header.get(METADATA, {})
+    if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
+        raise ValueError(f"a header whose {METADATA} is not an object of texts")
+    places = sorted(_place(name, entry) for name, entry in header.items() if name != METADATA)
+    end = 0
+    for start, stop, name in places:
+        if start != end:
+            raise ValueError(f"a header whose data_offsets of {name} begin at {start}, not {end}")
+        end = stop
+    return header, end
+
+
+def check_name(name: object) -> str:
+    """The name of a tensor.
+
+    Raises:
+        ValueError: no text, too long, or with characters that no name has.
+    """
+    if not isinstance(name, str):
+        raise ValueError(f"a tensor whose name is a {type(name).__name__}")
+    if len(name) > LONGEST_NAME:
+        raise ValueError(f"a tensor whose name has {len(name)} characters")
+    if not name.isprintable():
+        raise ValueError(f"a tensor with the name {name[:60]!a}")
+    return name
+
+
+def _place(name: str, entry: object) -> tuple[int, int, str]:
+    check_name(name)
+    shape, bits = _part(entry, "shape"), _BITS.get(str(_part(entry, "dtype")))
+    offsets = _part(entry, "data_offsets")
+    if not isinstance(entry, Mapping) or not isinstance(entry.get("dtype"), str):
+        raise ValueError(f"a header whose {name} has no dtype")
+    if not isinstance(shape, list) or len(shape) > MOST_AXES or not all(map(_is_size, shape)):
+        raise ValueError(f"a header whose {name} has the shape {_shown(shape)}")
+    is_pair = isinstance(offsets, list) and len(offsets) == 2 and all(map(_is_offset, offsets))
+    if not is_pair or offsets[0] > offsets[1]:
+        raise ValueError(f"a header whose {name} has the data_offsets {_shown(offsets)}")
+    volume, count = 1, 1
+    for size in shape:
+        volume, count = volume * (size or 1), count * size
+    length = offsets[1] - offsets[0]
+    if volume > LARGEST_SIZE or (bits is not None and length * 8 != count * bits):
+        raise ValueError(f"a header whose {name} of shape {_shown(shape)} has {length} bytes of data")
+    return offsets[0], offsets[1], name
+
+
+def _part(entry: object, name: str) -> object:
+    return entry.get(name) if isinstance(entry, Mapping) else None
+
+
+def _is_size(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= LARGEST_SIZE
+
+
+def _is_offset(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**63
+
+
+def _shown(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:80]} …"
