@@ -10,6 +10,7 @@ import pickle
 import stat
 import struct
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -271,14 +272,41 @@ def read_pickle(path: Path, kind: str = ADAPTER, *, can_map: bool = True) -> obj
     Raises:
         UnreadableFileError: damaged, or it wants to run code.
     """
+    is_zip = _is_zipped(path, kind)
+    with _pickles(path, kind):
+        check_pickle(path, is_zip=is_zip)
+        content: object = torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip and can_map)
+    return _plain("its top", content, path, kind) if isinstance(content, Tensor) else content
+
+
+def check_file(path: Path, kind: str) -> None:
+    """Make sure that another program may read a file of tensors: it claims no more than is there, in bounded time.
+
+    Raises:
+        UnreadableFileError: it does not, or as `read_tensors` as far as nothing is read.
+    """
+    _check_content(path, kind)
+    if path.suffix in SAFETENSORS_SUFFIXES:
+        read_header(path, kind, is_whole=True)
+        return
+    is_zip = _is_zipped(path, kind)
+    with _pickles(path, kind):
+        check_pickle(path, is_zip=is_zip)
+
+
+def _is_zipped(path: Path, kind: str) -> bool:
+    """Whether a pickle is of torch's present form; its older one cannot be memory-mapped."""
     start = _start_of(path, kind)
     if not start.startswith(_PICKLE_STARTS):
         raise _damaged(path, kind, "a broken PyTorch file (it begins as none does)")
-    is_zip = start.startswith(_ZIP_START)  # torch's older format cannot be memory-mapped
+    return start.startswith(_ZIP_START)
+
+
+@contextmanager
+def _pickles(path: Path, kind: str) -> Iterator[None]:
     with strangers(lambda why: _damaged(path, kind, f"a broken PyTorch file ({why})")):
         try:
-            check_pickle(path, is_zip=is_zip)
-            content: object = torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip and can_map)
+            yield
         except (ForeignPickleError, pickle.UnpicklingError) as error:
             text = str(error).lower()
             if isinstance(error, ForeignPickleError) or "weights_only" in text or "unsupported" in text:
@@ -288,7 +316,6 @@ def read_pickle(path: Path, kind: str = ADAPTER, *, can_map: bool = True) -> obj
                     action="do not use this file; get it as safetensors from a source you trust",
                 ) from error
             raise
-    return _plain("its top", content, path, kind) if isinstance(content, Tensor) else content
 
 
 def _flat_tensors(content: object, path: Path, kind: str) -> dict[str, Tensor]:

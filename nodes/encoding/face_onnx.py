@@ -14,6 +14,7 @@ import torch
 from ...ipadapter_core.errors import MismatchError, UnreadableFileError
 from ...ipadapter_core.face.align import align_face
 from ...ipadapter_core.face.detection import DETECTION_SIZES, detector_input, read_detections
+from ...ipadapter_core.file.strangers import strangers
 
 _DETECTOR_OUTPUTS = 9  # scores, boxes and landmarks at three strides
 _RECOGNISER_SIDE = 112  # pixels
@@ -103,13 +104,6 @@ def load_onnx_pack(files: Iterable[Path], provider: str) -> OnnxFaceAnalysis:
     return OnnxFaceAnalysis(found["detector"], found["recogniser"])
 
 
-def broken_file_errors() -> tuple[type[Exception], ...]:
-    """What onnxruntime raises about a file that is no usable network; it gives them no common base."""
-    from onnxruntime.capi import onnxruntime_pybind11_state as state
-
-    return (state.Fail, state.InvalidProtobuf, state.InvalidGraph, state.InvalidArgument, state.NoSuchFile)
-
-
 def _kind(session: Any) -> str | None:
     outputs, shape = session.get_outputs(), session.get_inputs()[0].shape
     if len(outputs) == _DETECTOR_OUTPUTS:
@@ -124,14 +118,16 @@ def _open(file: Path, provider: str) -> Any:
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3  # errors
     providers = list(dict.fromkeys((provider, "CPUExecutionProvider")))
-    try:
+    with strangers(lambda why: _unusable(file, why)):
         return onnxruntime.InferenceSession(str(file), options, providers=providers)
-    except broken_file_errors() as error:
-        raise UnreadableFileError(
-            f"{file.name}, which onnxruntime cannot read ({error})",
-            expected="an ONNX network",
-            action="unpack the face pack again",
-        ) from error
+
+
+def _unusable(file: Path, why: str) -> UnreadableFileError:
+    return UnreadableFileError(
+        f"{file.name}, which onnxruntime cannot read ({why})",
+        expected="an ONNX network",
+        action="unpack the face pack again",
+    )
 
 
 def _run(session: Any, pixels: torch.Tensor) -> list[np.ndarray]:
