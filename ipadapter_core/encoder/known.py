@@ -81,6 +81,11 @@ MODEL_TYPES = {
     "dinov3_vit": "DINOv3",
 }
 _PROGRAMS = ("auto_map", "quantization_config")  # of a config.json: code of the folder; packages that quantise
+# How it is computed and what a call gives: not the folder's business.
+_IGNORED = (
+    *("attn_implementation", "_attn_implementation", "_attn_implementation_internal", "attn_implementation_internal"),
+    *("return_dict", "use_return_dict", "torchscript", "output_attentions", "output_hidden_states", "pruned_heads"),
+)
 FILE_KIND = "image encoder"  # in messages
 WEIGHTS, WEIGHTS_INDEX = "model.safetensors", "model.safetensors.index.json"  # of a folder; of one with shards
 _PICKLED_PREFIX = "state_dict."
@@ -244,11 +249,11 @@ def vision_config(folder: Path) -> dict[str, object]:
 
 
 def _plain(folder: Path, config: dict[str, object], whole: Mapping[str, object]) -> dict[str, object]:
-    """Without what would choose a program: how attention is computed is not the folder's business."""
+    """What describes the network alone."""
     for name in _PROGRAMS:
         if config.get(name) or whole.get(name):
             raise _bad_folder(folder, f"a config.json with {name}, which asks for a program beside the weights")
-    return {name: value for name, value in config.items() if "attn_implementation" not in name}
+    return {name: value for name, value in config.items() if name not in _IGNORED}
 
 
 def encoder_need(spec: AdapterSpec) -> str:
