@@ -24,10 +24,11 @@ from ..file.strangers import strangers
 from .known import FILE_KIND, EncoderSpec, folder_weights, read_encoder_folder, vision_config
 from .pixels import PixelFormat
 
+_NAFLEX = "siglip2_vision_model"
 _CLASSES = {
     "clip_vision_model": "CLIPVisionModelWithProjection",
     "siglip_vision_model": "SiglipVisionModel",
-    "siglip2_vision_model": "Siglip2VisionModel",
+    _NAFLEX: "Siglip2VisionModel",
     "dinov2": "Dinov2Model",
     "dinov2_with_registers": "Dinov2WithRegistersModel",
     "dinov3_vit": "DINOv3ViTModel",
@@ -87,7 +88,9 @@ def load_vision_folder(folder: Path, transformers: ModuleType) -> VisionFolder:
     tensors = _folder_tensors(folder)
     with strangers(lambda why: _bad_weights(folder, why)):
         settings = model_class.config_class.from_dict(config)
-        _check_fit(folder, model_class, settings, tensors)
+    pixel_format = read_pixel_format(folder, settings)
+    with strangers(lambda why: _bad_weights(folder, why)):
+        _check_fit(folder, model_class, settings, tensors, pixel_format.size)
         # handed over, not looked for: a folder may lead transformers to other files, folders and packages
         model, report = model_class.from_pretrained(
             None,
@@ -101,7 +104,7 @@ def load_vision_folder(folder: Path, transformers: ModuleType) -> VisionFolder:
         model = model.eval().requires_grad_(False)
     if report["missing_keys"]:
         raise _bad_weights(folder, f"missing {', '.join(sorted(report['missing_keys'])[:3])}")
-    return VisionFolder(model, spec, read_pixel_format(folder, model.config))
+    return VisionFolder(model, spec, pixel_format)
 
 
 def _folder_tensors(folder: Path) -> dict[str, Tensor]:
@@ -115,15 +118,18 @@ def _folder_tensors(folder: Path) -> dict[str, Tensor]:
     return tensors
 
 
-def _check_fit(folder: Path, model_class: Any, settings: Any, tensors: Mapping[str, Tensor]) -> None:
-    """Make sure that no more is built than the files can fill: what is missing would be made up, of any size."""
+def _check_fit(folder: Path, model_class: Any, settings: Any, tensors: Mapping[str, Tensor], size: int) -> None:
+    """Make sure that the files fill all that is built, as what they lack would be made up, of any size; and that it
+    reads a picture, as far as shapes tell."""
     if settings.num_hidden_layers > len(tensors):
         raise _bad_weights(folder, f"{settings.num_hidden_layers} layers in the config, {len(tensors)} tensors")
-    with torch.device("meta"):
-        wanted = sum(parameter.numel() for parameter in model_class(settings).parameters())
-    held = sum(tensor.numel() for tensor in tensors.values())
-    if wanted > held:
-        raise _bad_weights(folder, f"the config describes {wanted} numbers, the files hold {held}")
+    with torch.device("meta"), torch.no_grad():
+        model = model_class(settings)
+        wanted, held = (sum(map(Tensor.numel, part)) for part in (model.parameters(), tensors.values()))
+        if wanted > held:
+            raise _bad_weights(folder, f"the config describes {wanted} numbers, the files hold {held}")
+        if settings.model_type != _NAFLEX:  # which reads how many patches there are, so it needs numbers
+            model.eval()(pixel_values=torch.empty(1, 3, size, size))
 
 
 def read_pixel_format(folder: Path, config: Any) -> PixelFormat:

@@ -193,10 +193,10 @@ def folder_weights(folder: Path) -> list[Path]:
     index = read_json(folder / WEIGHTS_INDEX, FILE_KIND)
     places = index.get("weight_map") if isinstance(index, dict) else None
     names = list(places.values()) if isinstance(places, dict) else []
-    wrong = next((name for name in names if not _is_beside(name)), None)
-    if not names or wrong is not None:
+    wrong = [repr(name)[:80] for name in names if not _is_beside(name)]
+    if not names or wrong:
         raise UnreadableFileError(
-            f"{folder.name} has a {WEIGHTS_INDEX} that names {'no files' if wrong is None else repr(wrong)[:80]}",
+            f"{folder.name} has a {WEIGHTS_INDEX} that names {wrong[0] if wrong else 'no files'}",
             expected="the names of safetensors files in this folder",
             action="copy the folder again, or choose another encoder",
         )

@@ -189,12 +189,14 @@ def with_metadata(spec: AdapterSpec, metadata: Mapping[str, str]) -> AdapterSpec
         negative = Negative(stated.get("negative", spec.negative))
     except ValueError as error:
         raise _bad_metadata(f"metadata {SPEC_KEY} has a value nobody knows ({error})") from error
+    if feature is not spec.feature:
+        raise _bad_metadata(f"metadata {SPEC_KEY} has feature {feature.value}, which {spec.family} does not read")
     crop = encoder.get("crop")
     if crop is not None and crop not in CROPS:
         raise _bad_metadata(f"metadata {SPEC_KEY} has crop {crop!r}, none of {', '.join(CROPS)}")
     hint = EncoderHint(name=name, image_size=image_size, crop=crop)
     face = _stated_face(spec.face, stated.get("face")) if spec.face else None
-    return replace(spec, feature=feature, negative=negative, layer=layer, backbone=backbone, encoder=hint, face=face)
+    return replace(spec, negative=negative, layer=layer, backbone=backbone, encoder=hint, face=face)
 
 
 def _stated_face(face: FaceSpec, stated: object) -> FaceSpec:
