@@ -69,13 +69,21 @@ class FaceModel:
                 for name, value in (("input_size", (size, size)), ("input_sizes", [(size, size)])):
                     if name in before:
                         setattr(detector, name, value)
-                found = self.analysis.get(image)
+                with strangers(self._unusable):
+                    found = self.analysis.get(image)
             finally:
                 for name, value in before.items():
                     setattr(detector, name, value)
             if found:
                 return tuple(map(_face, found))
         return ()
+
+    def _unusable(self, why: str) -> UnreadableFileError:
+        return UnreadableFileError(
+            f"face model {self.name}, which fails on a picture ({why})",
+            expected="a SCRFD face detector with landmarks and an ArcFace recognition network, as in buffalo_l",
+            action="use buffalo_l or antelopev2, or unpack the face pack again",
+        )
 
     def find_close_up(self, picture: Tensor) -> tuple[Face, ...]:
         """As `find`, for a face that fills the picture: it is looked for in a black frame."""

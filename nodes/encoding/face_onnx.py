@@ -16,6 +16,7 @@ from ...ipadapter_core.face.align import align_face
 from ...ipadapter_core.face.detection import DETECTION_SIZES, detector_input, read_detections
 from ...ipadapter_core.file.strangers import strangers
 
+_PICTURE_AXES = 4
 _DETECTOR_OUTPUTS = 9  # scores, boxes and landmarks at three strides
 _RECOGNISER_SIDE = 112  # pixels
 _MEAN = _STD = 127.5
@@ -105,8 +106,9 @@ def load_onnx_pack(files: Iterable[Path], provider: str) -> OnnxFaceAnalysis:
 
 
 def _kind(session: Any) -> str | None:
-    outputs, shape = session.get_outputs(), session.get_inputs()[0].shape
-    if len(outputs) == _DETECTOR_OUTPUTS:
+    inputs, outputs = session.get_inputs(), session.get_outputs()
+    shape = inputs[0].shape if len(inputs) == 1 else []
+    if len(outputs) == _DETECTOR_OUTPUTS and len(shape) == _PICTURE_AXES:
         return "detector"
     is_recogniser = len(outputs) == 1 and len(outputs[0].shape) == 2 and list(shape[1:]) == [3, *[_RECOGNISER_SIDE] * 2]
     return "recogniser" if is_recogniser else None
