@@ -1,7 +1,5 @@
 """What the header of a safetensors file may say, and whether it fits the file it stands in."""
 
-from collections.abc import Mapping
-
 HEADER_LIMIT = 100_000_000  # bytes; safetensors' own limit
 MOST_TENSORS = 100_000
 LONGEST_NAME = 512
@@ -60,26 +58,26 @@ def check_name(name: object) -> str:
 
 def _place(name: str, entry: object) -> tuple[int, int, str]:
     check_name(name)
-    shape, bits = _part(entry, "shape"), _BITS.get(str(_part(entry, "dtype")))
-    offsets = _part(entry, "data_offsets")
-    if not isinstance(entry, Mapping) or not isinstance(entry.get("dtype"), str):
+    if not isinstance(entry, dict) or not isinstance(entry.get("dtype"), str):
         raise ValueError(f"a header whose {name} has no dtype")
+    shape, bits = entry.get("shape"), _BITS.get(entry["dtype"])
     if not isinstance(shape, list) or len(shape) > MOST_AXES or not all(map(_is_size, shape)):
         raise ValueError(f"a header whose {name} has the shape {_shown(shape)}")
-    is_pair = isinstance(offsets, list) and len(offsets) == 2 and all(map(_is_offset, offsets))
-    if not is_pair or offsets[0] > offsets[1]:
-        raise ValueError(f"a header whose {name} has the data_offsets {_shown(offsets)}")
+    start, stop = _pair(name, entry.get("data_offsets"))
     volume, count = 1, 1
     for size in shape:
         volume, count = volume * (size or 1), count * size
-    length = offsets[1] - offsets[0]
-    if volume > LARGEST_SIZE or (bits is not None and length * 8 != count * bits):
-        raise ValueError(f"a header whose {name} of shape {_shown(shape)} has {length} bytes of data")
-    return offsets[0], offsets[1], name
+    if volume > LARGEST_SIZE or (bits is not None and (stop - start) * 8 != count * bits):
+        raise ValueError(f"a header whose {name} of shape {_shown(shape)} has {stop - start} bytes of data")
+    return start, stop, name
 
 
-def _part(entry: object, name: str) -> object:
-    return entry.get(name) if isinstance(entry, Mapping) else None
+def _pair(name: str, offsets: object) -> tuple[int, int]:
+    if isinstance(offsets, list) and len(offsets) == 2 and all(map(_is_offset, offsets)):
+        start, stop = offsets
+        if start <= stop:
+            return start, stop
+    raise ValueError(f"a header whose {name} has the data_offsets {_shown(offsets)}")
 
 
 def _is_size(value: object) -> bool:

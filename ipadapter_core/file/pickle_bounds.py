@@ -126,6 +126,9 @@ class _Scan:
             raise ValueError("it ends in the middle")
         self.stack.append(content.decode("utf-8", "replace") if length < _LONGEST_LINE else "")
 
+    def version(self) -> None:
+        self.take("<B")
+
     def long(self) -> None:
         self.stack.append(int.from_bytes(self.stream.read(self.take("<B")), "little", signed=True))
 
@@ -188,7 +191,7 @@ class _Scan:
 
 
 _STEPS: Mapping[bytes, Callable[[_Scan], None]] = {
-    pickle.PROTO: lambda scan: scan.take("<B") and None,
+    pickle.PROTO: _Scan.version,
     pickle.GLOBAL: _Scan.name,
     pickle.NEWOBJ: lambda scan: scan.call(is_new=True),
     pickle.REDUCE: lambda scan: scan.call(is_new=False),
