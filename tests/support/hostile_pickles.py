@@ -91,15 +91,15 @@ def write_mutated(draw: random.Random, path: Path, tensors: Mapping[str, Tensor]
 
 def with_index(index: bytes, tensors: Mapping[str, Tensor] | None = None) -> bytes:
     """An archive as torch.save makes it, with another `data.pkl`."""
-    return _zipped([(name, index if name.endswith("/data.pkl") else part) for name, part in _members(tensors or {})])
+    return zipped([(name, index if name.endswith("/data.pkl") else part) for name, part in members_of(tensors or {})])
 
 
-def _members(tensors: Mapping[str, Tensor]) -> list[tuple[str, bytes]]:
-    with zipfile.ZipFile(io.BytesIO(zip_bytes(dict(tensors)))) as archive:
+def members_of(tensors: Mapping[str, Tensor]) -> list[tuple[str, bytes]]:
+    with zipfile.ZipFile(io.BytesIO(zip_bytes(tensors))) as archive:
         return [(name, archive.read(name)) for name in archive.namelist()]
 
 
-def _zipped(members: list[tuple[str, bytes]], kind: int = zipfile.ZIP_STORED) -> bytes:
+def zipped(members: list[tuple[str, bytes]], kind: int = zipfile.ZIP_STORED) -> bytes:
     file = io.BytesIO()
     with warnings.catch_warnings(), zipfile.ZipFile(file, "w", kind) as archive:
         warnings.simplefilter("ignore")  # names that stand there twice
@@ -138,7 +138,7 @@ def called(name: str, argument: bytes) -> bytes:
 
 def long_number(number: int) -> bytes:
     size = number.bit_length() // 8 + 1
-    return b"\x8a" + bytes((size,)) + number.to_bytes(size, "little")
+    return b"\x8a" + bytes((size,)) + number.to_bytes(size, "little", signed=True)
 
 
 def shared(count: int, tensor: Tensor | None = None) -> dict[str, Tensor]:
@@ -149,7 +149,7 @@ def shared(count: int, tensor: Tensor | None = None) -> dict[str, Tensor]:
 
 def lying_storage(numel: int, tensors: Mapping[str, Tensor]) -> bytes:
     """An archive in which a stretch of data is said to be longer than it is, and its tensor as long as is said."""
-    real = dict(_members(tensors))
+    real = dict(members_of(tensors))
     index = next(part for name, part in real.items() if name.endswith("/data.pkl"))
     size = next(iter(tensors.values())).numel()
     old = b"K" + bytes((size,)) if size < 256 else b"M" + struct.pack("<H", size)
@@ -186,7 +186,7 @@ def _bombs(draw: random.Random, tensors: dict[str, Tensor]) -> bytes:
 
 def _opcodes(draw: random.Random, tensors: dict[str, Tensor]) -> bytes:
     """The index of a good file with opcodes, names and numbers put in, cut out and changed."""
-    members = _members(tensors)
+    members = members_of(tensors)
     index = bytearray(next(part for name, part in members if name.endswith("/data.pkl")))
     for _ in range(draw.choice((1, 1, 2, 5))):
         place = draw.randrange(2, len(index) + 1)
@@ -201,7 +201,7 @@ def _opcodes(draw: random.Random, tensors: dict[str, Tensor]) -> bytes:
 
 
 def _index_bytes(draw: random.Random, tensors: dict[str, Tensor]) -> bytes:
-    index = next(part for name, part in _members(tensors) if name.endswith("/data.pkl"))
+    index = next(part for name, part in members_of(tensors) if name.endswith("/data.pkl"))
     return with_index(changed_bytes(draw, index), tensors)
 
 
@@ -271,7 +271,7 @@ def _storages(draw: random.Random, tensors: dict[str, Tensor]) -> bytes:
 
 
 def _members_changed(draw: random.Random, tensors: dict[str, Tensor]) -> bytes:
-    members = _members(tensors)
+    members = members_of(tensors)
     number = draw.randrange(len(members))
     name, part = members[number]
     change = draw.randrange(6)
@@ -289,8 +289,8 @@ def _members_changed(draw: random.Random, tensors: dict[str, Tensor]) -> bytes:
     elif change == 4:
         members[number] = name, changed_bytes(draw, part)
     else:
-        return _zipped(members, zipfile.ZIP_DEFLATED)
-    return _zipped(members)
+        return zipped(members, zipfile.ZIP_DEFLATED)
+    return zipped(members)
 
 
 def _bytes(draw: random.Random, tensors: dict[str, Tensor]) -> bytes:
