@@ -3,8 +3,8 @@
 Every reader takes what the file should be, such as "adapter" or "image encoder", for its messages.
 """
 
-import errno
 import hashlib
+import logging
 import os
 import pickle
 import stat
@@ -21,11 +21,15 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ..errors import UnreadableFileError
+from .faults import a_file, damaged, misnamed, unreadable
 from .header import HEADER_LIMIT, MOST_TENSORS, check_header, check_name
 from .holes import MOST_HOLES, bytes_in_holes
 from .json_text import parse_json
 from .pickle_bounds import ForeignPickleError, check_pickle
+from .remote import where_remote
 from .strangers import strangers
+
+logger = logging.getLogger(__name__)
 
 HASH_KEY = "modelspec.hash_sha256"
 SAFETENSORS_SUFFIXES = (".safetensors", ".sft")
@@ -70,7 +74,7 @@ def read_tensors(path: Path, kind: str = ADAPTER, *, can_map: bool = True, verif
     """
     _check_content(path, kind)
     if path.suffix in SAFETENSORS_SUFFIXES:
-        return _read_safetensors(path, kind, can_map, verify_again)
+        return _read_safetensors(path, kind, can_map and _is_here(path, kind), verify_again)
     return TensorFile(_flat_tensors(read_pickle(path, kind, can_map=can_map), path, kind), {})
 
 
@@ -91,17 +95,17 @@ def read_header(path: Path, kind: str = ADAPTER, *, is_whole: bool = False) -> d
             is_possible = 2 <= length <= min(HEADER_LIMIT, size - _HEADER_LENGTH_BYTES)
             text = file.read(length) if is_possible else b""
     except OSError as error:
-        raise _unreadable(path, kind, error) from error
+        raise unreadable(path, kind, error) from error
     if not is_possible:
-        raise _damaged(path, kind, f"a header of {length} bytes in a file of {size} bytes")
+        raise damaged(path, kind, f"a header of {length} bytes in a file of {size} bytes")
     try:
         entries, held = check_header(parse_json(text))
     except ValueError as error:
         what = str(error) if str(error).startswith("a header") else f"a header that is not JSON ({error})"
-        raise _damaged(path, kind, what) from error
+        raise damaged(path, kind, what) from error
     missing = _HEADER_LENGTH_BYTES + length + held - size
     if is_whole and missing > 0:
-        raise _damaged(path, kind, f"a broken safetensors file (its last {missing} bytes are missing)")
+        raise damaged(path, kind, f"a broken safetensors file (its last {missing} bytes are missing)")
     return entries
 
 
@@ -114,7 +118,7 @@ def file_status(path: Path, kind: str = ADAPTER) -> os.stat_result:
     try:
         status = path.stat()
     except (OSError, ValueError) as error:
-        raise _unreadable(path, kind, error) from error
+        raise unreadable(path, kind, error) from error
     if not stat.S_ISREG(status.st_mode):  # opening a pipe would wait for ever
         what = "a folder" if stat.S_ISDIR(status.st_mode) else "a pipe or a device"
         raise UnreadableFileError(
@@ -137,18 +141,13 @@ def read_json(path: Path, kind: str) -> object:
     """
     size = file_status(path, kind).st_size
     if size > _LARGEST_JSON:
-        raise _damaged(path, kind, f"a text of {size} bytes")
+        raise damaged(path, kind, f"a text of {size} bytes")
     try:
         return parse_json(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise _unreadable(path, kind, error) from error
+        raise unreadable(path, kind, error) from error
     except ValueError as error:
-        raise _damaged(path, kind, f"text that is not JSON ({error})") from error
-
-
-def a_file(kind: str) -> str:
-    """ "an adapter file", "a LoRA file"."""
-    return f"{'an' if kind[0].lower() in 'aeio' else 'a'} {kind} file"
+        raise damaged(path, kind, f"text that is not JSON ({error})") from error
 
 
 def write_safetensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
@@ -191,14 +190,14 @@ def _start_of(path: Path, kind: str) -> bytes:
         with path.open("rb") as file:
             start = file.read(64)
     except OSError as error:
-        raise _unreadable(path, kind, error) from error
+        raise unreadable(path, kind, error) from error
     if not start:
-        raise _damaged(path, kind, "an empty file")
+        raise damaged(path, kind, "an empty file")
     text = start.lstrip().lower()
     if text.startswith((b"<!doctype", b"<html", b"<?xml")):
-        raise _damaged(path, kind, "a web page, probably an error page saved in place of the file")
+        raise damaged(path, kind, "a web page, probably an error page saved in place of the file")
     if text.startswith(b"version https://git-lfs"):
-        raise _damaged(path, kind, "a git-lfs pointer, not the file it points to")
+        raise damaged(path, kind, "a git-lfs pointer, not the file it points to")
     check_on_disk(path, kind)
     return start
 
@@ -212,18 +211,25 @@ def check_on_disk(path: Path, kind: str = ADAPTER) -> None:
     try:
         missing = bytes_in_holes(path)
     except OSError as error:
-        raise _unreadable(path, kind, error) from error
+        raise unreadable(path, kind, error) from error
     if missing > MOST_HOLES:
-        raise _damaged(path, kind, f"{missing} of its bytes are holes, not on the disk (an unfinished download?)")
+        raise damaged(path, kind, f"{missing} of its bytes are holes, not on the disk (an unfinished download?)")
+
+
+def _is_here(path: Path, kind: str) -> bool:
+    where = where_remote(path, file_status(path, kind))
+    if where is not None:
+        logger.info("%s lies on %s: it is copied into memory, not mapped.", path, where)
+    return where is None
 
 
 def _check_content(path: Path, kind: str) -> None:
     start = _start_of(path, kind)
     has_header = start[_HEADER_LENGTH_BYTES:].startswith(b"{")
     if path.suffix in SAFETENSORS_SUFFIXES and start.startswith(_PICKLE_STARTS) and not has_header:
-        raise _misnamed(path, kind, "a PyTorch pickle", path.with_suffix(".bin"))
+        raise misnamed(path, kind, "a PyTorch pickle", path.with_suffix(".bin"))
     if path.suffix in PICKLE_SUFFIXES and has_header:
-        raise _misnamed(path, kind, "safetensors", path.with_suffix(".safetensors"))
+        raise misnamed(path, kind, "safetensors", path.with_suffix(".safetensors"))
     if path.suffix not in ADAPTER_SUFFIXES:
         raise UnreadableFileError(
             f"{path.name} ends in {path.suffix or 'nothing'}",
@@ -235,7 +241,7 @@ def _check_content(path: Path, kind: str) -> None:
 def _read_safetensors(path: Path, kind: str, can_map: bool, verify_again: bool) -> TensorFile:
     read_header(path, kind)
     identity = file_identity(path, kind)  # before it is read: what replaces it meanwhile is another file
-    with strangers(lambda why: _damaged(path, kind, f"a broken safetensors file ({why})")):
+    with strangers(lambda why: damaged(path, kind, f"a broken safetensors file ({why})")):
         with safe_open(path, framework="pt") as file:
             metadata = dict(file.metadata() or {})
             names = file.keys()
@@ -243,10 +249,10 @@ def _read_safetensors(path: Path, kind: str, can_map: bool, verify_again: bool) 
         stated = metadata.get(HASH_KEY)
         found = None if stated is None else tensor_hash(path) if verify_again else _known_hash(identity)
     if stated is not None and stated.removeprefix("0x").lower() != found:
-        raise _damaged(path, kind, f"tensor data whose SHA-256 is not the one its metadata states ({stated[:80]})")
+        raise damaged(path, kind, f"tensor data whose SHA-256 is not the one its metadata states ({stated[:80]})")
     tensors = {name: _plain(name, tensor, path, kind) for name, tensor in tensors.items()}
     if file_identity(path, kind) != identity:
-        raise _damaged(path, kind, "a file that changed while it was read")
+        raise damaged(path, kind, "a file that changed while it was read")
     return TensorFile(tensors, metadata)
 
 
@@ -273,9 +279,10 @@ def read_pickle(path: Path, kind: str = ADAPTER, *, can_map: bool = True) -> obj
         UnreadableFileError: damaged, or it wants to run code.
     """
     is_zip = _is_zipped(path, kind)
+    can_map = is_zip and can_map and _is_here(path, kind)
     with _pickles(path, kind):
         check_pickle(path, is_zip=is_zip)
-        content: object = torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip and can_map)
+        content: object = torch.load(path, map_location="cpu", weights_only=True, mmap=can_map)
     return _plain("its top", content, path, kind) if isinstance(content, Tensor) else content
 
 
@@ -298,13 +305,13 @@ def _is_zipped(path: Path, kind: str) -> bool:
     """Whether a pickle is of torch's present form; its older one cannot be memory-mapped."""
     start = _start_of(path, kind)
     if not start.startswith(_PICKLE_STARTS):
-        raise _damaged(path, kind, "a broken PyTorch file (it begins as none does)")
+        raise damaged(path, kind, "a broken PyTorch file (it begins as none does)")
     return start.startswith(_ZIP_START)
 
 
 @contextmanager
 def _pickles(path: Path, kind: str) -> Iterator[None]:
-    with strangers(lambda why: _damaged(path, kind, f"a broken PyTorch file ({why})")):
+    with strangers(lambda why: damaged(path, kind, f"a broken PyTorch file ({why})")):
         try:
             yield
         except (ForeignPickleError, pickle.UnpicklingError) as error:
@@ -333,12 +340,12 @@ def _flat_tensors(content: object, path: Path, kind: str) -> dict[str, Tensor]:
         except ValueError as error:
             if isinstance(error, UnreadableFileError):
                 raise
-            raise _damaged(path, kind, str(error)) from error
+            raise damaged(path, kind, str(error)) from error
     if not room[0]:
-        raise _damaged(path, kind, f"more than {MOST_TENSORS} entries, or dictionaries that hold themselves")
+        raise damaged(path, kind, f"more than {MOST_TENSORS} entries, or dictionaries that hold themselves")
     total, size = sum(tensor.nbytes for tensor in flat.values()), file_status(path, kind).st_size
     if total > _MOST_SHARING * size:
-        raise _damaged(path, kind, f"{total} bytes of tensors in a file of {size} bytes")
+        raise damaged(path, kind, f"{total} bytes of tensors in a file of {size} bytes")
     return flat
 
 
@@ -365,33 +372,4 @@ def _plain(name: str, tensor: Tensor, path: Path, kind: str) -> Tensor:
         what = f"{name} of shape {list(tensor.shape)} has {tensor.untyped_storage().nbytes()} bytes of data"
     else:
         return Tensor.detach(tensor)
-    raise _damaged(path, kind, what)
-
-
-def _unreadable(path: Path, kind: str, error: OSError | ValueError) -> UnreadableFileError:
-    code = error.errno if isinstance(error, OSError) else None
-    if code == errno.ELOOP:
-        found = f"{path} is a link that leads back to itself"
-    elif code == errno.ENOENT:
-        is_link = path.is_symlink()
-        found = f"{path} is a link to {os.readlink(path)}, which is not there" if is_link else f"no file at {path}"
-    else:
-        reason = (error.strerror if isinstance(error, OSError) else None) or str(error)
-        found = f"{path} cannot be read ({reason})"
-    return UnreadableFileError(found, expected=a_file(kind), action="choose another file or put this one back")
-
-
-def _damaged(path: Path, kind: str, what: str) -> UnreadableFileError:
-    return UnreadableFileError(
-        f"{path.name} is no usable {kind} file: {what}",
-        expected=f"a complete {kind} file",
-        action="download or export it again and compare its size with the source",
-    )
-
-
-def _misnamed(path: Path, kind: str, what: str, better: Path) -> UnreadableFileError:
-    return UnreadableFileError(
-        f"{path.name} is {what} by its content",
-        expected=f"{a_file(kind)} that is what its suffix {path.suffix} says",
-        action=f"rename it to {better.name} if you trust its source",
-    )
+    raise damaged(path, kind, what)

@@ -1,7 +1,6 @@
 """Files that were made to break a reader: each kind has its message, and a good neighbour is read as before."""
 
 import collections
-import json
 import os
 import struct
 from collections.abc import Callable, Mapping
@@ -10,19 +9,15 @@ from typing import Any
 
 import pytest
 import torch
-import transformers
-from torch import Tensor
 
-from ipadapter_core.encoder.folder import load_vision_folder
 from ipadapter_core.encoder.known import read_encoder_file
 from ipadapter_core.errors import IPAdapterError, UnreadableFileError
-from ipadapter_core.file import container
+from ipadapter_core.file import container, remote
 from ipadapter_core.file.container import read_header, read_tensors
 from ipadapter_core.file.holes import bytes_in_holes
-from ipadapter_core.file.spec import SPEC_KEY, Feature
+from ipadapter_core.file.spec import SPEC_KEY
 from ipadapter_core.legacy.embeds import read_embeds
 from ipadapter_core.network.adapter import load_adapter, read_spec
-from support import hostile_folders
 from support import hostile_pickles as pickles
 from support.bad_files import good_tensors
 from support.hostile import DIGITS, Raw, json_text
@@ -226,6 +221,49 @@ def test_small_holes_are_what_copying_leaves(tmp_path: Path) -> None:
     assert all(torch.equal(tensor, tensors[name]) for name, tensor in read_tensors(path).tensors.items())
 
 
+MOUNTS = """21 1 8:1 / / rw,relatime - ext4 /dev/sda1 rw
+30 21 0:40 / /models rw shared:3 - nfs4 server:/models rw
+31 30 8:17 / /models/local rw - xfs /dev/sdb1 rw
+32 21 0:41 / /my\\040share rw - cifs //server/x rw
+33 21 0:42 / /drive rw - fuse.rclone remote: rw
+"""
+
+
+@pytest.mark.parametrize(
+    ("path", "kind"),
+    [
+        ("/home/a.bin", "ext4"),
+        ("/models/a.bin", "nfs4"),
+        ("/models2/a.bin", "ext4"),
+        ("/models/local/a.bin", "xfs"),
+        ("/my share/a.bin", "cifs"),
+        ("/drive/a/b.bin", "fuse.rclone"),
+    ],
+)
+def test_a_share_is_known_by_its_mount(path: str, kind: str) -> None:
+    assert remote.mount_kind(path, MOUNTS) == kind
+
+
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="asks Linux what is mapped")
+@pytest.mark.parametrize("suffix", [".safetensors", ".bin"])
+def test_what_lies_on_a_share_is_copied_and_that_is_said(
+    tmp_path: Path, suffix: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / f"a{suffix}"
+    write_safetensors(path, good_tensors()) if suffix != ".bin" else torch.save(good_tensors(), path)
+    here, share = tmp_path / "here", tmp_path / "share"
+    here.write_text(MOUNTS)
+    share.write_text(f"{MOUNTS}34 21 0:43 / {tmp_path.resolve()} rw - nfs server:/x rw\n")
+    for mounts, is_mapped in ((here, True), (share, False)):
+        monkeypatch.setattr(remote, "_MOUNTS", mounts)
+        with caplog.at_level("INFO"):
+            found = read_tensors(path).tensors
+        assert (str(path.resolve()) in Path("/proc/self/maps").read_text()) == is_mapped
+        assert ("lies on a network share (nfs)" in caplog.text) != is_mapped
+        assert found.keys() == good_tensors().keys()
+        del found
+
+
 def test_a_file_that_changes_while_it_is_read_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = write_safetensors(tmp_path / "a.safetensors", good_tensors())
     really = container.safe_open
@@ -275,120 +313,6 @@ def test_an_encoder_with_sizes_missing_is_refused(tmp_path: Path) -> None:
         tensors |= {name: torch.ones(shape) for name, shape in shapes.items()}
         path = write_safetensors(tmp_path / f"{number}.safetensors", tensors)
         assert "an image encoder whose visual.p" in message(read_encoder_file, path)
-
-
-def folder_with(place: Path, kind: str = "clip", **settings: object) -> Path:
-    folder = hostile_folders.write_good(kind, place / "e")
-    config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json_text(config | settings))
-    return folder
-
-
-FOLDERS: dict[str, tuple[dict[str, object], str]] = {
-    "code of the folder": ({"auto_map": {"AutoModel": "evil.Evil"}}, "a config.json with auto_map"),
-    "a package that quantises": (
-        {"quantization_config": {"quant_method": "x"}},
-        "a config.json with quantization_config",
-    ),
-    "a width of text": ({"hidden_size": "24"}, "whose hidden_size is '24'"),
-    "a true number of layers": ({"num_hidden_layers": True}, "whose num_hidden_layers is True"),
-    "a thousand million layers": ({"num_hidden_layers": 10**9}, "whose num_hidden_layers is 1000000000"),
-    "more layers than tensors": ({"num_hidden_layers": 1000}, "1000 layers in the config"),
-    "a network larger than its files": ({"intermediate_size": 2**30}, "numbers, the files hold"),
-    "heads that do not divide": ({"num_attention_heads": 7}, "transformers cannot load"),
-    "a type of model that is a list": ({"model_type": ["clip"]}, "a config.json of model_type"),
-    "an activation nobody knows": ({"hidden_act": "no_such"}, "no_such"),
-    "other sizes than the weights": ({"intermediate_size": 40}, "transformers cannot load"),
-}
-
-
-@pytest.mark.parametrize("name", FOLDERS)
-def test_an_encoder_folder_is_refused_for_its_config(tmp_path: Path, name: str) -> None:
-    settings, phrase = FOLDERS[name]
-    assert phrase in message(load, folder_with(tmp_path, **settings))
-
-
-INDEXES: dict[str, tuple[object, str]] = {
-    "a list": (["a"], "that names no files"),
-    "a map that is a list": ({"weight_map": ["a"]}, "that names no files"),
-    "a file elsewhere": ({"weight_map": {"a": "../x.safetensors"}}, "that names '../x.safetensors'"),
-    "an absolute path": ({"weight_map": {"a": "/etc/x.safetensors"}}, "that names '/etc/x.safetensors'"),
-    "a drive": ({"weight_map": {"a": "C:x.safetensors"}}, "that names 'C:x.safetensors'"),
-    "a pickle": ({"weight_map": {"a": "model.bin"}}, "that names 'model.bin'"),
-    "nothing": ({"weight_map": {"a": None}}, "that names None"),
-    "a shard that is not there": ({"weight_map": {"a": "gone.safetensors"}}, "no file at "),
-}
-
-
-@pytest.mark.parametrize("name", INDEXES)
-def test_an_index_names_files_of_its_folder(tmp_path: Path, name: str) -> None:
-    index, phrase = INDEXES[name]
-    folder = folder_with(tmp_path)
-    (folder / "model.safetensors").rename(folder / "model-00001-of-00001.safetensors")
-    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
-    assert phrase in message(load, folder)
-
-
-def test_a_folder_without_config_or_with_the_weights_of_another_is_refused(tmp_path: Path) -> None:
-    folder = folder_with(tmp_path)
-    (folder / "model.safetensors").write_bytes(hostile_folders.good("dinov2")["model.safetensors"])
-    assert "missing" in message(load, folder)
-    (folder / "config.json").unlink()
-    assert "a config.json that cannot be read" in message(load, folder)
-
-
-def test_preprocessor_values_nobody_can_use_are_refused(tmp_path: Path) -> None:
-    folder = folder_with(tmp_path, "dinov2")
-    for wrong in (
-        {"crop_size": {"height": -3}},
-        {"crop_size": 10**6},
-        {"image_std": [0, 1, 1]},
-        {"image_mean": [1, 2]},
-    ):
-        (folder / "preprocessor_config.json").write_text(json.dumps(wrong))
-        assert "values that cannot be used" in message(load, folder)
-
-
-IGNORED: tuple[dict[str, object], ...] = (
-    {"attn_implementation": "flash_attention_2"},
-    {"_attn_implementation": "kernels-of/someone"},
-    {"return_dict": False, "output_hidden_states": False},
-)
-
-
-@pytest.mark.parametrize("settings", IGNORED, ids=lambda settings: next(iter(settings)))
-@pytest.mark.parametrize("kind", ["clip", "whole_clip", "siglip", "siglip2", "dinov2", "dinov3"])
-def test_what_a_folder_says_about_programs_changes_nothing(
-    tmp_path: Path, kind: str, settings: dict[str, object]
-) -> None:
-    hostile_folders.write_good(kind, tmp_path / "good")
-    folder = folder_with(tmp_path, kind, **settings)
-    (folder / "adapter_config.json").write_text('{"base_model_name_or_path": "/elsewhere", "peft_type": "LORA"}')
-    assert torch.equal(features(folder), features(tmp_path / "good"))
-
-
-def test_shards_are_the_same_encoder(tmp_path: Path) -> None:
-    whole, folder = hostile_folders.write_good("clip", tmp_path / "good"), folder_with(tmp_path)
-    tensors = read_tensors(folder / "model.safetensors").tensors
-    (folder / "model.safetensors").unlink()
-    names = sorted(tensors)
-    parts = {"1.safetensors": names[:10], "2.safetensors": names[10:]}
-    for file, part in parts.items():
-        write_safetensors(folder / file, {name: tensors[name] for name in part})
-    index = {"weight_map": {name: file for file, part in parts.items() for name in part}}
-    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
-    assert torch.equal(features(folder), features(whole))
-
-
-def features(folder: Path) -> Tensor:
-    vision = load_vision_folder(folder, transformers)
-    size = vision.pixel_format.size
-    pixels = torch.randn(1, 3, size, size, generator=torch.Generator().manual_seed(0))
-    return vision.features(pixels, Feature.HIDDEN_STATES, -2)
-
-
-def load(folder: Path) -> object:
-    return load_vision_folder(folder, transformers)
 
 
 def message(read: Callable[[Path], object], path: Path) -> str:
