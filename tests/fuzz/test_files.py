@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ipadapter_core.encoder.folder import load_vision_folder
 from ipadapter_core.encoder.known import encoder_need, read_encoder_file
+from ipadapter_core.file.container import read_tensors
 from ipadapter_core.file.spec import Feature
 from ipadapter_core.legacy.embeds import holds_embeds, read_embeds
 from ipadapter_core.network.adapter import load_adapter, read_spec
@@ -159,9 +160,22 @@ DOORS: dict[str, tuple[Entry, Make]] = {
 }
 
 
+def _beside(neighbour: Path, wanted: dict[str, Tensor], entry: Entry, place: Path) -> None:
+    """A good file is read as before, whatever was met meanwhile."""
+    try:
+        entry(place)
+    finally:
+        found = read_tensors(neighbour).tensors
+        assert found.keys() == wanted.keys()
+        assert all(torch.equal(found[name], tensor) for name, tensor in wanted.items())
+
+
 @pytest.mark.parametrize("door", DOORS)
-def test_no_file_of_a_stranger_does_more_than_be_refused(door: str, numbers: range, seed: int) -> None:
+def test_no_file_of_a_stranger_does_more_than_be_refused(door: str, numbers: range, seed: int, tmp_path: Path) -> None:
     entry, make = DOORS[door]
+    wanted = _tensors("plus")
+    (tmp_path / "good.safetensors").write_bytes(hostile_safetensors.safetensors_bytes(wanted))
+    entry = partial(_beside, tmp_path / "good.safetensors", wanted, entry)
     warnings.simplefilter("ignore")  # torch comments on what it meets
     hostile_folders.good("clip")
     tally = fuzz(entry, make, numbers, seed)
