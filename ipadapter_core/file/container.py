@@ -9,11 +9,12 @@ import os
 import pickle
 import stat
 import struct
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import safe_open
@@ -22,7 +23,7 @@ from torch import Tensor
 
 from ..errors import UnreadableFileError
 from .faults import a_file, damaged, misnamed, unreadable
-from .header import HEADER_LIMIT, MOST_TENSORS, check_header, check_name
+from .header import DTYPES, HEADER_LIMIT, MOST_TENSORS, check_header, check_name
 from .holes import MOST_HOLES, bytes_in_holes
 from .json_text import parse_json
 from .pickle_bounds import ForeignPickleError, check_pickle
@@ -40,12 +41,7 @@ _HEADER_LENGTH_BYTES = 8
 _ZIP_START = b"PK"
 _LARGEST_JSON = HEADER_LIMIT
 _PICKLE_STARTS = (b"\x80", _ZIP_START)  # torch's older format, and its zip
-_DTYPES = frozenset(
-    (
-        *(torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.float8_e4m3fn, torch.float8_e5m2),
-        *(torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.bool, torch.complex64),
-    )
-)
+_DTYPES = frozenset(DTYPES.values())
 _MOST_LEVELS = 32  # of dictionaries in a pickle
 _MOST_SHARING = 4  # times that the tensors of a pickle may be larger than its file; tied weights stand in it once
 
@@ -239,13 +235,13 @@ def _check_content(path: Path, kind: str) -> None:
 
 
 def _read_safetensors(path: Path, kind: str, can_map: bool, verify_again: bool) -> TensorFile:
-    read_header(path, kind)
+    entries = read_header(path, kind)
     identity = file_identity(path, kind)  # before it is read: what replaces it meanwhile is another file
     with strangers(lambda why: damaged(path, kind, f"a broken safetensors file ({why})")):
         with safe_open(path, framework="pt") as file:
             metadata = dict(file.metadata() or {})
-            names = file.keys()
-            tensors = {name: file.get_tensor(name) if can_map else file.get_tensor(name).clone() for name in names}
+            names = tuple(file.keys())
+            tensors = {name: file.get_tensor(name) for name in names} if can_map else _copied(path, entries, names)
         stated = metadata.get(HASH_KEY)
         found = None if stated is None else tensor_hash(path) if verify_again else _known_hash(identity)
     if stated is not None and stated.removeprefix("0x").lower() != found:
@@ -254,6 +250,23 @@ def _read_safetensors(path: Path, kind: str, can_map: bool, verify_again: bool) 
     if file_identity(path, kind) != identity:
         raise damaged(path, kind, "a file that changed while it was read")
     return TensorFile(tensors, metadata)
+
+
+def _copied(path: Path, entries: Mapping[str, Mapping[str, Any]], names: Iterable[str]) -> dict[str, Tensor]:
+    """Tensors read piece by piece: what is mapped first and copied then is in memory twice."""
+    tensors: dict[str, Tensor] = {}
+    with path.open("rb") as file:
+        start = _HEADER_LENGTH_BYTES + struct.unpack("<Q", file.read(_HEADER_LENGTH_BYTES))[0]
+        for name in names:
+            entry = entries[name]
+            if entry["dtype"] not in DTYPES:
+                raise ValueError(f"{name} of dtype {entry['dtype']}")
+            tensors[name] = torch.empty(entry["shape"], dtype=DTYPES[entry["dtype"]])
+            room = tensors[name].flatten().view(torch.uint8).numpy()
+            file.seek(start + entry["data_offsets"][0])
+            if file.readinto(room) != len(room):
+                raise ValueError(f"{name} ends early")
+    return tensors
 
 
 @lru_cache(maxsize=4096)

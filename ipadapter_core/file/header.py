@@ -1,21 +1,19 @@
 """What the header of a safetensors file may say, and whether it fits the file it stands in."""
 
+import torch
+
 HEADER_LIMIT = 100_000_000  # bytes; safetensors' own limit
 MOST_TENSORS = 100_000
 LONGEST_NAME = 512
 MOST_AXES = 16
 LARGEST_SIZE = 2**40  # of an axis, and of all but empty axes together
 METADATA = "__metadata__"
-_BITS = {
-    "BOOL": 8,
-    **{f"{letter}{bits}": bits for letter in "IU" for bits in (8, 16, 32, 64)},
-    "F8_E4M3": 8,
-    "F8_E5M2": 8,
-    "F16": 16,
-    "BF16": 16,
-    "F32": 32,
-    "F64": 64,
-    "C64": 64,
+# Of tensors that are computed with; what else safetensors knows is no adapter's, encoder's or state's.
+DTYPES: dict[str, torch.dtype] = {
+    "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
+    "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2, "C64": torch.complex64,
+    "I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8,
+    "BOOL": torch.bool,
 }
 
 
@@ -60,14 +58,14 @@ def _place(name: str, entry: object) -> tuple[int, int, str]:
     check_name(name)
     if not isinstance(entry, dict) or not isinstance(entry.get("dtype"), str):
         raise ValueError(f"a header whose {name} has no dtype")
-    shape, bits = entry.get("shape"), _BITS.get(entry["dtype"])
+    shape, dtype = entry.get("shape"), DTYPES.get(entry["dtype"])
     if not isinstance(shape, list) or len(shape) > MOST_AXES or not all(map(_is_size, shape)):
         raise ValueError(f"a header whose {name} has the shape {_shown(shape)}")
     start, stop = _pair(name, entry.get("data_offsets"))
     volume, count = 1, 1
     for size in shape:
         volume, count = volume * (size or 1), count * size
-    if volume > LARGEST_SIZE or (bits is not None and (stop - start) * 8 != count * bits):
+    if volume > LARGEST_SIZE or (dtype is not None and stop - start != count * dtype.itemsize):
         raise ValueError(f"a header whose {name} of shape {_shown(shape)} has {stop - start} bytes of data")
     return start, stop, name
 
