@@ -262,7 +262,7 @@ def _copied(path: Path, entries: Mapping[str, Mapping[str, Any]], names: Iterabl
             if entry["dtype"] not in DTYPES:
                 raise ValueError(f"{name} of dtype {entry['dtype']}")
             tensors[name] = torch.empty(entry["shape"], dtype=DTYPES[entry["dtype"]])
-            room = tensors[name].flatten().view(torch.uint8).numpy()
+            room = tensors[name].flatten().view(torch.uint8).numpy().data
             file.seek(start + entry["data_offsets"][0])
             if file.readinto(room) != len(room):
                 raise ValueError(f"{name} ends early")
