@@ -222,8 +222,8 @@ def test_small_holes_are_what_copying_leaves(tmp_path: Path) -> None:
 
 
 MOUNTS = """21 1 8:1 / / rw,relatime - ext4 /dev/sda1 rw
-30 21 0:40 / /models rw shared:3 - nfs4 server:/models rw
 31 30 8:17 / /models/local rw - xfs /dev/sdb1 rw
+30 21 0:40 / /models rw shared:3 - nfs4 server:/models rw
 32 21 0:41 / /my\\040share rw - cifs //server/x rw
 33 21 0:42 / /drive rw - fuse.rclone remote: rw
 """
