@@ -8,6 +8,7 @@ itself is handed in by the caller: this package stands without it.
 
 import math
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -17,15 +18,17 @@ import torch
 from torch import Tensor
 
 from ..errors import UnreadableFileError
-from ..file.container import read_json
+from ..file.container import read_json, read_tensors
 from ..file.spec import Feature
-from .known import EncoderSpec, read_encoder_folder, vision_config
+from ..file.strangers import strangers
+from .known import FILE_KIND, EncoderSpec, folder_weights, read_encoder_folder, vision_config
 from .pixels import PixelFormat
 
+_NAFLEX = "siglip2_vision_model"
 _CLASSES = {
     "clip_vision_model": "CLIPVisionModelWithProjection",
     "siglip_vision_model": "SiglipVisionModel",
-    "siglip2_vision_model": "Siglip2VisionModel",
+    _NAFLEX: "Siglip2VisionModel",
     "dinov2": "Dinov2Model",
     "dinov2_with_registers": "Dinov2WithRegistersModel",
     "dinov3_vit": "DINOv3ViTModel",
@@ -82,20 +85,51 @@ def load_vision_folder(folder: Path, transformers: ModuleType) -> VisionFolder:
     model_class = getattr(transformers, _CLASSES[str(config["model_type"])], None)
     if model_class is None:
         raise _bad_weights(folder, f"transformers {transformers.__version__} does not know {config['model_type']}")
-    try:
+    tensors = _folder_tensors(folder)
+    with strangers(lambda why: _bad_weights(folder, why)):
+        settings = model_class.config_class.from_dict(config)
+    pixel_format = read_pixel_format(folder, settings)
+    with strangers(lambda why: _bad_weights(folder, why)):
+        _check_fit(folder, model_class, settings, tensors, pixel_format.size)
+        # handed over, not looked for: a folder may lead transformers to other files, folders and packages
         model, report = model_class.from_pretrained(
-            folder,
-            config=model_class.config_class.from_dict(config),
+            None,
+            config=settings,
+            state_dict=tensors,
             local_files_only=True,
-            use_safetensors=True,
+            trust_remote_code=False,
             torch_dtype="auto",
             output_loading_info=True,
         )
-    except (OSError, RuntimeError, ValueError) as error:
-        raise _bad_weights(folder, str(error)) from error
+        model = model.eval().requires_grad_(False)
     if report["missing_keys"]:
         raise _bad_weights(folder, f"missing {', '.join(sorted(report['missing_keys'])[:3])}")
-    return VisionFolder(model.eval().requires_grad_(False), spec, read_pixel_format(folder, model.config))
+    return VisionFolder(model, spec, pixel_format)
+
+
+def _folder_tensors(folder: Path) -> dict[str, Tensor]:
+    tensors: dict[str, Tensor] = {}
+    for file in folder_weights(folder):
+        part = read_tensors(file, FILE_KIND).tensors
+        twice = next((name for name in part if name in tensors), None)
+        if twice is not None:
+            raise _bad_weights(folder, f"{twice} is in several files")
+        tensors |= part
+    return tensors
+
+
+def _check_fit(folder: Path, model_class: Any, settings: Any, tensors: Mapping[str, Tensor], size: int) -> None:
+    """Make sure that the files fill all that is built, as what they lack would be made up, of any size; and that it
+    reads a picture, as far as shapes tell."""
+    if settings.num_hidden_layers > len(tensors):
+        raise _bad_weights(folder, f"{settings.num_hidden_layers} layers in the config, {len(tensors)} tensors")
+    with torch.device("meta"), torch.no_grad():
+        model = model_class(settings)
+        wanted, held = (sum(map(Tensor.numel, part)) for part in (model.parameters(), tensors.values()))
+        if wanted > held:
+            raise _bad_weights(folder, f"the config describes {wanted} numbers, the files hold {held}")
+        if settings.model_type != _NAFLEX:  # which reads how many patches there are, so it needs numbers
+            model.eval()(pixel_values=torch.empty(1, 3, size, size))
 
 
 def read_pixel_format(folder: Path, config: Any) -> PixelFormat:
@@ -105,16 +139,17 @@ def read_pixel_format(folder: Path, config: Any) -> PixelFormat:
         UnreadableFileError: a `preprocessor_config.json` that cannot be read.
     """
     preprocessor = _preprocessor(folder)
+    with strangers(lambda why: _bad_preprocessor(folder, f"values that cannot be used ({why})")):
+        return _pixel_format(preprocessor, config)
+
+
+def _pixel_format(preprocessor: Mapping[str, Any], config: Any) -> PixelFormat:
     mean, std = _DEFAULT_STATISTICS[config.model_type.partition("_")[0]]
     size = math.isqrt(config.num_patches) * config.patch_size if hasattr(config, "num_patches") else config.image_size
     if config.model_type.startswith("dino"):  # positions are interpolated, so the processor decides
         crop = preprocessor.get("crop_size") or preprocessor.get("size") or {}
         size = crop.get("height", _DINO_SIZE) if isinstance(crop, dict) else crop
-    mean, std = preprocessor.get("image_mean", mean), preprocessor.get("image_std", std)
-    try:
-        return PixelFormat.of(size, mean, std)
-    except (TypeError, ValueError) as error:
-        raise _bad_preprocessor(folder, f"values that cannot be used ({error})") from error
+    return PixelFormat.of(size, preprocessor.get("image_mean", mean), preprocessor.get("image_std", std))
 
 
 def _preprocessor(folder: Path) -> dict[str, Any]:

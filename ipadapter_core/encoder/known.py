@@ -80,10 +80,17 @@ MODEL_TYPES = {
     "dinov2_with_registers": "DINOv2",
     "dinov3_vit": "DINOv3",
 }
+_PROGRAMS = ("auto_map", "quantization_config")  # of a config.json: code of the folder; packages that quantise
+# How it is computed and what a call gives: not the folder's business.
+_IGNORED = (
+    *("attn_implementation", "_attn_implementation", "_attn_implementation_internal", "attn_implementation_internal"),
+    *("return_dict", "use_return_dict", "torchscript", "output_attentions", "output_hidden_states", "pruned_heads"),
+)
 FILE_KIND = "image encoder"  # in messages
 WEIGHTS, WEIGHTS_INDEX = "model.safetensors", "model.safetensors.index.json"  # of a folder; of one with shards
 _PICKLED_PREFIX = "state_dict."
 _LARGEST_PATCH = 32  # pixels
+_LARGEST_NUMBER = 2**17  # of a config: no encoder is as wide, deep or sharp
 _FLAT_PATCHES, _SQUARE_PATCHES = 2, 4  # rank of a patch embedding's weight
 # What transformers assumes for what a config leaves out; published SigLIP folders leave out nearly everything.
 _SMALL = {"hidden_size": 768, "num_hidden_layers": 12, "image_size": 224, "patch_size": 16}
@@ -126,7 +133,7 @@ def read_encoder_file(path: Path, *, is_whole: bool = False) -> EncoderSpec | No
 def encoder_from_shapes(shapes: Shapes) -> EncoderSpec | None:
     """What encoder these tensors are (transformers, open_clip and DINO names)."""
     if "vision_model.embeddings.position_embedding.weight" in shapes:
-        positions, width = shapes["vision_model.embeddings.position_embedding.weight"]
+        positions, width = _sizes(shapes, "vision_model.embeddings.position_embedding.weight", 2)
         patch = shapes.get("vision_model.embeddings.patch_embedding.weight", ())
         is_clip = "vision_model.embeddings.class_embedding" in shapes
         projection = shapes.get("visual_projection.weight")
@@ -139,12 +146,12 @@ def encoder_from_shapes(shapes: Shapes) -> EncoderSpec | None:
             image_size=_image_size(positions - is_clip, patch),
         )
     if "visual.positional_embedding" in shapes and "visual.transformer.resblocks.0.attn.in_proj_weight" in shapes:
-        positions, width = shapes["visual.positional_embedding"]
+        positions, width = _sizes(shapes, "visual.positional_embedding", 2)
         return EncoderSpec(
             kind="CLIP",
             width=width,
             num_layers=_num_layers(shapes, r"visual\.transformer\.resblocks\.(\d+)\."),
-            embed_dim=shapes["visual.proj"][1] if "visual.proj" in shapes else None,
+            embed_dim=_sizes(shapes, "visual.proj", 2)[1] if "visual.proj" in shapes else None,
             image_size=_image_size(positions - 1, shapes.get("visual.conv1.weight", ())),
         )
     for kind, pattern, mark in (
@@ -153,7 +160,7 @@ def encoder_from_shapes(shapes: Shapes) -> EncoderSpec | None:
         ("DINOv3", r"(?:model\.)?layer\.(\d+)\.", "model.layer.0.norm1.weight"),
     ):
         if mark in shapes:
-            width = shapes[mark][0]
+            (width,) = _sizes(shapes, mark, 1)
             return EncoderSpec(kind=kind, width=width, num_layers=_num_layers(shapes, pattern), embed_dim=width)
     return None
 
@@ -185,7 +192,20 @@ def folder_weights(folder: Path) -> list[Path]:
         return sorted(folder.glob("*.safetensors"))
     index = read_json(folder / WEIGHTS_INDEX, FILE_KIND)
     places = index.get("weight_map") if isinstance(index, dict) else None
-    return [folder / str(name) for name in sorted(set(places.values()))] if isinstance(places, dict) else []
+    names = list(places.values()) if isinstance(places, dict) else []
+    wrong = [repr(name)[:80] for name in names if not _is_beside(name)]
+    if not names or wrong:
+        raise UnreadableFileError(
+            f"{folder.name} has a {WEIGHTS_INDEX} that names {wrong[0] if wrong else 'no files'}",
+            expected="the names of safetensors files in this folder",
+            action="copy the folder again, or choose another encoder",
+        )
+    return [folder / name for name in sorted(set(names))]
+
+
+def _is_beside(name: object) -> bool:
+    """Whether an index names a file of its own folder, and nothing elsewhere."""
+    return isinstance(name, str) and name.endswith(".safetensors") and not set(name) & set("/\\:\0")
 
 
 def describe_encoder_folder(folder: Path) -> EncoderSpec:
@@ -222,10 +242,18 @@ def vision_config(folder: Path) -> dict[str, object]:
         # a whole CLIP states its projection_dim at the top; the vision part may carry a wrong default
         stated = {"projection_dim": whole["projection_dim"]} if "projection_dim" in whole else {}
         vision_type = _VISION_PARTS[model_type]
-        return {**CONFIG_DEFAULTS[vision_type], **part, **stated, "model_type": vision_type}
+        return _plain(folder, {**CONFIG_DEFAULTS[vision_type], **part, **stated, "model_type": vision_type}, whole)
     if not isinstance(model_type, str) or model_type not in MODEL_TYPES:
-        raise _bad_folder(folder, f"a config.json of model_type {model_type!r}")
-    return {**CONFIG_DEFAULTS[model_type], **whole}
+        raise _bad_folder(folder, f"a config.json of model_type {repr(model_type)[:80]}")
+    return _plain(folder, {**CONFIG_DEFAULTS[model_type], **whole}, whole)
+
+
+def _plain(folder: Path, config: dict[str, object], whole: Mapping[str, object]) -> dict[str, object]:
+    """What describes the network alone."""
+    for name in _PROGRAMS:
+        if config.get(name) or whole.get(name):
+            raise _bad_folder(folder, f"a config.json with {name}, which asks for a program beside the weights")
+    return {name: value for name, value in config.items() if name not in _IGNORED}
 
 
 def encoder_need(spec: AdapterSpec) -> str:
@@ -311,8 +339,19 @@ def _covers(encoder: EncoderSpec, image_size: int | None) -> bool:
     return 0 <= image_size - encoder.image_size < _LARGEST_PATCH
 
 
+def _sizes(shapes: Shapes, name: str, rank: int) -> tuple[int, ...]:
+    shape = shapes[name]
+    if len(shape) != rank or 0 in shape:
+        raise UnreadableFileError(
+            f"an image encoder whose {name} has the shape {list(shape)}",
+            expected=f"{rank} sizes" if rank > 1 else "one size",
+            action="download it again, or choose another encoder",
+        )
+    return shape
+
+
 def _image_size(num_patches: int, patch_shape: tuple[int, ...]) -> int | None:
-    side = math.isqrt(num_patches)
+    side = math.isqrt(max(num_patches, 0))
     return side * patch_shape[-1] if side * side == num_patches and len(patch_shape) == _SQUARE_PATCHES else None
 
 
@@ -322,8 +361,8 @@ def _num_layers(shapes: Shapes, pattern: str) -> int:
 
 def _integer(config: Mapping[str, object], name: str, folder: Path) -> int:
     value = config.get(name)
-    if not isinstance(value, int) or value < 1:
-        raise _bad_folder(folder, f"a config.json whose {name} is {value!r}")
+    if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= _LARGEST_NUMBER:
+        raise _bad_folder(folder, f"a config.json whose {name} is {repr(value)[:80]}")
     return value
 
 

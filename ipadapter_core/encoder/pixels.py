@@ -12,6 +12,8 @@ from torch.nn import functional
 from ..errors import BadInputError, one_of
 from ..file.spec import CROPS, Negative
 
+_LARGEST_INPUT = 4096  # pixels of a side; memory grows by its fourth power
+_LARGEST_STATISTIC = 1e3
 _LONGEST_STRIP = 4  # times its short side
 _NO_IMAGE_SEED, _NO_IMAGE_BRIGHTNESS = 0, 0.5  # the middle of what training draws
 
@@ -26,8 +28,14 @@ class PixelFormat:
 
     @classmethod
     def of(cls, size: int, mean: Sequence[float], std: Sequence[float]) -> "PixelFormat":
-        """From the lists a config holds; raises ValueError or TypeError if they are not three numbers each."""
+        """From the lists a config holds; raises ValueError or TypeError if they are not three usable numbers each."""
         (r, g, b), (r_std, g_std, b_std) = (map(float, values) for values in (mean, std))
+        if isinstance(size, bool) or not 1 <= size <= _LARGEST_INPUT:
+            raise ValueError(f"an input of {size!r} pixels")
+        if not all(abs(value) < _LARGEST_STATISTIC for value in (r, g, b)):
+            raise ValueError(f"means of {mean}")
+        if not all(0 < value < _LARGEST_STATISTIC for value in (r_std, g_std, b_std)):
+            raise ValueError(f"deviations of {std}")
         return cls(int(size), (r, g, b), (r_std, g_std, b_std))
 
 

@@ -3,48 +3,47 @@
 Every reader takes what the file should be, such as "adapter" or "image encoder", for its messages.
 """
 
-import errno
 import hashlib
-import json
+import logging
 import os
 import pickle
 import stat
 import struct
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
 from ..errors import UnreadableFileError
+from .faults import a_file, damaged, misnamed, unreadable
+from .header import DTYPES, HEADER_LIMIT, MOST_TENSORS, check_header, check_name
+from .holes import MOST_HOLES, bytes_in_holes
+from .json_text import parse_json
+from .pickle_bounds import ForeignPickleError, check_pickle
+from .remote import where_remote
+from .strangers import strangers
+
+logger = logging.getLogger(__name__)
 
 HASH_KEY = "modelspec.hash_sha256"
-HEADER_LIMIT = 100_000_000  # bytes; safetensors' own limit
 SAFETENSORS_SUFFIXES = (".safetensors", ".sft")
 PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt")
 ADAPTER_SUFFIXES = (*SAFETENSORS_SUFFIXES, *PICKLE_SUFFIXES)
 ADAPTER = "adapter"
 _HEADER_LENGTH_BYTES = 8
 _ZIP_START = b"PK"
+_LARGEST_JSON = HEADER_LIMIT
 _PICKLE_STARTS = (b"\x80", _ZIP_START)  # torch's older format, and its zip
-# A damaged file fails wherever its bytes lead, a pickle wherever its opcodes do.
-BROKEN_FILE_ERRORS = (
-    SafetensorError,
-    pickle.UnpicklingError,
-    RuntimeError,
-    OSError,
-    EOFError,
-    ValueError,
-    LookupError,
-    TypeError,
-    AttributeError,
-    AssertionError,
-    struct.error,
-)
+_DTYPES = frozenset(DTYPES.values())
+_MOST_LEVELS = 32  # of dictionaries in a pickle
+_MOST_SHARING = 4  # times that the tensors of a pickle may be larger than its file; tied weights stand in it once
 
 
 FileIdentity = tuple[str, int, int]  # resolved path, size, time of last change
@@ -71,8 +70,8 @@ def read_tensors(path: Path, kind: str = ADAPTER, *, can_map: bool = True, verif
     """
     _check_content(path, kind)
     if path.suffix in SAFETENSORS_SUFFIXES:
-        return _read_safetensors(path, kind, can_map, verify_again)
-    return TensorFile(_flatten(read_pickle(path, kind, can_map=can_map), path, kind), {})
+        return _read_safetensors(path, kind, can_map and _is_here(path, kind), verify_again)
+    return TensorFile(_flat_tensors(read_pickle(path, kind, can_map=can_map), path, kind), {})
 
 
 def read_header(path: Path, kind: str = ADAPTER, *, is_whole: bool = False) -> dict[str, dict[str, object]]:
@@ -92,19 +91,17 @@ def read_header(path: Path, kind: str = ADAPTER, *, is_whole: bool = False) -> d
             is_possible = 2 <= length <= min(HEADER_LIMIT, size - _HEADER_LENGTH_BYTES)
             text = file.read(length) if is_possible else b""
     except OSError as error:
-        raise _unreadable(path, kind, error) from error
+        raise unreadable(path, kind, error) from error
     if not is_possible:
-        raise _damaged(path, kind, f"a header of {length} bytes in a file of {size} bytes")
+        raise damaged(path, kind, f"a header of {length} bytes in a file of {size} bytes")
     try:
-        header = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise _damaged(path, kind, f"a header that is not JSON ({error})") from error
-    if not isinstance(header, dict):
-        raise _damaged(path, kind, "a header that is not a JSON object")
-    entries = {name: entry for name, entry in header.items() if isinstance(entry, dict)}
-    missing = _HEADER_LENGTH_BYTES + length + _data_length(entries) - size
+        entries, held = check_header(parse_json(text))
+    except ValueError as error:
+        what = str(error) if str(error).startswith("a header") else f"a header that is not JSON ({error})"
+        raise damaged(path, kind, what) from error
+    missing = _HEADER_LENGTH_BYTES + length + held - size
     if is_whole and missing > 0:
-        raise _damaged(path, kind, f"a broken safetensors file (its last {missing} bytes are missing)")
+        raise damaged(path, kind, f"a broken safetensors file (its last {missing} bytes are missing)")
     return entries
 
 
@@ -117,7 +114,7 @@ def file_status(path: Path, kind: str = ADAPTER) -> os.stat_result:
     try:
         status = path.stat()
     except (OSError, ValueError) as error:
-        raise _unreadable(path, kind, error) from error
+        raise unreadable(path, kind, error) from error
     if not stat.S_ISREG(status.st_mode):  # opening a pipe would wait for ever
         what = "a folder" if stat.S_ISDIR(status.st_mode) else "a pipe or a device"
         raise UnreadableFileError(
@@ -138,18 +135,15 @@ def read_json(path: Path, kind: str) -> object:
     Raises:
         UnreadableFileError: it cannot be read, or is no JSON.
     """
-    file_status(path, kind)
+    size = file_status(path, kind).st_size
+    if size > _LARGEST_JSON:
+        raise damaged(path, kind, f"a text of {size} bytes")
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return parse_json(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise _unreadable(path, kind, error) from error
-    except (ValueError, RecursionError) as error:
-        raise _damaged(path, kind, f"text that is not JSON ({error})") from error
-
-
-def a_file(kind: str) -> str:
-    """ "an adapter file", "a LoRA file"."""
-    return f"{'an' if kind[0].lower() in 'aeio' else 'a'} {kind} file"
+        raise unreadable(path, kind, error) from error
+    except ValueError as error:
+        raise damaged(path, kind, f"text that is not JSON ({error})") from error
 
 
 def write_safetensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
@@ -192,24 +186,46 @@ def _start_of(path: Path, kind: str) -> bytes:
         with path.open("rb") as file:
             start = file.read(64)
     except OSError as error:
-        raise _unreadable(path, kind, error) from error
+        raise unreadable(path, kind, error) from error
     if not start:
-        raise _damaged(path, kind, "an empty file")
+        raise damaged(path, kind, "an empty file")
     text = start.lstrip().lower()
     if text.startswith((b"<!doctype", b"<html", b"<?xml")):
-        raise _damaged(path, kind, "a web page, probably an error page saved in place of the file")
+        raise damaged(path, kind, "a web page, probably an error page saved in place of the file")
     if text.startswith(b"version https://git-lfs"):
-        raise _damaged(path, kind, "a git-lfs pointer, not the file it points to")
+        raise damaged(path, kind, "a git-lfs pointer, not the file it points to")
+    check_on_disk(path, kind)
     return start
+
+
+def check_on_disk(path: Path, kind: str = ADAPTER) -> None:
+    """Make sure that what a file claims to hold is there: a hole is read as zeros, of any length.
+
+    Raises:
+        UnreadableFileError: large parts of it are not on the disk, as of a download that goes on or broke off.
+    """
+    try:
+        missing = bytes_in_holes(path)
+    except OSError as error:
+        raise unreadable(path, kind, error) from error
+    if missing > MOST_HOLES:
+        raise damaged(path, kind, f"{missing} of its bytes are holes, not on the disk (an unfinished download?)")
+
+
+def _is_here(path: Path, kind: str) -> bool:
+    where = where_remote(path, file_status(path, kind))
+    if where is not None:
+        logger.info("%s lies on %s: it is copied into memory, not mapped.", path, where)
+    return where is None
 
 
 def _check_content(path: Path, kind: str) -> None:
     start = _start_of(path, kind)
     has_header = start[_HEADER_LENGTH_BYTES:].startswith(b"{")
     if path.suffix in SAFETENSORS_SUFFIXES and start.startswith(_PICKLE_STARTS) and not has_header:
-        raise _misnamed(path, kind, "a PyTorch pickle", path.with_suffix(".bin"))
+        raise misnamed(path, kind, "a PyTorch pickle", path.with_suffix(".bin"))
     if path.suffix in PICKLE_SUFFIXES and has_header:
-        raise _misnamed(path, kind, "safetensors", path.with_suffix(".safetensors"))
+        raise misnamed(path, kind, "safetensors", path.with_suffix(".safetensors"))
     if path.suffix not in ADAPTER_SUFFIXES:
         raise UnreadableFileError(
             f"{path.name} ends in {path.suffix or 'nothing'}",
@@ -219,22 +235,38 @@ def _check_content(path: Path, kind: str) -> None:
 
 
 def _read_safetensors(path: Path, kind: str, can_map: bool, verify_again: bool) -> TensorFile:
-    read_header(path, kind)
+    entries = read_header(path, kind)
     identity = file_identity(path, kind)  # before it is read: what replaces it meanwhile is another file
-    try:
+    with strangers(lambda why: damaged(path, kind, f"a broken safetensors file ({why})")):
         with safe_open(path, framework="pt") as file:
             metadata = dict(file.metadata() or {})
-            names = file.keys()
-            tensors = {name: file.get_tensor(name) if can_map else file.get_tensor(name).clone() for name in names}
+            names = tuple(file.keys())
+            tensors = {name: file.get_tensor(name) for name in names} if can_map else _copied(path, entries, names)
         stated = metadata.get(HASH_KEY)
-        if stated is not None:
-            found = tensor_hash(path) if verify_again else _known_hash(identity)
-            if stated.removeprefix("0x").lower() != found:
-                what = f"tensor data whose SHA-256 is not the one its metadata states ({stated})"
-                raise _damaged(path, kind, what)
-    except (SafetensorError, OSError) as error:
-        raise _damaged(path, kind, f"a broken safetensors file ({error})") from error
+        found = None if stated is None else tensor_hash(path) if verify_again else _known_hash(identity)
+    if stated is not None and stated.removeprefix("0x").lower() != found:
+        raise damaged(path, kind, f"tensor data whose SHA-256 is not the one its metadata states ({stated[:80]})")
+    tensors = {name: _plain(name, tensor, path, kind) for name, tensor in tensors.items()}
+    if file_identity(path, kind) != identity:
+        raise damaged(path, kind, "a file that changed while it was read")
     return TensorFile(tensors, metadata)
+
+
+def _copied(path: Path, entries: Mapping[str, Mapping[str, Any]], names: Iterable[str]) -> dict[str, Tensor]:
+    """Tensors read piece by piece: what is mapped first and copied then is in memory twice."""
+    tensors: dict[str, Tensor] = {}
+    with path.open("rb") as file:
+        start = _HEADER_LENGTH_BYTES + struct.unpack("<Q", file.read(_HEADER_LENGTH_BYTES))[0]
+        for name in names:
+            entry = entries[name]
+            if entry["dtype"] not in DTYPES:
+                raise ValueError(f"{name} of dtype {entry['dtype']}")
+            tensors[name] = torch.empty(entry["shape"], dtype=DTYPES[entry["dtype"]])
+            room = tensors[name].flatten().view(torch.uint8).numpy().data
+            file.seek(start + entry["data_offsets"][0])
+            if file.readinto(room) != len(room):
+                raise ValueError(f"{name} ends early")
+    return tensors
 
 
 @lru_cache(maxsize=4096)
@@ -259,67 +291,98 @@ def read_pickle(path: Path, kind: str = ADAPTER, *, can_map: bool = True) -> obj
     Raises:
         UnreadableFileError: damaged, or it wants to run code.
     """
-    is_zip = _start_of(path, kind).startswith(_ZIP_START)  # torch's older format cannot be memory-mapped
-    try:
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip and can_map)
-    except pickle.UnpicklingError as error:
-        if "weights_only" in str(error).lower() or "unsupported" in str(error).lower():
-            raise UnreadableFileError(
-                f"{path.name} is a pickle that asks to run code or to build foreign objects, or is damaged",
-                expected=f"{a_file(kind)} of plain tensors",
-                action="do not use this file; get it as safetensors from a source you trust",
-            ) from error
-        raise _damaged(path, kind, f"a broken pickle ({error})") from error
-    except BROKEN_FILE_ERRORS as error:
-        raise _damaged(path, kind, f"a broken PyTorch file ({error})") from error
+    is_zip = _is_zipped(path, kind)
+    can_map = is_zip and can_map and _is_here(path, kind)
+    with _pickles(path, kind):
+        check_pickle(path, is_zip=is_zip)
+        content: object = torch.load(path, map_location="cpu", weights_only=True, mmap=can_map)
+    return _plain("its top", content, path, kind) if isinstance(content, Tensor) else content
 
 
-def _flatten(content: object, path: Path, kind: str, prefix: str = "") -> dict[str, Tensor]:
-    if not isinstance(content, Mapping):
+def check_file(path: Path, kind: str) -> None:
+    """Make sure that another program may read a file of tensors: it claims no more than is there, in bounded time.
+
+    Raises:
+        UnreadableFileError: it does not, or as `read_tensors` as far as nothing is read.
+    """
+    _check_content(path, kind)
+    if path.suffix in SAFETENSORS_SUFFIXES:
+        read_header(path, kind, is_whole=True)
+        return
+    is_zip = _is_zipped(path, kind)
+    with _pickles(path, kind):
+        check_pickle(path, is_zip=is_zip)
+
+
+def _is_zipped(path: Path, kind: str) -> bool:
+    """Whether a pickle is of torch's present form; its older one cannot be memory-mapped."""
+    start = _start_of(path, kind)
+    if not start.startswith(_PICKLE_STARTS):
+        raise damaged(path, kind, "a broken PyTorch file (it begins as none does)")
+    return start.startswith(_ZIP_START)
+
+
+@contextmanager
+def _pickles(path: Path, kind: str) -> Iterator[None]:
+    with strangers(lambda why: damaged(path, kind, f"a broken PyTorch file ({why})")):
+        try:
+            yield
+        except (ForeignPickleError, pickle.UnpicklingError) as error:
+            text = str(error).lower()
+            if isinstance(error, ForeignPickleError) or "weights_only" in text or "unsupported" in text:
+                raise UnreadableFileError(
+                    f"{path.name} is a pickle that asks to run code or to build foreign objects, or is damaged",
+                    expected=f"{a_file(kind)} of plain tensors",
+                    action="do not use this file; get it as safetensors from a source you trust",
+                ) from error
+            raise
+
+
+def _flat_tensors(content: object, path: Path, kind: str) -> dict[str, Tensor]:
+    if not isinstance(content, dict):
         raise UnreadableFileError(
-            f"{path.name} holds a {type(content).__name__} at {prefix or 'its top'}",
+            f"{path.name} holds a {type(content).__name__} at its top",
             expected=f"{a_file(kind)}: a dictionary of tensors",
             action=f"choose {a_file(kind)}",
         )
     flat: dict[str, Tensor] = {}
-    for name, value in content.items():
-        if isinstance(value, Tensor):
-            flat[f"{prefix}{name}"] = value
-        elif isinstance(value, Mapping):
-            flat.update(_flatten(value, path, kind, f"{prefix}{name}."))
+    room = [MOST_TENSORS]  # dictionaries may hold each other many times over
+    for name, value in _entries(content, room):
+        try:
+            flat[check_name(name)] = _plain(name, value, path, kind)
+        except ValueError as error:
+            if isinstance(error, UnreadableFileError):
+                raise
+            raise damaged(path, kind, str(error)) from error
+    if not room[0]:
+        raise damaged(path, kind, f"more than {MOST_TENSORS} entries, or dictionaries that hold themselves")
+    total, size = sum(tensor.nbytes for tensor in flat.values()), file_status(path, kind).st_size
+    if total > _MOST_SHARING * size:
+        raise damaged(path, kind, f"{total} bytes of tensors in a file of {size} bytes")
     return flat
 
 
-def _data_length(entries: Mapping[str, Mapping[str, object]]) -> int:
-    offsets = [entry.get("data_offsets") for entry in entries.values()]
-    ends = [pair[-1] for pair in offsets if isinstance(pair, list) and pair and isinstance(pair[-1], int)]
-    return max(ends, default=0)
+def _entries(
+    content: dict[object, object], room: list[int], prefix: str = "", level: int = 0
+) -> Iterator[tuple[str, Tensor]]:
+    # the methods of the classes: a pickle may give its objects attributes of these names
+    for key, value in dict.items(content):
+        if room[0] == 0:
+            return
+        room[0] = room[0] - 1 if level < _MOST_LEVELS else 0
+        if isinstance(value, Tensor):
+            yield f"{prefix}{key}", value
+        elif isinstance(value, dict):
+            yield from _entries(value, room, f"{prefix}{key}.", level + 1)
 
 
-def _unreadable(path: Path, kind: str, error: OSError | ValueError) -> UnreadableFileError:
-    code = error.errno if isinstance(error, OSError) else None
-    if code == errno.ELOOP:
-        found = f"{path} is a link that leads back to itself"
-    elif code == errno.ENOENT:
-        is_link = path.is_symlink()
-        found = f"{path} is a link to {os.readlink(path)}, which is not there" if is_link else f"no file at {path}"
+def _plain(name: str, tensor: Tensor, path: Path, kind: str) -> Tensor:
+    """The tensor alone, if it is one that the file holds in full, of numbers that are computed with."""
+    is_plain = tensor.layout is torch.strided and tensor.device.type == "cpu" and not tensor.is_quantized
+    if not is_plain or tensor.dtype not in _DTYPES:
+        what = f"{name} is a tensor of {tensor.dtype}, {tensor.layout} on {tensor.device}"
+    elif tensor.nbytes > tensor.untyped_storage().nbytes():
+        what = f"{name} of shape {list(tensor.shape)} has {tensor.untyped_storage().nbytes()} bytes of data"
     else:
-        reason = (error.strerror if isinstance(error, OSError) else None) or str(error)
-        found = f"{path} cannot be read ({reason})"
-    return UnreadableFileError(found, expected=a_file(kind), action="choose another file or put this one back")
-
-
-def _damaged(path: Path, kind: str, what: str) -> UnreadableFileError:
-    return UnreadableFileError(
-        f"{path.name} is no usable {kind} file: {what}",
-        expected=f"a complete {kind} file",
-        action="download or export it again and compare its size with the source",
-    )
-
-
-def _misnamed(path: Path, kind: str, what: str, better: Path) -> UnreadableFileError:
-    return UnreadableFileError(
-        f"{path.name} is {what} by its content",
-        expected=f"{a_file(kind)} that is what its suffix {path.suffix} says",
-        action=f"rename it to {better.name} if you trust its source",
-    )
+        return Tensor.detach(tensor)
+    raise damaged(path, kind, what)

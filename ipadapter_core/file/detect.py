@@ -33,6 +33,7 @@ _USUAL_CROP = 224
 _KOLORS_ENCODER = EncoderHint(image_size=336)
 _KOLORS_CROP = 336
 _ONLY_V2 = 2048  # text width of the base for which FaceID-Plus was published as v2 alone
+_LARGEST_SIDE = 2**24  # of a tensor
 _LORA_MARKS = ("lora", "hada_w1")
 
 
@@ -65,6 +66,7 @@ def detect(shapes: Shapes, metadata: Mapping[str, str]) -> AdapterSpec:
                 )
     for signature, read in _PROJECTIONS:
         if signature.matches(shapes):
+            _check_sizes(shapes)
             return with_metadata(read(shapes, stated), metadata)
     raise _unknown(shapes)
 
@@ -185,7 +187,7 @@ def _resampler(
     inner = _matrix(shapes, f"{prefix}.layers.0.0.to_q.weight")[0]
     given = stated.get("resampler")
     head_dim = given.get("head_dim", DEFAULT_HEAD_DIM) if isinstance(given, dict) else DEFAULT_HEAD_DIM
-    if not isinstance(head_dim, int) or head_dim < 1 or inner % head_dim:
+    if not isinstance(head_dim, int) or isinstance(head_dim, bool) or head_dim < 1 or not inner or inner % head_dim:
         raise _inconsistent(f"to_q has {inner} rows, which heads of size {head_dim!r} do not divide")
     positions = shapes.get(f"{prefix}.pos_emb.weight")
     pooled = shapes.get(f"{prefix}.to_latents_from_mean_pooled_seq.1.weight")
@@ -316,6 +318,12 @@ def _sites(shapes: Shapes) -> tuple[tuple[int, ...], int]:
     if len(dims) != 1:
         raise _inconsistent(f"to_k_ip and to_v_ip expect image tokens of different widths: {sorted(dims)}")
     return tuple(found["k"][number][0] for number in sorted(expected)), dims.pop()
+
+
+def _check_sizes(shapes: Shapes) -> None:
+    for name, shape in shapes.items():
+        if not all(0 < size <= _LARGEST_SIDE for size in shape):
+            raise _inconsistent(f"{name} has shape {list(shape)}")
 
 
 def _matrix(shapes: Shapes, name: str) -> tuple[int, int]:

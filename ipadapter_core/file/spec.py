@@ -4,12 +4,16 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from enum import Enum
+from typing import TypeGuard
 
 from ..errors import UnreadableFileError
+from .json_text import parse_json
 
 SPEC_KEY = "ipadapter.spec"
 DEFAULT_HEAD_DIM = 64
 PENULTIMATE = -2
+_DEEPEST_LAYER = -1000
+_LARGEST_PICTURE = 2**16  # pixels of a side
 USUAL_BACKBONE = "UNet"
 CROPS = ("center", "pad", "stretch")  # how a picture becomes the encoder's square; see `encoder.pixels.encoder_pixels`
 
@@ -146,8 +150,8 @@ def stated_spec(metadata: Mapping[str, str]) -> dict[str, object]:
     if text is None:
         return {}
     try:
-        stated = json.loads(text)
-    except json.JSONDecodeError as error:
+        stated = parse_json(text)
+    except ValueError as error:
         raise _bad_metadata(f"metadata {SPEC_KEY} is not JSON ({error})") from error
     if not isinstance(stated, dict):
         raise _bad_metadata(f"metadata {SPEC_KEY} is a {type(stated).__name__}")
@@ -167,7 +171,7 @@ def with_metadata(spec: AdapterSpec, metadata: Mapping[str, str]) -> AdapterSpec
     if not stated:
         return spec
     layer, encoder = stated.get("layer", spec.layer), stated.get("encoder", {})
-    if not isinstance(layer, int) or layer >= 0:
+    if not _is_whole(layer) or not _DEEPEST_LAYER <= layer < 0:
         raise _bad_metadata(
             f"metadata {SPEC_KEY} has layer {layer!r}, not a negative number counted from the last layer"
         )
@@ -177,19 +181,22 @@ def with_metadata(spec: AdapterSpec, metadata: Mapping[str, str]) -> AdapterSpec
     if not isinstance(encoder, dict):
         raise _bad_metadata(f"metadata {SPEC_KEY} has encoder {encoder!r}, not an object")
     name, image_size = encoder.get("name"), encoder.get("image_size")
-    if not isinstance(name, str | None) or not isinstance(image_size, int | None):
+    is_size = image_size is None or (_is_whole(image_size) and 0 < image_size <= _LARGEST_PICTURE)
+    if not isinstance(name, str | None) or not is_size:
         raise _bad_metadata(f"metadata {SPEC_KEY} has encoder {encoder!r}, not a name and an image_size")
     try:
         feature = Feature(stated.get("feature", spec.feature))
         negative = Negative(stated.get("negative", spec.negative))
     except ValueError as error:
         raise _bad_metadata(f"metadata {SPEC_KEY} has a value nobody knows ({error})") from error
+    if feature is not spec.feature:
+        raise _bad_metadata(f"metadata {SPEC_KEY} has feature {feature.value}, which {spec.family} does not read")
     crop = encoder.get("crop")
     if crop is not None and crop not in CROPS:
         raise _bad_metadata(f"metadata {SPEC_KEY} has crop {crop!r}, none of {', '.join(CROPS)}")
     hint = EncoderHint(name=name, image_size=image_size, crop=crop)
     face = _stated_face(spec.face, stated.get("face")) if spec.face else None
-    return replace(spec, feature=feature, negative=negative, layer=layer, backbone=backbone, encoder=hint, face=face)
+    return replace(spec, negative=negative, layer=layer, backbone=backbone, encoder=hint, face=face)
 
 
 def _stated_face(face: FaceSpec, stated: object) -> FaceSpec:
@@ -199,6 +206,10 @@ def _stated_face(face: FaceSpec, stated: object) -> FaceSpec:
             f"metadata {SPEC_KEY} has face {stated!r}, not an object whose has_shortcut is true or false"
         )
     return face if has_shortcut is None else replace(face, has_shortcut=has_shortcut)
+
+
+def _is_whole(value: object) -> TypeGuard[int]:
+    return isinstance(value, int) and not isinstance(value, bool)
 
 
 def _bad_metadata(found: str) -> UnreadableFileError:

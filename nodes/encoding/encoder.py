@@ -14,11 +14,12 @@ import comfy.model_patcher
 import torch
 from torch import Tensor
 
-from ...ipadapter_core.encoder.known import EncoderSpec
+from ...ipadapter_core.encoder.known import FILE_KIND, EncoderSpec
 from ...ipadapter_core.encoder.pixels import PixelFormat
 from ...ipadapter_core.errors import BadInputError, UnreadableFileError
-from ...ipadapter_core.file.container import BROKEN_FILE_ERRORS
+from ...ipadapter_core.file.container import check_file
 from ...ipadapter_core.file.spec import AdapterSpec, Feature
+from ...ipadapter_core.file.strangers import strangers
 from ..paths import fingerprint
 
 _KINDS = {"clip_vision_model": "CLIP", "siglip_vision_model": "SigLIP", "dinov2": "DINOv2", "dinov3": "DINOv3"}
@@ -127,16 +128,9 @@ def load_encoder_file(path: Path) -> VisionEncoder:
         UnreadableFileError: ComfyUI does not know it as an image encoder.
     """
     identity = fingerprint([path])  # before it is read: what replaces it meanwhile is another
-    try:
+    check_file(path, FILE_KIND)
+    with strangers(lambda why: _unusable(path, why)):
         clip_vision = comfy.clip_vision.load(str(path))
-    except torch.cuda.OutOfMemoryError:  # a RuntimeError, and not the file's fault
-        raise
-    except BROKEN_FILE_ERRORS as error:
-        raise UnreadableFileError(
-            f"{path.name} is no usable image encoder file: ComfyUI cannot load it ({error})",
-            expected="a complete image encoder file",
-            action="download it again and compare its size with the source, or choose another encoder",
-        ) from error
     if clip_vision is None:
         raise UnreadableFileError(
             f"{path.name}, which ComfyUI does not recognise as an image encoder",
@@ -144,6 +138,14 @@ def load_encoder_file(path: Path) -> VisionEncoder:
             action="use its transformers folder (config.json and safetensors), or choose another encoder",
         )
     return from_clip_vision(clip_vision, path.name, identity)
+
+
+def _unusable(path: Path, why: str) -> UnreadableFileError:
+    return UnreadableFileError(
+        f"{path.name} is no usable image encoder file: ComfyUI cannot load it ({why})",
+        expected="a complete image encoder file",
+        action="download it again and compare its size with the source, or choose another encoder",
+    )
 
 
 def _identity(clip_vision: comfy.clip_vision.ClipVisionModel, of_file: str | None) -> str:

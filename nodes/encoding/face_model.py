@@ -14,9 +14,10 @@ from torch import Tensor
 from ...ipadapter_core.errors import BadInputError, IPAdapterError, UnreadableFileError, one_of
 from ...ipadapter_core.face.detection import DETECTION_SIZES, Face
 from ...ipadapter_core.file.container import file_status
+from ...ipadapter_core.file.strangers import strangers
 from ..paths import fingerprint
 from .encoder import identity_of, remember
-from .face_onnx import broken_file_errors, load_onnx_pack
+from .face_onnx import load_onnx_pack
 
 logger = logging.getLogger(__name__)
 
@@ -68,13 +69,21 @@ class FaceModel:
                 for name, value in (("input_size", (size, size)), ("input_sizes", [(size, size)])):
                     if name in before:
                         setattr(detector, name, value)
-                found = self.analysis.get(image)
+                with strangers(self._unusable):
+                    found = self.analysis.get(image)
             finally:
                 for name, value in before.items():
                     setattr(detector, name, value)
             if found:
                 return tuple(map(_face, found))
         return ()
+
+    def _unusable(self, why: str) -> UnreadableFileError:
+        return UnreadableFileError(
+            f"face model {self.name}, which fails on a picture ({why})",
+            expected="a SCRFD face detector with landmarks and an ArcFace recognition network, as in buffalo_l",
+            action="use buffalo_l or antelopev2, or unpack the face pack again",
+        )
 
     def find_close_up(self, picture: Tensor) -> tuple[Face, ...]:
         """As `find`, for a face that fills the picture: it is looked for in a black frame."""
@@ -156,17 +165,19 @@ def _insightface(folder: Path, provider: str) -> Any:
     from insightface.app import FaceAnalysis
 
     size = DETECTION_SIZES[0]
-    broken: tuple[type[Exception], ...] = (AssertionError, *broken_file_errors())
-    try:
+    with strangers(lambda why: _unusable(folder, why)):
         analysis = FaceAnalysis(name=folder.name, root=str(folder.parents[1]), providers=[provider])
-    except broken as error:
-        raise UnreadableFileError(
-            f"face pack {folder.name}, which InsightFace cannot load ({error or 'it has no detector'})",
-            expected="all of its ONNX files, undamaged",
-            action=f"unpack {folder.name}.zip again in {folder.parent}",
-        ) from error
-    analysis.prepare(ctx_id=0, det_size=(size, size))
-    return analysis
+        analysis.prepare(ctx_id=0, det_size=(size, size))
+        return analysis
+
+
+def _unusable(folder: Path, why: str) -> UnreadableFileError:
+    # InsightFace asserts without a word that there is a detector
+    return UnreadableFileError(
+        f"face pack {folder.name}, which InsightFace cannot load ({why.replace('AssertionError', 'it has no detector')})",
+        expected="all of its ONNX files, undamaged",
+        action=f"unpack {folder.name}.zip again in {folder.parent}",
+    )
 
 
 def _provider(device: str) -> str:

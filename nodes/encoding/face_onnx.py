@@ -14,7 +14,9 @@ import torch
 from ...ipadapter_core.errors import MismatchError, UnreadableFileError
 from ...ipadapter_core.face.align import align_face
 from ...ipadapter_core.face.detection import DETECTION_SIZES, detector_input, read_detections
+from ...ipadapter_core.file.strangers import strangers
 
+_PICTURE_AXES = 4
 _DETECTOR_OUTPUTS = 9  # scores, boxes and landmarks at three strides
 _RECOGNISER_SIDE = 112  # pixels
 _MEAN = _STD = 127.5
@@ -103,16 +105,10 @@ def load_onnx_pack(files: Iterable[Path], provider: str) -> OnnxFaceAnalysis:
     return OnnxFaceAnalysis(found["detector"], found["recogniser"])
 
 
-def broken_file_errors() -> tuple[type[Exception], ...]:
-    """What onnxruntime raises about a file that is no usable network; it gives them no common base."""
-    from onnxruntime.capi import onnxruntime_pybind11_state as state
-
-    return (state.Fail, state.InvalidProtobuf, state.InvalidGraph, state.InvalidArgument, state.NoSuchFile)
-
-
 def _kind(session: Any) -> str | None:
-    outputs, shape = session.get_outputs(), session.get_inputs()[0].shape
-    if len(outputs) == _DETECTOR_OUTPUTS:
+    inputs, outputs = session.get_inputs(), session.get_outputs()
+    shape = inputs[0].shape if len(inputs) == 1 else []
+    if len(outputs) == _DETECTOR_OUTPUTS and len(shape) == _PICTURE_AXES:
         return "detector"
     is_recogniser = len(outputs) == 1 and len(outputs[0].shape) == 2 and list(shape[1:]) == [3, *[_RECOGNISER_SIDE] * 2]
     return "recogniser" if is_recogniser else None
@@ -124,14 +120,16 @@ def _open(file: Path, provider: str) -> Any:
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3  # errors
     providers = list(dict.fromkeys((provider, "CPUExecutionProvider")))
-    try:
+    with strangers(lambda why: _unusable(file, why)):
         return onnxruntime.InferenceSession(str(file), options, providers=providers)
-    except broken_file_errors() as error:
-        raise UnreadableFileError(
-            f"{file.name}, which onnxruntime cannot read ({error})",
-            expected="an ONNX network",
-            action="unpack the face pack again",
-        ) from error
+
+
+def _unusable(file: Path, why: str) -> UnreadableFileError:
+    return UnreadableFileError(
+        f"{file.name}, which onnxruntime cannot read ({why})",
+        expected="an ONNX network",
+        action="unpack the face pack again",
+    )
 
 
 def _run(session: Any, pixels: torch.Tensor) -> list[np.ndarray]:

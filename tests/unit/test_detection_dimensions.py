@@ -76,12 +76,12 @@ def test_metadata_states_what_no_tensor_shows() -> None:
         stating(
             **HEAD_DIM_8,
             layer=-1,
-            feature="image_embeds",
+            feature="hidden_states",
             negative="zero_features",
             encoder={"name": "an encoder", "image_size": 336, "crop": "pad"},
         ),
     )
-    assert (spec.layer, spec.feature, spec.negative) == (-1, Feature.IMAGE_EMBEDS, Negative.ZERO_FEATURES)
+    assert (spec.layer, spec.feature, spec.negative) == (-1, Feature.HIDDEN_STATES, Negative.ZERO_FEATURES)
     assert spec.encoder == EncoderHint(name="an encoder", image_size=336, crop="pad")
 
 

@@ -13,6 +13,7 @@ from torch import Tensor
 from ipadapter_core.errors import UnreadableFileError
 from ipadapter_core.file import container
 from ipadapter_core.file.container import HASH_KEY, read_header, read_tensors, tensor_hash, write_safetensors
+from ipadapter_core.file.header import DTYPES
 from ipadapter_core.file.spec import SPEC_KEY, EncoderHint
 from ipadapter_core.network.adapter import build_adapter, load_adapter, save_adapter
 from support.bad_files import good_tensors
@@ -210,3 +211,16 @@ def test_site_dims_of_a_real_layout_survive_the_round_trip(tmp_path: Path) -> No
     adapter = build_adapter(random_tensors(tiny_adapter("base", site_dims=small)), {})
     save_adapter(adapter, tmp_path / "a.safetensors")
     assert load_adapter(tmp_path / "a.safetensors").spec.site_dims == tuple(small)
+
+
+@pytest.mark.parametrize("dtype", DTYPES.values(), ids=str)
+def test_copied_and_mapped_tensors_are_equal(tmp_path: Path, dtype: torch.dtype) -> None:
+    numbers = torch.randint(0, 2, (5, 3), generator=torch.Generator().manual_seed(0)).to(dtype)
+    tensors = {"scalar": numbers[0, 0].clone(), "many": numbers, "none": numbers[:0].clone(), "row": numbers[1].clone()}
+    path = write_published(tmp_path / "a.safetensors", tensors)
+    for can_map in (True, False):
+        found = read_tensors(path, can_map=can_map).tensors
+        assert set(found) == set(tensors)
+        for name, tensor in tensors.items():
+            assert found[name].dtype == dtype
+            assert torch.equal(found[name].to(torch.complex64), tensor.to(torch.complex64)), name

@@ -1,6 +1,5 @@
 """Converting a file: read, rename, repair, prove, write."""
 
-import json
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -12,6 +11,7 @@ from torch import Tensor
 from ipadapter_core.errors import UnreadableFileError, UnsupportedFamilyError
 from ipadapter_core.file.container import publish, read_tensors, write_safetensors
 from ipadapter_core.file.detect import canonical_name, detect
+from ipadapter_core.file.json_text import parse_json
 from ipadapter_core.file.spec import AdapterSpec, EncoderHint, Feature, Negative
 from ipadapter_core.network.adapter import build_adapter
 
@@ -208,8 +208,10 @@ def _facts(path: Path, metadata: Mapping[str, str]) -> ExportFacts:
     """What the old file said about itself, if it said anything."""
     about = {name.removeprefix("modelspec."): value for name, value in metadata.items()}
     try:
-        training = dict(json.loads(metadata.get(TRAINING_KEY, "{}")))
-    except (ValueError, TypeError) as error:
+        training = parse_json(metadata.get(TRAINING_KEY, "{}"))
+        if not isinstance(training, dict):
+            raise ValueError(f"a {type(training).__name__}")
+    except ValueError as error:
         raise ConvertError(
             f"metadata {TRAINING_KEY} of {path.name} that is no JSON object ({error})",
             expected="what `ipadapter export` writes",

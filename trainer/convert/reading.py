@@ -1,5 +1,6 @@
 """Opening what trainers leave behind, without running code from it."""
 
+import os
 from pathlib import Path
 
 import torch
@@ -49,12 +50,12 @@ def find_state(path: Path) -> Path:
     Raises:
         ConvertError: a folder without one.
     """
-    if not path.is_dir():
+    if not os.path.isdir(path):
         return path
-    found = next((path / name for name in STATE_FILES if (path / name).is_file()), None)
+    found = next((path / name for name in STATE_FILES if os.path.isfile(path / name)), None)
     if found is not None:
         return found
-    inside = sorted(folder.name for folder in path.iterdir() if folder.is_dir() and is_state_folder(folder))
+    inside = sorted(folder.name for folder in path.iterdir() if os.path.isdir(folder) and is_state_folder(folder))
     raise ConvertError(
         f"the folder {path} has no weights"
         + (f" itself, but training states: {', '.join(inside[:4])}" if inside else ""),
@@ -64,7 +65,7 @@ def find_state(path: Path) -> Path:
 
 
 def is_state_folder(folder: Path) -> bool:
-    return any((folder / name).is_file() for name in STATE_FILES)
+    return any(os.path.isfile(folder / name) for name in STATE_FILES)
 
 
 def read_state(path: Path) -> TensorFile:

@@ -1,5 +1,6 @@
 """An adapter file in use: with the base it is for and the encoder it reads, ready to draw."""
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -84,7 +85,7 @@ def open_adapter(file: Path, base: Base, encoder: str | None, precision: Precisi
 
 def _stated_folder(spec: AdapterSpec) -> str:
     name = spec.encoder.name
-    if name is None or not Path(name).is_dir():
+    if name is None or not os.path.isdir(name):
         raise MismatchError(
             "no image encoder given, and the adapter names no folder here that holds it",
             expected=f"for {spec.family}: {encoder_need(spec)}",

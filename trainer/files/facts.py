@@ -14,6 +14,7 @@ from ipadapter_core.encoder.known import EncoderSpec
 from ipadapter_core.encoder.pixels import PixelFormat
 from ipadapter_core.errors import UnreadableFileError
 from ipadapter_core.file.container import HASH_KEY
+from ipadapter_core.file.json_text import parse_json
 from ipadapter_core.file.spec import AdapterSpec
 
 from ..config import AdapterConfig, Config
@@ -190,7 +191,7 @@ def read_preprocess(stated: Mapping[str, str]) -> Preprocess | None:
     if text is None:
         return None
     try:
-        values = json.loads(text)
+        values: Any = parse_json(text)
         pixel_format = PixelFormat.of(values["size"], values["mean"], values["std"])
         return Preprocess(
             encoder_kind=str(values["encoder_kind"]),

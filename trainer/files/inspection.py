@@ -1,6 +1,6 @@
 """What a file or folder is, in numbers and words: adapters, training states, runs, encoders and other models."""
 
-import json
+import os
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -9,8 +9,9 @@ from torch import Tensor
 
 from ipadapter_core.encoder.known import EncoderSpec, encoder_from_shapes, encoder_need, read_encoder_folder
 from ipadapter_core.errors import BadInputError, UnknownCheckpointError, UnreadableFileError, UnsupportedFamilyError
-from ipadapter_core.file.container import TensorFile
+from ipadapter_core.file.container import TensorFile, read_json
 from ipadapter_core.file.detect import canonical_name
+from ipadapter_core.file.json_text import parse_json
 from ipadapter_core.network.adapter import build_adapter
 
 from ..convert.errors import ConvertError
@@ -33,9 +34,9 @@ def inspect_path(path: Path) -> dict[str, object]:
         UnreadableFileError: a file that is missing, damaged, or no tensor file.
         BadInputError: a folder with nothing this project knows.
     """
-    if not path.is_dir():
+    if not os.path.isdir(path):
         return _file(path)
-    if (path / COUNTERS).is_file() and (path / ADAPTER).is_file():
+    if os.path.isfile(path / COUNTERS) and os.path.isfile(path / ADAPTER):
         return _checkpoint(path)
     if checkpoints := find_checkpoints(path):
         return {
@@ -44,12 +45,13 @@ def inspect_path(path: Path) -> dict[str, object]:
             "last": _counters(checkpoints[-1]),
             "next": f"ipadapter export {path}",
         }
-    if is_state_folder(path) and not (path / "config.json").is_file():
+    if is_state_folder(path) and not os.path.isfile(path / "config.json"):
         return {"state_file": find_state(path).name, **_file(path)}
-    if (path / "model_index.json").is_file():
-        index = json.loads((path / "model_index.json").read_text(encoding="utf-8"))
-        return {"kind": "text-to-image model", "pipeline": index.get("_class_name"), "next": f'base.model = "{path}"'}
-    if (path / "config.json").is_file():
+    if os.path.isfile(path / "model_index.json"):
+        index = read_json(path / "model_index.json", "index")
+        pipeline = index.get("_class_name") if isinstance(index, dict) else None
+        return {"kind": "text-to-image model", "pipeline": pipeline, "next": f'base.model = "{path}"'}
+    if os.path.isfile(path / "config.json"):
         return {**_encoder(read_encoder_folder(path)), "next": f'encoder.model = "{path}"'}
     raise BadInputError(
         f"{path} is a folder with no run, training state, model or encoder in it",
@@ -117,9 +119,12 @@ def _faults(path: Path, tensors: Mapping[str, Tensor]) -> dict[str, object]:
     """What is wrong with an adapter that loads; empty if nothing is."""
     parts = _parts(tensors)
     _, faults = repair_numbers(parts.sites) if parts else ({}, [])
-    if not all(tensor.isfinite().all() for tensor in tensors.values()):
+    numbers = [
+        tensor.float() if tensor.itemsize == 1 else tensor for tensor in tensors.values()
+    ]  # float8 knows neither
+    if not all(tensor.isfinite().all() for tensor in numbers):
         faults.append("NaN or infinite values among the weights")
-    elif not any(tensor.any() for tensor in tensors.values()):
+    elif not any(tensor.any() for tensor in numbers):
         faults.append("all weights are 0: it changes no picture")
     elif faults:
         return {"faults": faults, "next": f"ipadapter convert {path} -o repaired.safetensors"}
@@ -140,7 +145,7 @@ def _checkpoint(folder: Path) -> dict[str, object]:
     return {
         "kind": "checkpoint of a run",
         **_counters(folder),
-        "has_moving_average": (folder / EMA).is_file(),
+        "has_moving_average": os.path.isfile(folder / EMA),
         "adapter": _file(folder / ADAPTER),
         "config": str(folder / CONFIG),
         "next": f"ipadapter export {folder}",
@@ -148,7 +153,13 @@ def _checkpoint(folder: Path) -> dict[str, object]:
 
 
 def _counters(checkpoint: Path) -> dict[str, object]:
-    stated: dict[str, object] = json.loads((checkpoint / COUNTERS).read_text(encoding="utf-8"))
+    stated = read_json(checkpoint / COUNTERS, "state")
+    if not isinstance(stated, dict) or not {"step", "samples"} <= stated.keys():
+        raise UnreadableFileError(
+            f"{checkpoint / COUNTERS} without step and samples",
+            expected="what a run writes",
+            action="choose another checkpoint of the run",
+        )
     return {"step": stated["step"], "samples": stated["samples"]}
 
 
@@ -167,7 +178,7 @@ def _weights(tensors: Mapping[str, Tensor]) -> dict[str, object]:
 
 def _json(key: str, metadata: Mapping[str, str]) -> object:
     try:
-        return json.loads(metadata[key])
+        return parse_json(metadata[key])
     except ValueError as error:
         raise UnreadableFileError(
             f"metadata {key} that is not JSON ({error})",

@@ -2,6 +2,7 @@
 
 # B pictures, H W their size, S input size or feature positions, E feature width
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -103,7 +104,7 @@ def load_image_encoder(config: EncoderConfig, kind: str, device: torch.device) -
     identity = f"{fingerprint(vision.model)}/{feature.value}"
     if feature is Feature.HIDDEN_STATES:
         identity += f"/{config.layer}"
-    name = folder.name if Path(config.model).is_dir() else config.model
+    name = folder.name if os.path.isdir(config.model) else config.model
     return ImageEncoder(name, identity, vision, feature, config.layer, reference_format, device)
 
 

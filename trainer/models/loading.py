@@ -1,5 +1,6 @@
 """Opening the frozen model: a folder in diffusers layout, a hub repository or a single file."""
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +44,10 @@ _USUAL: dict[str, tuple[object, ...]] = {  # of a scheduler's settings; None is 
     "use_flow_sigmas": (False, None),
 }
 _MODULES = ("diffusers", "transformers")
-_LOADING_ERRORS = (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError, SingleFileComponentError)
+_LOADING_ERRORS = (
+    *(OSError, ValueError, LookupError, TypeError, AttributeError, RuntimeError, ArithmeticError, AssertionError),
+    *(ImportError, MemoryError, SafetensorError, SingleFileComponentError),
+)
 _VAE_FILES = ("config.json", "diffusion_pytorch_model*.safetensors", "*.index.json")
 _VAE_FORMS = "a folder with an autoencoder's config.json and weights, or a hub id such as madebyollin/sdxl-vae-fp16-fix"
 _DESCRIPTION = ("*.json", "*.txt", "*.model")
@@ -115,9 +119,9 @@ def _single_file(config: BaseModelConfig, parts: frozenset[str]) -> Path | None:
     path, place = Path(config.model), HubPlace.of(config.model)
     if place is not None and place.inside.endswith(SAFETENSORS_SUFFIXES):
         path = find_file(config.model, "base.model", _FORMS)
-    if path.is_dir() or not (path.is_file() or path.suffix in (*SAFETENSORS_SUFFIXES, *_PICKLED)):
+    if os.path.isdir(path) or not (os.path.isfile(path) or path.suffix in (*SAFETENSORS_SUFFIXES, *_PICKLED)):
         return None
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise ModelNotFoundError(
             f"base.model = {config.model!r}, which does not exist", expected=_FORMS, action="correct base.model"
         )
