@@ -6,6 +6,7 @@ from comfy_api.latest import io
 from torch import Tensor
 
 from ...ipadapter_core.face.detection import FACE_CHOICES
+from ..arrivals import checked
 from ..encoding.face_model import FaceModel
 from ..encoding.faces import VERSIONS, face_features, face_spec, face_tokens, find_faces, nearest_bytes, structure_of
 from ..encoding.pictures import encoder_of
@@ -72,6 +73,7 @@ class IPAEncodeFace(io.ComfyNode):
         )
 
     @classmethod
+    @checked
     def execute(
         cls,
         adapter: LoadedAdapter,

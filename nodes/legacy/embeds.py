@@ -17,6 +17,7 @@ from ...ipadapter_core.legacy.embeds import (
     save_embeds,
 )
 from ..paths import check_name, files_below, fingerprint
+from .arrivals import checked
 from .features import negative_features, positive_features
 from .payload import read_payload
 from .schema import EmbedsSocket, clip_vision, image, ipadapter, legacy_schema
@@ -62,6 +63,7 @@ class IPAdapterEncoder(io.ComfyNode):
         )
 
     @classmethod
+    @checked
     def execute(
         cls,
         ipadapter: object,
@@ -106,6 +108,7 @@ class IPAdapterCombineEmbeds(io.ComfyNode):
         )
 
     @classmethod
+    @checked
     def execute(
         cls,
         embed1: Tensor,
@@ -144,6 +147,7 @@ class IPAdapterSaveEmbeds(io.ComfyNode):
         )
 
     @classmethod
+    @checked
     def execute(cls, embeds: Tensor, filename_prefix: str) -> io.NodeOutput:
         checked = check_embeds(embeds, FILE_RANKS)
         folder, name, counter, subfolder, _ = folder_paths.get_save_image_path(
@@ -181,6 +185,7 @@ class IPAdapterLoadEmbeds(io.ComfyNode):
         return fingerprint(_input_folder() / name for name in (embeds_files() if embeds is None else [embeds]))
 
     @classmethod
+    @checked
     def execute(cls, embeds: str) -> io.NodeOutput:
         return io.NodeOutput(read_embeds(_input_folder() / check_name(embeds, "embeds in ComfyUI's input folder")))
 

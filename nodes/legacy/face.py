@@ -5,6 +5,7 @@ from comfy_api.latest import io
 from ..encoding.face_model import USUAL_PACKS, load_face_model, pack_fingerprint
 from . import schema
 from .apply_node import ApplyNode
+from .arrivals import checked
 
 _CATEGORY = "ipadapter/faceid"
 _NATIVE = "Encode Face for IP-Adapter and Apply IP-Adapter"
@@ -38,6 +39,7 @@ class IPAdapterInsightFaceLoader(io.ComfyNode):
         return pack_fingerprint(model_name)
 
     @classmethod
+    @checked
     def execute(cls, provider: str, model_name: str) -> io.NodeOutput:
         return io.NodeOutput(load_face_model(model_name, provider).analysis)
 

@@ -15,6 +15,7 @@ from ...ipadapter_core.legacy.weight_schedule import (
     schedule_weights,
 )
 from .application import Weight, list_weights
+from .arrivals import checked
 from .schema import StrategySocket, legacy_schema
 
 _NO_NATIVE = "it too: there is no native weight schedule yet (docs/migrating.md)"
@@ -97,6 +98,7 @@ class IPAdapterWeights(io.ComfyNode):
         )
 
     @classmethod
+    @checked
     def execute(
         cls,
         weights: str,
@@ -134,6 +136,7 @@ class IPAdapterWeightsFromStrategy(io.ComfyNode):
         )
 
     @classmethod
+    @checked
     def execute(cls, weights_strategy: Mapping[str, object], image: Tensor | None = None) -> io.NodeOutput:
         return _run(Strategy.from_dict(weights_strategy), image)
 
@@ -162,6 +165,7 @@ class IPAdapterPromptScheduleFromWeightsStrategy(io.ComfyNode):
         )
 
     @classmethod
+    @checked
     def execute(cls, weights_strategy: Mapping[str, object], prompt: str) -> io.NodeOutput:
         return io.NodeOutput(prompt_schedule(Strategy.from_dict(weights_strategy), prompt))
 
@@ -195,6 +199,7 @@ class IPAdapterCombineWeights(io.ComfyNode):
         )
 
     @classmethod
+    @checked
     def execute(cls, weights_1: Weight, weights_2: Weight) -> io.NodeOutput:
         weights = [*list_weights(weights_1), *list_weights(weights_2)]
         return io.NodeOutput(weights, len(weights))

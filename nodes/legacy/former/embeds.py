@@ -10,6 +10,7 @@ from ....ipadapter_core.errors import BadInputError, MismatchError
 from ....ipadapter_core.legacy.embeds import describe_embeds
 from ....ipadapter_core.legacy.noise import former_noise
 from .. import schema
+from ..arrivals import checked
 from . import schema as former
 
 _SLOTS = 4
@@ -45,6 +46,7 @@ class IPAdapterEncoder2023(io.ComfyNode):
         )
 
     @classmethod
+    @checked
     def execute(
         cls,
         clip_vision: Any,
@@ -92,6 +94,7 @@ class IPAdapterBatchEmbeds(io.ComfyNode):
         )
 
     @classmethod
+    @checked
     def execute(cls, embed1: Tensor, embed2: Tensor) -> io.NodeOutput:
         first, second = map(_check_stacked, (embed1, embed2))
         if (first.shape[0], *first.shape[2:]) != (second.shape[0], *second.shape[2:]):
