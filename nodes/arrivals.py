@@ -18,7 +18,7 @@ from comfy_api.latest import io
 from torch import Tensor
 
 from ..ipadapter_core.branch.tokens import ImageTokens
-from ..ipadapter_core.errors import BadInputError
+from ..ipadapter_core.errors import BadInputError, shown
 from ..ipadapter_core.strength.layer_weights import LayerWeights
 from .encoding.encoder import VisionEncoder
 from .encoding.face_model import FaceModel
@@ -30,7 +30,6 @@ _CLIP_VISION = ("model", "patcher", "config", "model_type", "image_size", "image
 _MODEL = ("model", "clone", "get_model_object", "model_options")
 _NO_DEFAULT = inspect.Parameter.empty
 _AT_ONCE = 16  # pictures whose numbers are looked at together
-_SHOWN = 60  # characters of a text, entries of a dictionary
 _LONG = 64  # bits of a number
 
 
@@ -113,21 +112,16 @@ def describe(value: object) -> str:
     if isinstance(value, np.ndarray):
         return f"a NumPy array of shape {list(value.shape)}"
     if isinstance(value, str):
-        return f"the text {shortened(value)!r}"
+        return f"the text '{shown(value)}'"
     if isinstance(value, Real):
         is_long = isinstance(value, int) and value.bit_length() > _LONG
         return "a number of very many digits" if is_long else f"the number {value}"
     if isinstance(value, Mapping):
-        return f"a dictionary of {shortened(', '.join(map(str, value))) or 'nothing'}"
+        return f"a dictionary of {shown(', '.join(map(str, value))) or 'nothing'}"
     if isinstance(value, Sequence):
         kinds = sorted({type(entry).__name__ for entry in value})
-        return f"a {type(value).__name__} of {len(value)} ({shortened(', '.join(kinds))})"
+        return f"a {type(value).__name__} of {len(value)} ({shown(', '.join(kinds))})"
     return f"a {type(value).__name__}"
-
-
-def shortened(text: str) -> str:
-    """A text of others, short enough for a message."""
-    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}…"
 
 
 def instance_of(kind: type) -> Callable[[object], object]:
@@ -270,7 +264,7 @@ def _token_sets(value: object) -> dict[str, object]:
     given = {name: tokens for name, tokens in entries.items() if tokens is not None}
     for name, tokens in given.items():
         if not isinstance(tokens, ImageTokens):
-            raise UnfitError(f"{describe(tokens)} ({shortened(str(name))})")
+            raise UnfitError(f"{describe(tokens)} ({shown(str(name))})")
     if not given:
         raise UnfitError("nothing (None)")
     return given

@@ -2,7 +2,31 @@
 
 import os
 
+import pytest
 import torch
 
 torch.set_num_threads(1)
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # of processes that tests start
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """`pytest tests/fuzz --cases 10000 [--seed S] [--case NUMBER]`: as many mutated inputs as one has time for.
+
+    Also of tests/comfy/test_fuzz_nodes.py, which needs a ComfyUI in its process.
+    """
+    parser.addoption("--cases", type=int, default=300, help="mutated inputs per entry point")
+    parser.addoption("--seed", type=int, default=0, help="of the mutations")
+    parser.addoption("--case", type=int, default=None, help="only the one of this number")
+
+
+@pytest.fixture
+def numbers(pytestconfig: pytest.Config) -> range:
+    """Of the cases to run."""
+    one = pytestconfig.getoption("--case")
+    return range(pytestconfig.getoption("--cases")) if one is None else range(one, one + 1)
+
+
+@pytest.fixture
+def seed(pytestconfig: pytest.Config) -> int:
+    seed: int = pytestconfig.getoption("--seed")
+    return seed

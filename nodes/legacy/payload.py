@@ -15,9 +15,9 @@ from uuid import uuid4
 from torch import Tensor
 
 from ...ipadapter_core.encoder.known import check_encoder, encoder_need
-from ...ipadapter_core.errors import BadInputError, MismatchError
+from ...ipadapter_core.errors import BadInputError, MismatchError, shown
 from ...ipadapter_core.network.adapter import build_adapter
-from ..arrivals import UnfitError, read_tensor, shortened
+from ..arrivals import UnfitError, read_tensor
 from ..encoding.encoder import VisionEncoder, from_clip_vision
 from ..sockets import WEIGHT_OPERATIONS, LoadedAdapter
 
@@ -141,7 +141,7 @@ def what_is_wrong(value: object) -> str:
             try:
                 read_tensor(tensor, range(_MOST_DIMENSIONS), is_finite=False)
             except UnfitError as error:
-                return f"an IPADAPTER whose {part} has {error.found} as {shortened(str(name))}"
+                return f"an IPADAPTER whose {part} has {error.found} as {shown(str(name))}"
     return ""
 
 
@@ -174,5 +174,5 @@ def _foreign(raw: Mapping[str, Any]) -> LoadedAdapter:
 
 def _describe(value: object) -> str:
     if isinstance(value, Mapping):
-        return f"a dictionary of {', '.join(map(str, value)) or 'nothing'}"
+        return f"a dictionary of {shown(', '.join(map(str, value))) or 'nothing'}"
     return "empty" if value is None else f"a {type(value).__name__}"
