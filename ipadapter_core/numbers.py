@@ -6,7 +6,7 @@ import re
 from .errors import BadInputError, shown
 
 # Of an entry such as "3: 0.5", as patterns; Python reads no whole number of thousands of digits.
-NUMBER = r"[-+]?(?:\d{1,100}\.?\d*|\.\d+)"
+NUMBER = r"[-+]?(?:\d{1,100}(?:\.\d*)?|\.\d+)"
 WHOLE = r"\d{1,9}"
 
 

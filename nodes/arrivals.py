@@ -29,6 +29,7 @@ Execute = TypeVar("Execute", bound=Callable[..., Any])
 _CLIP_VISION = ("model", "patcher", "config", "model_type", "image_size", "image_mean", "image_std", "encode_image")
 _MODEL = ("model", "clone", "get_model_object", "model_options")
 _NO_DEFAULT = inspect.Parameter.empty
+_MOST_WEIGHTS = 100_000  # an hour of film; a picture has more numbers
 _AT_ONCE = 16  # pictures whose numbers are looked at together
 _LONG = 64  # bits of a number
 
@@ -228,6 +229,8 @@ def _numbers(value: object) -> list[float]:
         listed: list[float] = read_tensor(numbers, range(8)).flatten().tolist()
     except (TypeError, ValueError, OverflowError, RuntimeError, UnfitError) as error:
         raise UnfitError(describe(value)) from error
+    if len(listed) > _MOST_WEIGHTS:
+        raise UnfitError(describe(value))
     return listed
 
 
@@ -283,7 +286,7 @@ MASK = Kind(
     "a MASK: a tensor of shape [batch, height, width] or [height, width] with values from 0 to 1",
     f"{_LOOK} a MASK, not an image or a latent",
 )
-WEIGHTS = Kind(read_weights, "a finite number, or a list of them, one per frame", _CHOOSE)
+WEIGHTS = Kind(read_weights, f"a finite number, or a list of them, one per frame and at most {_MOST_WEIGHTS}", _CHOOSE)
 TEXT = Kind(instance_of(str), "a text", _CHOOSE)
 KINDS: dict[str, Kind] = {
     "IMAGE": IMAGE,

@@ -118,7 +118,7 @@ def model_path(folder: str, name: object, kind: str) -> Path:
     place = _place(folder, check_name(name, f"models/{folder}"))
     if not os.path.lexists(place):
         raise UnreadableFileError(
-            f"no file {shown(name)} in {' or '.join(folder_paths.get_folder_paths(folder))}",
+            f"no file {shown(str(name))} in {' or '.join(folder_paths.get_folder_paths(folder))}",
             expected=f"the name of a file of models/{folder}",
             action="choose another file or put this one back",
         )

@@ -12,7 +12,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # of processes that tests start
 def pytest_addoption(parser: pytest.Parser) -> None:
     """`pytest tests/fuzz --cases 10000 [--seed S] [--case NUMBER]`: as many mutated inputs as one has time for.
 
-    Also of tests/comfy/test_fuzz_nodes.py, which needs a ComfyUI in its process.
+    Also of tests/comfy/test_strange_inputs.py, which needs a ComfyUI in its process.
     """
     parser.addoption("--cases", type=int, default=300, help="mutated inputs per entry point")
     parser.addoption("--seed", type=int, default=0, help="of the mutations")

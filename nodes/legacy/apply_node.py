@@ -119,7 +119,7 @@ class ApplyNode(io.ComfyNode):
             raise BadInputError(
                 "no image",
                 expected="a reference image",
-                action="connect one to image, or to image_style where there is such an input",
+                action="connect one to image, or to image_style or ipadapter_params where there is such an input",
             )
         patched, pictures = apply_image(model, payload, image, use, image_negative)
         return io.NodeOutput(patched, pictures)

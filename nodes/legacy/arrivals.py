@@ -2,6 +2,8 @@
 
 from collections.abc import Mapping
 
+from ...ipadapter_core.errors import BadInputError
+from ...ipadapter_core.legacy.weight_schedule import Strategy
 from ..arrivals import IMAGE, KINDS, MASK, TEXT, WEIGHTS, Kind, UnfitError, checker, describe, having, read_tensor
 from .payload import what_is_wrong
 from .schema import EmbedsSocket, InsightFaceSocket, IPAdapterSocket, ParamsSocket, StrategySocket
@@ -56,6 +58,10 @@ def _of_region(key: str, entry: object) -> object:
 def _strategy(value: object) -> object:
     if not isinstance(value, Mapping) or not all(isinstance(key, str) for key in value):
         raise UnfitError(describe(value))
+    try:
+        Strategy.from_dict(value)
+    except BadInputError as error:
+        raise UnfitError(error.found) from error
     return value
 
 

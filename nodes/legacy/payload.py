@@ -17,7 +17,7 @@ from torch import Tensor
 from ...ipadapter_core.encoder.known import check_encoder, encoder_need
 from ...ipadapter_core.errors import BadInputError, MismatchError, shown
 from ...ipadapter_core.network.adapter import build_adapter
-from ..arrivals import UnfitError, read_tensor
+from ..arrivals import UnfitError, read_tensor, read_vision
 from ..encoding.encoder import VisionEncoder, from_clip_vision
 from ..sockets import WEIGHT_OPERATIONS, LoadedAdapter
 
@@ -132,6 +132,12 @@ def what_is_wrong(value: object) -> str:
     """Why a value is no IPADAPTER, as what was found; empty if it is one."""
     is_pipeline = isinstance(value, Mapping) and "ipadapter" in value
     raw = _model(value, "ipadapter") if is_pipeline else value
+    vision = _model(value, "clipvision") if is_pipeline else None
+    try:
+        if vision is not None:
+            read_vision(vision)
+    except UnfitError as error:
+        return f"an IPADAPTER whose image encoder is {error.found}"
     if isinstance(raw, RawAdapter):
         return ""
     if not isinstance(raw, Mapping) or not all(isinstance(raw.get(part), Mapping) for part in PARTS):

@@ -10,7 +10,7 @@ from typing import Any
 from . import comfy_host
 from .executor import SINK, Executor, Graph
 from .fuzzing import SECONDS, HangError, Tally
-from .strange import ANYTHING, LITERALS, strange
+from .strange import ANYTHING, LITERALS, plausible, strange
 
 GIVEN = "TestsGiven"
 _WIDGETS = ("FLOAT", "INT", "STRING", "BOOLEAN", "COMBO")
@@ -47,6 +47,7 @@ class NodeFuzzer:
         self.executor = executor
         self.goods = goods
         self.said = ""  # the last message
+        self.refused = 0  # by ComfyUI, before anything ran
 
     def fuzz(self, numbers: range, seed: int) -> Tally:
         tally = Tally()
@@ -59,8 +60,9 @@ class NodeFuzzer:
         node_id = rng.choice(sorted(self.goods))
         inputs = dict(self.inputs(node_id))
         kinds = []
+        items = {item.id: item for item in comfy_host.schema(node_id).inputs}
         for name in rng.sample(sorted(inputs), min(len(inputs), rng.choice((1, 1, 2, 3)))):
-            kind, inputs[name] = self._mutated(rng, inputs[name])
+            kind, inputs[name] = self._mutated(rng, inputs[name], items.get(name))
             kinds.append(f"{name}: {kind}")
         outcome = self.outcome(node_id, inputs)
         return outcome if outcome in ("read", "message") else f"{node_id} ({', '.join(kinds)}): {outcome}"
@@ -96,18 +98,26 @@ class NodeFuzzer:
             return "read"
         kind, message, trace = error
         self.said = message
+        self.refused += kind == "refused"
         if all(part in message for part in ("Found: ", ". Expected: ", ". What to do: ")) or kind == "refused":
             return "message"
         ours = [line for line in trace if str(comfy_host.ROOT) in line]
         return f"{kind}: {message[:80]!r} at {ours[-1].split(',')[0:3] if ours else trace[-1:]}"
 
-    def _mutated(self, rng: random.Random, good: Any) -> tuple[str, Any]:
+    def _mutated(self, rng: random.Random, good: Any, item: Any) -> tuple[str, Any]:
+        chance = rng.random()
+        if chance < 0.03:  # what belongs on another socket
+            other = rng.choice([value for given in self.goods.values() for value in given.values()])
+            return f"a {type(other).__name__}", Link(other)
         if isinstance(good, Link):
             kind, value = strange(rng, good.value)
             return kind, Link(value)
-        if rng.random() < 0.5:
+        if chance < 0.15:
             kind = rng.choice(sorted(LITERALS))
             return f"literal {kind}", ANYTHING[kind]()
+        if chance < 0.5:
+            kind, value = plausible(rng, item)
+            return f"{kind} {value!r}", rng.choice((value, Link(value)))
         kind = rng.choice(sorted(ANYTHING))
         return kind, Link(ANYTHING[kind]())
 

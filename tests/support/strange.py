@@ -44,7 +44,8 @@ TENSORS: dict[str, Make] = {  # of a good tensor
     "channels": lambda rng, x: torch.rand(*x.shape[:-1], rng.choice((1, 2, 4, 5))),
     "many": lambda rng, x: x[:1].expand(70, *x.shape[1:]),
     "two": lambda rng, x: torch.cat((x, x.flip(-1))),
-    "other rank": lambda rng, x: x[0] if rng.random() < 0.5 else x[None],
+    "one picture": lambda rng, x: x[0],
+    "one more dimension": lambda rng, x: x[None],
     "transposed": lambda rng, x: x.transpose(-1, -2),
     "gradient": lambda rng, x: x.clone().requires_grad_(),
 }
@@ -104,17 +105,32 @@ LITERALS = {  # of these, what a prompt in JSON can hold
 
 def strange(rng: random.Random, good: Any) -> tuple[str, Any]:
     """A value in place of a good one, and its kind: something else altogether, or the same with one fault in it."""
-    if isinstance(good, Tensor) and rng.random() < 0.75:
+    if isinstance(good, Tensor) and rng.random() < 0.9:
         kind = rng.choice(sorted(TENSORS))
         return kind, _made(TENSORS[kind], rng, good)
-    if isinstance(good, Mapping) and good and rng.random() < 0.75:
+    if isinstance(good, Mapping) and good and rng.random() < 0.9:
         return _with_a_fault(rng, good)
-    if isinstance(good, list) and good and rng.random() < 0.5:
+    if isinstance(good, list) and good and rng.random() < 0.9:
         place = rng.randrange(len(good))
         kind, value = strange(rng, good[place])
         return f"[{kind}]", [*good[:place], value, *good[place + 1 :]]
     kind = rng.choice(sorted(ANYTHING))
     return kind, ANYTHING[kind]()
+
+
+def plausible(rng: random.Random, item: Any) -> tuple[str, Any]:
+    """A value that a widget takes, or a number beside its range, as a linked one may be."""
+    if options := getattr(item, "options", None):
+        return "choice", rng.choice(list(options))
+    low, high = getattr(item, "min", None), getattr(item, "max", None)
+    if low is not None and high is not None:
+        number = rng.choice((low, high, rng.uniform(low, high), rng.uniform(2 * low - high, 2 * high - low)))
+        return "number", int(number) if item.get_io_type() == "INT" else number
+    if item.get_io_type() == "BOOLEAN":
+        return "flag", rng.random() < 0.5
+    return "words", rng.choice(
+        ("", "1", "0.5, 1", "3: 0.5, 6: 1", "output.1: 0", "a/b", "1\n0", "mine", "nan", "0: -1")
+    )
 
 
 def _with_a_fault(rng: random.Random, good: Mapping[Any, Any]) -> tuple[str, Any]:
