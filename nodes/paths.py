@@ -17,6 +17,7 @@ ENCODERS = "clip_vision"
 AUTO = "auto"  # choices of image encoder beside those found
 NONE = "none"
 
+_LONGEST_NAME = 1024  # characters
 _NOWHERE = "?"  # no file system has it
 
 logger = logging.getLogger(__name__)
@@ -93,11 +94,12 @@ def check_name(name: object, where: str) -> str:
     """What should name a file, or a choice like one.
 
     Raises:
-        BadInputError: no text, as a linked input may give.
+        BadInputError: no text, as a linked input may give, or one longer than a name can be.
     """
-    if not isinstance(name, str):
+    if not isinstance(name, str) or len(name) > _LONGEST_NAME:
+        found = f"{len(name)} characters" if isinstance(name, str) else f"a {type(name).__name__}"
         raise BadInputError(
-            f"a {type(name).__name__} where the name of a file is needed",
+            f"{found} where the name of a file is needed",
             expected=f"the name of a file of {where}",
             action="choose one, or connect a node that gives its name",
         )
@@ -188,6 +190,14 @@ def is_within(folder: str, path: str) -> bool:
         return False
 
 
+def inside(name: str) -> str:
+    """A name as that of something below a folder, as ComfyUI has it: what leads up or begins anew leads nowhere."""
+    try:
+        return os.path.relpath(os.path.join("/", name), "/")
+    except ValueError:  # on Windows another drive or a share, which would be told who asks for it
+        return _NOWHERE
+
+
 def files_below(folder: Path, above: frozenset[str] = frozenset()) -> Iterator[tuple[Path, list[str]]]:
     """Every folder from this one down, links followed but never in a circle, and the names of its files."""
     real = os.path.realpath(folder)
@@ -226,11 +236,7 @@ def _identity(path: Path) -> tuple[str, int, int] | None:
 
 def _place(folder: str, name: str) -> Path:
     """Of the places where a file may lie the first that has it, else the first that has something of its name."""
-    try:
-        inside = os.path.relpath(os.path.join("/", name), "/")
-    except ValueError:  # on Windows a name with a drive or a share; asking for a share would tell it who asks
-        inside = _NOWHERE
-    places = [Path(base) / inside for base in folder_paths.get_folder_paths(folder)]
+    places = [Path(base) / inside(name) for base in folder_paths.get_folder_paths(folder)]
     for is_there in (os.path.isfile, os.path.lexists):
         for place in places:
             if is_there(place):

@@ -3,6 +3,7 @@
 from comfy_api.latest import io
 
 from ..encoding.face_model import USUAL_PACKS, load_face_model, pack_fingerprint
+from ..paths import check_name
 from . import schema
 from .apply_node import ApplyNode
 from .arrivals import checked
@@ -41,7 +42,7 @@ class IPAdapterInsightFaceLoader(io.ComfyNode):
     @classmethod
     @checked
     def execute(cls, provider: str, model_name: str) -> io.NodeOutput:
-        return io.NodeOutput(load_face_model(model_name, provider).analysis)
+        return io.NodeOutput(load_face_model(check_name(model_name, "models/insightface/models"), provider).analysis)
 
 
 def _apply_schema(node_id: str, display_name: str, description: str, *weights: io.Input) -> io.Schema:

@@ -2,10 +2,12 @@
 
 from collections.abc import Mapping
 
+import comfy.model_management
 import torch
 from comfy_api.latest import io
 from torch import Tensor
 
+from ...ipadapter_core.errors import BadInputError
 from ...ipadapter_core.legacy.weight_schedule import (
     LINEAR,
     METHODS,
@@ -46,12 +48,23 @@ def _outputs() -> list[io.Output]:
     ]
 
 
+def _check_memory(count: int, picture: Tensor) -> None:
+    """Raises BadInputError if so many pictures do not fit into what is free."""
+    needed, free = count * picture.nbytes, comfy.model_management.get_free_memory(torch.device("cpu"))
+    if needed > free:
+        raise BadInputError(
+            f"{count} frames of pictures of {picture.shape[1]} x {picture.shape[0]} pixels, {needed >> 20} MiB",
+            expected=f"what fits into the {int(free) >> 20} MiB of memory that are free",
+            action="use fewer frames or smaller pictures",
+        )
+
+
 def _run(strategy: Strategy, image: Tensor | None) -> io.NodeOutput:
     schedule = schedule_weights(strategy, 0 if image is None else len(image))
-    first, second = (
-        None if image is None or order is None else image[torch.tensor(order)]
-        for order in (schedule.first, schedule.second)
-    )
+    orders = (schedule.first, schedule.second)
+    if image is not None:
+        _check_memory(sum(len(order or ()) for order in orders), image[0])
+    first, second = (None if image is None or order is None else image[torch.tensor(order)] for order in orders)
     weights = schedule.weights
     return io.NodeOutput(weights, weights[::-1], len(weights), first, second, schedule.strategy.to_dict())
 

@@ -322,3 +322,17 @@ def test_regions_of_other_packs(fuzzer: NodeFuzzer, change: dict[str, Any], foun
 def test_pipelines_of_other_packs(fuzzer: NodeFuzzer, change: dict[str, Any], found: str) -> None:
     pipeline = fuzzer.goods["IPAdapter"]["ipadapter"] | change
     assert found in refused(fuzzer, "IPAdapter", ipadapter=pipeline)
+
+
+def test_more_frames_than_memory_holds(fuzzer: NodeFuzzer) -> None:
+    image = torch.zeros(1, 1, 1, 3).expand(1, 4000, 4000, 3)
+    said = refused(fuzzer, "IPAdapterWeights", image=image, frames=2, add_ending_frames=999_000)
+    assert said.startswith("Found: 999002 frames of pictures of 4000 x 4000 pixels")
+
+
+@pytest.mark.parametrize("kind", ["float16", "float64", "fp8"])
+@pytest.mark.parametrize("channels", [1, 3, 4])
+def test_the_first_encoder_takes_unusual_images(fuzzer: NodeFuzzer, kind: str, channels: int) -> None:
+    image = TENSORS[kind](random.Random(0), torch.rand(1, 20, 20, channels))
+    inputs = fuzzer.inputs("IPAdapterEncoder2023") | {"image_1": Link(image)}
+    assert fuzzer.outcome("IPAdapterEncoder2023", inputs) == "read", fuzzer.said

@@ -6,6 +6,7 @@ import torch
 from comfy_api.latest import io
 from torch import Tensor
 
+from ....ipadapter_core.encoder.pixels import check_image
 from ....ipadapter_core.errors import BadInputError, MismatchError
 from ....ipadapter_core.legacy.embeds import describe_embeds
 from ....ipadapter_core.legacy.noise import former_noise
@@ -136,7 +137,7 @@ def _weight(number: int) -> io.Input:
 
 
 def _encode(clip_vision: Any, image: Tensor, is_hidden: bool) -> Tensor:
-    out = clip_vision.encode_image(image)
+    out = clip_vision.encode_image(check_image(image))
     features: Tensor = out.penultimate_hidden_states if is_hidden else out.image_embeds
     return features.float()
 
