@@ -56,7 +56,7 @@ class Kind:
     action: str
 
 
-def checker(kinds: Mapping[str, Kind]) -> Callable[[Execute], Execute]:
+def checker(kinds: Mapping[str, Kind], unread: Sequence[str] = ()) -> Callable[[Execute], Execute]:
     """A decorator for `execute` that reads every input as the kind its node's schema names.
 
     None is taken where `execute` has it as default, and a number per frame where its annotation admits a tensor. A node
@@ -64,6 +64,7 @@ def checker(kinds: Mapping[str, Kind]) -> Callable[[Execute], Execute]:
 
     Args:
         kinds: by type of ComfyUI, such as "IMAGE"; what has other types is taken as it is.
+        unread: inputs without effect, by name, which may be anything.
     """
 
     def checked(execute: Execute) -> Execute:
@@ -75,9 +76,10 @@ def checker(kinds: Mapping[str, Kind]) -> Callable[[Execute], Execute]:
         def check_and_execute(cls: type[io.ComfyNode], *args: Any, **kwargs: Any) -> io.NodeOutput:
             schema = cls.SCHEMA or cls.GET_SCHEMA()
             types = {**getattr(cls, "beyond_schema", {}), **{item.id: item.get_io_type() for item in schema.inputs}}
+            read = types.keys() - unread
             given = dict(zip([*parameters][1:], args, strict=False)) | kwargs
             for name, value in given.items():
-                if name in types and not (value is None and defaults.get(name, _NO_DEFAULT) is None):
+                if name in read and not (value is None and defaults.get(name, _NO_DEFAULT) is None):
                     io_type = PER_FRAME if types[name] == io.Float.io_type and name in lists else types[name]
                     given[name] = _read(kinds, io_type, value, f"{name} of {schema.display_name}")
             return execute(cls, **given)

@@ -89,5 +89,6 @@ checked = checker(
         StrategySocket.io_type: Kind(
             _strategy, "the settings of a weight schedule", "connect the weights_strategy of IPAdapter Weights"
         ),
-    }
+    },
+    unread=("encode_batch_size",),
 )

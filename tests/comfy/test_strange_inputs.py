@@ -133,9 +133,19 @@ def test_good_inputs_run(fuzzer: NodeFuzzer) -> None:
 
 
 def test_mutated_inputs_run_or_say_why_not(fuzzer: NodeFuzzer, numbers: range, seed: int) -> None:
+    before = neighbour(fuzzer)
     tally = fuzzer.fuzz(numbers, seed)
     print(f"{tally}\n({fuzzer.refused} of the messages are ComfyUI's own)")  # noqa: T201 - the count of outcomes
     assert not tally.failures
+    assert neighbour(fuzzer) == before
+
+
+def neighbour(fuzzer: NodeFuzzer) -> str:
+    """What a good node gives, computed anew."""
+    comfy_host.pack("nodes.cache").CACHE.clear()
+    inputs = {name: fuzzer.goods["IPAApplyImage"][name] for name in ("adapter", "image")}
+    tokens = comfy_host.run("IPAEncodeImage", **inputs, crop="center")
+    return str(tokens.digest)
 
 
 def refused(fuzzer: NodeFuzzer, node_id: str, **changes: Any) -> str:
