@@ -52,7 +52,14 @@ class Strategy:
     frame_count: int = 0
 
     def __post_init__(self) -> None:
-        """Raises BadInputError: numbers of frames that are none, or too many."""
+        """Raises BadInputError: numbers of frames that are none, or too many, and names that are no text."""
+        for name, known in (("timing", TIMINGS), ("method", METHODS)):
+            if not isinstance(getattr(self, name), str):
+                raise BadInputError(
+                    f"{name} of a weight schedule that is no text",
+                    expected=f"one of {', '.join(known)}",
+                    action="connect a strategy as a weights node makes it",
+                )
         for name in ("frames", "start_frame", "end_frame", "add_starting_frames", "add_ending_frames", "frame_count"):
             value = getattr(self, name)
             if not isinstance(value, int) or not 0 <= value <= _MOST_FRAMES:

@@ -129,9 +129,10 @@ LOADERS = {
 def test_adapters_are_read_below_their_folder_only(
     folders: dict, base_directory: Path, node_id: str, kind: str
 ) -> None:
-    name, widgets = LOADERS[node_id]
-    comfy_host.fingerprint(node_id, **widgets | {name: NAMES[kind].format(".safetensors", base=base_directory)})
-    message_of(node_id, **widgets | {name: NAMES[kind].format(".safetensors", base=base_directory)})
+    input_name, widgets = LOADERS[node_id]
+    name = NAMES[kind].replace("../outside", "../../outside").format(".safetensors", base=base_directory)
+    comfy_host.fingerprint(node_id, **widgets | {input_name: name})
+    message_of(node_id, **widgets | {input_name: name})
 
 
 @pytest.mark.parametrize("kind", sorted(set(NAMES) - {"through a link to a folder", "through a link to a file"}))

@@ -305,6 +305,13 @@ def test_strategies_of_other_packs(fuzzer: NodeFuzzer, frames: Any) -> None:
     assert "frames of a weight schedule that is no number of frames" in said
 
 
+@pytest.mark.parametrize("name", ["timing", "method"])
+def test_strategies_whose_names_are_no_text(fuzzer: NodeFuzzer, name: str) -> None:
+    strategy = fuzzer.goods["IPAdapterWeightsFromStrategy"]["weights_strategy"] | {name: np.array([None, "a"])}
+    said = refused(fuzzer, "IPAdapterWeightsFromStrategy", weights_strategy=strategy)
+    assert f"{name} of a weight schedule that is no text" in said
+
+
 @pytest.mark.parametrize(
     ("change", "found"),
     [
