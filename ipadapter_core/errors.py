@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import TypeVar, overload
 
 Value = TypeVar("Value")
+_SHOWN = 80  # characters
 
 
 class IPAdapterError(ValueError):
@@ -40,6 +41,12 @@ class BadInputError(IPAdapterError):
     """An image, mask, range or factor that cannot be used."""
 
 
+def shown(text: str) -> str:
+    """A text of strangers in a message: its beginning, with what cannot be printed spelled out."""
+    beginning = text[:_SHOWN]
+    return (beginning if beginning.isprintable() else repr(beginning)[1:-1]) + "…" * (len(text) > _SHOWN)
+
+
 @overload
 def one_of(name: str, known: Mapping[str, Value], what: str) -> Value: ...
 @overload
@@ -54,5 +61,7 @@ def one_of(name: str, known: Mapping[str, object] | Sequence[str], what: str) ->
         BadInputError: an unknown name.
     """
     if name not in known:
-        raise BadInputError(f"{what} {name!r}", expected=f"one of {', '.join(known)}", action="choose one of them")
+        raise BadInputError(
+            f"{what} '{shown(str(name))}'", expected=f"one of {', '.join(known)}", action="choose one of them"
+        )
     return known[name] if isinstance(known, Mapping) else name

@@ -3,9 +3,11 @@
 import math
 import re
 
-from .errors import BadInputError
+from .errors import BadInputError, shown
 
-NUMBER = r"[-+]?(?:\d+\.?\d*|\.\d+)"  # of an entry such as "3: 0.5", as a pattern
+# Of an entry such as "3: 0.5", as patterns; Python reads no whole number of thousands of digits.
+NUMBER = r"[-+]?(?:\d{1,100}(?:\.\d*)?|\.\d+)"
+WHOLE = r"\d{1,9}"
 
 
 def entries(text: str) -> list[str]:
@@ -28,6 +30,8 @@ def parse_numbers(text: str, what: str) -> list[float]:
         numbers = [math.nan]
     if not all(map(math.isfinite, numbers)):
         raise BadInputError(
-            f"{what} {text!r}", expected="numbers separated by commas, such as '1, 0.5'", action="correct the list"
+            f"{what} '{shown(text)}'",
+            expected="numbers separated by commas, such as '1, 0.5'",
+            action="correct the list",
         )
     return numbers

@@ -9,13 +9,16 @@ from pathlib import Path
 import folder_paths
 
 from ..ipadapter_core.encoder.known import FILE_KIND
-from ..ipadapter_core.errors import BadInputError, UnreadableFileError
+from ..ipadapter_core.errors import BadInputError, UnreadableFileError, shown
 from ..ipadapter_core.file.container import ADAPTER, ADAPTER_SUFFIXES, file_status
 
 ADAPTERS = "ipadapter"
 ENCODERS = "clip_vision"
 AUTO = "auto"  # choices of image encoder beside those found
 NONE = "none"
+
+_LONGEST_NAME = 1024  # characters
+_NOWHERE = "?"  # no file system has it
 
 logger = logging.getLogger(__name__)
 
@@ -91,11 +94,12 @@ def check_name(name: object, where: str) -> str:
     """What should name a file, or a choice like one.
 
     Raises:
-        BadInputError: no text, as a linked input may give.
+        BadInputError: no text, as a linked input may give, or one longer than a name can be.
     """
-    if not isinstance(name, str):
+    if not isinstance(name, str) or len(name) > _LONGEST_NAME:
+        found = f"{len(name)} characters" if isinstance(name, str) else f"a {type(name).__name__}"
         raise BadInputError(
-            f"{name!r} where the name of a file is needed",
+            f"{found} where the name of a file is needed",
             expected=f"the name of a file of {where}",
             action="choose one, or connect a node that gives its name",
         )
@@ -116,7 +120,7 @@ def model_path(folder: str, name: object, kind: str) -> Path:
     place = _place(folder, check_name(name, f"models/{folder}"))
     if not os.path.lexists(place):
         raise UnreadableFileError(
-            f"no file {name} in {' or '.join(folder_paths.get_folder_paths(folder))}",
+            f"no file {shown(str(name))} in {' or '.join(folder_paths.get_folder_paths(folder))}",
             expected=f"the name of a file of models/{folder}",
             action="choose another file or put this one back",
         )
@@ -127,6 +131,71 @@ def model_path(folder: str, name: object, kind: str) -> Path:
 def model_candidates(folder: str, names: Iterable[str]) -> list[Path]:
     """Where files of one of ComfyUI's model folders lie, whether they can be read or not."""
     return [_place(folder, name) for name in names]
+
+
+def input_path(name: object, what: str) -> Path:
+    """Where a file of ComfyUI's input folder lies, there or not.
+
+    Args:
+        what: the file is to be, for messages.
+
+    Raises:
+        BadInputError: as `check_name`, or a place outside that folder, links followed: as ComfyUI has it for pictures.
+    """
+    base = folder_paths.get_input_directory()
+    path = os.path.join(base, check_name(name, f"{what} in ComfyUI's input folder"))
+    if not is_within(base, path):
+        raise BadInputError(
+            f"{shown(str(name))}, which does not lie in ComfyUI's input folder",
+            expected=f"the name of a file of {what} in {base}",
+            action="copy the file there (links that lead out of it are not followed), and choose it",
+        )
+    return Path(path)
+
+
+def output_place(prefix: str) -> tuple[Path, str, str]:
+    """Where the next file of a prefix goes below ComfyUI's output folder: its folder, its name without suffix, subfolder.
+
+    Raises:
+        BadInputError: a place outside that folder, links followed, or one that cannot be made.
+    """
+    base = folder_paths.get_output_directory()
+    subfolder = os.path.dirname(os.path.normpath(prefix))
+    if not is_within(base, os.path.join(base, subfolder)):
+        raise BadInputError(
+            f"'{shown(prefix)}', which leads out of ComfyUI's output folder",
+            expected=f"a name, or a folder and a name, below {base}",
+            action="choose a name without '..' and without a drive or '/' at its beginning",
+        )
+    try:
+        folder, name, counter, made, _ = folder_paths.get_save_image_path(prefix, base)
+    except (OSError, ValueError) as error:
+        raise BadInputError(
+            f"'{shown(prefix)}', for which no folder can be made ({shown(str(error))})",
+            expected="a name that the file system takes, in a folder that can be written to",
+            action="choose another name",
+        ) from error
+    return Path(folder), f"{name}_{counter:05}_", made
+
+
+def is_within(folder: str, path: str) -> bool:
+    """Whether a path lies in a folder, as it is written and with all links followed."""
+    try:
+        return all(
+            os.path.commonpath((place, resolve(path))) == place
+            for resolve in (os.path.abspath, os.path.realpath)
+            if (place := resolve(folder))
+        )
+    except ValueError:  # a null character, another drive
+        return False
+
+
+def inside(name: str) -> str:
+    """A name as that of something below a folder, as ComfyUI has it: what leads up or begins anew leads nowhere."""
+    try:
+        return os.path.relpath(os.path.join("/", name), "/")
+    except ValueError:  # on Windows another drive or a share, which would be told who asks for it
+        return _NOWHERE
 
 
 def files_below(folder: Path, above: frozenset[str] = frozenset()) -> Iterator[tuple[Path, list[str]]]:
@@ -167,8 +236,7 @@ def _identity(path: Path) -> tuple[str, int, int] | None:
 
 def _place(folder: str, name: str) -> Path:
     """Of the places where a file may lie the first that has it, else the first that has something of its name."""
-    inside = os.path.relpath(os.path.join("/", name), "/")
-    places = [Path(base) / inside for base in folder_paths.get_folder_paths(folder)]
+    places = [Path(base) / inside(name) for base in folder_paths.get_folder_paths(folder)]
     for is_there in (os.path.isfile, os.path.lexists):
         for place in places:
             if is_there(place):

@@ -10,6 +10,7 @@ import shlex
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,8 @@ from diffusers.training_utils import EMAModel
 from torch import Tensor
 
 from ipadapter_core.errors import IPAdapterError
-from ipadapter_core.file.container import BROKEN_FILE_ERRORS, PICKLE_SUFFIXES, read_tensors, sync, write_safetensors
+from ipadapter_core.file.container import PICKLE_SUFFIXES, read_tensors, sync, write_safetensors
+from ipadapter_core.file.strangers import strangers
 
 from .config import Config
 from .config_file import ConfigError, read_config, write_config
@@ -249,15 +251,17 @@ def _check_pickles(folder: Path) -> None:
         CheckpointError: one asks to run code.
     """
     for path in sorted(path for path in folder.iterdir() if path.suffix in _PICKLES):
-        try:
+        with strangers(partial(_not_ours, path)):
             load(path, map_location="cpu", mmap=True)  # of tensors and plain numbers alone
-        except BROKEN_FILE_ERRORS as error:
-            raise CheckpointError(
-                f"{path} asks to run code, or is damaged",
-                expected="a checkpoint as this trainer writes it",
-                action="delete its step's folder: the run then goes on from the one before. If somebody else made this "
-                "run, take its adapter.safetensors alone",
-            ) from error
+
+
+def _not_ours(path: Path, reason: str) -> CheckpointError:
+    return CheckpointError(
+        f"{path} asks to run code, or is damaged ({reason.rstrip('.')})",
+        expected="a checkpoint as this trainer writes it",
+        action="delete its step's folder: the run then goes on from the one before. If somebody else made this run, "
+        "take its adapter.safetensors alone",
+    )
 
 
 def check_files(folder: Path, *names: str) -> None:

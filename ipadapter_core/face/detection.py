@@ -17,6 +17,7 @@ _STRIDES = (8, 16, 32)  # pixels between the places where a face may be
 _SCORE, _BOX, _LANDMARKS = 1, 4, 10  # numbers per anchor
 _MEAN, _STD = 127.5, 128.0
 _LEAST_SCORE, _MOST_OVERLAP = 0.5, 0.4
+_LONGEST = 64  # times the short side: of the largest size that a detector looks at, ten pixels
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,6 +55,21 @@ class Detections:
     boxes: Tensor
     landmarks: Tensor
     scores: Tensor
+
+
+def check_proportions(pictures: Tensor) -> None:
+    """Of pictures (B, H, W, 3).
+
+    Raises:
+        BadInputError: strips, which a detector would shrink to nothing.
+    """
+    height, width = pictures.shape[1:3]
+    if max(height, width) > _LONGEST * min(height, width):
+        raise BadInputError(
+            f"a strip of {width} x {height} pixels, in which no face can be",
+            expected=f"a picture with a face, at most {_LONGEST} times as long as wide",
+            action="connect the picture itself, or crop it around the face",
+        )
 
 
 def detector_input(picture: Tensor, size: int) -> tuple[Tensor, float]:

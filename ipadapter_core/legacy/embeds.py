@@ -22,6 +22,7 @@ from ..file.container import (
 
 KEY = "embeds"  # the one tensor of a safetensors file of embeds
 PICKLE_SUFFIX = ".ipadpt"  # a pickled bare tensor, as IPAdapter_plus saved it
+SUFFIXES = (PICKLE_SUFFIX, *SAFETENSORS_SUFFIXES)
 FILE_KIND = "embeds"  # in messages
 CONCAT = "concat"  # the combination that keeps every reference
 _RANKS = (2, 3)

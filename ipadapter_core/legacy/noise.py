@@ -10,7 +10,7 @@ from torchvision.transforms import Compose, ElasticTransform, RandomHorizontalFl
 from torchvision.transforms import functional as pictures
 
 from ..encoder.pixels import check_image
-from ..errors import one_of
+from ..errors import BadInputError, one_of
 
 SIDE = 224  # pixels, of what comes out
 _SEEDS = 1_000_000_007
@@ -68,9 +68,11 @@ def make_noise(kind: str, strength: float, blur: int, image: Tensor | None) -> T
         (B, 224, 224, 3), 0..1. The seed follows from the picture's content.
 
     Raises:
-        BadInputError: an unknown kind.
+        BadInputError: an unknown kind, or a strength or blur outside its range.
     """
     add_noise = one_of(kind, NOISES, "noise type")
+    _check_range("strength", strength, 1)
+    _check_range("blur", blur, SIDE)
     # Channels last, as pictures are in ComfyUI: the order in which random numbers fall on them.
     x = torch.zeros(1, SIDE, SIDE, 3) if image is None else _square(check_image(image).cpu())
     with torch.random.fork_rng(devices=[]):  # the global generator is the user's: it goes on as if nothing was drawn
@@ -79,6 +81,11 @@ def make_noise(kind: str, strength: float, blur: int, image: Tensor | None) -> T
     if blur:
         x = pictures.gaussian_blur(x.movedim(-1, 1), blur + 1 - blur % 2).movedim(1, -1)
     return x.contiguous()
+
+
+def _check_range(what: str, value: float, most: float) -> None:
+    if not 0 <= value <= most:  # the kernels that warp and blur grow with it, or have no size
+        raise BadInputError(f"{what} {value:g}", expected=f"0 to {most}", action=f"set {what} within its range")
 
 
 def _square(image: Tensor) -> Tensor:
@@ -99,6 +106,7 @@ def former_noise(images: Sequence[Tensor], clarity: float) -> Tensor:
     Returns:
         All of them, (B, 224, 224, 3), 0..1. The same for the same pictures.
     """
+    _check_range("noise", clarity, 1)
     x = torch.cat([_square(check_image(image).cpu()) for image in images])
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(_FORMER_SEED)

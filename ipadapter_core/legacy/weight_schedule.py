@@ -6,6 +6,7 @@ import math
 import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, asdict, dataclass, fields
+from numbers import Real
 
 from ..errors import BadInputError, one_of
 from ..numbers import parse_numbers
@@ -21,6 +22,8 @@ EASINGS: dict[str, Callable[[float], float]] = {  # 0..1 of the window to 0..1 o
 }
 TIMINGS = (CUSTOM, *EASINGS, RANDOM)
 _FEWEST_FRAMES = 2
+_LONGEST = 1000  # bits
+_MOST_FRAMES = 1_000_000  # also of all passes together: ten hours of film
 
 
 @dataclass(frozen=True)
@@ -48,6 +51,24 @@ class Strategy:
     method: str
     frame_count: int = 0
 
+    def __post_init__(self) -> None:
+        """Raises BadInputError: numbers of frames that are none, or too many, and names that are no text."""
+        for name, known in (("timing", TIMINGS), ("method", METHODS)):
+            if not isinstance(getattr(self, name), str):
+                raise BadInputError(
+                    f"{name} of a weight schedule that is no text",
+                    expected=f"one of {', '.join(known)}",
+                    action="connect a strategy as a weights node makes it",
+                )
+        for name in ("frames", "start_frame", "end_frame", "add_starting_frames", "add_ending_frames", "frame_count"):
+            value = getattr(self, name)
+            if not isinstance(value, int) or not 0 <= value <= _MOST_FRAMES:
+                raise BadInputError(
+                    f"{name} of a weight schedule that is no number of frames, or a huge one",
+                    expected=f"a whole number from 0 to {_MOST_FRAMES}",
+                    action="set the widget, or connect a strategy as a weights node makes it",
+                )
+
     def to_dict(self) -> dict[str, object]:
         return asdict(self)
 
@@ -62,9 +83,7 @@ class Strategy:
                 action="connect a strategy as a weights node makes it",
             )
         values = {field.name: stated[field.name] for field in fields(cls) if field.name in stated}
-        weights = values["weights"]
-        if not isinstance(weights, str):  # another pack may hand the numbers themselves on
-            values["weights"] = ", ".join(map(str, weights)) if isinstance(weights, Sequence) else str(weights)
+        values["weights"] = _as_text(values["weights"])
         return cls(**values)  # type: ignore[arg-type]
 
 
@@ -96,6 +115,12 @@ def schedule_weights(strategy: Strategy, num_images: int) -> WeightSchedule:
     curve = _curve(strategy)
     frames = len(curve)
     pairs = _pairs(one_of(strategy.method, METHODS, "method"), num_images)
+    if frames * max(1, len(pairs)) > _MOST_FRAMES:
+        raise BadInputError(
+            f"a weight schedule of {frames} frames for each of {len(pairs)} passes",
+            expected=f"at most {_MOST_FRAMES} frames",
+            action="use fewer frames, or fewer images",
+        )
     weights: list[float] = []
     for number in range(max(1, len(pairs))):
         is_inverted = strategy.method == ALTERNATE and number % 2 == 1
@@ -139,6 +164,25 @@ def parse_weights(text: str) -> list[float]:
             "no weights", expected="numbers separated by commas, such as '1.0, 0.0'", action="write at least one"
         )
     return weights
+
+
+def _as_text(weights: object) -> str:
+    """Another pack may hand the numbers themselves on."""
+    if isinstance(weights, str):
+        return weights
+    numbers = weights if isinstance(weights, Sequence) else [weights]
+    if not all(isinstance(number, str | Real) and not _is_long(number) for number in numbers):
+        raise BadInputError(
+            "a weight schedule whose weights are no numbers",
+            expected="numbers, or a text of them separated by commas",
+            action="connect a strategy as a weights node makes it",
+        )
+    return ", ".join(map(str, numbers))
+
+
+def _is_long(number: object) -> bool:
+    """Whether Python would not write a number out."""
+    return isinstance(number, int) and number.bit_length() > _LONGEST
 
 
 def _curve(strategy: Strategy) -> list[float]:

@@ -5,8 +5,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from ..backbone.sites import Sites
-from ..errors import BadInputError, one_of
-from ..numbers import NUMBER, entries
+from ..errors import BadInputError, one_of, shown
+from ..numbers import NUMBER, WHOLE, entries
 from ..strength.presets import resolve_preset
 from ..strength.site import AnyStrength, FrameStrength, SiteStrength
 
@@ -45,7 +45,7 @@ WEIGHT_TYPES: dict[str, WeightType] = {
     "composition precise": WeightType("precise composition"),
     "strong style and composition": WeightType("strong style and composition", second=1.0, offered=False),
 }
-_LAYER_WEIGHT = re.compile(rf"(\d+)\s*:\s*({NUMBER})")
+_LAYER_WEIGHT = re.compile(rf"({WHOLE})\s*:\s*({NUMBER})")
 
 OFFERED_WEIGHT_TYPES = tuple(name for name, weight_type in WEIGHT_TYPES.items() if weight_type.offered)
 
@@ -114,7 +114,7 @@ def parse_layer_weights(text: str) -> dict[int, float]:
         match = _LAYER_WEIGHT.fullmatch(entry)
         if match is None:
             raise BadInputError(
-                f"layer weight {entry!r}",
+                f"layer weight '{shown(entry)}'",
                 expected="'transformer: factor' pairs separated by commas, such as '3: 0.5, 6: 1'",
                 action="correct the entry",
             )

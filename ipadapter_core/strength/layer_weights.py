@@ -6,14 +6,14 @@ from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 
 from ..backbone.sites import Block, Role, Roles, Site, Sites
-from ..errors import BadInputError
-from ..numbers import NUMBER, entries
+from ..errors import BadInputError, shown
+from ..numbers import NUMBER, WHOLE, entries
 from .site import SiteStrength
 
 GROUPS = ("input", "middle", "output", "style", "composition")
 
-_ENTRY = re.compile(rf"(?P<first>\d+)(?:-(?P<last>\d+))?\s*:\s*(?P<factor>{NUMBER})")
-_BLOCK_ENTRY = re.compile(rf"(?P<block>[a-z_]+)\.(?P<id>\d+)(?:\.(?P<layer>\d+))?\s*:\s*(?P<factor>{NUMBER})")
+_ENTRY = re.compile(rf"(?P<first>{WHOLE})(?:-(?P<last>{WHOLE}))?\s*:\s*(?P<factor>{NUMBER})")
+_BLOCK_ENTRY = re.compile(rf"(?P<block>[a-z_]+)\.(?P<id>{WHOLE})(?:\.(?P<layer>{WHOLE}))?\s*:\s*(?P<factor>{NUMBER})")
 
 
 @dataclass(frozen=True)
@@ -107,7 +107,7 @@ def _parse_entry(entry: str) -> SiteFactor:
         layer = None if match["layer"] is None else int(match["layer"])
         return SiteFactor(float(match["factor"]), block=(match["block"], int(match["id"])), layer=layer)
     raise BadInputError(
-        f"layer weight {entry!r}",
+        f"layer weight '{shown(entry)}'",
         expected="'layer: factor', 'first-last: factor' or 'block.number: factor', such as '3: 0.5' or 'output.1: 0'",
         action="correct the entry",
     )

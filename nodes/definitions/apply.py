@@ -6,6 +6,7 @@ from torch import Tensor
 
 from ...ipadapter_core.branch.tokens import ImageTokens
 from ...ipadapter_core.strength.layer_weights import LayerWeights
+from ..arrivals import checked
 from ..inputs import apply_inputs
 from ..patching.application import ApplySettings, apply_adapter
 from ..sockets import CATEGORY, IPATokens, LoadedAdapter
@@ -29,6 +30,7 @@ class IPAApply(io.ComfyNode):
         )
 
     @classmethod
+    @checked
     def execute(
         cls,
         model: ModelPatcher,

@@ -3,6 +3,7 @@
 from comfy.model_patcher import ModelPatcher
 from comfy_api.latest import io
 
+from ..arrivals import checked
 from ..patching.face_lora import apply_face_lora
 from ..sockets import CATEGORY, IPAAdapter, LoadedAdapter
 
@@ -36,5 +37,6 @@ class IPAApplyFaceLora(io.ComfyNode):
         )
 
     @classmethod
+    @checked
     def execute(cls, model: ModelPatcher, adapter: LoadedAdapter, strength: float) -> io.NodeOutput:
         return io.NodeOutput(apply_face_lora(model, adapter, strength))

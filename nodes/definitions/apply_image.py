@@ -5,6 +5,7 @@ from comfy_api.latest import io
 from torch import Tensor
 
 from ...ipadapter_core.strength.layer_weights import LayerWeights
+from ..arrivals import checked
 from ..encoding.pictures import choose, encode_image
 from ..inputs import apply_inputs
 from ..patching.application import ApplySettings, apply_adapter
@@ -30,6 +31,7 @@ class IPAApplyImage(io.ComfyNode):
         )
 
     @classmethod
+    @checked
     def execute(
         cls,
         model: ModelPatcher,

@@ -4,6 +4,7 @@ from comfy_api.latest import io
 
 from ...ipadapter_core.branch.tokens import COMBINATIONS, ImageTokens, combine
 from ...ipadapter_core.numbers import parse_numbers
+from ..arrivals import checked
 from ..sockets import CATEGORY, IPATokens
 
 MAX_INPUTS = 16
@@ -48,6 +49,7 @@ class IPACombineTokens(io.ComfyNode):
         )
 
     @classmethod
+    @checked
     def execute(cls, tokens: dict[str, ImageTokens], method: str, weights: str) -> io.NodeOutput:
         parts = [part for part in tokens.values() if part is not None]
         factors = parse_numbers(weights, "weights") or [1.0] * len(parts)

@@ -5,7 +5,8 @@ import logging
 from comfy_api.latest import io
 from torch import Tensor
 
-from ...ipadapter_core.face.detection import FACE_CHOICES
+from ...ipadapter_core.face.detection import FACE_CHOICES, check_proportions
+from ..arrivals import checked
 from ..encoding.face_model import FaceModel
 from ..encoding.faces import VERSIONS, face_features, face_spec, face_tokens, find_faces, nearest_bytes, structure_of
 from ..encoding.pictures import encoder_of
@@ -72,6 +73,7 @@ class IPAEncodeFace(io.ComfyNode):
         )
 
     @classmethod
+    @checked
     def execute(
         cls,
         adapter: LoadedAdapter,
@@ -87,6 +89,7 @@ class IPAEncodeFace(io.ComfyNode):
         encoder = encoder_of(adapter, clip_vision) if adapter.spec.reads_pictures else None
         if encoder is None and negative_image is not None:
             logger.warning("negative_image does nothing: %s reads no picture.", adapter.spec.family)
+        check_proportions(image)
         faces = find_faces(face_model, nearest_bytes(image), spec, face, frames_close_ups=True)
         features = None if encoder is None else face_features(adapter, encoder, faces, negative_image)
         tokens = face_tokens(adapter, faces.identities, features, structure_of(adapter, version, structure))

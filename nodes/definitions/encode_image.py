@@ -6,6 +6,7 @@ from comfy_api.latest import io
 from torch import Tensor
 
 from ...ipadapter_core.file.spec import CROPS
+from ..arrivals import checked
 from ..encoding.pictures import choose, encode_image
 from ..sockets import CATEGORY, IPAAdapter, IPATokens, LoadedAdapter
 
@@ -55,6 +56,7 @@ class IPAEncodeImage(io.ComfyNode):
         )
 
     @classmethod
+    @checked
     def execute(
         cls,
         adapter: LoadedAdapter,

@@ -3,6 +3,7 @@
 from comfy_api.latest import io
 
 from ...ipadapter_core.strength.layer_weights import GROUPS, LayerWeights, parse_site_factors
+from ..arrivals import checked
 from ..sockets import CATEGORY, IPAWeights
 
 _GROUP_TOOLTIPS = {
@@ -49,6 +50,7 @@ class IPALayerWeights(io.ComfyNode):
         )
 
     @classmethod
+    @checked
     def execute(
         cls, input: float, middle: float, output: float, style: float, composition: float, site_factors: str
     ) -> io.NodeOutput:

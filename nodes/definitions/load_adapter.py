@@ -5,6 +5,7 @@ import logging
 from comfy_api.latest import io
 
 from .. import paths
+from ..arrivals import checked
 from ..loading import describe, encoder_choices, knows_encoder, open_adapter
 from ..progress import show_on_node
 from ..sockets import CATEGORY, IPAAdapter
@@ -53,6 +54,7 @@ class IPALoadAdapter(io.ComfyNode):
         return paths.fingerprint([*paths.adapter_candidates(adapter_file), *paths.encoder_candidates(image_encoder)])
 
     @classmethod
+    @checked
     def execute(cls, adapter_file: str, image_encoder: str) -> io.NodeOutput:
         adapter = open_adapter(adapter_file, image_encoder)
         text = describe(adapter)

@@ -2,7 +2,9 @@
 
 from comfy_api.latest import io
 
+from ..arrivals import checked
 from ..encoding.face_model import PROVIDERS, USUAL_PACKS, load_face_model, pack_fingerprint, packs
+from ..paths import check_name
 from ..sockets import CATEGORY, IPAFaceModel
 
 
@@ -41,5 +43,6 @@ class IPALoadFaceModel(io.ComfyNode):
         return pack_fingerprint(face_pack)
 
     @classmethod
+    @checked
     def execute(cls, face_pack: str, device: str) -> io.NodeOutput:
-        return io.NodeOutput(load_face_model(face_pack, device))
+        return io.NodeOutput(load_face_model(check_name(face_pack, "models/insightface/models"), device))

@@ -8,6 +8,7 @@ from ...ipadapter_core.errors import BadInputError, one_of
 from . import schema
 from .application import LegacyUse, Weight, apply_image
 from .apply_node import ApplyNode
+from .arrivals import checked
 from .payload import read_payload
 
 _NATIVE = "Apply IP-Adapter from Image, or Encode Image for IP-Adapter and Apply IP-Adapter"
@@ -44,6 +45,7 @@ class IPAdapterSimple(io.ComfyNode):
         )
 
     @classmethod
+    @checked
     def execute(
         cls,
         model: ModelPatcher,

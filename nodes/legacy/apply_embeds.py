@@ -9,6 +9,7 @@ from ...ipadapter_core.legacy.embeds import FILE_RANKS, check_embeds
 from ..patching.application import fitting_sites
 from . import schema
 from .application import LegacyUse, Weight, apply_tokens, tokens_of
+from .arrivals import checked
 from .features import negative_features
 from .payload import read_payload
 
@@ -73,6 +74,7 @@ class IPAdapterEmbeds(io.ComfyNode):
         )
 
     @classmethod
+    @checked
     def execute(
         cls,
         model: ModelPatcher,
@@ -111,6 +113,7 @@ class IPAdapterEmbedsBatch(io.ComfyNode):
         )
 
     @classmethod
+    @checked
     def execute(
         cls,
         model: ModelPatcher,

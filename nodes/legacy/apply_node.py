@@ -4,6 +4,7 @@ Other packs make that call with more inputs than a node shows; see `interface.py
 """
 
 from collections.abc import Sequence
+from typing import ClassVar
 
 from comfy.model_patcher import ModelPatcher
 from comfy_api.latest import io
@@ -12,6 +13,7 @@ from torch import Tensor
 from ...ipadapter_core.errors import BadInputError
 from ..patching.application import fitting_sites
 from .application import LegacyUse, Weight, apply_image, apply_tokens, check_sdxl, encode
+from .arrivals import checked
 from .params import combine_params
 from .payload import IPAdapterParams, Payload, read_payload
 
@@ -24,8 +26,22 @@ class ApplyNode(io.ComfyNode):
     """An apply node that steers a model with pictures: its schema says which of the inputs it shows."""
 
     per_frame = False  # image i is for latent i
+    beyond_schema: ClassVar[dict[str, str]] = {  # types of inputs that not every node shows
+        **dict.fromkeys(("image", "image_style", "image_composition", "image_negative"), "IMAGE"),
+        **dict.fromkeys(("weight", "weight_style", "weight_composition", "style_boost", "composition_boost"), "FLOAT"),
+        **dict.fromkeys(("weight_faceidv2", "weight_kolors", "enhance_ratio"), "FLOAT"),
+        **dict.fromkeys(("weight_type", "combine_embeds", "embeds_scaling"), "COMBO"),
+        "clip_vision": "CLIP_VISION",
+        "insightface": "INSIGHTFACE",
+        "attn_mask": "MASK",
+        "ipadapter_params": "IPADAPTER_PARAMS",
+        "layer_weights": "STRING",
+        "enhance_tiles": "INT",
+        "expand_style": "BOOLEAN",
+    }
 
     @classmethod
+    @checked
     def execute(
         cls,
         model: ModelPatcher,
@@ -103,7 +119,7 @@ class ApplyNode(io.ComfyNode):
             raise BadInputError(
                 "no image",
                 expected="a reference image",
-                action="connect one to image, or to image_style where there is such an input",
+                action="connect one to image, or to image_style or ipadapter_params where there is such an input",
             )
         patched, pictures = apply_image(model, payload, image, use, image_negative)
         return io.NodeOutput(patched, pictures)

@@ -4,11 +4,14 @@ from pathlib import Path
 
 import folder_paths
 from comfy_api.latest import io
+from safetensors import SafetensorError
 from torch import Tensor
 
+from ...ipadapter_core.errors import BadInputError, shown
 from ...ipadapter_core.legacy.embeds import (
     EMBEDS_COMBINATIONS,
     FILE_RANKS,
+    SUFFIXES,
     check_embeds,
     combine_embeds,
     concat_embeds,
@@ -16,12 +19,14 @@ from ...ipadapter_core.legacy.embeds import (
     read_embeds,
     save_embeds,
 )
-from ..paths import check_name, files_below, fingerprint
+from ..paths import files_below, fingerprint, input_path, is_within, output_place
+from .arrivals import checked
 from .features import negative_features, positive_features
 from .payload import read_payload
 from .schema import EmbedsSocket, clip_vision, image, ipadapter, legacy_schema
 
 _MOST_EMBEDS = 5
+_KIND = "embeds"
 _NO_NATIVE = "Encode Image for IP-Adapter, which keeps what it encoded in memory"
 
 
@@ -62,6 +67,7 @@ class IPAdapterEncoder(io.ComfyNode):
         )
 
     @classmethod
+    @checked
     def execute(
         cls,
         ipadapter: object,
@@ -106,6 +112,7 @@ class IPAdapterCombineEmbeds(io.ComfyNode):
         )
 
     @classmethod
+    @checked
     def execute(
         cls,
         embed1: Tensor,
@@ -144,13 +151,19 @@ class IPAdapterSaveEmbeds(io.ComfyNode):
         )
 
     @classmethod
+    @checked
     def execute(cls, embeds: Tensor, filename_prefix: str) -> io.NodeOutput:
         checked = check_embeds(embeds, FILE_RANKS)
-        folder, name, counter, subfolder, _ = folder_paths.get_save_image_path(
-            filename_prefix, folder_paths.get_output_directory()
-        )
-        file = f"{name}_{counter:05}_.safetensors"
-        save_embeds(Path(folder) / file, checked)
+        folder, name, subfolder = output_place(filename_prefix)
+        file = f"{name}.safetensors"
+        try:
+            save_embeds(folder / file, checked)
+        except (OSError, ValueError, SafetensorError) as error:
+            raise BadInputError(
+                f"embeds that cannot be written to {shown(str(folder / file))} ({shown(str(error))})",
+                expected="a name that the file system takes, and room on the disk",
+                action="choose another filename_prefix, or make room",
+            ) from error
         return io.NodeOutput(ui={"embeds": [{"filename": file, "subfolder": subfolder, "type": "output"}]})
 
 
@@ -178,22 +191,21 @@ class IPAdapterLoadEmbeds(io.ComfyNode):
     @classmethod
     def fingerprint_inputs(cls, embeds: str | None) -> str:
         # ComfyUI gives None for a linked input: any of the files may be meant
-        return fingerprint(_input_folder() / name for name in (embeds_files() if embeds is None else [embeds]))
+        return fingerprint(input_path(name, _KIND) for name in (embeds_files() if embeds is None else [embeds]))
 
     @classmethod
+    @checked
     def execute(cls, embeds: str) -> io.NodeOutput:
-        return io.NodeOutput(read_embeds(_input_folder() / check_name(embeds, "embeds in ComfyUI's input folder")))
+        return io.NodeOutput(read_embeds(input_path(embeds, _KIND)))
 
 
 def embeds_files() -> list[str]:
-    """Files of embeds below ComfyUI's input folder, relative to it."""
-    base = _input_folder()
-    paths = (folder / name for folder, names in files_below(base) for name in names)
-    return sorted(str(path.relative_to(base)) for path in paths if holds_embeds(path))
-
-
-def _input_folder() -> Path:
-    return Path(folder_paths.get_input_directory())
+    """Files of embeds below ComfyUI's input folder, relative to it, without those a link leads out to."""
+    base = Path(folder_paths.get_input_directory())
+    paths = (folder / name for folder, names in files_below(base) for name in names if name.endswith(SUFFIXES))
+    return sorted(
+        str(path.relative_to(base)) for path in paths if is_within(str(base), str(path)) and holds_embeds(path)
+    )
 
 
 NODES: tuple[type[io.ComfyNode], ...] = (

@@ -3,8 +3,10 @@
 from comfy_api.latest import io
 
 from ..encoding.face_model import USUAL_PACKS, load_face_model, pack_fingerprint
+from ..paths import check_name
 from . import schema
 from .apply_node import ApplyNode
+from .arrivals import checked
 
 _CATEGORY = "ipadapter/faceid"
 _NATIVE = "Encode Face for IP-Adapter and Apply IP-Adapter"
@@ -38,8 +40,9 @@ class IPAdapterInsightFaceLoader(io.ComfyNode):
         return pack_fingerprint(model_name)
 
     @classmethod
+    @checked
     def execute(cls, provider: str, model_name: str) -> io.NodeOutput:
-        return io.NodeOutput(load_face_model(model_name, provider).analysis)
+        return io.NodeOutput(load_face_model(check_name(model_name, "models/insightface/models"), provider).analysis)
 
 
 def _apply_schema(node_id: str, display_name: str, description: str, *weights: io.Input) -> io.Schema:

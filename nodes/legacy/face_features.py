@@ -5,6 +5,7 @@ from torch import Tensor
 from ...ipadapter_core.branch.tokens import ImageTokens
 from ...ipadapter_core.encoder.pixels import check_image
 from ...ipadapter_core.errors import BadInputError, MismatchError
+from ...ipadapter_core.face.detection import check_proportions
 from ...ipadapter_core.file.spec import FaceSpec, Projection
 from ...ipadapter_core.legacy.embeds import combine_sides
 from ...ipadapter_core.legacy.preparation import cut_to_bytes
@@ -63,7 +64,9 @@ def first_faces(payload: Payload, face: FaceSpec, image: Tensor) -> FaceReferenc
             action="connect IPAdapter InsightFace Loader",
         )
     model = FaceModel("the face model", payload.face_model)
-    return find_faces(model, cut_to_bytes(check_image(image)), face, _FIRST, frames_close_ups=False)
+    pictures = check_image(image)
+    check_proportions(pictures)
+    return find_faces(model, cut_to_bytes(pictures), face, _FIRST, frames_close_ups=False)
 
 
 def _structure(payload: Payload, face: FaceSpec, structure: float) -> float | None:

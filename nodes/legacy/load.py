@@ -4,6 +4,7 @@ from comfy_api.latest import io
 
 from .. import paths
 from ..loading import open_adapter
+from .arrivals import checked
 from .payload import RawAdapter
 from .schema import IPAdapterSocket, legacy_schema
 
@@ -34,6 +35,7 @@ class IPAdapterModelLoader(io.ComfyNode):
         return paths.fingerprint(paths.adapter_candidates(ipadapter_file))
 
     @classmethod
+    @checked
     def execute(cls, ipadapter_file: str) -> io.NodeOutput:
         return io.NodeOutput(RawAdapter(open_adapter(ipadapter_file, paths.NONE)))
 

@@ -4,6 +4,7 @@ from comfy_api.latest import io
 from torch import Tensor
 
 from ...ipadapter_core.legacy.noise import NOISES, make_noise
+from .arrivals import checked
 from .schema import legacy_schema
 
 
@@ -52,6 +53,7 @@ class IPAdapterNoise(io.ComfyNode):
         )
 
     @classmethod
+    @checked
     def execute(cls, type: str, strength: float, blur: int, image_optional: Tensor | None = None) -> io.NodeOutput:
         return io.NodeOutput(make_noise(type, strength, blur, image_optional))
 

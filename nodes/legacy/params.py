@@ -7,6 +7,7 @@ from comfy_api.latest import io
 from torch import Tensor
 
 from ...ipadapter_core.errors import BadInputError
+from .arrivals import checked
 from .payload import IPAdapterParams
 from .schema import ParamsSocket, image, legacy_schema, start_end, weight, weight_type
 
@@ -61,6 +62,7 @@ class IPAdapterRegionalConditioning(io.ComfyNode):
         )
 
     @classmethod
+    @checked
     def execute(
         cls,
         image: Tensor,
@@ -107,6 +109,7 @@ class IPAdapterCombineParams(io.ComfyNode):
         )
 
     @classmethod
+    @checked
     def execute(
         cls,
         params_1: IPAdapterParams,

@@ -15,14 +15,16 @@ from uuid import uuid4
 from torch import Tensor
 
 from ...ipadapter_core.encoder.known import check_encoder, encoder_need
-from ...ipadapter_core.errors import BadInputError, MismatchError
+from ...ipadapter_core.errors import BadInputError, MismatchError, shown
 from ...ipadapter_core.network.adapter import build_adapter
+from ..arrivals import UnfitError, read_tensor, read_vision
 from ..encoding.encoder import VisionEncoder, from_clip_vision
 from ..sockets import WEIGHT_OPERATIONS, LoadedAdapter
 
 PARTS = ("image_proj", "ip_adapter")
 PLUS_V2, UNNORM = "faceidplusv2", "portraitunnorm"  # marker keys; true where the file's name has "plusv2" or "unnorm"
 _MOST_FOREIGN = 2
+_MOST_DIMENSIONS = 8  # of a weight
 
 
 class IPAdapterParams(TypedDict):
@@ -101,7 +103,7 @@ def make_pipeline(
     }
 
 
-def read_payload(value: object, clip_vision: object | None = None, insightface: object | None = None) -> Payload:
+def read_payload(value: Any, clip_vision: object | None = None, insightface: object | None = None) -> Payload:
     """Read an IPADAPTER, ours or that of IPAdapter_plus.
 
     Args:
@@ -111,19 +113,42 @@ def read_payload(value: object, clip_vision: object | None = None, insightface: 
         BadInputError: no such payload.
         UnsupportedFamilyError, UnknownCheckpointError, UnreadableFileError: as `build_adapter`, for a foreign one.
     """
-    is_pipeline = isinstance(value, Mapping) and "ipadapter" in value
-    raw = _model(value, "ipadapter") if is_pipeline else value
-    if not isinstance(raw, Mapping) or not all(isinstance(raw.get(part), Mapping) for part in PARTS):
+    if found := what_is_wrong(value):
         raise BadInputError(
-            f"an IPADAPTER input that is {_describe(raw)}",
+            found,
             expected="an adapter with its parts image_proj and ip_adapter",
             action="connect IPAdapter Unified Loader or IPAdapter Model Loader, and choose an adapter in it",
         )
+    is_pipeline = "ipadapter" in value
+    raw = _model(value, "ipadapter") if is_pipeline else value
     if is_pipeline:
         clip_vision = _model(value, "clipvision") if clip_vision is None else clip_vision
         insightface = _model(value, "insightface") if insightface is None else insightface
     adapter = raw.loaded if isinstance(raw, RawAdapter) else _foreign(raw)
     return Payload(adapter, clip_vision, insightface, raw, is_pipeline)
+
+
+def what_is_wrong(value: object) -> str:
+    """Why a value is no IPADAPTER, as what was found; empty if it is one."""
+    is_pipeline = isinstance(value, Mapping) and "ipadapter" in value
+    raw = _model(value, "ipadapter") if is_pipeline else value
+    vision = _model(value, "clipvision") if is_pipeline else None
+    try:
+        if vision is not None:
+            read_vision(vision)
+    except UnfitError as error:
+        return f"an IPADAPTER whose image encoder is {error.found}"
+    if isinstance(raw, RawAdapter):
+        return ""
+    if not isinstance(raw, Mapping) or not all(isinstance(raw.get(part), Mapping) for part in PARTS):
+        return f"an IPADAPTER input that is {_describe(raw)}"
+    for part in PARTS:
+        for name, tensor in raw[part].items():
+            try:
+                read_tensor(tensor, range(_MOST_DIMENSIONS), is_finite=False)
+            except UnfitError as error:
+                return f"an IPADAPTER whose {part} has {error.found} as {shown(str(name))}"
+    return ""
 
 
 def _model(pipeline: Any, part: str) -> Any:
@@ -155,5 +180,5 @@ def _foreign(raw: Mapping[str, Any]) -> LoadedAdapter:
 
 def _describe(value: object) -> str:
     if isinstance(value, Mapping):
-        return f"a dictionary of {', '.join(map(str, value)) or 'nothing'}"
+        return f"a dictionary of {shown(', '.join(map(str, value))) or 'nothing'}"
     return "empty" if value is None else f"a {type(value).__name__}"

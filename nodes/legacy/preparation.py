@@ -8,6 +8,7 @@ from torch import Tensor
 
 from ...ipadapter_core.errors import one_of
 from ...ipadapter_core.legacy.preparation import CROP_POSITIONS, Resize, cut_to_bytes, prepare
+from .arrivals import checked
 from .schema import legacy_schema, sharpening
 
 INTERPOLATIONS = ("LANCZOS", "BICUBIC", "HAMMING", "BILINEAR", "BOX", "NEAREST")  # Pillow's
@@ -60,6 +61,7 @@ class PrepImageForClipVision(io.ComfyNode):
         )
 
     @classmethod
+    @checked
     def execute(cls, image: Tensor, interpolation: str, crop_position: str, sharpening: float) -> io.NodeOutput:
         return io.NodeOutput(prepare(image, crop_position, sharpening, pillow_resize(interpolation)))
 

@@ -9,6 +9,7 @@ from ...ipadapter_core.encoder.pixels import check_image
 from ...ipadapter_core.legacy.tiles import cut_pictures, tile_masks, tile_picture
 from . import schema
 from .application import LegacyUse, Weight, apply_image
+from .arrivals import checked
 from .payload import read_payload
 from .preparation import pillow_resize
 
@@ -68,6 +69,7 @@ class IPAdapterTiled(io.ComfyNode):
         return _schema("IPAdapterTiled", "IPAdapter Tiled", combines=True)
 
     @classmethod
+    @checked
     def execute(
         cls,
         model: ModelPatcher,
@@ -104,6 +106,7 @@ class IPAdapterTiledBatch(io.ComfyNode):
         return _schema("IPAdapterTiledBatch", "IPAdapter Tiled Batch", combines=False)
 
     @classmethod
+    @checked
     def execute(
         cls,
         model: ModelPatcher,

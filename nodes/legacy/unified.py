@@ -20,6 +20,7 @@ from ...ipadapter_core.network.adapter import read_spec
 from ...ipadapter_core.network.fit import check_sites
 from .. import paths
 from ..loading import open_adapter
+from .arrivals import checked
 from .payload import make_pipeline
 from .schema import IPAdapterSocket, ipadapter, legacy_schema
 
@@ -179,6 +180,7 @@ class IPAdapterUnifiedLoader(io.ComfyNode):
         return loader_fingerprint()
 
     @classmethod
+    @checked
     def execute(cls, model: ModelPatcher, preset: str, ipadapter: object | None = None) -> io.NodeOutput:
         name = find_adapter(model, preset, PRESETS)
         return io.NodeOutput(model, make_pipeline(open_adapter(name, paths.AUTO)))
@@ -202,6 +204,7 @@ class IPAdapterUnifiedLoaderCommunity(io.ComfyNode):
         return loader_fingerprint()
 
     @classmethod
+    @checked
     def execute(cls, model: ModelPatcher, preset: str, ipadapter: object | None = None) -> io.NodeOutput:
         name = find_adapter(model, preset, COMMUNITY_PRESETS)
         return io.NodeOutput(model, make_pipeline(open_adapter(name, paths.AUTO)))

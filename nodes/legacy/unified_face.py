@@ -20,6 +20,7 @@ from ..encoding.face_model import PROVIDERS, USUAL_PACKS, load_face_model, pack_
 from ..loading import open_adapter
 from ..patching.face_lora import apply_face_lora
 from ..sockets import LoadedAdapter
+from .arrivals import checked
 from .payload import make_pipeline
 from .schema import IPAdapterSocket, ipadapter, legacy_schema
 from .unified import SD15_NAME, SDXL_NAME, base_of, find_adapter, loader_fingerprint
@@ -112,6 +113,7 @@ class IPAdapterUnifiedLoaderFaceID(io.ComfyNode):
         return loader_fingerprint() + pack_fingerprint(USUAL_PACKS[0]) + _lora_fingerprint()
 
     @classmethod
+    @checked
     def execute(
         cls, model: ModelPatcher, preset: str, lora_strength: float, provider: str, ipadapter: object | None = None
     ) -> io.NodeOutput:

@@ -2,10 +2,12 @@
 
 from collections.abc import Mapping
 
+import comfy.model_management
 import torch
 from comfy_api.latest import io
 from torch import Tensor
 
+from ...ipadapter_core.errors import BadInputError
 from ...ipadapter_core.legacy.weight_schedule import (
     LINEAR,
     METHODS,
@@ -15,6 +17,7 @@ from ...ipadapter_core.legacy.weight_schedule import (
     schedule_weights,
 )
 from .application import Weight, list_weights
+from .arrivals import checked
 from .schema import StrategySocket, legacy_schema
 
 _NO_NATIVE = "it too: there is no native weight schedule yet (docs/migrating.md)"
@@ -45,12 +48,23 @@ def _outputs() -> list[io.Output]:
     ]
 
 
+def _check_memory(count: int, picture: Tensor) -> None:
+    """Raises BadInputError if so many pictures do not fit into what is free."""
+    needed, free = count * picture.nbytes, comfy.model_management.get_free_memory(torch.device("cpu"))
+    if needed > free:
+        raise BadInputError(
+            f"{count} frames of pictures of {picture.shape[1]} x {picture.shape[0]} pixels, {needed >> 20} MiB",
+            expected=f"what fits into the {int(free) >> 20} MiB of memory that are free",
+            action="use fewer frames or smaller pictures",
+        )
+
+
 def _run(strategy: Strategy, image: Tensor | None) -> io.NodeOutput:
     schedule = schedule_weights(strategy, 0 if image is None else len(image))
-    first, second = (
-        None if image is None or order is None else image[torch.tensor(order)]
-        for order in (schedule.first, schedule.second)
-    )
+    orders = (schedule.first, schedule.second)
+    if image is not None:
+        _check_memory(sum(len(order or ()) for order in orders), image[0])
+    first, second = (None if image is None or order is None else image[torch.tensor(order)] for order in orders)
     weights = schedule.weights
     return io.NodeOutput(weights, weights[::-1], len(weights), first, second, schedule.strategy.to_dict())
 
@@ -97,6 +111,7 @@ class IPAdapterWeights(io.ComfyNode):
         )
 
     @classmethod
+    @checked
     def execute(
         cls,
         weights: str,
@@ -134,6 +149,7 @@ class IPAdapterWeightsFromStrategy(io.ComfyNode):
         )
 
     @classmethod
+    @checked
     def execute(cls, weights_strategy: Mapping[str, object], image: Tensor | None = None) -> io.NodeOutput:
         return _run(Strategy.from_dict(weights_strategy), image)
 
@@ -162,6 +178,7 @@ class IPAdapterPromptScheduleFromWeightsStrategy(io.ComfyNode):
         )
 
     @classmethod
+    @checked
     def execute(cls, weights_strategy: Mapping[str, object], prompt: str) -> io.NodeOutput:
         return io.NodeOutput(prompt_schedule(Strategy.from_dict(weights_strategy), prompt))
 
@@ -195,6 +212,7 @@ class IPAdapterCombineWeights(io.ComfyNode):
         )
 
     @classmethod
+    @checked
     def execute(cls, weights_1: Weight, weights_2: Weight) -> io.NodeOutput:
         weights = [*list_weights(weights_1), *list_weights(weights_2)]
         return io.NodeOutput(weights, len(weights))

@@ -231,7 +231,7 @@ def test_without_a_face_model_the_error_says_where_to_get_one(base_directory: Pa
 def test_another_thing_on_the_face_models_socket_is_refused(base_directory: Path, model: Callable) -> None:
     write(base_directory, "sd15", "faceid", "face-other.safetensors")
     inputs = {"model": model("sd15"), "ipadapter": load("face-other.safetensors"), "image": ONE, **WIDGETS}
-    with pytest.raises(ValueError, match="an INSIGHTFACE that is a dict"):
+    with pytest.raises(ValueError, match="a dictionary of model, for insightface of IPAdapter FaceID"):
         outputs("IPAdapterFaceID", insightface={"model": None}, **inputs)
 
 

@@ -199,11 +199,11 @@ def test_embeds_of_the_other_kind_say_which_node_to_use(base_directory: Path, mo
         with pytest.raises(ValueError, match=r"\[2, references, positions, .*ipadapter_plus on.*IPAdapter Embeds"):
             outputs("IPAdapterApplyEncoded", ipadapter=payload, embeds=wrong, model=model("sdxl"), weight=1.0)
     for nothing in (None, [pooled, pooled]):
-        with pytest.raises(
-            ValueError, match=r"Found: EMBEDS that are .*\[2, references, positions, .*IPAdapter Embeds"
-        ):
+        with pytest.raises(ValueError, match=r"for embeds of Apply IPAdapter from Encoded\..*Encode IPAdapter Image"):
             outputs("IPAdapterApplyEncoded", ipadapter=payload, embeds=nothing, model=model("sdxl"), weight=1.0)
-    for wrong in (pooled, today[:1].expand(3, -1, -1), None):
+    with pytest.raises(ValueError, match=r"Found: nothing \(None\), for embed1 of IPAdapter Batch Embeds"):
+        outputs("IPAdapterBatchEmbeds", embed1=None, embed2=pooled)
+    for wrong in (pooled, today[:1].expand(3, -1, -1)):
         with pytest.raises(ValueError, match=r"Expected: .*\[2, references, width\].*IPAdapter Combine Embeds"):
             outputs("IPAdapterBatchEmbeds", embed1=wrong, embed2=wrong)
     widgets = {"weight": 1.0, "weight_type": "linear", "start_at": 0.0, "end_at": 1.0, "embeds_scaling": "V only"}

@@ -75,6 +75,18 @@ class Executor:
         )
         return "" if is_valid and not errors else f"{error} {errors}"
 
+    def run(self, graph: Graph) -> tuple[str, str, list[str]] | None:
+        """Run a graph to its end; type, message and traceback of what went wrong, "refused" where it was not run."""
+        if wrong := self.validate(graph):
+            return "refused", wrong, []
+        self._listener.events.clear()
+        ends = [node for node in graph if node in ("sink", "node")]
+        self.executor.execute(copy_of(graph), str(uuid.uuid4()), {"client_id": Listener.client_id}, ends[:1])
+        for event, data in self._listener.events:
+            if event == "execution_error":
+                return data["exception_type"], data["exception_message"], data["traceback"]
+        return None
+
     def queue(self, graph: Graph) -> set[str]:
         """Run a graph; the nodes that were executed, the others came from the cache.
 

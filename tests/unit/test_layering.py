@@ -34,12 +34,13 @@ CORE = {
     "branch": GROUND | {"backbone", "network", "strength"},
     "legacy": GROUND | {"backbone", "branch", "encoder", "face", "file", "network", "strength"},
 }
-BELOW_NODES = {"cache", "encoding", "loading", "paths", "patching", "progress", "sockets"}
+BELOW_NODES = {"arrivals", "cache", "encoding", "loading", "paths", "patching", "progress", "sockets"}
 NODES = {
     "cache": set(),
     "paths": set(),
     "progress": set(),
     "sockets": {"encoding"},
+    "arrivals": {"encoding", "sockets"},
     "encoding": {"cache", "paths", "progress", "sockets"},
     "loading": {"encoding", "paths", "sockets"},
     "inputs": {"sockets"},

@@ -13,6 +13,7 @@ from ....ipadapter_core.legacy.noise import former_noise
 from ...patching.application import fitting_sites
 from .. import schema
 from ..application import LegacyUse, Weight, apply_image, apply_tokens, tokens_of
+from ..arrivals import checked
 from ..face_features import first_faces
 from ..payload import PLUS_V2, Payload, read_payload
 from . import schema as former
@@ -50,6 +51,7 @@ class IPAdapterApply(io.ComfyNode):
         )
 
     @classmethod
+    @checked
     def execute(
         cls,
         ipadapter: object,
@@ -118,6 +120,7 @@ class IPAdapterApplyFaceID(io.ComfyNode):
         )
 
     @classmethod
+    @checked
     def execute(
         cls,
         ipadapter: object,
@@ -168,6 +171,7 @@ class IPAdapterApplyEncoded(io.ComfyNode):
         )
 
     @classmethod
+    @checked
     def execute(
         cls,
         ipadapter: object,

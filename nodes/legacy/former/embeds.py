@@ -6,10 +6,12 @@ import torch
 from comfy_api.latest import io
 from torch import Tensor
 
+from ....ipadapter_core.encoder.pixels import check_image
 from ....ipadapter_core.errors import BadInputError, MismatchError
 from ....ipadapter_core.legacy.embeds import describe_embeds
 from ....ipadapter_core.legacy.noise import former_noise
 from .. import schema
+from ..arrivals import checked
 from . import schema as former
 
 _SLOTS = 4
@@ -45,6 +47,7 @@ class IPAdapterEncoder2023(io.ComfyNode):
         )
 
     @classmethod
+    @checked
     def execute(
         cls,
         clip_vision: Any,
@@ -92,6 +95,7 @@ class IPAdapterBatchEmbeds(io.ComfyNode):
         )
 
     @classmethod
+    @checked
     def execute(cls, embed1: Tensor, embed2: Tensor) -> io.NodeOutput:
         first, second = map(_check_stacked, (embed1, embed2))
         if (first.shape[0], *first.shape[2:]) != (second.shape[0], *second.shape[2:]):
@@ -133,7 +137,7 @@ def _weight(number: int) -> io.Input:
 
 
 def _encode(clip_vision: Any, image: Tensor, is_hidden: bool) -> Tensor:
-    out = clip_vision.encode_image(image)
+    out = clip_vision.encode_image(check_image(image))
     features: Tensor = out.penultimate_hidden_states if is_hidden else out.image_embeds
     return features.float()
 

@@ -4,6 +4,7 @@ from comfy_api.latest import io
 
 from ...encoding.face_model import USUAL_PACKS, load_face_model, pack_fingerprint
 from .. import schema
+from ..arrivals import checked
 
 _PACK = USUAL_PACKS[0]
 
@@ -28,6 +29,7 @@ class InsightFaceLoader(io.ComfyNode):
         return pack_fingerprint(_PACK)
 
     @classmethod
+    @checked
     def execute(cls, provider: str) -> io.NodeOutput:
         return io.NodeOutput(load_face_model(_PACK, provider).analysis)
 

@@ -3,6 +3,7 @@
 from comfy_api.latest import io
 
 from .. import schema
+from ..arrivals import checked
 
 _LAYERS = 12
 _NONE = "0: 0"  # lists a layer, so that the others get nothing: an empty text would mean all of them
@@ -34,6 +35,7 @@ class IPAdapterLayerWeightsSlider(io.ComfyNode):
         )
 
     @classmethod
+    @checked
     def execute(cls, **layers: float) -> io.NodeOutput:
         factors = (layers[f"layer{number}"] for number in range(_LAYERS))
         entries = [f"{number}: {factor:g}" for number, factor in enumerate(factors) if factor]

@@ -6,6 +6,7 @@ from torch.nn import functional
 
 from ....ipadapter_core.legacy.preparation import POSITIONS, prepare
 from .. import schema
+from ..arrivals import checked
 from ..preparation import pillow_resize
 
 SIDE, MARGIN = 640, 32  # pixels
@@ -42,6 +43,7 @@ class PrepImageForInsightFace(io.ComfyNode):
         )
 
     @classmethod
+    @checked
     def execute(cls, image: Tensor, crop_position: str, sharpening: float, pad_around: bool) -> io.NodeOutput:
         margin = MARGIN if pad_around else 0
         lanczos, side = pillow_resize("LANCZOS"), SIDE - 2 * margin
