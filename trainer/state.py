@@ -10,19 +10,16 @@ import shlex
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils.other import load
 from diffusers.training_utils import EMAModel
 from torch import Tensor
 
 from ipadapter_core.errors import IPAdapterError
-from ipadapter_core.file.container import PICKLE_SUFFIXES, read_tensors, sync, write_safetensors
-from ipadapter_core.file.strangers import strangers
+from ipadapter_core.file.container import read_tensors, sync, write_safetensors
 
 from .config import Config
 from .config_file import ConfigError, read_config, write_config
@@ -30,6 +27,7 @@ from .models.network import TrainableAdapter
 from .resume.earlier import differences_by_name
 from .resume.identify import default_settings
 from .resume.identity import Difference, RunIdentity
+from .resume.pickles import check_pickles
 from .resume.sums import FILES, SUM, changed_files, file_sums, is_whole, sealed
 from .sharding import SHARDED
 from .storage import GOES_ON, StorageError, storage
@@ -41,7 +39,6 @@ BEST = "best.safetensors"  # in the run folder
 BEST_STEP = "ipadapter.step"  # in its metadata: whatever rule it was kept by
 _PREFIX = "step-"
 _SCALER = "scaler.pt"
-_PICKLES = (".pkl", *PICKLE_SUFFIXES)
 _OF_CONFIG = ("lr", "initial_lr", "weight_decay", "betas")  # of an optimiser's groups: those of the session that runs
 _LARGEST = torch.finfo(torch.float16).max  # what is exported; weights of use are far below
 _NO_NUMBERS = "no numbers any more, or too large for float16"
@@ -161,7 +158,7 @@ class State:
         self._restore_average(folder / EMA)
 
     def _restore_rest(self, folder: Path) -> None:
-        _check_pickles(folder)
+        check_pickles(folder, _not_ours)
         scaler = self.accelerator.scaler
         if not (folder / _SCALER).is_file():  # saved with another precision
             self.accelerator.scaler = None
@@ -242,17 +239,6 @@ def adapter_weights(accelerator: Accelerator, adapter: torch.nn.Module) -> dict[
 def trained_names(network: TrainableAdapter) -> list[str]:
     """Published names of the trained tensors, in the order of `trained_parameters`."""
     return [name.removeprefix("adapter.") for name, value in network.named_parameters() if value.requires_grad]
-
-
-def _check_pickles(folder: Path) -> None:
-    """accelerate would run what the schedule's asks for, and go on without generators whose file asks for something.
-
-    Raises:
-        CheckpointError: one asks to run code.
-    """
-    for path in sorted(path for path in folder.iterdir() if path.suffix in _PICKLES):
-        with strangers(partial(_not_ours, path)):
-            load(path, map_location="cpu", mmap=True)  # of tensors and plain numbers alone
 
 
 def _not_ours(path: Path, reason: str) -> CheckpointError:

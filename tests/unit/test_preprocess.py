@@ -1,6 +1,7 @@
 """A reference becomes the pixels its encoder was trained on, whatever its size, shape, channels and mask."""
 
 import re
+import runpy
 from pathlib import Path
 
 import pytest
@@ -210,7 +211,7 @@ def test_noise_is_a_picture_of_8_bits_with_a_brightness_of_its_own() -> None:
     torch.testing.assert_close(pictures.mean(dim=(1, 2, 3)), brightest / 2, rtol=0.02, atol=0.6)
 
 
-def test_the_noise_that_stands_for_no_image_is_one_and_the_same_picture() -> None:
+def test_the_noise_that_stands_for_no_image_is_one_and_the_same_picture(tmp_path: Path) -> None:
     before = torch.get_rng_state()
     picture = seen(no_image_pixels(Negative.NOISE, CLIP), CLIP)
     assert torch.equal(torch.get_rng_state(), before)
@@ -218,8 +219,8 @@ def test_the_noise_that_stands_for_no_image_is_one_and_the_same_picture() -> Non
     code = re.search(r"```python\n(noise = .*?)```", FORMATS.read_text(encoding="utf-8"), re.DOTALL)
     assert code, "docs/formats.md says how others make it"
     mean, std = (torch.tensor(values)[:, None, None] for values in (CLIP.mean, CLIP.std))
-    scope = {"torch": torch, "size": 224, "mean": mean, "std": std}
-    exec(code[1], scope)
+    (tmp_path / "shown.py").write_text(code[1], encoding="utf-8")
+    scope = runpy.run_path(str(tmp_path / "shown.py"), {"torch": torch, "size": 224, "mean": mean, "std": std})
     torch.testing.assert_close(picture, seen(scope["pixels"], CLIP), rtol=0, atol=1e-3)
     assert 126 < picture.max() < 129
     assert not no_image_pixels(Negative.ZERO_PIXELS, CLIP).any()
