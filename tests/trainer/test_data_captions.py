@@ -71,7 +71,12 @@ def test_every_format_takes_a_list_of_captions(folder: Path, kind: Callable[[Pat
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("texts", [[], [1, 2]])
+def test_an_empty_place_in_a_list_loses_no_caption(folder: Path, kind: Callable[[Path, object], str]) -> None:
+    assert only_record(kind(folder, ["a cat", None]), caption="unused").captions == ("a cat",)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("texts", [[], [None], [1, 2]])
 def test_a_list_without_captions_is_none(folder: Path, kind: Callable[[Path, object], str], texts: list[int]) -> None:
     path = kind(folder, texts)
     with pytest.raises(DataError, match="has no caption"):

@@ -163,6 +163,29 @@ def test_a_name_without_a_suffix_or_a_name_has_no_reference(tmp_path: Path, name
         decode(record.reference)
 
 
+@pytest.mark.parametrize("is_list", [True, False])
+def test_a_reference_that_several_pictures_would_take_is_that_of_its_own_one_alone(
+    tmp_path: Path, is_list: bool
+) -> None:
+    folder = tmp_path / "pictures"
+    for part in (folder, folder / "cat", folder / "dog"):
+        write_folder(part, 1)
+    write_folder(folder / "rat", 2)
+    names = [path.relative_to(folder) for path in sorted(folder.rglob("*.png"))]
+    assert len(names) == 5
+    settings = crops(tmp_path, "00.png", "cat/00.png", "01.png")
+    if is_list:
+        lines = "".join(f"{name},x\n" for name in names)
+        (folder / "list.csv").write_text(f"image,text\n{lines}")
+    found = {record.key: record.reference for record in records(folder / "list.csv" if is_list else folder, **settings)}
+    for name in ("00.png", "cat/00.png"):
+        assert found[name].name == str(tmp_path / "crops" / name)
+    assert found["rat/01.png"].name == str(tmp_path / "crops" / "01.png"), "nobody else would take it"
+    for name in ("dog/00.png", "rat/00.png"):
+        with pytest.raises(BrokenPictureError, match="is the reference of 3 pictures of that name, so of none"):
+            decode(found[name])
+
+
 @pytest.mark.parametrize("how", ["above", "same", "dots"])
 def test_a_picture_found_as_its_own_reference_is_skipped(tmp_path: Path, how: str) -> None:
     pictures = tmp_path / "pictures"

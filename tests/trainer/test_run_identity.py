@@ -240,6 +240,9 @@ def test_other_readers_of_a_stream_are_another_run(config: Any, tmp_path: Path) 
     with pytest.raises(CheckpointError, match="other shards to train on"):
         train(with_workers(4, 2))
     (tmp_path / "shards" / "04.tar").rename(tmp_path / "shards" / "03.tar")
+    write_shards(tmp_path / "others", 4, 7)
+    with pytest.raises(CheckpointError, match="other shards to train on"):
+        train(with_workers(4, 2, path=str(tmp_path / "others")))
     assert train(with_workers(4, 2)).step == 4
 
 

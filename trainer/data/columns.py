@@ -72,8 +72,8 @@ def nearest(name: str, names: Collection[str]) -> str:
 
 
 def captions_in(value: object) -> tuple[str, ...]:
-    """The captions that a cell holds: a text, or a list of texts; none if it is something else."""
-    texts = [value] if isinstance(value, str) else value
+    """The captions that a cell holds: a text, or a list of texts, empty places left out; none if it is something else."""
+    texts = [text for text in value if text is not None] if isinstance(value, list) else [value]
     return tuple(texts) if isinstance(texts, list) and all(isinstance(text, str) for text in texts) else ()
 
 

@@ -3,6 +3,7 @@
 import logging
 import os
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path, PurePath
 
@@ -43,7 +44,7 @@ def load_folder(data: DataSetConfig, *, speaks: bool = True) -> Records:
         )
     if speaks and left_out and int(os.environ.get("RANK", 0)) == 0:  # once, not by each process of a run
         _logger.warning("left out of the pictures in %s: %s", root, left_out)
-    references = _References(data)
+    references = _References(data, (path.relative_to(root) for path in paths))
     rows = RowList()
     for path in paths:
         name = path.relative_to(root)
@@ -66,7 +67,8 @@ def load_list(data: DataSetConfig, path: Path, list_format: str) -> Records:
     names = dict.fromkeys(name for row in table for name in row.values)
     columns = find_columns(names, data, str(path))
     root = Path(data.image_root) if data.image_root else path.parent
-    place = _Place(path, root, _References(data), data.allow_outside)
+    pictures = (PurePath(row.text(columns.image, path)) for row in table) if data.reference_folder else ()
+    place = _Place(path, root, _References(data, pictures), data.allow_outside)
     seen: Counter[str] = Counter()
     rows = RowList()
     for row in table:
@@ -121,9 +123,11 @@ def _record(row: Row, key: str, columns: Columns, place: _Place, data: DataSetCo
 class _References:
     """References under the same name in another folder; the suffix may differ."""
 
-    def __init__(self, data: DataSetConfig) -> None:
+    def __init__(self, data: DataSetConfig, names: Iterable[PurePath]) -> None:
+        """`names` are those of all pictures: a reference that has fewer folders than they may be that of one only."""
         self._folder = Path(data.reference_folder) if data.reference_folder else None
         self._paths: dict[str, Path] = {}
+        self._claims: Counter[str] = Counter()
         if self._folder is None:
             return
         if not self._folder.is_dir():
@@ -134,21 +138,29 @@ class _References:
             )
         for path in contents(self._folder).ending_in(SUFFIXES):
             self._paths.setdefault(path.relative_to(self._folder).with_suffix("").as_posix(), path)
+        self._claims.update(stem for name in set(names) if (stem := self._stem(name)) is not None)
 
     def of(self, name: PurePath, image: FilePicture) -> Picture:
         """The one of the same name, of an absolute path that with most of its folders; it may be missing."""
         if self._folder is None:
             return image
-        parts = (*name.parent.parts, name.stem)
-        stems = ("/".join(parts[first:]) for first in range(len(parts)))
-        found = next((self._paths[stem] for stem in stems if stem in self._paths), None)
-        if found is None:  # an absolute name, or one with "..", would lead to the picture itself
-            return FilePicture(self._folder / (name.name if name.is_absolute() or ".." in parts else name))
+        stem = self._stem(name)
+        if stem is None:  # an absolute name, or one with "..", would lead to the picture itself
+            is_elsewhere = name.is_absolute() or ".." in name.parts
+            return FilePicture(self._folder / (name.name if is_elsewhere else name))
+        found = self._paths[stem]
+        if self._claims[stem] > 1 and stem != name.with_suffix("").as_posix():
+            return NoPicture(str(found), f"is the reference of {self._claims[stem]} pictures of that name, so of none")
         return (
             NoPicture(str(found), _ITSELF)
             if os.path.abspath(found) == os.path.abspath(image.path)
             else FilePicture(found)
         )
+
+    def _stem(self, name: PurePath) -> str | None:
+        parts = (*name.parent.parts, name.stem)
+        stems = ("/".join(parts[first:]) for first in range(len(parts)))
+        return next((stem for stem in stems if stem in self._paths), None)
 
 
 def _refuse_columns(data: DataSetConfig) -> None:
