@@ -91,6 +91,7 @@ def goods(base_directory: Path, model: Callable, make_adapter: Callable, make_to
         "IPAdapterApplyEncoded": {"embeds": stacked},
         "IPAdapterBatchEmbeds": {"embed1": stacked, "embed2": stacked},
         "IPALoadAdapter": {"adapter_file": plain.name, "image_encoder": "none"},
+        "IPALoadFaceModel": {"face_pack": "buffalo_l", "device": "CPU"},
         "IPAdapterLoadEmbeds": {"embeds": "fuzz.ipadpt"},
         "IPAApplyFaceLora": {"adapter": face},
         "IPAdapterModelLoader": {"ipadapter_file": plain.name},
