@@ -6,13 +6,12 @@ from collections.abc import Mapping
 from typing import Any
 
 import comfy.sd
-import comfy.utils
 import folder_paths
 from comfy.model_patcher import ModelPatcher
 from comfy_api.latest import io
 
 from ...ipadapter_core.errors import MismatchError, UnreadableFileError
-from ...ipadapter_core.file.container import read_header
+from ...ipadapter_core.file.container import read_tensors
 from ...ipadapter_core.file.spec import Projection
 from ...ipadapter_core.legacy.catalog import Wanted
 from .. import paths
@@ -137,11 +136,10 @@ def _with_lora(model: ModelPatcher, adapter: LoadedAdapter, preset: str, strengt
     for name in _lora_files(rf"{LORA_NAMES[preset]}.{_FILE_NAMES[base]}"):
         try:
             path = paths.model_path(_LORAS, name, _LORA_KIND)
-            read_header(path, _LORA_KIND, is_whole=True)
+            lora = read_tensors(path, _LORA_KIND).tensors
         except UnreadableFileError as error:
             logger.warning("LoRA file %s is left out. %s", name, error)
             continue
-        lora = comfy.utils.load_torch_file(str(path), safe_load=True)
         patched, _ = comfy.sd.load_lora_for_models(model, None, lora, strength, 0)
         return patched
     if adapter.network.lora:

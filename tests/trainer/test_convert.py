@@ -1,8 +1,9 @@
 """Whatever layout a trainer left, conversion gives the published file with every tensor in its place."""
 
+import errno
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from ipadapter_core.network.adapter import load_adapter
 from ipadapter_trainer.convert.conversion import Hints, convert_file
 from ipadapter_trainer.convert.errors import ConvertError
 from ipadapter_trainer.convert.numbers import repair_numbers
+from ipadapter_trainer.convert.reading import find_state
 from ipadapter_trainer.files.export import ExportError
 from ipadapter_trainer.files.portability import EVERYWHERE
 from support import bad_files
@@ -286,3 +288,12 @@ def test_several_adapters_in_one_state_are_refused(tmp_path: Path) -> None:
     tensors["ip_adapter.1.to_k_ip.1.weight"] = tensors["ip_adapter.1.to_k_ip.weight"]
     with pytest.raises(ConvertError, match="several adapters"):
         converted(write_bin(tmp_path / "two.bin", nested(tensors)), tmp_path)
+
+
+def test_a_folder_that_may_not_be_looked_into_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(_: Path) -> NoReturn:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(Path, "iterdir", refused)  # root may look everywhere
+    with pytest.raises(ConvertError, match=r"cannot be looked into \(Permission denied\)"):
+        find_state(tmp_path)

@@ -55,7 +55,14 @@ def find_state(path: Path) -> Path:
     found = next((path / name for name in STATE_FILES if os.path.isfile(path / name)), None)
     if found is not None:
         return found
-    inside = sorted(folder.name for folder in path.iterdir() if os.path.isdir(folder) and is_state_folder(folder))
+    try:
+        inside = sorted(folder.name for folder in path.iterdir() if os.path.isdir(folder) and is_state_folder(folder))
+    except OSError as error:
+        raise ConvertError(
+            f"the folder {path} cannot be looked into ({error.strerror})",
+            expected=f"a folder with one of {', '.join(STATE_FILES)}",
+            action="let yourself read it, or name the weight file",
+        ) from error
     raise ConvertError(
         f"the folder {path} has no weights"
         + (f" itself, but training states: {', '.join(inside[:4])}" if inside else ""),
