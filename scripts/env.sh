@@ -54,7 +54,7 @@ logged() {
     local reason=''
     tail -n 25 "$log" >&2
     # pip's words, and uv's
-    if tail -n 25 "$log" | grep -qiE 'do not match the hashes|hash mismatch'; then
+    if grep -qiE 'do not match the hashes|hash mismatch' <<<"$(tail -n 25 "$log")"; then
         reason=": a package is another file than the one that scripts/requirements.lock names, and was not installed.\
  Is an index or a folder of your own set for pip or uv? Else somebody exchanged the file: please report it (SECURITY.md)"
     fi
@@ -65,11 +65,12 @@ pip() { "$venv/bin/python" -m pip "$@"; }
 
 # uv is faster. It does not read pip's settings: where pip is told of another index, uv would look in the wrong place.
 choose_installer() {
-    local uv
+    local uv told
     installer=pip
     uv=$(command -v uv) || return 0
     [[ $uv != "$venv"/* ]] || return 0   # it would have to replace itself
-    pip config list | grep -qE '[.](index-url|extra-index-url|find-links|no-index|cert|client-cert|proxy|trusted-host)=' ||
+    told=$(pip config list)   # a pipe would fail where grep, which has seen enough, closes it before pip is done
+    grep -qE '[.](index-url|extra-index-url|find-links|no-index|cert|client-cert|proxy|trusted-host)=' <<<"$told" ||
         installer=$uv
 }
 
