@@ -1,13 +1,19 @@
-"""Numbers that are listed as text."""
+"""Numbers as texts and files state them."""
 
 import math
 import re
+from typing import TypeGuard
 
 from .errors import BadInputError, shown
 
 # Of an entry such as "3: 0.5", as patterns; Python reads no whole number of thousands of digits.
 NUMBER = r"[-+]?(?:\d{1,100}(?:\.\d*)?|\.\d+)"
 WHOLE = r"\d{1,9}"
+
+
+def is_whole(value: object) -> TypeGuard[int]:
+    """Whether a value of a file is a whole number; to Python true and false are, too."""
+    return isinstance(value, int) and not isinstance(value, bool)
 
 
 def entries(text: str) -> list[str]:

@@ -12,6 +12,7 @@ from ..errors import MismatchError, UnreadableFileError
 from ..file.container import ADAPTER_SUFFIXES, SAFETENSORS_SUFFIXES, read_header, read_json, read_tensors
 from ..file.signatures import Shapes
 from ..file.spec import AdapterSpec, Feature
+from ..numbers import is_whole
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -361,7 +362,7 @@ def _num_layers(shapes: Shapes, pattern: str) -> int:
 
 def _integer(config: Mapping[str, object], name: str, folder: Path) -> int:
     value = config.get(name)
-    if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= _LARGEST_NUMBER:
+    if not is_whole(value) or not 1 <= value <= _LARGEST_NUMBER:
         raise _bad_folder(folder, f"a config.json whose {name} is {repr(value)[:80]}")
     return value
 

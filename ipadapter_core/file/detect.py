@@ -10,6 +10,7 @@ from dataclasses import replace
 
 from ..errors import UnknownCheckpointError, UnreadableFileError, UnsupportedFamilyError
 from ..face.lora_file import has_lora
+from ..numbers import is_whole
 from .signatures import FOREIGN, UNSUPPORTED, Shapes, Signature, dim_of
 from .spec import (
     DEFAULT_HEAD_DIM,
@@ -187,7 +188,7 @@ def _resampler(
     inner = _matrix(shapes, f"{prefix}.layers.0.0.to_q.weight")[0]
     given = stated.get("resampler")
     head_dim = given.get("head_dim", DEFAULT_HEAD_DIM) if isinstance(given, dict) else DEFAULT_HEAD_DIM
-    if not isinstance(head_dim, int) or isinstance(head_dim, bool) or head_dim < 1 or not inner or inner % head_dim:
+    if not is_whole(head_dim) or head_dim < 1 or not inner or inner % head_dim:
         raise _inconsistent(f"to_q has {inner} rows, which heads of size {head_dim!r} do not divide")
     positions = shapes.get(f"{prefix}.pos_emb.weight")
     pooled = shapes.get(f"{prefix}.to_latents_from_mean_pooled_seq.1.weight")

@@ -2,6 +2,8 @@
 
 import torch
 
+from ..numbers import is_whole
+
 HEADER_LIMIT = 100_000_000  # bytes; safetensors' own limit
 MOST_TENSORS = 100_000
 LONGEST_NAME = 512
@@ -88,11 +90,11 @@ def _pair(name: str, offsets: object) -> tuple[int, int]:
 
 
 def _is_size(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= LARGEST_SIZE
+    return is_whole(value) and 0 <= value <= LARGEST_SIZE
 
 
 def _is_offset(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**63
+    return is_whole(value) and 0 <= value < 2**63
 
 
 def _shown(value: object) -> str:

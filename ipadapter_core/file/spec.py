@@ -4,9 +4,9 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from enum import Enum
-from typing import TypeGuard
 
 from ..errors import UnreadableFileError
+from ..numbers import is_whole
 from .json_text import parse_json
 
 SPEC_KEY = "ipadapter.spec"
@@ -171,7 +171,7 @@ def with_metadata(spec: AdapterSpec, metadata: Mapping[str, str]) -> AdapterSpec
     if not stated:
         return spec
     layer, encoder = stated.get("layer", spec.layer), stated.get("encoder", {})
-    if not _is_whole(layer) or not _DEEPEST_LAYER <= layer < 0:
+    if not is_whole(layer) or not _DEEPEST_LAYER <= layer < 0:
         raise _bad_metadata(
             f"metadata {SPEC_KEY} has layer {layer!r}, not a negative number counted from the last layer"
         )
@@ -181,7 +181,7 @@ def with_metadata(spec: AdapterSpec, metadata: Mapping[str, str]) -> AdapterSpec
     if not isinstance(encoder, dict):
         raise _bad_metadata(f"metadata {SPEC_KEY} has encoder {encoder!r}, not an object")
     name, image_size = encoder.get("name"), encoder.get("image_size")
-    is_size = image_size is None or (_is_whole(image_size) and 0 < image_size <= _LARGEST_PICTURE)
+    is_size = image_size is None or (is_whole(image_size) and 0 < image_size <= _LARGEST_PICTURE)
     if not isinstance(name, str | None) or not is_size:
         raise _bad_metadata(f"metadata {SPEC_KEY} has encoder {encoder!r}, not a name and an image_size")
     try:
@@ -206,10 +206,6 @@ def _stated_face(face: FaceSpec, stated: object) -> FaceSpec:
             f"metadata {SPEC_KEY} has face {stated!r}, not an object whose has_shortcut is true or false"
         )
     return face if has_shortcut is None else replace(face, has_shortcut=has_shortcut)
-
-
-def _is_whole(value: object) -> TypeGuard[int]:
-    return isinstance(value, int) and not isinstance(value, bool)
 
 
 def _bad_metadata(found: str) -> UnreadableFileError:
