@@ -68,10 +68,10 @@ def read_tensors(path: Path, kind: str = ADAPTER, *, can_map: bool = True, verif
     Raises:
         UnreadableFileError: missing, empty, truncated, damaged, misnamed, or a pickle that wants to run code.
     """
-    _check_content(path, kind)
+    start = _check_content(path, kind)
     if path.suffix in SAFETENSORS_SUFFIXES:
         return _read_safetensors(path, kind, can_map and _is_here(path, kind), verify_again)
-    return TensorFile(_flat_tensors(read_pickle(path, kind, can_map=can_map), path, kind), {})
+    return TensorFile(_flat_tensors(_read_pickle(path, kind, start, can_map), path, kind), {})
 
 
 def read_header(path: Path, kind: str = ADAPTER, *, is_whole: bool = False) -> dict[str, dict[str, object]]:
@@ -219,7 +219,8 @@ def _is_here(path: Path, kind: str) -> bool:
     return where is None
 
 
-def _check_content(path: Path, kind: str) -> None:
+def _check_content(path: Path, kind: str) -> bytes:
+    """As `_start_of`, of a file whose suffix says what it is."""
     start = _start_of(path, kind)
     has_header = start[_HEADER_LENGTH_BYTES:].startswith(b"{")
     if path.suffix in SAFETENSORS_SUFFIXES and start.startswith(_PICKLE_STARTS) and not has_header:
@@ -232,6 +233,7 @@ def _check_content(path: Path, kind: str) -> None:
             expected=f"one of {', '.join(ADAPTER_SUFFIXES)}",
             action=f"choose {a_file(kind)}",
         )
+    return start
 
 
 def _read_safetensors(path: Path, kind: str, can_map: bool, verify_again: bool) -> TensorFile:
@@ -291,7 +293,11 @@ def read_pickle(path: Path, kind: str = ADAPTER, *, can_map: bool = True) -> obj
     Raises:
         UnreadableFileError: damaged, or it wants to run code.
     """
-    is_zip = _is_zipped(path, kind)
+    return _read_pickle(path, kind, _start_of(path, kind), can_map)
+
+
+def _read_pickle(path: Path, kind: str, start: bytes, can_map: bool) -> object:
+    is_zip = _is_zipped(path, kind, start)
     can_map = is_zip and can_map and _is_here(path, kind)
     with _pickles(path, kind):
         check_pickle(path, is_zip=is_zip)
@@ -305,18 +311,17 @@ def check_file(path: Path, kind: str) -> None:
     Raises:
         UnreadableFileError: it does not, or as `read_tensors` as far as nothing is read.
     """
-    _check_content(path, kind)
+    start = _check_content(path, kind)
     if path.suffix in SAFETENSORS_SUFFIXES:
         read_header(path, kind, is_whole=True)
         return
-    is_zip = _is_zipped(path, kind)
+    is_zip = _is_zipped(path, kind, start)
     with _pickles(path, kind):
         check_pickle(path, is_zip=is_zip)
 
 
-def _is_zipped(path: Path, kind: str) -> bool:
-    """Whether a pickle is of torch's present form; its older one cannot be memory-mapped."""
-    start = _start_of(path, kind)
+def _is_zipped(path: Path, kind: str, start: bytes) -> bool:
+    """Whether a pickle that begins so is of torch's present form; its older one cannot be memory-mapped."""
     if not start.startswith(_PICKLE_STARTS):
         raise damaged(path, kind, "a broken PyTorch file (it begins as none does)")
     return start.startswith(_ZIP_START)
