@@ -4,6 +4,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -12,6 +13,12 @@ from ipadapter_core.errors import UnreadableFileError
 from ipadapter_core.file.container import SAFETENSORS_SUFFIXES, read_tensors
 
 SEAL = "ipadapter.seal"
+
+
+class Digest(Protocol):
+    """A checksum in the making, one of hashlib's."""
+
+    def update(self, data: Any, /) -> None: ...
 
 
 def sealed(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> dict[str, str]:
@@ -40,7 +47,12 @@ def check_seal(path: Path) -> None:
 def _sum(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str:
     stated = {name: text for name, text in metadata.items() if name != SEAL}
     digest = hashlib.sha256(json.dumps(stated, sort_keys=True).encode())
+    add_tensors(digest, tensors)
+    return digest.hexdigest()
+
+
+def add_tensors(digest: Digest, tensors: Mapping[str, Tensor]) -> None:
+    """Put names, types, shapes and values into a checksum, whatever order they come in."""
     for name, tensor in sorted(tensors.items()):
         digest.update(f"|{name}|{tensor.dtype}|{tuple(tensor.shape)}|".encode())
         digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()
