@@ -19,7 +19,15 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from ipadapter_core.errors import IPAdapterError, UnreadableFileError
-from ipadapter_core.file.container import HASH_KEY, read_header, read_tensors, sync, tensor_hash, write_safetensors
+from ipadapter_core.file.container import (
+    HASH_KEY,
+    TensorFile,
+    read_header,
+    read_tensors,
+    sync,
+    tensor_hash,
+    write_safetensors,
+)
 
 from .index import KeyIndex
 from .sums import entry_sum, read_sums, written_sums
@@ -175,15 +183,15 @@ class CacheStore:
         for path in sorted(self._files(SUFFIX)):
             try:
                 _entry_names(path)
-                tensors = read_tensors(path, _KIND, verify_again=True).tensors
+                file = read_tensors(path, _KIND, verify_again=True)
             except UnreadableFileError as error:
                 yield path, str(error)
                 continue
-            wrong = _changed(tensors, _sums_of(path))
+            wrong = _changed(file)
             if wrong is not None:
                 yield path, f"{wrong} is not as it was written"
                 continue
-            endless = [name for name, tensor in tensors.items() if not tensor.isfinite().all()]
+            endless = [name for name, tensor in file.tensors.items() if not tensor.isfinite().all()]
             yield path, f"NaN or infinite values in {endless[0]}" if endless else None
 
     def remove(self, paths: Iterable[Path]) -> None:
@@ -244,14 +252,13 @@ def _open_shard(path: Path) -> tuple[Any, Mapping[str, object] | None]:
     return file, sums
 
 
-def _sums_of(path: Path) -> Mapping[str, object]:
-    return _open_shard(path)[1] or {}
-
-
-def _changed(tensors: Mapping[str, Tensor], sums: Mapping[str, object]) -> str | None:
-    """The first entry of a shard that is not as it was written."""
+def _changed(file: TensorFile) -> str | None:
+    """The first entry of a shard that is not as it was written; "it" where nothing says how it was."""
+    sums = read_sums(file.metadata)
+    if sums is None:  # an earlier version's, whose one checksum has been looked at
+        return None if HASH_KEY in file.metadata else "it"
     entries: dict[str, dict[str, Tensor]] = {key: {} for key in sums}
-    for name, tensor in tensors.items():
+    for name, tensor in file.tensors.items():
         key, _, part = name.rpartition("/")
         if key in entries:
             entries[key][part] = tensor
@@ -267,12 +274,12 @@ def _entry_names(path: Path) -> list[str]:
     header = read_header(path, _KIND)
     with path.open("rb") as file:
         start = 8 + struct.unpack("<Q", file.read(8))[0]
-    entries = {name: entry for name, entry in header.items() if name != "__metadata__"}
-    ends = [end for entry in entries.values() if (end := _end_of(entry)) is not None]
+    entries: dict[str, Any] = {name: entry for name, entry in header.items() if name != "__metadata__"}
+    described = start + max((entry["data_offsets"][1] for entry in entries.values()), default=0)
     size = path.stat().st_size
-    if len(ends) != len(entries) or start + max(ends, default=0) != size:
+    if described != size:
         raise UnreadableFileError(
-            f"{path.name} has {size} bytes where its header describes {start + max(ends, default=0)}",
+            f"{path.name} has {size} bytes where its header describes {described}",
             expected="a complete shard",
             action="run `ipadapter cache CONFIG`, which recomputes its entries",
         )
@@ -287,12 +294,6 @@ def _entry_names(path: Path) -> list[str]:
     if len(set(map(frozenset, parts.values()))) > 1 or (sums is not None and sums.keys() != parts.keys()):
         raise _not_as_written(path, "other entries than were written")
     return list(entries)
-
-
-def _end_of(entry: Mapping[str, object]) -> int | None:
-    offsets = entry.get("data_offsets")
-    end = offsets[1] if isinstance(offsets, list) and len(offsets) == 2 else None
-    return end if isinstance(end, int) else None
 
 
 def _not_as_written(path: Path, found: str) -> UnreadableFileError:
