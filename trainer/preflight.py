@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from ipadapter_core.errors import BadInputError
+from ipadapter_core.errors import BadInputError, IPAdapterError
 from ipadapter_core.network.adapter import read_spec
 
 from .cache.store import CacheError
@@ -30,8 +30,9 @@ def check_before_models(config: Config, source: Source, held_out: Records) -> No
         ModelNotFoundError: no such encoder, or the hub does not have adapter.pretrained.
         UnreadableFileError, UnknownCheckpointError, UnsupportedFamilyError: as `read_spec`, of adapter.pretrained.
     """
-    _check_output(config.run)
-    _check_cache(config)
+    _check_folder(config.run, f"train.output = {str(config.run)!r}", "train.output", CheckpointError)
+    if config.cache.path is not None:
+        _check_folder(Path(config.cache.path), f"cache.path = {config.cache.path!r}", "cache.path", CacheError)
     if config.adapter.pretrained is not None:
         read_spec(pretrained_file(config.adapter.pretrained))
     if config.validation.every is not None and len(held_out) < _LEAST_HELD_OUT:
@@ -71,36 +72,17 @@ def _broken(records: Records, index: int, seed: int) -> list[BrokenPictureError]
     return []
 
 
-def _check_cache(config: Config) -> None:
-    if config.cache.path is not None and (place := _file_at(Path(config.cache.path))) is not None:
-        raise CacheError(
-            f"cache.path = {config.cache.path!r}, but {place} is a file",
-            expected="a folder, or a place where one can be made",
-            action="choose another cache.path",
-        )
-
-
 def check_pictures_folder(folder: Path) -> None:
     """Where pictures go that take minutes to draw. Raises BadInputError if no folder can be made there."""
-    if (place := _file_at(folder)) is not None:
-        raise BadInputError(
-            f"--output {folder}, but {place} is a file",
-            expected="a folder, or a place where one can be made",
-            action="choose another --output",
-        )
+    _check_folder(folder, f"--output {folder}", "--output", BadInputError)
 
 
-def _file_at(folder: Path) -> Path | None:
-    """What is in the way of making a folder."""
+def _check_folder(folder: Path, named: str, setting: str, kind: type[IPAdapterError]) -> None:
+    """Raises `kind` where a file is in the way. Nothing is made yet: a mistake leaves nothing behind."""
     place = next((parent for parent in (folder, *folder.parents) if parent.exists()), folder)
-    return place if place.exists() and not place.is_dir() else None
-
-
-def _check_output(run: Path) -> None:
-    """Nothing is made yet: a mistake leaves nothing behind."""
-    if (place := _file_at(run)) is not None:
-        raise CheckpointError(
-            f"train.output = {str(run)!r}, but {place} is a file",
+    if place.exists() and not place.is_dir():
+        raise kind(
+            f"{named}, but {place} is a file",
             expected="a folder, or a place where one can be made",
-            action="choose another train.output",
+            action=f"choose another {setting}",
         )
