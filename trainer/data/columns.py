@@ -3,6 +3,7 @@
 import difflib
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from ..config import DataSetConfig
 from .records import DataError
@@ -73,8 +74,8 @@ def nearest(name: str, names: Collection[str]) -> str:
 
 def captions_in(value: object) -> tuple[str, ...]:
     """The captions that a cell holds: a text, or a list of texts, empty places left out; none if it is something else."""
-    texts = [text for text in value if text is not None] if isinstance(value, list) else [value]
-    return tuple(texts) if isinstance(texts, list) and all(isinstance(text, str) for text in texts) else ()
+    texts: list[Any] = [text for text in value if text is not None] if isinstance(value, list) else [value]
+    return tuple(texts) if all(isinstance(text, str) for text in texts) else ()
 
 
 def no_caption(where: str, data: DataSetConfig, columns: str) -> DataError:

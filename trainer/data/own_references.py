@@ -7,9 +7,7 @@ from PIL import Image
 from ..config import DataSetConfig
 from .pictures import BrokenPictureError, Picture, decode
 from .records import DataError, Records
-from .tables import load_folder, load_list
-
-_LISTS = {".json": "json", ".jsonl": "jsonl", ".csv": "csv"}
+from .tables import LISTS, load_folder, load_list
 
 
 def own_references(path: str, *, may_leave: bool, speaks: bool = False) -> Records:
@@ -27,8 +25,8 @@ def own_references(path: str, *, may_leave: bool, speaks: bool = False) -> Recor
     try:
         if place.is_dir():
             return load_folder(data, speaks=speaks)
-        if place.is_file() and place.suffix.lower() in _LISTS:
-            return load_list(data, place, _LISTS[place.suffix.lower()])
+        if place.is_file() and place.suffix.lower() in LISTS:
+            return load_list(data, place, LISTS[place.suffix.lower()])
     except DataError as error:
         raise _wrong(f"{found}: {error.found}") from error
     raise _wrong(f"{found}, which is no folder and no list")
@@ -61,6 +59,6 @@ def opened(picture: Picture) -> Image.Image:
 def _wrong(found: str) -> DataError:
     return DataError(
         found,
-        expected=f"a folder with pictures, or a list of them ({', '.join(_LISTS)})",
+        expected=f"a folder with pictures, or a list of them ({', '.join(LISTS)})",
         action="correct validation.references, or remove it to draw from held-out pictures",
     )

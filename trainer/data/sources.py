@@ -11,13 +11,13 @@ from .hub import is_saved_dataset, load_hub, may_be_hub_name
 from .records import DataError, Records, RowList, join, split_validation
 from .shard_places import names_shards
 from .shards import Shards, open_shards
-from .tables import load_folder, load_list
+from .tables import LISTS, load_folder, load_list
 
 Source = Records | Shards
 """Samples that have numbers, or a stream."""
 
 _TABULAR = (".parquet", ".arrow")  # files a Hugging Face dataset is made of
-_BY_SUFFIX = {".json": "json", ".jsonl": "jsonl", ".csv": "csv", ".tar": "webdataset"} | dict.fromkeys(_TABULAR, "hf")
+_BY_SUFFIX = {**LISTS, ".tar": "webdataset"} | dict.fromkeys(_TABULAR, "hf")
 
 
 def open_source(data: DataConfig) -> Source:
@@ -97,9 +97,7 @@ def _list(list_format: str) -> Callable[[DataSetConfig], Records]:
 
 _OPENERS: dict[str, Callable[[DataSetConfig], Source]] = {
     "folder": load_folder,
-    "json": _list("json"),
-    "jsonl": _list("jsonl"),
-    "csv": _list("csv"),
+    **{name: _list(name) for name in LISTS.values()},
     "hf": load_hub,
     "webdataset": open_shards,
 }

@@ -16,6 +16,8 @@ from .rows import READERS, Row, read_text
 
 _ITSELF = "is the picture itself, which data.reference_folder was to have another of"
 _logger = logging.getLogger(__name__)
+LISTS = {f".{name}": name for name in READERS}
+"""Formats of lists by the ends of their names."""
 METADATA_FILES = {"metadata.jsonl": "jsonl", "metadata.csv": "csv"}
 """Lists that Hugging Face's imagefolder keeps inside the folder."""
 
