@@ -127,6 +127,8 @@ def _prediction_type(config: Config) -> str | None:
     if config.base.prediction_type != "auto":
         return config.base.prediction_type
     path = Path(config.base.model) / "scheduler" / "scheduler_config.json"
-    stated = read_json(path, "scheduler config") if path.is_file() else {}
-    found = stated.get("prediction_type", "epsilon") if isinstance(stated, dict) and path.is_file() else None
+    if not path.is_file():
+        return None
+    stated = read_json(path, "scheduler config")
+    found = stated.get("prediction_type", "epsilon") if isinstance(stated, dict) else None
     return found if isinstance(found, str) else None
