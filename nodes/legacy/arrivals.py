@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from ...ipadapter_core.errors import BadInputError
 from ...ipadapter_core.legacy.weight_schedule import Strategy
 from ..arrivals import IMAGE, KINDS, MASK, TEXT, WEIGHTS, Kind, UnfitError, checker, describe, having, read_tensor
-from .payload import what_is_wrong
+from .payload import ACTION, EXPECTED, what_is_wrong
 from .schema import EmbedsSocket, InsightFaceSocket, IPAdapterSocket, ParamsSocket, StrategySocket
 
 _RANKS = (2, 3, 4)  # both sides behind each other count as a dimension
@@ -68,11 +68,7 @@ def _strategy(value: object) -> object:
 checked = checker(
     KINDS
     | {
-        IPAdapterSocket.io_type: Kind(
-            _payload,
-            "an adapter with its parts image_proj and ip_adapter",
-            "connect IPAdapter Unified Loader or IPAdapter Model Loader, and choose an adapter in it",
-        ),
+        IPAdapterSocket.io_type: Kind(_payload, EXPECTED, ACTION),
         EmbedsSocket.io_type: Kind(
             _embeds,
             "embeds: a tensor of shape [references, width] or [references, positions, width]",

@@ -17,11 +17,13 @@ from torch import Tensor
 from ...ipadapter_core.encoder.known import check_encoder, encoder_need
 from ...ipadapter_core.errors import BadInputError, MismatchError, shown
 from ...ipadapter_core.network.adapter import build_adapter
-from ..arrivals import UnfitError, read_tensor, read_vision
+from ..arrivals import UnfitError, describe, read_tensor, read_vision
 from ..encoding.encoder import VisionEncoder, from_clip_vision
 from ..sockets import WEIGHT_OPERATIONS, LoadedAdapter
 
 PARTS = ("image_proj", "ip_adapter")
+EXPECTED = f"an adapter with its parts {' and '.join(PARTS)}"
+ACTION = "connect IPAdapter Unified Loader or IPAdapter Model Loader, and choose an adapter in it"
 PLUS_V2, UNNORM = "faceidplusv2", "portraitunnorm"  # marker keys; true where the file's name has "plusv2" or "unnorm"
 _MOST_FOREIGN = 2
 _MOST_DIMENSIONS = 8  # of a weight
@@ -114,11 +116,7 @@ def read_payload(value: Any, clip_vision: object | None = None, insightface: obj
         UnsupportedFamilyError, UnknownCheckpointError, UnreadableFileError: as `build_adapter`, for a foreign one.
     """
     if found := what_is_wrong(value):
-        raise BadInputError(
-            found,
-            expected="an adapter with its parts image_proj and ip_adapter",
-            action="connect IPAdapter Unified Loader or IPAdapter Model Loader, and choose an adapter in it",
-        )
+        raise BadInputError(found, expected=EXPECTED, action=ACTION)
     is_pipeline = "ipadapter" in value
     raw = _model(value, "ipadapter") if is_pipeline else value
     if is_pipeline:
@@ -180,5 +178,5 @@ def _foreign(raw: Mapping[str, Any]) -> LoadedAdapter:
 
 def _describe(value: object) -> str:
     if isinstance(value, Mapping):
-        return f"a dictionary of {shown(', '.join(map(str, value))) or 'nothing'}"
+        return describe(value)
     return "empty" if value is None else f"a {type(value).__name__}"
