@@ -19,6 +19,8 @@ from huggingface_hub.errors import (
 
 from ipadapter_core.errors import IPAdapterError
 
+from .words import first_line
+
 HUB_ERRORS = (HFValidationError, HfHubHTTPError, EntryNotFoundError, OSError)
 """What a look-up on the hub may raise."""
 _WRITTEN = re.compile(
@@ -124,8 +126,7 @@ class HubPlace:
             )
         if isinstance(error, EntryNotFoundError):
             return f"{self.repository} on the hub has no {self.inside}", f"correct the part behind the name in {key}"
-        reason = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
-        return f"the hub gives nothing by that name ({reason})", f"correct {key}"
+        return f"the hub gives nothing by that name ({first_line(error).rstrip('.')})", f"correct {key}"
 
 
 def find_folder(text: str, key: str, files: Sequence[str], expected: str) -> Path:

@@ -8,6 +8,8 @@ from safetensors import SafetensorError
 
 from ipadapter_core.errors import IPAdapterError
 
+from .words import first_line
+
 GOES_ON = "the same command then goes on from the last checkpoint"
 _TORCH_WRITER = ("PytorchStreamWriter", "inline_container", "iostream error")  # in messages of its RuntimeError
 
@@ -45,7 +47,7 @@ def storage(
 def _refused(what: str, place: Path | None, error: Exception, goes_on: str) -> StorageError:
     named = getattr(error, "filename", None) or place
     said = error.strerror if isinstance(error, OSError) else None
-    reason = said or next(iter(str(error).splitlines()), type(error).__name__)
+    reason = said or first_line(error)
     return StorageError(
         f"{what} cannot be written or read{f' at {named}' if named else ''} ({reason})",
         expected="a disk with room, and folders that can be written and stay there",

@@ -1,4 +1,4 @@
-"""Numbers as people say them: durations, bytes, counts; and names as they may be shown."""
+"""Numbers as people say them: durations, bytes, counts; names and others' words as they may be shown."""
 
 from datetime import timedelta
 
@@ -18,6 +18,11 @@ def visible(text: str) -> str:
     """With `\\x1b` and the like in place of what a terminal obeys, of what turns the direction of writing, and of halves
     of characters; line feeds and tabs stay."""
     return text.translate(_UNSEEN)
+
+
+def first_line(error: BaseException) -> str:
+    """Of what another program says went wrong; the kind of error where it says nothing."""
+    return next(iter(str(error).splitlines()), type(error).__name__)
 
 
 def duration(seconds: float) -> str:

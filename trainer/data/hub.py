@@ -10,6 +10,7 @@ from ipadapter_core.errors import IPAdapterError
 
 from ..config import DataSetConfig
 from ..hub import HUB_ERRORS, HubPlace
+from ..words import first_line
 from .columns import Columns, captions_in, find_columns, listed, nearest, no_caption
 from .pictures import BrokenPictureError, FilePicture, Picture, is_inside
 from .records import DataError, Record, Records
@@ -217,9 +218,8 @@ def _open(data: DataSetConfig, path: Path) -> Any:
     except IPAdapterError:
         raise
     except (OSError, ValueError, LookupError, DatasetsError) as error:  # an empty one: IndexError
-        reason = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
         raise DataError(
-            f"the dataset {data.path} (split {data.split}) cannot be opened ({reason})",
+            f"the dataset {data.path} (split {data.split}) cannot be opened ({first_line(error).rstrip('.')})",
             expected=_EXPECTED,
             action="correct data.path or data.split; without a network, download it elsewhere, save_to_disk and copy it",
         ) from error
