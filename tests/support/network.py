@@ -21,6 +21,14 @@ def watch(event, arguments):
     raise OSError("no network in this test")
 sys.addaudithook(watch)
 """
+PROGRAM = """
+from ipadapter_trainer.cli import main
+sys.argv[0] = "ipadapter"
+try:
+    main()
+except SystemExit as end:
+    result = end.code
+"""
 _OFFLINE = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_DATASETS_OFFLINE")  # a user's machine has none of them
 SECONDS = 240
 

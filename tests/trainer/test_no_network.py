@@ -5,17 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from ipadapter_trainer.config_file import write_config
-from support.network import run_watched
+from support.network import PROGRAM, run_watched
 from support.training import make_config, write_pictures
-
-TRAIN = """
-from ipadapter_trainer.cli import main
-sys.argv[0] = "ipadapter"
-try:
-    main()
-except SystemExit as end:
-    result = end.code
-"""
 
 
 def test_a_training_from_folders_asks_nobody(
@@ -24,6 +15,6 @@ def test_a_training_from_folders_asks_nobody(
     pictures = write_pictures(tmp_path / "pictures")
     config = make_config(base_folder(), encoder_folder("clip"), pictures, tmp_path / "run", train={"steps": 2})
     write_config(config, tmp_path / "my.toml")
-    assert run_watched(TRAIN, "train", str(tmp_path / "my.toml")) == (0, [])
+    assert run_watched(PROGRAM, "train", str(tmp_path / "my.toml")) == (0, [])
     assert (tmp_path / "run" / "report.html").is_file()
     assert (tmp_path / "run" / "adapter.safetensors").is_file()

@@ -70,15 +70,21 @@ def test_two_processes_go_on_as_if_nothing_had_been(config: Callable[..., Config
     assert all((one.run / name).read_bytes() == (tmp_path / "whole" / name).read_bytes() for name in names)
 
 
-def test_parts_of_the_weights_train_like_the_whole(config: Callable[..., Config]) -> None:
-    """FSDP2: also saved, left and resumed; to the rounding of sums. Then again with layers of it that are frozen."""
+def trained_alike(config: Callable[..., Config], work: Callable[[Config], None]) -> Config:
+    """Two processes train, leave and resume, one does with twice the batch: the same weights. The config of the one."""
     for steps in (2, 4):
-        assert run_ranks(2, train_sharded, config("parts", steps)) == [0, 0]
+        assert run_ranks(2, work, config("parts", steps)) == [0, 0]
     one = config("one", 4, batch_size=2)
     train(one)
     given, wanted = weights(config("parts", 4)), weights(one)
     assert given.keys() == wanted.keys()
     assert all(torch.allclose(given[name], wanted[name], atol=1e-5) for name in wanted)
+    return one
+
+
+def test_parts_of_the_weights_train_like_the_whole(config: Callable[..., Config]) -> None:
+    """FSDP2: also saved, left and resumed; to the rounding of sums. Then again with layers of it that are frozen."""
+    one = trained_alike(config, train_sharded)
     start = find_checkpoints(one.run)[-1] / ADAPTER
     frozen = {"adapter": {"pretrained": str(start), "blocks": "composition", "other_blocks": "frozen"}}
     assert run_ranks(2, train_sharded, config("frozen", 1, **frozen)) == [0, 0]
@@ -94,10 +100,4 @@ def test_parts_of_the_weights_train_like_the_whole(config: Callable[..., Config]
 def test_deepspeed_trains_like_the_whole(config: Callable[..., Config]) -> None:
     """ZeRO-2 of version 0.19; also saved, left and resumed; to the rounding of sums."""
     pytest.importorskip("deepspeed", reason="pip install deepspeed")
-    for steps in (2, 4):
-        assert run_ranks(2, train_with_deepspeed, config("parts", steps)) == [0, 0]
-    one = config("one", 4, batch_size=2)
-    train(one)
-    given, wanted = weights(config("parts", 4)), weights(one)
-    assert given.keys() == wanted.keys()
-    assert all(torch.allclose(given[name], wanted[name], atol=1e-5) for name in wanted)
+    trained_alike(config, train_with_deepspeed)

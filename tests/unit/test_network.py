@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from support.network import run_watched
+from support.network import PROGRAM, run_watched
 
 ROOT = Path(__file__).parents[2]
 IMPORT_ALL = """
@@ -13,14 +13,6 @@ result = [module.name for module in pkgutil.walk_packages(package.__path__, f"{p
 for name in result:
     if not name.endswith("__main__"):
         importlib.import_module(name)
-"""
-HELP = """
-from ipadapter_trainer.cli import main
-sys.argv[0] = "ipadapter"
-try:
-    main()
-except SystemExit as end:
-    result = end.code
 """
 ASKS = """
 import socket
@@ -54,4 +46,4 @@ def test_imports_ask_nobody(package: str, folder: str):
 
 @pytest.mark.slow
 def test_help_asks_nobody():
-    assert run_watched(HELP, "train", "--help") == (0, [])
+    assert run_watched(PROGRAM, "train", "--help") == (0, [])
