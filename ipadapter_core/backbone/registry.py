@@ -5,13 +5,14 @@ from typing import cast
 from torch import nn
 
 from ..errors import MismatchError, UnsupportedFamilyError
+from .flux import FLUX
 from .row import Backbone
 from .sites import Sites
 from .unet import UNET
 
 __all__ = ["BACKBONES", "Backbone", "discover_sites", "find_backbone", "original"]
 
-BACKBONES: dict[str, Backbone] = {row.name: row for row in (UNET,)}
+BACKBONES: dict[str, Backbone] = {row.name: row for row in (UNET, FLUX)}
 
 
 def discover_sites(diffusion_model: nn.Module) -> Sites:
@@ -23,10 +24,11 @@ def discover_sites(diffusion_model: nn.Module) -> Sites:
     plain = original(diffusion_model)
     for backbone in BACKBONES.values():
         if sites := backbone.find(plain):
-            return Sites(backbone, sites)
+            return Sites(backbone, sites, backbone.patch_size(plain))
     raise MismatchError(
         f"a model of class {type(plain).__name__} without cross-attention layers this project can patch",
-        expected="a UNet with text cross-attention (SD1.5, SD2.x, SDXL or a model derived from them)",
+        expected="a UNet with text cross-attention (SD1.5, SD2.x, SDXL or a model derived from them), or one of the kinds "
+        f"{', '.join(name for name in BACKBONES if name != UNET.name)}",
         action="connect such a model",
     )
 

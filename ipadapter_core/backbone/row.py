@@ -2,11 +2,51 @@
 
 from collections.abc import Callable, Mapping, Set
 from dataclasses import dataclass, field
+from enum import Enum
 
-from torch import nn
+from torch import Tensor, nn
 
+from ..errors import UnsupportedFamilyError
 from ..operations import Operations
 from .sites import Block, Roles, Site
+
+
+class Place(str, Enum):
+    """Where in a block the image is added."""
+
+    ATTENTION = "attention"  # to what the attention gives, before its output projection
+    BLOCK = "block"  # to what the whole block gives
+
+
+# A site's weights, tokens (…, T, C), and the size of a head, to keys and values (…, T, H·D)
+ProjectTokens = Callable[[nn.Module, Tensor, int], tuple[Tensor, Tensor]]
+
+
+def plain_kv(projection: nn.Module, tokens: Tensor, _head_dim: int) -> tuple[Tensor, Tensor]:
+    """Keys and values as the two projections give them."""
+    return projection.to_k_ip(tokens), projection.to_v_ip(tokens)  # type: ignore[operator]
+
+
+def _everywhere(_site: Site) -> bool:
+    return True
+
+
+@dataclass(frozen=True, kw_only=True)
+class SiteLayout:
+    """What the adapters of one author do at the sites of a kind of base model.
+
+    Attributes:
+        site_projection, site_key: as `Backbone`'s.
+        kv: keys and values of the tokens at a site, made once.
+        acts_at: the sites these adapters have weights for.
+        place: where in a block they act.
+    """
+
+    site_projection: Callable[[int, int, Operations], nn.Module]
+    site_key: Callable[[int], str]
+    kv: ProjectTokens = plain_kv
+    acts_at: Callable[[Site], bool] = _everywhere
+    place: Place = Place.ATTENTION
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,6 +62,9 @@ class Backbone:
             layer classes; a module with `to_k_ip` and `to_v_ip`.
         site_key: under which key below `ip_adapter.` the weights of a site stand, by its index.
         families: names by (width of the text tokens, number of sites); for messages only.
+        patch_size: cells of the latent on a side that make one token; 1 where sites have feature maps of their own.
+        layouts: how adapters act whose files are not laid out as `site_projection` and `site_key` say, by
+            `AdapterSpec.layout`.
     """
 
     name: str
@@ -31,3 +74,21 @@ class Backbone:
     site_projection: Callable[[int, int, Operations], nn.Module]
     site_key: Callable[[int], str]
     families: Mapping[tuple[int, int], str] = field(default_factory=dict)
+    patch_size: Callable[[nn.Module], int] = lambda _model: 1
+    layouts: Mapping[str, SiteLayout] = field(default_factory=dict)
+
+    def layout(self, name: str) -> SiteLayout:
+        """How the adapters of a file layout act.
+
+        Raises:
+            UnsupportedFamilyError: none of this layout is known for this kind of model.
+        """
+        if not self.layouts:
+            return SiteLayout(site_projection=self.site_projection, site_key=self.site_key)
+        if name not in self.layouts:
+            raise UnsupportedFamilyError(
+                f"an adapter for {self.name} whose file is laid out as {name!r}",
+                expected=f"one of {', '.join(self.layouts)}",
+                action="update IP-Adapter Studio, or choose another adapter",
+            )
+        return self.layouts[name]

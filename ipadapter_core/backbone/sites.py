@@ -1,7 +1,7 @@
 """Attention sites: where in a base model an adapter acts, whatever kind of model it is."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 from typing import TYPE_CHECKING
 
@@ -32,7 +32,8 @@ class Site:
         index: position in checkpoint order.
         address: where it is; its first part is a group of the backbone.
         depth: where it runs, from 0 (first) to below 1; equal within one block.
-        heads, head_dim, context_dim: as built; heads * head_dim is the site's channel count.
+        heads, head_dim: as built; heads * head_dim is the site's channel count.
+        context_dim: width of the tokens it reads; 0 where that is the adapter's own business.
     """
 
     index: int
@@ -57,10 +58,25 @@ class Site:
 
 @dataclass(frozen=True)
 class Sites:
-    """All sites of a base model in checkpoint order, and the kind of model they belong to."""
+    """All sites of a base model in checkpoint order, and the kind of model they belong to.
+
+    Attributes:
+        patch_size: see `Backbone.patch_size`.
+    """
 
     backbone: "Backbone"
     sites: tuple[Site, ...]
+    patch_size: int = 1
+
+    def at_layout(self, name: str) -> "Sites":
+        """Those that adapters of a file layout act at, with depths of their own."""
+        acts_at = self.backbone.layout(name).acts_at
+        acting = [site for site in self.sites if acts_at(site)]
+        if len(acting) == len(self.sites):
+            return self
+        depths = sorted({site.depth for site in acting})
+        own = tuple(replace(site, depth=depths.index(site.depth) / len(depths)) for site in acting)
+        return replace(self, sites=own)
 
     @property
     def blocks(self) -> frozenset[Block]:

@@ -34,6 +34,43 @@ def image_attention(q: Tensor, k: Tensor, v: Tensor, attention: AttentionFunctio
     return out if q.shape[0] == groups else out.reshape(q.shape)
 
 
+def sequence_attention(q: Tensor, k: Tensor, v: Tensor, attention: AttentionFunction) -> Tensor:
+    """As `image_attention`, for queries whose heads are split already.
+
+    Args:
+        q: (G·B, H, L, D), groups outermost.
+        k, v: (G or G·B, H, N, D).
+
+    Returns:
+        (G·B, L, H·D).
+    """
+    latents = q.shape[0] // k.shape[0]
+    if latents > 1:
+        k, v = (x[:, None].expand(-1, latents, -1, -1, -1).flatten(0, 1) for x in (k, v))  # no copy for one group
+    return attention(q, k, v)
+
+
+def add_to_tokens(
+    out: Tensor, image: Tensor, first: int, mask: Tensor | None = None, gate: Tensor | None = None
+) -> Tensor:
+    """Add the image branch to a part of a sequence; changed in place unless the part is all of it.
+
+    Args:
+        out: (B, S, C).
+        image: (B, L, C), for tokens `first` to `first` + L.
+        mask, gate: as `add_image_attention`'s.
+    """
+    if image.shape[1] == out.shape[1]:
+        return add_image_attention(out, image, mask, gate)
+    part = out[:, first : first + image.shape[1]]
+    weight = _weight(mask, gate)
+    if weight is None:
+        part.add_(image)
+    else:
+        part.addcmul_(image, weight)
+    return out
+
+
 def add_image_attention(out: Tensor, image: Tensor, mask: Tensor | None = None, gate: Tensor | None = None) -> Tensor:
     """Add the image branch to the text branch.
 
@@ -42,5 +79,9 @@ def add_image_attention(out: Tensor, image: Tensor, mask: Tensor | None = None, 
         mask: (1 or G·B, L, 1), 0..1; None is 1 everywhere.
         gate: 0-dim, 0 or 1; None is 1.
     """
-    weight = mask * gate if mask is not None and gate is not None else mask if gate is None else gate
+    weight = _weight(mask, gate)
     return out + image if weight is None else torch.addcmul(out, image, weight)
+
+
+def _weight(mask: Tensor | None, gate: Tensor | None) -> Tensor | None:
+    return mask * gate if mask is not None and gate is not None else mask if gate is None else gate

@@ -79,8 +79,7 @@ class FrameKV:
             tokens = self.shared.tokens
         else:
             given = self.tokens[site.index]
-            projection, seen = self.adapter.site(site.index), sides[given]
-            key, value = projection.to_k_ip(seen), projection.to_v_ip(seen)
+            key, value = self.adapter.kv(site.index, sides[given])
             tokens = given.cond.shape[1]
         return SiteKV({site.index: key}, {site.index: value}, tokens)
 

@@ -114,9 +114,7 @@ def project_tokens(adapter: IPAdapter, tokens: ImageTokens, device: torch.device
     sides = torch.stack(tokens.sequences()).to(device)  # (2, T, C)
     keys, values = {}, {}
     for index in range(adapter.spec.num_sites):
-        site = adapter.site(index)
-        keys[index] = site.to_k_ip(sides).cpu()
-        values[index] = site.to_v_ip(sides).cpu()
+        keys[index], values[index] = (part.cpu() for part in adapter.kv(index, sides))
     if not all(tensor.isfinite().all() for tensor in (*keys.values(), *values.values())):
         raise BadInputError(
             f"NaN or infinite keys or values from {adapter.spec.family}",

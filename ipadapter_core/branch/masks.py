@@ -55,7 +55,14 @@ def check_mask(mask: Tensor) -> Tensor:
     return mask if low >= 0 and high <= 1 else mask.clamp(0, 1)
 
 
-def mask_to_tokens(mask: Tensor, height: int, width: int, resampling: str = AREA, place: Place | None = None) -> Tensor:
+def mask_to_tokens(
+    mask: Tensor,
+    height: int,
+    width: int,
+    resampling: str = AREA,
+    place: Place | None = None,
+    shown: tuple[int, int] | None = None,
+) -> Tensor:
     """A mask over the cells of a feature map: (M, H, W) to (M, h·w, 1), values stay in their range.
 
     Area averaging, the usual `resampling`, keeps a half-frame mask a half-frame at every size; diffusers resamples
@@ -64,13 +71,21 @@ def mask_to_tokens(mask: Tensor, height: int, width: int, resampling: str = AREA
 
     Args:
         place: the part of the latent that the feature map shows; the mask is for all of the latent.
+        shown: height and width of what it shows, in cells of the latent, where it was padded to whole patches at its
+            end; the mask then goes on as it ends.
     """
     parts = torch.split(mask, _MASKS_AT_ONCE)
     if place is not None:
-        rows, columns = (
+        down, across = (
             slice(start, start + size) for start, size in ((place.top, place.height), (place.left, place.width))
         )
-        parts = tuple(_resized(part, place.whole, resampling)[:, rows, columns] for part in parts)
+        parts = tuple(_resized(part, place.whole, resampling)[:, down, across] for part in parts)
+    if shown is not None:
+        rows, columns = (-(-size // cells) * cells - size for size, cells in zip(shown, (height, width), strict=True))
+        parts = tuple(
+            functional.pad(_resized(part, shown, resampling)[:, None], (0, columns, 0, rows), mode="replicate")[:, 0]
+            for part in parts
+        )
     return torch.cat([_resized(part, (height, width), resampling) for part in parts]).flatten(1)[..., None]
 
 

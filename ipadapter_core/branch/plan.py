@@ -6,6 +6,7 @@ from functools import cached_property
 
 from torch import Tensor
 
+from ..backbone.row import Place
 from ..backbone.sites import Address, Site
 from .kv import KVSource
 from .masks import AREA
@@ -22,6 +23,7 @@ class PatchPlan:
         acting: when it acts; None is always.
         mask: (M, H, W) where it acts, 0..1; None is everywhere.
         resampling: how the mask is brought to a feature map; see `masks.mask_to_tokens`.
+        place: where in a block it acts.
     """
 
     sites: tuple[Site, ...]
@@ -29,6 +31,7 @@ class PatchPlan:
     acting: PercentRange | None = None
     mask: Tensor | None = None
     resampling: str = AREA
+    place: Place = Place.ATTENTION
 
     @cached_property
     def slots(self) -> Mapping[Address, int]:

@@ -54,12 +54,22 @@ class Resident:
         with self._lock:  # two threads may be at different windows
             return self._site_views(rows, moment)[slot]
 
-    def mask(self, feature_map: Sequence[int], cells: int, rows: Rows, frames: tuple[int, ...]) -> Tensor | None:
+    def mask(
+        self,
+        feature_map: Sequence[int],
+        cells: int,
+        rows: Rows,
+        frames: tuple[int, ...],
+        text: int = 0,
+        shown: tuple[int, int] | None = None,
+    ) -> Tensor | None:
         """The mask for an image branch of these rows and `cells` tokens, as (1 or G·B, L, 1); None if there is none.
 
         Args:
             feature_map: the site's real shape, ending in height and width.
             frames: number of each latent of a block.
+            text: tokens before the picture's that take the image as well: as much as the mask does on average.
+            shown: see `masks.mask_to_tokens`.
 
         Raises:
             MismatchError: another pack merged or split tokens, so that they are no picture.
@@ -81,21 +91,23 @@ class Resident:
         with self._lock:
             return _remember(
                 self._masks,
-                (height, width, places, picked),
+                (height, width, places, picked, text, shown),
                 _MOST_MAPS,
-                lambda: torch.cat([self._mask_cells(height, width, place)[list(picked)] for place in places]),
+                lambda: _with_text(
+                    torch.cat([self._mask_cells(height, width, place, shown)[list(picked)] for place in places]), text
+                ),
             )
 
-    def _mask_cells(self, height: int, width: int, place: Place | None) -> Tensor:
+    def _mask_cells(self, height: int, width: int, place: Place | None, shown: tuple[int, int] | None) -> Tensor:
         """Every mask over the cells of a feature map, (M, L, 1): resized once, frames are picked from it."""
         plan = self.plan
         assert plan.mask is not None
         mask = plan.mask
         return _remember(
             self._cells,
-            (height, width, place),
+            (height, width, place, shown),
             _MOST_MAPS,
-            lambda: mask_to_tokens(mask, height, width, plan.resampling, place).to(self.device, self.dtype),
+            lambda: mask_to_tokens(mask, height, width, plan.resampling, place, shown).to(self.device, self.dtype),
         )
 
     def _site_views(self, rows: Rows, moment: Moment) -> _SiteViews:
@@ -117,6 +129,11 @@ class Resident:
             self._packed = source.at(moment, self.device, self.dtype)
         data = self._packed.data
         return self._packed.views(data[first : first + len(numbers)] if is_slice else data[list(numbers)])
+
+
+def _with_text(mask: Tensor, text: int) -> Tensor:
+    """(R, L, 1) to (R, text + L, 1)."""
+    return torch.cat((mask.mean(dim=1, keepdim=True).expand(-1, text, -1), mask), dim=1) if text else mask
 
 
 def _numbers(rows: Rows, frames: tuple[int, ...] | None) -> tuple[int, ...]:

@@ -113,7 +113,8 @@ def no_image_pixels(negative: Negative, pixel_format: PixelFormat) -> Tensor:
     """The picture (1, 3, S, S), normalised, that is encoded for "no image"; of noise, always the same."""
     if negative is Negative.NOISE:
         return noise_pixels(pixel_format, torch.Generator().manual_seed(_NO_IMAGE_SEED), _NO_IMAGE_BRIGHTNESS)
-    return torch.zeros(1, 3, pixel_format.size, pixel_format.size)
+    black = torch.zeros(1, 3, pixel_format.size, pixel_format.size)
+    return _normalised(black, pixel_format) if negative is Negative.BLACK_PICTURE else black
 
 
 def middle(x: Tensor, height: int, width: int) -> Tensor:

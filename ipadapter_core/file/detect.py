@@ -11,6 +11,9 @@ from dataclasses import replace
 from ..errors import UnknownCheckpointError, UnreadableFileError, UnsupportedFamilyError
 from ..face.lora_file import has_lora
 from ..numbers import is_whole
+from .flux import FLUX_ADAPTERS
+from .names import canonical_name
+from .shapes import inconsistent, matrix
 from .signatures import FOREIGN, UNSUPPORTED, Shapes, Signature, dim_of
 from .spec import (
     DEFAULT_HEAD_DIM,
@@ -25,6 +28,8 @@ from .spec import (
     with_metadata,
 )
 
+__all__ = ["BASE_NAMES", "canonical_name", "detect"]
+
 BASE_NAMES = {768: "SD1.5", 1024: "SD2.x", 2048: "SDXL"}
 _SITE_KEY = re.compile(r"ip_adapter\.(\d+)\.to_([kv])_ip\.weight")
 _ARCFACE_DIM = 512
@@ -38,17 +43,11 @@ _LARGEST_SIDE = 2**24  # of a tensor
 _LORA_MARKS = ("lora", "hada_w1")
 
 
-def canonical_name(name: str) -> str:
-    """The published flat name: Kolors and some trainers write `adapter_modules.` for `ip_adapter.`."""
-    rest = name.removeprefix("adapter_modules.")
-    return name if rest == name else f"ip_adapter.{rest}"
-
-
 def detect(shapes: Shapes, metadata: Mapping[str, str]) -> AdapterSpec:
     """What adapter these tensors are.
 
     Args:
-        shapes: shape of every tensor under its canonical flat name.
+        shapes: shape of every tensor under its flat name, canonical or published.
         metadata: the safetensors metadata; completes what shapes cannot show (head size, layer, negative convention).
 
     Raises:
@@ -57,6 +56,7 @@ def detect(shapes: Shapes, metadata: Mapping[str, str]) -> AdapterSpec:
         UnreadableFileError: an IP-Adapter with tensors missing or at odds with each other.
     """
     stated = stated_spec(metadata)
+    shapes = {canonical_name(name): shape for name, shape in shapes.items()}
     if "projection" not in stated:  # a file that states its projection is ours, whatever its dimensions look like
         for signature in UNSUPPORTED:
             if signature.matches(shapes):
@@ -65,7 +65,7 @@ def detect(shapes: Shapes, metadata: Mapping[str, str]) -> AdapterSpec:
                     expected="an SD1.5, SDXL or Kolors adapter (base, plus, plus-face, composition, full-face, FaceID)",
                     action="choose such an adapter, or use the nodes made for this one",
                 )
-    for signature, read in _PROJECTIONS:
+    for signature, read in (*FLUX_ADAPTERS, *_PROJECTIONS):
         if signature.matches(shapes):
             _check_sizes(shapes)
             return with_metadata(read(shapes, stated), metadata)
@@ -73,10 +73,10 @@ def detect(shapes: Shapes, metadata: Mapping[str, str]) -> AdapterSpec:
 
 
 def _read_linear(shapes: Shapes, _stated: Mapping[str, object]) -> AdapterSpec:
-    rows, image_dim = _matrix(shapes, "image_proj.proj.weight")
+    rows, image_dim = matrix(shapes, "image_proj.proj.weight")
     dim = dim_of(shapes, "image_proj.norm.weight", 0)
     if not dim or rows % dim:
-        raise _inconsistent(f"image_proj.proj.weight has {rows} rows, not a multiple of image_proj.norm.weight's {dim}")
+        raise inconsistent(f"image_proj.proj.weight has {rows} rows, not a multiple of image_proj.norm.weight's {dim}")
     kind = {(768, 1024): "base or light", (768, 1280): "vit-G", (2048, 1024): "vit-H", (2048, 1280): "bigG"}
     return _spec(
         shapes,
@@ -162,11 +162,11 @@ def _read_identity_and_face(shapes: Shapes, stated: Mapping[str, object]) -> Ada
 
 def _identity(shapes: Shapes) -> tuple[FaceSpec, int]:
     """What the MLP over a face's embedding reads, and the number of tokens it makes."""
-    hidden_dim, identity_dim = _matrix(shapes, "image_proj.proj.0.weight")
-    rows, _ = _matrix(shapes, "image_proj.proj.2.weight")
+    hidden_dim, identity_dim = matrix(shapes, "image_proj.proj.0.weight")
+    rows, _ = matrix(shapes, "image_proj.proj.2.weight")
     token_dim = dim_of(shapes, "image_proj.norm.weight", 0)
     if not token_dim or rows % token_dim:
-        raise _inconsistent(
+        raise inconsistent(
             f"image_proj.proj.2.weight has {rows} rows, not a multiple of image_proj.norm.weight's {token_dim}"
         )
     face = FaceSpec(
@@ -184,22 +184,22 @@ def _resampler(
 ) -> tuple[ResamplerSpec, int]:
     """Dimensions of the perceiver resampler under a prefix, and the width of what it reads."""
     layers = {int(match[1]) for name in shapes if (match := re.match(rf"{prefix}\.layers\.(\d+)\.", name))}
-    dim, image_dim = _matrix(shapes, f"{prefix}.proj_in.weight")
-    inner = _matrix(shapes, f"{prefix}.layers.0.0.to_q.weight")[0]
+    dim, image_dim = matrix(shapes, f"{prefix}.proj_in.weight")
+    inner = matrix(shapes, f"{prefix}.layers.0.0.to_q.weight")[0]
     given = stated.get("resampler")
     head_dim = given.get("head_dim", DEFAULT_HEAD_DIM) if isinstance(given, dict) else DEFAULT_HEAD_DIM
     if not is_whole(head_dim) or head_dim < 1 or not inner or inner % head_dim:
-        raise _inconsistent(f"to_q has {inner} rows, which heads of size {head_dim!r} do not divide")
+        raise inconsistent(f"to_q has {inner} rows, which heads of size {head_dim!r} do not divide")
     positions = shapes.get(f"{prefix}.pos_emb.weight")
     pooled = shapes.get(f"{prefix}.to_latents_from_mean_pooled_seq.1.weight")
     if queries is None:
-        raise _inconsistent(f"{prefix}.latents has shape {list(shapes[f'{prefix}.latents'])}")
+        raise inconsistent(f"{prefix}.latents has shape {list(shapes[f'{prefix}.latents'])}")
     resampler = ResamplerSpec(
         dim=dim,
         depth=len(layers),
         num_heads=inner // head_dim,
         head_dim=head_dim,
-        ff_dim=_matrix(shapes, f"{prefix}.layers.0.1.1.weight")[0],
+        ff_dim=matrix(shapes, f"{prefix}.layers.0.1.1.weight")[0],
         num_queries=queries,
         max_positions=positions[0] if positions else None,
         num_mean_pooled=pooled[0] // dim if pooled else 0,
@@ -214,7 +214,7 @@ def _read_mlp(shapes: Shapes, _stated: Mapping[str, object]) -> AdapterSpec:
         projection=Projection.MLP,
         feature=Feature.HIDDEN_STATES,
         negative=Negative.ZERO_PIXELS,
-        image_dim=_matrix(shapes, "image_proj.proj.0.weight")[1],
+        image_dim=matrix(shapes, "image_proj.proj.0.weight")[1],
         num_tokens=None,
     )
 
@@ -303,7 +303,7 @@ def _sites(shapes: Shapes) -> tuple[tuple[int, ...], int]:
     found: dict[str, dict[int, tuple[int, ...]]] = {"k": {}, "v": {}}
     for name in shapes:
         if match := _SITE_KEY.fullmatch(name):
-            found[match[2]][int(match[1])] = _matrix(shapes, name)
+            found[match[2]][int(match[1])] = matrix(shapes, name)
     if not found["k"]:
         raise UnreadableFileError(
             "the file has image_proj but no ip_adapter.N.to_k_ip tensors (the well-known empty conversion of an "
@@ -314,24 +314,17 @@ def _sites(shapes: Shapes) -> tuple[tuple[int, ...], int]:
     expected = set(range(1, 2 * len(found["k"]), 2))
     for numbers in (found["k"], found["v"]):
         if gap := expected.symmetric_difference(numbers):
-            raise _inconsistent(f"ip_adapter numbers do not run 1, 3, 5 …: {sorted(gap)[:4]} missing or extra")
+            raise inconsistent(f"ip_adapter numbers do not run 1, 3, 5 …: {sorted(gap)[:4]} missing or extra")
     dims = {shape[1] for shape in (*found["k"].values(), *found["v"].values())}
     if len(dims) != 1:
-        raise _inconsistent(f"to_k_ip and to_v_ip expect image tokens of different widths: {sorted(dims)}")
+        raise inconsistent(f"to_k_ip and to_v_ip expect image tokens of different widths: {sorted(dims)}")
     return tuple(found["k"][number][0] for number in sorted(expected)), dims.pop()
 
 
 def _check_sizes(shapes: Shapes) -> None:
     for name, shape in shapes.items():
         if not all(0 < size <= _LARGEST_SIDE for size in shape):
-            raise _inconsistent(f"{name} has shape {list(shape)}")
-
-
-def _matrix(shapes: Shapes, name: str) -> tuple[int, int]:
-    shape = shapes[name]
-    if len(shape) != 2:
-        raise _inconsistent(f"{name} has shape {list(shape)}, not that of a matrix")
-    return shape[0], shape[1]
+            raise inconsistent(f"{name} has shape {list(shape)}")
 
 
 def _unknown(shapes: Shapes) -> UnknownCheckpointError:
@@ -351,7 +344,3 @@ def _unknown(shapes: Shapes) -> UnknownCheckpointError:
         expected=expected,
         action="check that this is the adapter's weight file; report it with this message if it is",
     )
-
-
-def _inconsistent(found: str) -> UnreadableFileError:
-    return UnreadableFileError(found, expected="tensors that fit each other", action="download or export it again")

@@ -29,19 +29,8 @@ class Signature:
 
 # Recognised, and refused by name until their issue is done.
 UNSUPPORTED: tuple[Signature, ...] = (
-    Signature(
-        "an XLabs FLUX v1 adapter",
-        ("ip_adapter_proj_model.proj.weight", "double_blocks.*"),
-        dims=(("ip_adapter_proj_model.proj.weight", 0, 4 * 4096),),
-    ),
-    Signature("an XLabs FLUX v2 adapter", ("ip_adapter_proj_model.proj.weight", "double_blocks.*")),
     Signature("an Anima adapter", ("resampler.latents", "ip_cross_attns.*")),
     Signature("an InstantX SD3.5 adapter", ("image_proj.time_embedding.linear_1.weight", "image_proj.latents")),
-    Signature(
-        "an InstantX FLUX adapter",
-        ("image_proj.proj.2.weight", "ip_adapter.0.to_k_ip.weight"),
-        dims=(("ip_adapter.0.to_k_ip.weight", 1, 4096),),
-    ),
 )
 
 # Not IP-Adapters: what else lies in people's model folders.

@@ -8,6 +8,7 @@ from enum import Enum
 from ..errors import UnreadableFileError
 from ..numbers import is_whole
 from .json_text import parse_json
+from .names import USUAL_LAYOUT
 
 SPEC_KEY = "ipadapter.spec"
 DEFAULT_HEAD_DIM = 64
@@ -22,6 +23,7 @@ class Projection(str, Enum):
     """How image features become image tokens."""
 
     LINEAR = "linear"
+    TWO_LAYERS = "two_layers"
     RESAMPLER = "resampler"
     MLP = "mlp"
     IDENTITY = "identity"
@@ -41,6 +43,7 @@ class Negative(str, Enum):
 
     ZERO_FEATURES = "zero_features"
     ZERO_PIXELS = "zero_pixels"
+    BLACK_PICTURE = "black_picture"
     NOISE = "noise"
 
 
@@ -101,9 +104,12 @@ class AdapterSpec:
         image_dim: width E of what the projection reads (`feature`).
         cross_attention_dim: width C of the base model's text tokens and of the image tokens.
         num_tokens: image tokens N per reference; None where every feature position gives one (full-face).
-        site_dims: channels of each attention site, in checkpoint order (down, up, middle).
+        site_dims: channels of each attention site, in checkpoint order (of a UNet: down, up, middle).
         layer: index of the hidden state read when `feature` is HIDDEN_STATES, counted from the last (-1); -2 is usual.
         face: what it reads of a face; None for adapters that read pictures.
+        layout: whose names and arithmetic the file has; see `names` and `Backbone.layouts`.
+        head_dim: size of an attention head, where the adapter's own weights are about heads; else 0.
+        hidden_dim: hidden units of a projection of two layers; else None.
     """
 
     family: str
@@ -120,6 +126,9 @@ class AdapterSpec:
     backbone: str = USUAL_BACKBONE
     encoder: EncoderHint = EncoderHint()
     face: FaceSpec | None = None
+    layout: str = USUAL_LAYOUT
+    head_dim: int = 0
+    hidden_dim: int | None = None
 
     @property
     def num_sites(self) -> int:
@@ -196,7 +205,10 @@ def with_metadata(spec: AdapterSpec, metadata: Mapping[str, str]) -> AdapterSpec
         raise _bad_metadata(f"metadata {SPEC_KEY} has crop {crop!r}, none of {', '.join(CROPS)}")
     hint = EncoderHint(name=name, image_size=image_size, crop=crop)
     face = _stated_face(spec.face, stated.get("face")) if spec.face else None
-    return replace(spec, negative=negative, layer=layer, backbone=backbone, encoder=hint, face=face)
+    head_dim = stated.get("head_dim", spec.head_dim) if spec.head_dim else 0
+    if not is_whole(head_dim) or head_dim < 0 or (head_dim and any(dim % head_dim for dim in spec.site_dims)):
+        raise _bad_metadata(f"metadata {SPEC_KEY} has head_dim {head_dim!r}, which does not divide {spec.site_dims[0]}")
+    return replace(spec, negative=negative, layer=layer, backbone=backbone, encoder=hint, face=face, head_dim=head_dim)
 
 
 def _stated_face(face: FaceSpec, stated: object) -> FaceSpec:

@@ -11,7 +11,8 @@ from ..backbone.registry import find_backbone
 from ..errors import UnreadableFileError
 from ..face.lora_file import check_lora, split_lora
 from ..file.container import SAFETENSORS_SUFFIXES, read_header, read_tensors, write_safetensors
-from ..file.detect import canonical_name, detect
+from ..file.detect import detect
+from ..file.names import canonical_name, published_name
 from ..file.spec import AdapterSpec, Projection
 from ..operations import TORCH, Operations
 from .face_projection import IdentityAndFaceProjection
@@ -36,8 +37,8 @@ class SiteProjection(Protocol):
 class IPAdapter(nn.Module):
     """Image projection and the K/V projections of every attention site.
 
-    Invariant: `state_dict()` has exactly the published flat names (`image_proj.*`, and `ip_adapter.*` under the keys of
-    the backbone: 1, 3, 5 … for a UNet).
+    Invariant: `state_dict()` has exactly the canonical flat names (`image_proj.*`, and `ip_adapter.*` under the keys of
+    the backbone: 1, 3, 5 … for a UNet), which `file.names` translates where an author publishes others.
 
     Attributes:
         lora: the LoRA a FaceID file carries, under its flat names; no part of this network, but of the base model.
@@ -48,17 +49,21 @@ class IPAdapter(nn.Module):
         self.spec = spec
         self.lora: Mapping[str, Tensor] = {}
         self.image_proj = build_projection(spec, ops)
-        self._backbone = find_backbone(spec.backbone)
+        self._layout = find_backbone(spec.backbone).layout(spec.layout)
         self.ip_adapter = nn.ModuleDict(
             {
-                self._backbone.site_key(site): self._backbone.site_projection(spec.cross_attention_dim, site_dim, ops)
+                self._layout.site_key(site): self._layout.site_projection(spec.cross_attention_dim, site_dim, ops)
                 for site, site_dim in enumerate(spec.site_dims)
             }
         )
 
     def site(self, index: int) -> SiteProjection:
         """Projections of the attention site with this index in checkpoint order."""
-        return cast(SiteProjection, self.ip_adapter[self._backbone.site_key(index)])
+        return cast(SiteProjection, self.ip_adapter[self._layout.site_key(index)])
+
+    def kv(self, index: int, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys and values (…, T, H·D) of image tokens (…, T, C) at the site with this index."""
+        return self._layout.kv(self.ip_adapter[self._layout.site_key(index)], tokens, self.spec.head_dim)
 
     def project(self, features: Tensor) -> Tensor:
         """Image features (B, E) or (B, S, E) to image tokens (B, N, C)."""
@@ -128,9 +133,11 @@ def read_spec(path: Path) -> AdapterSpec:
 
 def save_adapter(adapter: IPAdapter, path: Path, metadata: Mapping[str, str] | None = None) -> None:
     """Write published flat names and the spec as metadata, so that `load_adapter` gives the same spec and tensors."""
-    write_safetensors(
-        path, {**adapter.state_dict(), **adapter.lora}, {**(metadata or {}), **adapter.spec.to_metadata()}
-    )
+    tensors = {
+        published_name(name, adapter.spec.layout): tensor
+        for name, tensor in (*adapter.state_dict().items(), *adapter.lora.items())
+    }
+    write_safetensors(path, tensors, {**(metadata or {}), **adapter.spec.to_metadata()})
 
 
 def _check_strictly(wanted: Mapping[str, Tensor], given: Mapping[str, Tensor], spec: AdapterSpec) -> None:

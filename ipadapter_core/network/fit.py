@@ -14,7 +14,13 @@ def check_sites(spec: AdapterSpec, sites: Sites) -> None:
     """
     dims = tuple(site.dim for site in sites.sites)
     widths = {site.context_dim for site in sites.sites}
-    if spec.backbone == sites.backbone.name and dims == spec.site_dims and widths == {spec.cross_attention_dim}:
+    heads = {site.head_dim for site in sites.sites}
+    if (
+        spec.backbone == sites.backbone.name
+        and dims == spec.site_dims
+        and widths <= {spec.cross_attention_dim, 0}
+        and (not spec.head_dim or heads == {spec.head_dim})
+    ):
         return
     families = find_backbone(spec.backbone).families
     adapter = families.get((spec.cross_attention_dim, spec.num_sites), spec.base)

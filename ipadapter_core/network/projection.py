@@ -28,6 +28,26 @@ class ImageProjection(nn.Module):
         return cast(Tensor, self.norm(tokens))
 
 
+class TwoLayerProjection(nn.Module):
+    """MLP of two layers and LayerNorm over the pooled embedding (`MLPProjModel` of InstantX/FLUX.1-dev-IP-Adapter)."""
+
+    def __init__(
+        self, image_dim: int, hidden_dim: int, cross_attention_dim: int, num_tokens: int, ops: Operations
+    ) -> None:
+        super().__init__()
+        self.num_tokens = num_tokens
+        self.proj = nn.Sequential(
+            ops.Linear(image_dim, hidden_dim),
+            nn.GELU(),
+            ops.Linear(hidden_dim, num_tokens * cross_attention_dim),
+        )
+        self.norm = ops.LayerNorm(cross_attention_dim)
+
+    def forward(self, image_embeds: Tensor) -> Tensor:
+        """(B, E) to (B, N, C)."""
+        return cast(Tensor, self.norm(rearrange(self.proj(image_embeds), "b (n c) -> b n c", n=self.num_tokens)))
+
+
 class FullProjection(nn.Module):
     """MLP over every feature position (full-face; `MLPProjModel` of tencent-ailab/IP-Adapter)."""
 
@@ -50,6 +70,10 @@ def build_projection(spec: AdapterSpec, ops: Operations) -> nn.Module:
     if spec.projection is Projection.LINEAR:
         assert spec.num_tokens is not None
         return ImageProjection(spec.image_dim, spec.cross_attention_dim, spec.num_tokens, ops)
+    if spec.projection is Projection.TWO_LAYERS:
+        assert spec.num_tokens is not None
+        assert spec.hidden_dim is not None
+        return TwoLayerProjection(spec.image_dim, spec.hidden_dim, spec.cross_attention_dim, spec.num_tokens, ops)
     if spec.projection is Projection.MLP:
         return FullProjection(spec.image_dim, spec.cross_attention_dim, ops)
     if spec.projection is Projection.RESAMPLER:

@@ -84,6 +84,8 @@ def apply_adapter(
 def fitting_sites(model: ModelPatcher, adapter: LoadedAdapter) -> Sites:
     """The attention layers of a model; raises MismatchError unless the adapter was made for them."""
     sites = discover_sites(model.get_model_object("diffusion_model"))
+    if sites.backbone.name == adapter.spec.backbone:
+        sites = sites.at_layout(adapter.spec.layout)
     check_sites(adapter.spec, sites)
     return sites
 
@@ -130,7 +132,8 @@ def patch_sites(
             source = pack_sites(kv, active, strengths, scaling)
     is_everywhere = limits.mask is None or bool(torch.all(limits.mask == 1))
     mask = None if is_everywhere else limits.mask
-    plan = PatchPlan(active, source, limits.acting, mask, limits.resampling)
+    place = sites.backbone.layout(adapter.spec.layout).place
+    plan = PatchPlan(active, source, limits.acting, mask, limits.resampling, place)
     return install(model, sites, plan, (adapter.patcher,) if per_frame else ())
 
 

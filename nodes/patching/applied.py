@@ -1,7 +1,7 @@
 """`Applied`: what adapters do on a MODEL, as the nodes leave it in its `transformer_options`."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -40,7 +40,7 @@ class Applied:
     def _planned(self) -> Sites:
         addresses = {address for plan in self.plans for address in plan.slots}
         sites = tuple(site for site in self.sites.sites if site.address in addresses)
-        return Sites(self.sites.backbone, sites)
+        return replace(self.sites, sites=sites)
 
     @cached_property
     def running_order(self) -> tuple[Site, ...]:

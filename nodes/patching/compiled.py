@@ -12,6 +12,7 @@ the number of a block stand: code made for one of them is used for all. So
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import astuple
 from typing import Any, cast
 
 import torch
@@ -19,8 +20,10 @@ from comfy.patcher_extension import WrappersMP
 from torch import Tensor
 
 from ...ipadapter_core.backbone.registry import original
+from ...ipadapter_core.backbone.row import Place
 from ...ipadapter_core.backbone.sites import Address
 from ...ipadapter_core.errors import MismatchError
+from . import sequence
 from .run import Step, step_of
 
 _COMPILER_KEY = "torch.compile"  # under which ComfyUI's compile nodes register their wrapper
@@ -41,6 +44,27 @@ def _add_images(out: Tensor, q: Tensor, attn_precision: torch.dtype | None) -> T
     Raises:
         MismatchError: none is, as nothing showed that the model is compiled.
     """
+    step = _running_step()
+    added = step.add_images(out, q, _UNKNOWN, (), attn_precision)
+    return out.clone() if added is out else added  # an operation must not hand out its input
+
+
+def _add_images_to_sequence(out: Tensor, q: Tensor, place: str, group: str, part: Sequence[int]) -> Tensor:
+    """`sequence.add_images` of the step that is running. Errors as `_add_images`."""
+    step = _running_step()
+    address = step.next_site(q.shape[1] * q.shape[3], Place(place), group)
+    return sequence.add_images(step, out.clone(), q, address, Place(place), sequence.Part(*part), None)
+
+
+def _shape_of_images(out: Tensor, q: Tensor, attn_precision: torch.dtype | None) -> Tensor:
+    return torch.empty_like(out)
+
+
+def _shape_of_sequence(out: Tensor, q: Tensor, place: str, group: str, part: Sequence[int]) -> Tensor:
+    return torch.empty_like(out)
+
+
+def _running_step() -> Step:
     step: Step | None = getattr(_running, "step", None)
     if step is None:
         raise MismatchError(
@@ -48,12 +72,7 @@ def _add_images(out: Tensor, q: Tensor, attn_precision: torch.dtype | None) -> T
             expected="a model compiled as TorchCompileModel does it",
             action="compile it with TorchCompileModel, or remove the node that compiles it",
         )
-    added = step.add_images(out, q, _UNKNOWN, (), attn_precision)
-    return out.clone() if added is out else added  # an operation must not hand out its input
-
-
-def _shape_of_images(out: Tensor, q: Tensor, attn_precision: torch.dtype | None) -> Tensor:
-    return torch.empty_like(out)
+    return step
 
 
 _operation = _define(
@@ -62,6 +81,12 @@ _operation = _define(
     **({} if _UNRECORDED is None else {"tags": (_UNRECORDED,)}),
 )(_add_images)
 _operation.register_fake(_shape_of_images)
+_sequence_operation = _define(
+    "ipadapter_studio::add_images_to_sequence",
+    mutates_args=(),
+    **({} if _UNRECORDED is None else {"tags": (_UNRECORDED,)}),
+)(_add_images_to_sequence)
+_sequence_operation.register_fake(_shape_of_sequence)
 
 
 def add_images(
@@ -76,6 +101,15 @@ def add_images(
     if torch.compiler.is_compiling():
         return cast(Tensor, _operation(out, q, attn_precision))
     return step_of(options).add_images(out, q, address, feature_map, attn_precision, options)
+
+
+def add_to_sequence(
+    options: Mapping[str, Any], out: Tensor, q: Tensor, address: Address, place: Place, part: sequence.Part
+) -> Tensor:
+    """`sequence.add_images` of the call of the model whose `transformer_options` these are, compiled or not."""
+    if torch.compiler.is_compiling():
+        return cast(Tensor, _sequence_operation(out, q, place.value, address[0], list(astuple(part))))
+    return sequence.add_images(step_of(options), out, q, address, place, part, options)
 
 
 def is_compiled(model: Any, options: Mapping[str, Any]) -> bool:

@@ -5,9 +5,10 @@ from typing import Any
 
 from comfy.model_patcher import ModelPatcher
 
+from ...ipadapter_core.backbone.registry import discover_sites
 from ...ipadapter_core.backbone.sites import Sites
 from ...ipadapter_core.branch.plan import PatchPlan
-from . import unet
+from . import flux, unet
 from .applied import KEY, Applied, applied_to
 from .wrappers import add_wrappers
 
@@ -16,8 +17,9 @@ Install = Callable[[ModelPatcher, Sites, PatchPlan, tuple[ModelPatcher, ...]], N
 # `transformer_options` in which every site has a patch of ours, for a compiled model; see `Applied`.
 FillSlots = Callable[[Mapping[str, Any], Sites], dict[str, Any]]
 
-INSTALL: dict[str, Install] = {"UNet": unet.install}
-FILL_SLOTS: dict[str, FillSlots] = {"UNet": unet.fill_slots}  # a kind that needs no patch at every site has no row
+INSTALL: dict[str, Install] = {"UNet": unet.install, "FLUX": flux.install}
+FILL_SLOTS: dict[str, FillSlots] = {"UNet": unet.fill_slots, "FLUX": flux.fill_slots}
+# a kind that needs no patch at every site has no row
 
 
 def install(
@@ -33,6 +35,7 @@ def install(
     options = clone.model_options["transformer_options"]
     before = applied_to(options)
     plans = (*(before.plans if before else ()), plan)
-    options[KEY] = Applied(sites, plans, clone.get_model_object("model_sampling"), FILL_SLOTS.get(name))
+    whole = before.sites if before else discover_sites(clone.get_model_object("diffusion_model"))
+    options[KEY] = Applied(whole, plans, clone.get_model_object("model_sampling"), FILL_SLOTS.get(name))
     add_wrappers(clone)
     return clone

@@ -2,7 +2,8 @@
 
 import logging
 import threading
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -10,8 +11,9 @@ import torch
 from comfy.ldm.modules import attention as comfy_attention
 from torch import Tensor
 
+from ...ipadapter_core.backbone.row import Place
 from ...ipadapter_core.backbone.sites import Address
-from ...ipadapter_core.branch.attention import add_image_attention, image_attention
+from ...ipadapter_core.branch.attention import AttentionFunction, add_image_attention, image_attention
 from ...ipadapter_core.branch.plan import PatchPlan
 from ...ipadapter_core.branch.resident import Resident
 from ...ipadapter_core.branch.rows import Group, Rows, attention_rows, batch_rows
@@ -102,10 +104,11 @@ class Step:
     ) -> None:
         self.run = run
         self._batch, self._groups = rows, groups or {}
-        self._latents, self._size, self._is_partial = latents, size, is_partial
+        self.size = size
+        self._latents, self._is_partial = latents, is_partial
         self._options, self._applied = options, applied_to(options)
         self.is_compiled = False
-        self._calls = 0
+        self._calls: Counter[tuple[Place, str]] = Counter()
         self._numbers: Sequence[int] = options.get("cond_or_uncond") or (0,)
         self._window, self._sigmas = window_of(options), options.get("sigmas")
         self._rows: dict[tuple[object, ...], Rows] = {}
@@ -161,41 +164,62 @@ class Step:
             options: what the site was called with, for packs that override the attention; None is what the model was.
         """
         if self.is_compiled:
-            address, feature_map = self._next_site(q), self._feature_map(q.shape[1])
+            address, feature_map = self.next_site(q.shape[-1]), self._feature_map(q.shape[1])
         called = feature_map[0] if len(feature_map) == _WHOLE_SHAPE else None
         rows = self.rows(q.shape[0], called, None if options is None else options.get("cond_or_uncond"))
-        for plan in self._applied.plans if self._applied else ():
-            if address not in plan.slots:
-                continue
-            self._check_frames(plan, rows)
-            slot = plan.slots[address]
-            resident = self.run.resident(plan, q.device, q.dtype)
-            attend = partial(
-                comfy_attention.optimized_attention,  # as it is now: packs and tests put another in its place
-                heads=plan.sites[slot].heads,
-                attn_precision=attn_precision,
-                transformer_options=self._options if options is None else options,
-                skip_reshape=True,
-                # the few image tokens lose more by a low-precision kernel than they gain
-                low_precision_attention=False,
-            )
+        for plan, resident, slot in self.acting(address, Place.ATTENTION, rows, q):
+            attend = self.attention(plan.sites[slot].heads, options, attn_precision)
             image = image_attention(q, *resident.kv(slot, rows, self), attend)
             mask = resident.mask(feature_map, q.shape[1], rows, self.frames)
-            out = add_image_attention(out, image, mask, self._gate(plan, image))
+            out = add_image_attention(out, image, mask, self.gate(plan, image))
         return out
 
-    def _next_site(self, q: Tensor) -> Address:
+    def acting(
+        self, address: Address, place: Place, rows: Rows, like: Tensor
+    ) -> Iterator[tuple[PatchPlan, Resident, int]]:
+        """Every plan that acts at a site, with its tensors on the device of `like` and the site's slot in them.
+
+        Raises:
+            MismatchError: it has something of its own for each latent, and these rows are other ones.
+        """
+        for plan in self._applied.plans if self._applied else ():
+            if plan.place is place and address in plan.slots:
+                self._check_frames(plan, rows)
+                yield plan, self.run.resident(plan, like.device, like.dtype), plan.slots[address]
+
+    def attention(
+        self, heads: int, options: Mapping[str, Any] | None, precision: torch.dtype | None = None
+    ) -> AttentionFunction:
+        """ComfyUI's attention, for image tokens; arguments as those of `add_images`."""
+        return partial(
+            comfy_attention.optimized_attention,  # as it is now: packs and tests put another in its place
+            heads=heads,
+            attn_precision=precision,
+            transformer_options=self._options if options is None else options,
+            skip_reshape=True,
+            # the few image tokens lose more by a low-precision kernel than they gain
+            low_precision_attention=False,
+        )
+
+    def next_site(self, width: int, place: Place = Place.ATTENTION, group: str = "") -> Address:
         """The site whose turn it is: compiled code may have been made for another.
+
+        Args:
+            width: channels of what the site is called with.
+            place: sites are counted for each.
+            group: of the sites that are counted; all of them if empty.
 
         Raises:
             MismatchError: the model does not run its sites in their order.
         """
         order = self._applied.running_order if self._applied else ()
-        site = order[self._calls % len(order)] if order else None  # a pack may run the network several times
-        self._calls += 1
-        if site is None or site.dim != q.shape[-1]:
+        order = tuple(site for site in order if group in ("", site.group))
+        number = self._calls[place, group]
+        site = order[number % len(order)] if order else None  # a pack may run the network several times
+        self._calls[place, group] += 1
+        if site is None or site.dim != width:
             raise MismatchError(
-                f"a compiled model whose attention layer {self._calls} is not the one expected there",
+                f"a compiled model whose attention layer {number + 1} is not the one expected there",
                 expected="a model that runs all its attention layers in their order",
                 action="remove TorchCompileModel, or the node that skips layers",
             )
@@ -203,7 +227,7 @@ class Step:
 
     def _feature_map(self, cells: int) -> tuple[int, int]:
         """Height and width of a feature map with so many cells, each half of another but for the size of the latent."""
-        height, width = self._size
+        height, width = self.size
         while height * width > cells and height * width > 1:
             height, width = -(-height // 2), -(-width // 2)
         return height, width
@@ -222,7 +246,7 @@ class Step:
                 "IP-Adapter is laid on every tile. Remove the mask, or sample without tiles."
             )
 
-    def _gate(self, plan: PatchPlan, like: Tensor) -> Tensor | None:
+    def gate(self, plan: PatchPlan, like: Tensor) -> Tensor | None:
         """Whether the plan acts now, as a 0-dim 0 or 1 like `like`; None if it always acts. Decided once per step."""
         acting = None if self._sigmas is None else self.run.sigmas(plan)
         if acting is None or self._sigmas is None:

@@ -105,15 +105,17 @@ def _instantx_sd35() -> Shapes:
     return shapes
 
 
-def _instantx_flux() -> Shapes:
-    layers = {f"ip_adapter.{n}.to_{kv}_ip.weight": (3072, 4096) for n in range(57) for kv in "kv"}
-    return _id_proj(4096, 128, identity=1152) | layers
+def instantx_flux(
+    *, blocks: int = 57, width: int = 3072, image: int = 1152, tokens: int = 128, text: int = 4096
+) -> Shapes:
+    layers = {f"ip_adapter.{n}.to_{kv}_ip.weight": (width, text) for n in range(blocks) for kv in "kv"}
+    return _id_proj(text, tokens, identity=image) | layers
 
 
-def _xlabs(tokens: int) -> Shapes:
-    names = [f"double_blocks.{n}.processor.ip_adapter_double_stream_{kv}_proj" for n in range(19) for kv in "kv"]
-    proj = linear("ip_adapter_proj_model.proj", tokens * 4096, 768) | norm("ip_adapter_proj_model.norm", 4096)
-    return merged(linear(name, 3072, 4096) for name in names) | proj
+def xlabs_flux(tokens: int, *, blocks: int = 19, width: int = 3072, image: int = 768, text: int = 4096) -> Shapes:
+    names = [f"double_blocks.{n}.processor.ip_adapter_double_stream_{kv}_proj" for n in range(blocks) for kv in "kv"]
+    proj = linear("ip_adapter_proj_model.proj", tokens * text, image) | norm("ip_adapter_proj_model.norm", text)
+    return merged(linear(name, width, text) for name in names) | proj
 
 
 def _anima(*, intermediate: bool = False) -> Shapes:
@@ -159,9 +161,9 @@ PUBLISHED: dict[str, Callable[[], Shapes]] = {
     "kolors_plus": lambda: resampler(dim=2048, inner=12 * 64, image=1024, out=SDXL_DIM) | _KOLORS,
     "kolors_faceid": lambda: _id_proj(4096, 6, face=1024) | _KOLORS,
     "instantx_sd35": _instantx_sd35,
-    "instantx_flux": _instantx_flux,
-    "xlabs_v1": lambda: _xlabs(4),
-    "xlabs_v2": lambda: _xlabs(16),
+    "instantx_flux": instantx_flux,
+    "xlabs_v1": lambda: xlabs_flux(4),
+    "xlabs_v2": lambda: xlabs_flux(16),
     "anima": _anima,
     "anima_intermediate": lambda: _anima(intermediate=True),
 }

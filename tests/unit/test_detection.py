@@ -52,6 +52,20 @@ def face(crop_size: int, token_dim: int, *, has_shortcut: bool | None = None) ->
     )
 
 
+FLUX = {
+    "base": "FLUX.1",
+    "backbone": "FLUX",
+    "feature": Feature.IMAGE_EMBEDS,
+    "cross_attention_dim": 4096,
+}
+XLABS = {
+    **FLUX,
+    "projection": Projection.LINEAR,
+    "image_dim": 768,
+    "negative": Negative.BLACK_PICTURE,
+    "site_dims": (3072,) * 19,
+    "layout": "XLabs FLUX",
+}
 SUPPORTED = {
     **dict.fromkeys(
         ("sd15_base", "sd15_light"), AdapterSpec(family="SD1.5 base or light", image_dim=1024, **SD15, **POOLED)
@@ -106,6 +120,20 @@ SUPPORTED = {
         **SDXL,
         **IDENTITY | {"projection": Projection.RESAMPLER},
     ),
+    "xlabs_v1": AdapterSpec(family="XLabs FLUX v1", num_tokens=4, **XLABS),
+    "xlabs_v2": AdapterSpec(family="XLabs FLUX v2", num_tokens=16, **XLABS),
+    "instantx_flux": AdapterSpec(
+        family="InstantX FLUX",
+        projection=Projection.TWO_LAYERS,
+        image_dim=1152,
+        num_tokens=128,
+        hidden_dim=2304,
+        head_dim=128,
+        negative=Negative.ZERO_FEATURES,
+        site_dims=(3072,) * 57,
+        layout="InstantX FLUX",
+        **FLUX,
+    ),
     "kolors_faceid": AdapterSpec(
         family="Kolors FaceID",
         face=face(336, 4096, has_shortcut=True),
@@ -116,9 +144,6 @@ SUPPORTED = {
 }
 REFUSED = {
     "instantx_sd35": "an InstantX SD3.5 adapter",
-    "instantx_flux": "an InstantX FLUX adapter",
-    "xlabs_v1": "an XLabs FLUX v1 adapter",
-    "xlabs_v2": "an XLabs FLUX v2 adapter",
     "anima": "an Anima adapter",
     "anima_intermediate": "an Anima adapter",
 }

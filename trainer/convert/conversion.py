@@ -187,7 +187,7 @@ def _copy(
 
 def _why_not(tensors: Mapping[str, Tensor]) -> str:
     try:
-        detect({name: tuple(tensor.shape) for name, tensor in tensors.items()}, {})
+        check_family(detect({name: tuple(tensor.shape) for name, tensor in tensors.items()}, {}))
     except UnsupportedFamilyError as error:
         return str(error)
     raise AssertionError("the core runs this; it should have been exported")

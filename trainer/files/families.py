@@ -1,14 +1,20 @@
-"""Which kinds of adapters the trainer works with: those that read pictures."""
+"""Which kinds of adapters the trainer works with: those of UNets that read pictures."""
 
 from ipadapter_core.errors import UnsupportedFamilyError
-from ipadapter_core.file.spec import AdapterSpec
+from ipadapter_core.file.spec import USUAL_BACKBONE, AdapterSpec
 
 
 def check_family(spec: AdapterSpec) -> None:
-    """Raises UnsupportedFamilyError for an adapter that reads faces."""
+    """Raises UnsupportedFamilyError for an adapter that reads faces, or of another kind of base model."""
     if spec.face is not None:
         raise UnsupportedFamilyError(
             f"this is {spec.family}, which reads faces: the nodes run it, the trainer does not",
             expected="an adapter that reads pictures",
             action="use it in ComfyUI with Load IP-Adapter and Encode Face for IP-Adapter",
+        )
+    if spec.backbone != USUAL_BACKBONE:
+        raise UnsupportedFamilyError(
+            f"this is {spec.family}, an adapter for {spec.base}: the nodes run it, the trainer does not",
+            expected="an adapter for SD1.5, SD2.x, SDXL or Kolors",
+            action="use it in ComfyUI with Load IP-Adapter",
         )

@@ -1,0 +1,146 @@
+"""How a plan is hung into FLUX and Chroma: ComfyUI's patches of the attention, and a replacement around double blocks.
+
+InstantX's adapters add to what the attention gives, XLabs' to what a whole double block gives; both ask with the queries
+of the block's attention, as they are before positions are put into them.
+"""
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from comfy.model_patcher import ModelPatcher
+from torch import Tensor
+
+from ...ipadapter_core.backbone.row import Place
+from ...ipadapter_core.backbone.sites import Address, Sites
+from ...ipadapter_core.branch.plan import PatchPlan
+from .applied import KEY
+from .compiled import add_to_sequence
+from .sequence import Part
+
+_QUERIES = f"{KEY}_queries"  # in the options of one block
+_HOLDER = f"{KEY}_holder"  # in the options of one block: where a block leaves its queries for what comes after it
+_BEFORE, _AFTER, _BLOCKS = "attn1_patch", "attn1_output_patch", "dit"
+_DOUBLE = "double"
+BlockReplacement = Callable[[dict[str, Any], dict[str, Any]], dict[str, Any]]
+
+
+@dataclass(frozen=True, eq=False)
+class KeepQueries:
+    """In the list `attn1_patch`: remembers the queries of a block."""
+
+    def __call__(self, q: Tensor, k: Tensor, v: Tensor, *, extra_options: dict[str, Any], **_: Any) -> dict[str, Any]:
+        extra_options[_QUERIES] = q
+        if (holder := extra_options.get(_HOLDER)) is not None:
+            holder.append((q, *_picture(extra_options, q.shape[2])))
+        return {}
+
+
+@dataclass(frozen=True, eq=False)
+class AddToAttention:
+    """In the list `attn1_output_patch`: adds what acts on the attention of a block.
+
+    Attributes:
+        patch_size: cells of the latent on a side that make one token.
+    """
+
+    patch_size: int
+
+    def __call__(self, attention: Tensor, extra_options: dict[str, Any]) -> Tensor:
+        q: Tensor = extra_options[_QUERIES]
+        first, last = _picture(extra_options, q.shape[2])
+        group: str = extra_options["block_type"]
+        # in single blocks the text asks as well: so were they trained
+        part = (
+            Part(first, last, 0, 0, self.patch_size) if group == _DOUBLE else Part(0, last, first, 0, self.patch_size)
+        )
+        address = (group, extra_options["block_index"], 0)
+        return add_to_sequence(extra_options, attention, q, address, Place.ATTENTION, part)
+
+
+@dataclass(frozen=True, eq=False)
+class AddToBlock:
+    """In a slot of `patches_replace`: runs a double block, and adds what acts on all of it.
+
+    Attributes:
+        address: of the block.
+        patch_size: as `AddToAttention`'s.
+        base: a replacement of another pack found in the slot; runs in the block's stead.
+    """
+
+    address: Address
+    patch_size: int
+    base: BlockReplacement | None = None
+
+    def __call__(self, arguments: dict[str, Any], extra: dict[str, Any]) -> dict[str, Any]:
+        holder: list[tuple[Tensor, int, int]] = []
+        options = {**arguments["transformer_options"], _HOLDER: holder}
+        given = {**arguments, "transformer_options": options}
+        out: dict[str, Any] = extra["original_block"](given) if self.base is None else self.base(given, extra)
+        if not holder:  # another pack gave what the block gave before
+            return out
+        q, first, last = holder[-1]
+        part = Part(first, last, 0, first, self.patch_size)
+        return {**out, "img": add_to_sequence(options, out["img"], q, self.address, Place.BLOCK, part)}
+
+    def to(self, device_or_dtype: torch.device | torch.dtype) -> "AddToBlock":
+        """ComfyUI calls this with a device, then with a dtype; ours has nothing to move."""
+        move = getattr(self.base, "to", None)
+        moved = self.base if move is None else move(device_or_dtype)
+        return self if moved is self.base else replace(self, base=moved)
+
+    def models(self) -> list[ModelPatcher]:
+        """What a foreign base needs on the device."""
+        theirs = getattr(self.base, "models", None)
+        return [] if theirs is None else list(theirs())
+
+    def cleanup(self) -> None:
+        """ComfyUI calls this after sampling; what a foreign base keeps is its own business."""
+        if (clean := getattr(self.base, "cleanup", None)) is not None:
+            clean()
+
+
+@dataclass(frozen=True, eq=False)
+class Networks:
+    """In a list of patches that no model asks for: what ComfyUI has to bring to the device for sampling."""
+
+    networks: tuple[ModelPatcher, ...]
+
+    def models(self) -> list[ModelPatcher]:
+        """ComfyUI asks every patch for this."""
+        return list(self.networks)
+
+
+def install(model: ModelPatcher, sites: Sites, plan: PatchPlan, networks: tuple[ModelPatcher, ...]) -> None:
+    """Put a plan into the model, a clone made for it."""
+    options = model.model_options["transformer_options"]
+    options.update(fill_slots(options, replace(sites, sites=plan.sites)))
+    if networks:
+        model.set_model_patch(Networks(networks), KEY)
+
+
+def fill_slots(options: Mapping[str, Any], sites: Sites) -> dict[str, Any]:
+    """`transformer_options` in which every site has patches of ours, behind and around those of other packs."""
+    lists, replacements = options.get("patches", {}), options.get("patches_replace", {})
+    lists = {
+        **lists,
+        _BEFORE: [*_foreign(lists.get(_BEFORE, ())), KeepQueries()],
+        _AFTER: [*_foreign(lists.get(_AFTER, ())), AddToAttention(sites.patch_size)],
+    }
+    blocks = dict(replacements.get(_BLOCKS, {}))
+    for site in sites.sites:
+        key = (f"{site.group}_block", site.address[1])
+        if site.group == _DOUBLE and not isinstance(found := blocks.get(key), AddToBlock):
+            blocks[key] = AddToBlock(site.address, sites.patch_size, found)
+    return {**options, "patches": lists, "patches_replace": {**replacements, _BLOCKS: blocks}}
+
+
+def _foreign(patches: Iterable[Any]) -> list[Any]:
+    return [patch for patch in patches if not isinstance(patch, KeepQueries | AddToAttention)]
+
+
+def _picture(options: Mapping[str, Any], length: int) -> tuple[int, int]:
+    """The first of a sequence's tokens that are of the picture, and the one after the last; references lie behind them."""
+    first, last = options.get("img_slice", (0, length))
+    return first, last - sum(options.get("reference_image_num_tokens", ()))

@@ -1,0 +1,56 @@
+"""The image branch in models whose attention runs over one sequence of text and picture: FLUX and its kin."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from ...ipadapter_core.backbone.row import Place
+from ...ipadapter_core.backbone.sites import Address
+from ...ipadapter_core.branch.attention import add_to_tokens, sequence_attention
+from .run import Step
+
+
+@dataclass(frozen=True)
+class Part:
+    """Which tokens of a sequence take the image.
+
+    Attributes:
+        first, last: from this one to before that one, of the queries.
+        text: how many of them are text, before those of the picture.
+        skipped: tokens the queries have in front of those of the sequence the image is added to.
+        patch_size: cells of the latent on a side that make one token.
+    """
+
+    first: int
+    last: int
+    text: int
+    skipped: int
+    patch_size: int
+
+
+def add_images(
+    step: Step, out: Tensor, q: Tensor, address: Address, place: Place, part: Part, options: Mapping[str, Any] | None
+) -> Tensor:
+    """What a site gives with the image branch of every plan that acts there added.
+
+    Args:
+        out: (B, S, C).
+        q: (B, H, skipped + S, D), without positions.
+        options: what the site was called with; None is what the model was.
+
+    Raises:
+        MismatchError: rows or tokens that fit no pattern.
+    """
+    rows = step.rows(q.shape[0], None, None if options is None else options.get("cond_or_uncond"))
+    grid = [-(-size // part.patch_size) for size in step.size]
+    shown = step.size if any(size % part.patch_size for size in step.size) else None
+    cells = part.last - part.first - part.text
+    for plan, resident, slot in step.acting(address, place, rows, q):
+        asking = q[:, :, part.first : part.last]
+        attend = step.attention(plan.sites[slot].heads, options)
+        image = sequence_attention(asking, *resident.kv(slot, rows, step), attend)
+        mask = resident.mask(grid, cells, rows, step.frames, part.text, shown)
+        out = add_to_tokens(out, image, part.first - part.skipped, mask, step.gate(plan, image))
+    return out

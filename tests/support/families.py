@@ -1,0 +1,163 @@
+"""The kinds of base models beside UNets at tiny sizes, an adapter for each, and how they are sampled."""
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import comfy_host, tiny_flux
+from .graphs import PLAIN
+from .published import Shapes, instantx_flux, random_tensors, write_safetensors, xlabs_flux
+
+
+@dataclass(frozen=True, kw_only=True)
+class Family:
+    """A base model, an adapter file for it, and what a prompt for it is.
+
+    Attributes:
+        model: makes the MODEL.
+        shapes: of the adapter's tensors, under the names its author publishes.
+        spec: what the file's metadata must say beside, as tiny sizes are not the published ones.
+        sites: addresses the adapter acts at, in the order they run.
+        features: shape of what its image encoder gives for one reference.
+        text_dim, pooled_dim: of a prompt.
+        channels: of the latent.
+    """
+
+    model: Callable[[], Any]
+    shapes: Callable[[], Shapes]
+    sites: tuple[tuple[str, int, int], ...]
+    features: tuple[int, ...]
+    spec: dict[str, Any] = field(default_factory=dict)
+    text_dim: int
+    pooled_dim: int
+    channels: int
+
+
+_DOUBLES = tuple(("double", number, 0) for number in range(tiny_flux.DOUBLES))
+_SINGLES = tuple(("single", number, 0) for number in range(tiny_flux.SINGLES))
+_FLUX: dict[str, Any] = {
+    "text_dim": tiny_flux.TEXT_DIM,
+    "pooled_dim": tiny_flux.POOLED_DIM,
+    "channels": tiny_flux.LATENT_CHANNELS,
+}
+
+
+@lru_cache
+def flux_model() -> Any:
+    """The tiny FLUX as a MODEL."""
+    return tiny_flux.comfy_flux(tiny_flux.diffusers_flux())
+
+
+def _xlabs(tokens: int) -> dict[str, Any]:
+    return {
+        "shapes": lambda: xlabs_flux(tokens, blocks=tiny_flux.DOUBLES, width=tiny_flux.WIDTH, image=24),
+        "sites": _DOUBLES,
+        "features": (24,),
+        **_FLUX,
+    }
+
+
+_INSTANTX: dict[str, Any] = {
+    "shapes": lambda: instantx_flux(
+        blocks=tiny_flux.DOUBLES + tiny_flux.SINGLES, width=tiny_flux.WIDTH, image=24, tokens=6
+    ),
+    "spec": {"head_dim": tiny_flux.HEAD_DIM},
+    "sites": _DOUBLES + _SINGLES,
+    "features": (24,),
+    **_FLUX,
+}
+FAMILIES: dict[str, Family] = {
+    "xlabs_v1": Family(model=flux_model, **_xlabs(4)),
+    "xlabs_v2": Family(model=flux_model, **_xlabs(16)),
+    "instantx_flux": Family(model=flux_model, **_INSTANTX),
+    "xlabs_chroma": Family(model=lru_cache(tiny_flux.comfy_chroma), **_xlabs(4)),
+    "instantx_chroma": Family(model=lru_cache(tiny_flux.comfy_chroma), **_INSTANTX),
+}
+
+
+@lru_cache
+def model_of(name: str) -> Any:
+    """The MODEL of a family."""
+    return FAMILIES[name].model()
+
+
+def tensors_of(name: str, seed: int = 0) -> dict[str, Tensor]:
+    """The tensors of a family's adapter."""
+    return random_tensors(FAMILIES[name].shapes(), seed, scale=0.05)
+
+
+@lru_cache
+def adapter_of(name: str, base_directory: Path, seed: int = 0) -> Any:
+    """The family's adapter as Load IP-Adapter gives it."""
+    file = f"{name}-{seed}.safetensors"
+    metadata = {"ipadapter.spec": json.dumps(FAMILIES[name].spec)}
+    write_safetensors(base_directory / "models" / "ipadapter" / file, tensors_of(name, seed), metadata)
+    return comfy_host.run("IPALoadAdapter", adapter_file=file, image_encoder="none")
+
+
+def features_of(name: str, references: int = 1, seed: int = 0) -> Tensor:
+    """What an image encoder might give for references."""
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(references, *FAMILIES[name].features, generator=generator)
+
+
+def tokens_of(name: str, adapter: Any, references: int = 1, seed: int = 0) -> Any:
+    """The tokens that the adapter's own projection makes of them, with none as negative."""
+    features = features_of(name, references, seed)
+    with torch.inference_mode():
+        return adapter.project(features, torch.zeros_like(features[:1]))
+
+
+def apply(model: Any, adapter: Any, tokens: Any, **settings: Any) -> Any:
+    """IPAApply with neutral settings unless told otherwise."""
+    return comfy_host.run("IPAApply", model=model, adapter=adapter, tokens=tokens, **(PLAIN | settings))
+
+
+def prompts_of(name: str, count: int = 2, **more: Any) -> list[Any]:
+    """Conditionings: a positive, a negative."""
+    family = FAMILIES[name]
+    generator = torch.Generator().manual_seed(11)
+    conds = []
+    for _ in range(count):
+        text = torch.randn(1, 7, family.text_dim, generator=generator)
+        pooled = torch.randn(1, family.pooled_dim, generator=generator)
+        conds.append([[text, {"pooled_output": pooled, **more}]])
+    return conds
+
+
+def sample(
+    name: str,
+    model: Any,
+    *,
+    steps: int = 2,
+    cfg: float = 3.0,
+    size: tuple[int, int] = (8, 8),
+    batch: int = 1,
+    prompts: list[Any] | None = None,
+    callback: Any = None,
+) -> Tensor:
+    """Sample through ComfyUI's own sampler; equal arguments give equal latents."""
+    import comfy.sample
+
+    noise = torch.randn(batch, FAMILIES[name].channels, *size, generator=torch.Generator().manual_seed(1))
+    positive, negative = prompts or prompts_of(name)
+    with torch.inference_mode():
+        return comfy.sample.sample(
+            model,
+            noise,
+            steps,
+            cfg,
+            "euler",
+            "simple",
+            positive,
+            negative,
+            torch.zeros_like(noise),
+            callback=callback,
+            disable_pbar=True,
+        )

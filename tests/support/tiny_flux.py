@@ -1,0 +1,119 @@
+"""Tiny random FLUX and Chroma models: FLUX with the same weights in diffusers and in ComfyUI."""
+
+from typing import Any
+
+import torch
+from diffusers import FluxTransformer2DModel
+from torch import Tensor
+
+DOUBLES, SINGLES, HEADS, HEAD_DIM = 2, 3, 2, 16
+WIDTH = HEADS * HEAD_DIM
+TEXT_DIM = 4096  # as published: by it adapters are told from a UNet's
+POOLED_DIM, LATENT_CHANNELS, PATCH = 12, 4, 2
+AXES = [4, 6, 6]  # of the positions; together a head
+CHROMA_MODULATIONS = 344  # which ComfyUI's class makes, however many blocks there are
+
+
+def diffusers_flux(seed: int = 0) -> FluxTransformer2DModel:
+    """A random FLUX in diffusers, float32."""
+    torch.manual_seed(seed)
+    return (
+        FluxTransformer2DModel(
+            patch_size=1,
+            in_channels=LATENT_CHANNELS * PATCH**2,
+            num_layers=DOUBLES,
+            num_single_layers=SINGLES,
+            attention_head_dim=HEAD_DIM,
+            num_attention_heads=HEADS,
+            joint_attention_dim=TEXT_DIM,
+            pooled_projection_dim=POOLED_DIM,
+            guidance_embeds=True,
+            axes_dims_rope=tuple(AXES),
+        )
+        .eval()
+        .requires_grad_(False)
+    )
+
+
+def comfy_flux(transformer: FluxTransformer2DModel) -> Any:
+    """The same weights as a ComfyUI MODEL."""
+    import comfy.supported_models
+    import comfy.utils
+
+    description = {
+        "image_model": "flux",
+        "in_channels": LATENT_CHANNELS,
+        "out_channels": LATENT_CHANNELS,
+        "vec_in_dim": POOLED_DIM,
+        "context_in_dim": TEXT_DIM,
+        "hidden_size": WIDTH,
+        "mlp_ratio": 4.0,
+        "num_heads": HEADS,
+        "depth": DOUBLES,
+        "depth_single_blocks": SINGLES,
+        "axes_dim": AXES,
+        "theta": 10000,
+        "patch_size": PATCH,
+        "qkv_bias": True,
+        "guidance_embed": True,
+        "txt_ids_dims": [],
+    }
+    weights: dict[str, Tensor] = {}
+    names = comfy.utils.flux_to_diffusers(description)
+    model = _model(comfy.supported_models.Flux, description)
+    wanted = model.model.diffusion_model.state_dict()
+    for name, tensor in transformer.state_dict().items():
+        target, *how = (names[name],) if isinstance(names[name], str) else names[name]
+        if target.replace("_norm.weight", "_norm.scale") in wanted:  # as older versions call it
+            target = target.replace("_norm.weight", "_norm.scale")
+        tensor = how[1](tensor) if len(how) > 1 else tensor
+        if how and how[0] is not None:
+            dim, start, size = how[0]
+            weights.setdefault(target, torch.zeros(wanted[target].shape)).narrow(dim, start, size).copy_(tensor)
+        else:
+            weights[target] = tensor
+    model.model.diffusion_model.load_state_dict(weights, strict=True)
+    return model
+
+
+def comfy_chroma(seed: int = 0) -> Any:
+    """A random Chroma as a ComfyUI MODEL."""
+    import comfy.supported_models
+
+    torch.manual_seed(seed)
+    description = {
+        "image_model": "chroma",
+        "in_channels": LATENT_CHANNELS * PATCH**2,
+        "out_channels": LATENT_CHANNELS * PATCH**2,
+        "context_in_dim": TEXT_DIM,
+        "hidden_size": WIDTH,
+        "mlp_ratio": 4.0,
+        "num_heads": HEADS,
+        "depth": DOUBLES,
+        "depth_single_blocks": SINGLES,
+        "axes_dim": AXES,
+        "theta": 10000,
+        "patch_size": PATCH,
+        "qkv_bias": True,
+        "in_dim": 64,
+        "out_dim": WIDTH,
+        "hidden_dim": 16,
+        "n_layers": 1,
+        "txt_ids_dims": [],
+        "vec_in_dim": None,
+    }
+    return _model(comfy.supported_models.Chroma, description, random=True)
+
+
+def _model(description_class: Any, description: dict[str, Any], *, random: bool = False) -> Any:
+    import comfy.model_patcher
+
+    config = description_class(dict(description))
+    config.set_inference_dtype(torch.float32, None)
+    config.latent_format.latent_channels = LATENT_CHANNELS
+    model = config.get_model({}, "", device="cpu").eval().requires_grad_(False)
+    if random:
+        for parameter in model.diffusion_model.parameters():
+            torch.nn.init.normal_(parameter, std=0.1)
+    cpu = torch.device("cpu")
+    return comfy.model_patcher.ModelPatcher(model, load_device=cpu, offload_device=cpu)
