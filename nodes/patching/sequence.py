@@ -9,6 +9,7 @@ from torch import Tensor
 from ...ipadapter_core.backbone.row import Place
 from ...ipadapter_core.backbone.sites import Address
 from ...ipadapter_core.branch.attention import add_to_tokens, sequence_attention
+from ...ipadapter_core.errors import MismatchError
 from .run import Step
 
 
@@ -48,6 +49,12 @@ def add_images(
     shown = step.size if any(size % part.patch_size for size in step.size) else None
     cells = part.last - part.first - part.text
     for plan, resident, slot in step.acting(address, place, rows, q):
+        if plan.mask is not None and not all(step.size):
+            raise MismatchError(
+                "a network that another node calls by itself, and an IP-Adapter with a mask on it",
+                expected="a call by ComfyUI's sampler, which tells how large the picture is",
+                action="remove the mask of the IP-Adapter, or the node that calls the network",
+            )
         asking = q[:, :, part.first : part.last]
         attend = step.attention(plan.sites[slot].heads, options)
         image = sequence_attention(asking, *resident.kv(slot, rows, step), attend)

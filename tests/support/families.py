@@ -27,9 +27,13 @@ class Family:
         features: shape of what its image encoder gives for one reference.
         text_dim, pooled_dim: of a prompt.
         channels: of the latent.
+        frames: dimensions of the latent between channels and height.
+        model_in: makes the MODEL with weights stored in a first and computed in a second dtype.
+        has_replacements: ComfyUI lets packs replace its blocks.
     """
 
     model: Callable[[], Any]
+    model_in: Callable[[torch.dtype, torch.dtype], Any]
     shapes: Callable[[], Shapes]
     sites: tuple[tuple[str, int, int], ...]
     features: tuple[int, ...]
@@ -37,6 +41,8 @@ class Family:
     text_dim: int
     pooled_dim: int
     channels: int
+    frames: tuple[int, ...] = ()
+    has_replacements: bool = True
 
 
 _DOUBLES = tuple(("double", number, 0) for number in range(tiny_flux.DOUBLES))
@@ -52,6 +58,17 @@ _FLUX: dict[str, Any] = {
 def flux_model() -> Any:
     """The tiny FLUX as a MODEL."""
     return tiny_flux.comfy_flux(tiny_flux.diffusers_flux())
+
+
+def _flux_in(dtype: torch.dtype, compute: torch.dtype) -> Any:
+    return tiny_flux.comfy_flux(tiny_flux.diffusers_flux(), dtype, compute)
+
+
+_chroma_model = lru_cache(tiny_flux.comfy_chroma)
+
+
+def _chroma_in(dtype: torch.dtype, compute: torch.dtype) -> Any:
+    return tiny_flux.comfy_chroma(0, dtype, compute)
 
 
 def _xlabs(tokens: int) -> dict[str, Any]:
@@ -73,11 +90,11 @@ _INSTANTX: dict[str, Any] = {
     **_FLUX,
 }
 FAMILIES: dict[str, Family] = {
-    "xlabs_v1": Family(model=flux_model, **_xlabs(4)),
-    "xlabs_v2": Family(model=flux_model, **_xlabs(16)),
-    "instantx_flux": Family(model=flux_model, **_INSTANTX),
-    "xlabs_chroma": Family(model=lru_cache(tiny_flux.comfy_chroma), **_xlabs(4)),
-    "instantx_chroma": Family(model=lru_cache(tiny_flux.comfy_chroma), **_INSTANTX),
+    "xlabs_v1": Family(model=flux_model, model_in=_flux_in, **_xlabs(4)),
+    "xlabs_v2": Family(model=flux_model, model_in=_flux_in, **_xlabs(16)),
+    "instantx_flux": Family(model=flux_model, model_in=_flux_in, **_INSTANTX),
+    "xlabs_chroma": Family(model=_chroma_model, model_in=_chroma_in, **_xlabs(4)),
+    "instantx_chroma": Family(model=_chroma_model, model_in=_chroma_in, **_INSTANTX),
 }
 
 
@@ -145,7 +162,9 @@ def sample(
     """Sample through ComfyUI's own sampler; equal arguments give equal latents."""
     import comfy.sample
 
-    noise = torch.randn(batch, FAMILIES[name].channels, *size, generator=torch.Generator().manual_seed(1))
+    noise = torch.randn(
+        batch, FAMILIES[name].channels, *FAMILIES[name].frames, *size, generator=torch.Generator().manual_seed(1)
+    )
     positive, negative = prompts or prompts_of(name)
     with torch.inference_mode():
         return comfy.sample.sample(
@@ -161,3 +180,13 @@ def sample(
             callback=callback,
             disable_pbar=True,
         )
+
+
+def use_attention(monkeypatch: Any, function: Callable[..., Tensor]) -> None:
+    """Have ComfyUI's model classes call this attention, which they hold by name."""
+    import importlib
+
+    for module in ("flux.math", "modules.diffusionmodules.mmdit", "cosmos.predict2"):
+        held = importlib.import_module(f"comfy.ldm.{module}")
+        if hasattr(held, "optimized_attention"):
+            monkeypatch.setattr(held, "optimized_attention", function)
