@@ -10,14 +10,12 @@ from pathlib import Path
 
 import comfy.utils
 
+from ..ipadapter_core.encoder.choice import check_encoder, choose_encoder, encoder_need
 from ..ipadapter_core.encoder.known import (
     FILE_KIND,
     WEIGHTS,
     EncoderSpec,
-    check_encoder,
-    choose_encoder,
     describe_encoder_folder,
-    encoder_need,
     read_encoder_file,
     read_encoder_folder,
 )

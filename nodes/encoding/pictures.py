@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ...ipadapter_core.branch.masks import check_mask
 from ...ipadapter_core.branch.tokens import ImageTokens
-from ...ipadapter_core.encoder.known import check_encoder, encoder_need
+from ...ipadapter_core.encoder.choice import check_encoder, encoder_need
 from ...ipadapter_core.encoder.pixels import check_image, encoder_pixels, no_image_pixels
 from ...ipadapter_core.errors import BadInputError, MismatchError
 from ...ipadapter_core.file.spec import CROPS, Negative

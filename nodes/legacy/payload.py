@@ -14,7 +14,7 @@ from uuid import uuid4
 
 from torch import Tensor
 
-from ...ipadapter_core.encoder.known import check_encoder, encoder_need
+from ...ipadapter_core.encoder.choice import check_encoder, encoder_need
 from ...ipadapter_core.errors import BadInputError, MismatchError, shown
 from ...ipadapter_core.network.adapter import build_adapter
 from ..arrivals import UnfitError, describe, read_tensor, read_vision

@@ -2,7 +2,8 @@
 
 import pytest
 
-from ipadapter_core.encoder.known import EncoderSpec, check_encoder, choose_encoder, encoder_need, fits
+from ipadapter_core.encoder.choice import check_encoder, choose_encoder, encoder_need, fits
+from ipadapter_core.encoder.known import EncoderSpec
 from ipadapter_core.errors import MismatchError
 from ipadapter_core.file.spec import AdapterSpec, EncoderHint, Feature, Negative, Projection
 

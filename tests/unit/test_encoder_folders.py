@@ -6,13 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from ipadapter_core.encoder.known import (
-    EncoderSpec,
-    choose_encoder,
-    read_encoder_file,
-    read_encoder_folder,
-    vision_config,
-)
+from ipadapter_core.encoder.choice import choose_encoder
+from ipadapter_core.encoder.known import EncoderSpec, read_encoder_file, read_encoder_folder, vision_config
 from ipadapter_core.errors import UnreadableFileError
 from ipadapter_core.file.spec import AdapterSpec, Feature, Negative, Projection
 from support.published import write_safetensors
