@@ -5,21 +5,21 @@ from dataclasses import replace
 from types import MappingProxyType
 
 from ..errors import MismatchError
-from ..file.spec import AdapterSpec, Feature
+from ..file.spec import AdapterSpec, EncoderHint, Feature
 from .known import COMMON_NAMES, EncoderSpec
 
-# The encoder published adapters were trained with, by what they read and how wide it is.
-USUAL_ENCODERS: dict[tuple[Feature, int], str] = {
-    (Feature.IMAGE_EMBEDS, 1024): COMMON_NAMES["CLIP", 1280, 32, None] + ", width 1280, 32 layers",
-    (Feature.IMAGE_EMBEDS, 1280): COMMON_NAMES["CLIP", 1664, 48, None] + ", width 1664, 48 layers",
-    (Feature.IMAGE_EMBEDS, 768): COMMON_NAMES["CLIP", 1024, 24, None] + ", width 1024, 24 layers",
-    (Feature.HIDDEN_STATES, 1280): COMMON_NAMES["CLIP", 1280, 32, None] + ", width 1280, 32 layers",
-    (Feature.HIDDEN_STATES, 1664): COMMON_NAMES["CLIP", 1664, 48, None] + ", width 1664, 48 layers",
-    (Feature.HIDDEN_STATES, 1024): COMMON_NAMES["CLIP", 1024, 24, None] + ", width 1024, 24 layers",
-    (Feature.HIDDEN_STATES, 1152): COMMON_NAMES["SigLIP", 1152, 27, None] + ", width 1152, 27 layers",
-}
-_BY_SIZE: dict[tuple[int, int | None], str] = {
-    (width, size): name for (_, width, _, size), name in COMMON_NAMES.items() if size
+# The encoder published adapters were trained with, by what they read and how wide it is; a key of COMMON_NAMES.
+USUAL_ENCODERS: dict[tuple[Feature, int], tuple[str, int, int, int | None]] = {
+    (Feature.IMAGE_EMBEDS, 1024): ("CLIP", 1280, 32, None),
+    (Feature.IMAGE_EMBEDS, 1280): ("CLIP", 1664, 48, None),
+    (Feature.IMAGE_EMBEDS, 768): ("CLIP", 1024, 24, None),
+    (Feature.IMAGE_EMBEDS, 1152): ("SigLIP", 1152, 27, None),
+    (Feature.HIDDEN_STATES, 1280): ("CLIP", 1280, 32, None),
+    (Feature.HIDDEN_STATES, 1664): ("CLIP", 1664, 48, None),
+    (Feature.HIDDEN_STATES, 1024): ("CLIP", 1024, 24, None),
+    (Feature.HIDDEN_STATES, 1152): ("SigLIP", 1152, 27, None),
+    (Feature.LAST_HIDDEN_STATE, 768): ("SigLIP", 768, 12, 512),
+    (Feature.LAST_HIDDEN_STATE, 1024): ("PE-Core", 1024, 24, None),
 }
 _LARGEST_PATCH = 32  # pixels
 
@@ -28,18 +28,37 @@ def encoder_need(spec: AdapterSpec) -> str:
     """The encoder an adapter needs, in words."""
     if not spec.reads_pictures:
         return "no image encoder: it reads a face"
-    what = "pooled image_embeds" if spec.feature is Feature.IMAGE_EMBEDS else f"hidden states (layer {spec.layer})"
-    named = (
-        spec.encoder.name
-        or _BY_SIZE.get((spec.image_dim, spec.encoder.image_size))
-        or USUAL_ENCODERS.get((spec.feature, spec.image_dim))
+    what = {
+        Feature.IMAGE_EMBEDS: "pooled image_embeds",
+        Feature.HIDDEN_STATES: f"hidden states (layer {spec.layer})",
+        Feature.LAST_HIDDEN_STATE: "last hidden state",
+    }[spec.feature]
+    hint = spec.encoder
+    named = hint.name or _name_by_size(hint, spec.image_dim) or _usual_name(spec)
+    return f"{named or hint.kind or 'an image encoder'}: {spec.image_dim}-wide {what}"
+
+
+def _name_by_size(hint: EncoderHint, image_dim: int) -> str | None:
+    return next(
+        (
+            name
+            for (kind, width, _, size), name in COMMON_NAMES.items()
+            if size and (width, size) == (image_dim, hint.image_size) and hint.kind in (None, kind)
+        ),
+        None,
     )
-    return f"{named or 'an image encoder'}: {spec.image_dim}-wide {what}"
+
+
+def _usual_name(spec: AdapterSpec) -> str | None:
+    usual = USUAL_ENCODERS.get((spec.feature, spec.image_dim))
+    if usual is None or spec.encoder.kind not in (None, usual[0]):
+        return None
+    return f"{COMMON_NAMES[usual]}, width {usual[1]}, {usual[2]} layers"
 
 
 def fits(encoder: EncoderSpec, spec: AdapterSpec) -> bool:
-    """Whether the encoder gives features of the width the adapter reads."""
-    return encoder.dim(spec.feature) == spec.image_dim
+    """Whether the encoder gives features of the width the adapter reads, and is of the kind it was trained with."""
+    return encoder.dim(spec.feature) == spec.image_dim and spec.encoder.kind in (None, encoder.kind)
 
 
 def check_encoder(encoder: EncoderSpec, spec: AdapterSpec) -> None:
@@ -61,7 +80,7 @@ def choose_encoder(
 ) -> str:
     """The one encoder among those found that fits an adapter.
 
-    Published adapters read CLIP unless their metadata says otherwise, so CLIP goes before other kinds. Copies of one
+    The kind that published adapters of this width read, mostly CLIP, goes before others. Copies of one
     encoder are equal; the first name is taken.
 
     Args:
@@ -73,11 +92,12 @@ def choose_encoder(
         MismatchError: none fits, or several different ones do.
     """
     hint = spec.encoder
+    usual_kind, *_ = USUAL_ENCODERS.get((spec.feature, spec.image_dim), ("CLIP",))
     matching = [name for name in found if fits(found[name], spec)]
     for is_better in (
         lambda name: hint.name == name.rstrip("/"),
         lambda name: _covers(found[name], hint.image_size),
-        lambda name: found[name].kind == "CLIP",
+        lambda name: found[name].kind == usual_kind,
     ):
         matching = [name for name in matching if is_better(name)] or matching
     if not matching:

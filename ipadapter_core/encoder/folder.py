@@ -66,6 +66,8 @@ class VisionFolder:
         if feature is Feature.IMAGE_EMBEDS:
             out = self.model(**inputs)
             return cast(Tensor, out.image_embeds if self.spec.kind == "CLIP" else out.pooler_output)
+        if feature is Feature.LAST_HIDDEN_STATE:
+            return cast(Tensor, self.model(**inputs).last_hidden_state)
         return cast(Tensor, self.model(**inputs, output_hidden_states=True).hidden_states[layer])
 
 

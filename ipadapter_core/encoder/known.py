@@ -4,7 +4,7 @@ import math
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..errors import UnreadableFileError
@@ -19,10 +19,11 @@ class EncoderSpec:
     """An image encoder in numbers.
 
     Attributes:
-        kind: "CLIP", "SigLIP", "SigLIP 2 NaFlex", "DINOv2" or "DINOv3".
+        kind: "CLIP", "SigLIP", "SigLIP 2 NaFlex", "DINOv2", "DINOv3" or "PE-Core".
         width: channels of its hidden states.
         num_layers: transformer layers.
         embed_dim: width of its pooled `image_embeds`; None if it has none.
+        patch_size: side of a patch in pixels; None where its tensors do not tell.
         image_size: side of the square its patches cover in pixels, where learned positions fix it.
     """
 
@@ -31,6 +32,7 @@ class EncoderSpec:
     num_layers: int
     embed_dim: int | None
     image_size: int | None = None
+    patch_size: int | None = field(default=None, compare=False)  # copies are equal where one does not tell
 
     @property
     def name(self) -> str:
@@ -41,11 +43,12 @@ class EncoderSpec:
 
     def dim(self, feature: Feature) -> int | None:
         """Width of what the encoder gives for a feature; None if it does not give it."""
-        if feature is Feature.IDENTITY:
+        if feature is Feature.IDENTITY or (self.kind == PE_CORE and feature is not Feature.LAST_HIDDEN_STATE):
             return None
         return self.embed_dim if feature is Feature.IMAGE_EMBEDS else self.width
 
 
+PE_CORE = "PE-Core"
 COMMON_NAMES: dict[tuple[str, int, int, int | None], str] = {
     ("CLIP", 1280, 32, None): "CLIP ViT-H/14 (CLIP-ViT-H-14-laion2B-s32B-b79K)",
     ("CLIP", 1664, 48, None): "CLIP ViT-bigG/14 (CLIP-ViT-bigG-14-laion2B-39B-b160k)",
@@ -54,9 +57,11 @@ COMMON_NAMES: dict[tuple[str, int, int, int | None], str] = {
     ("CLIP", 768, 12, None): "CLIP ViT-B",
     ("SigLIP", 1152, 27, None): "SigLIP so400m (siglip-so400m-patch14-384)",
     ("SigLIP", 768, 12, None): "SigLIP base",
+    ("SigLIP", 768, 12, 512): "SigLIP 2 base (siglip2-base-patch16-512)",
     ("DINOv2", 1024, 24, None): "DINOv2 large",
     ("DINOv2", 1536, 40, None): "DINOv2 giant",
     ("DINOv3", 1280, 32, None): "DINOv3 ViT-H",
+    ("PE-Core", 1024, 24, None): "PE-Core L (PE-Core-L14-336)",
 }
 # model_type of a transformers config.json, or of its vision_config
 MODEL_TYPES = {
@@ -77,6 +82,7 @@ FILE_KIND = "image encoder"  # in messages
 WEIGHTS, WEIGHTS_INDEX = "model.safetensors", "model.safetensors.index.json"  # of a folder; of one with shards
 _PICKLED_PREFIX = "state_dict."
 _LARGEST_NUMBER = 2**17  # of a config: no encoder is as wide, deep or sharp
+_DINOV2_PATCH, _DINOV3_PATCH = "embeddings.patch_embeddings.projection.weight", "embeddings.patch_embeddings.weight"
 _FLAT_PATCHES, _SQUARE_PATCHES = 2, 4  # rank of a patch embedding's weight
 # What transformers assumes for what a config leaves out; published SigLIP folders leave out nearly everything.
 _SMALL = {"hidden_size": 768, "num_hidden_layers": 12, "image_size": 224, "patch_size": 16}
@@ -130,6 +136,7 @@ def encoder_from_shapes(shapes: Shapes) -> EncoderSpec | None:
             # ComfyUI's single-file SigLIP has no pooling head
             embed_dim=projection[0] if projection else None,
             image_size=_image_size(positions - is_clip, patch),
+            patch_size=_patch_size(patch),
         )
     if "visual.positional_embedding" in shapes and "visual.transformer.resblocks.0.attn.in_proj_weight" in shapes:
         positions, width = _sizes(shapes, "visual.positional_embedding", 2)
@@ -139,15 +146,22 @@ def encoder_from_shapes(shapes: Shapes) -> EncoderSpec | None:
             num_layers=_num_layers(shapes, r"visual\.transformer\.resblocks\.(\d+)\."),
             embed_dim=_sizes(shapes, "visual.proj", 2)[1] if "visual.proj" in shapes else None,
             image_size=_image_size(positions - 1, shapes.get("visual.conv1.weight", ())),
+            patch_size=_patch_size(shapes.get("visual.conv1.weight", ())),
         )
-    for kind, pattern, mark in (
-        ("DINOv2", r"encoder\.layer\.(\d+)\.", "encoder.layer.0.layer_scale1.lambda1"),
-        ("DINOv3", r"(?:model\.)?layer\.(\d+)\.", "layer.0.norm1.weight"),
-        ("DINOv3", r"(?:model\.)?layer\.(\d+)\.", "model.layer.0.norm1.weight"),
+    for kind, pattern, mark, patches in (
+        ("DINOv2", r"encoder\.layer\.(\d+)\.", "encoder.layer.0.layer_scale1.lambda1", _DINOV2_PATCH),
+        ("DINOv3", r"(?:model\.)?layer\.(\d+)\.", "layer.0.norm1.weight", _DINOV3_PATCH),
+        ("DINOv3", r"(?:model\.)?layer\.(\d+)\.", "model.layer.0.norm1.weight", _DINOV3_PATCH),
     ):
         if mark in shapes:
             (width,) = _sizes(shapes, mark, 1)
-            return EncoderSpec(kind=kind, width=width, num_layers=_num_layers(shapes, pattern), embed_dim=width)
+            return EncoderSpec(
+                kind=kind,
+                width=width,
+                num_layers=_num_layers(shapes, pattern),
+                embed_dim=width,
+                patch_size=_patch_size(shapes.get(patches, ())),
+            )
     return None
 
 
@@ -210,6 +224,7 @@ def describe_encoder_folder(folder: Path) -> EncoderSpec:
         num_layers=_integer(config, "num_hidden_layers", folder),
         embed_dim=_integer(config, "projection_dim", folder) if kind == "CLIP" else width,
         image_size=_integer(config, "image_size", folder) // patch * patch if has_fixed_size else None,
+        patch_size=patch,
     )
 
 
@@ -256,6 +271,10 @@ def _sizes(shapes: Shapes, name: str, rank: int) -> tuple[int, ...]:
 def _image_size(num_patches: int, patch_shape: tuple[int, ...]) -> int | None:
     side = math.isqrt(max(num_patches, 0))
     return side * patch_shape[-1] if side * side == num_patches and len(patch_shape) == _SQUARE_PATCHES else None
+
+
+def _patch_size(patch_shape: tuple[int, ...]) -> int | None:
+    return patch_shape[-1] if len(patch_shape) == _SQUARE_PATCHES else None
 
 
 def _num_layers(shapes: Shapes, pattern: str) -> int:

@@ -31,6 +31,12 @@ _COMFY_SIZES = {
     "DINOv3": ((1280, 32),),
 }
 
+_PLACES = {
+    Feature.LAST_HIDDEN_STATE: 0,
+    Feature.HIDDEN_STATES: 1,
+    Feature.IMAGE_EMBEDS: 2,
+}  # in what comfy's models give
+
 
 @dataclass(frozen=True, eq=False)
 class VisionEncoder:
@@ -102,7 +108,7 @@ def from_clip_vision(
 
     def run(pixels: Tensor, adapter: AdapterSpec) -> Tensor:
         out = clip_vision.model(pixel_values=pixels, intermediate_output=adapter.layer)
-        features: Tensor = out[2] if adapter.feature is Feature.IMAGE_EMBEDS else out[1]
+        features: Tensor = out[_PLACES[adapter.feature]]
         return features
 
     return VisionEncoder(

@@ -107,7 +107,8 @@ def image_features(
         picture_mask = None if masks is None else masks[index : index + 1]
 
         def encode(index: int = index, picture_mask: Tensor | None = picture_mask) -> Tensor:
-            pixels = encoder_pixels(pictures[index : index + 1].cpu(), encoder.pixel_format, crop, picture_mask)
+            picture = pictures[index : index + 1].cpu()
+            pixels = encoder_pixels(picture, encoder.pixel_format, crop, picture_mask, adapter.spec.encoder.padding)
             return encoder.encode(pixels, adapter.spec)
 
         rows.append(CACHE.get_or_make(key, Tensor, encode, lambda features: features.nbytes))
@@ -132,8 +133,8 @@ def no_image_features(
 def _key(
     adapter: LoadedAdapter, encoder: VisionEncoder, crop: str, picture: str, mask: str | None
 ) -> tuple[object, ...]:
-    spec = adapter.spec
-    return ("features", encoder.identity, encoder.pixel_format, spec.feature, spec.layer, crop, picture, mask)
+    spec, cut = adapter.spec, (crop, adapter.spec.encoder.padding)
+    return ("features", encoder.identity, encoder.pixel_format, spec.feature, spec.layer, cut, picture, mask)
 
 
 def digest(tensor: Tensor) -> str:
