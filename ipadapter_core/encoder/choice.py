@@ -65,11 +65,23 @@ def check_encoder(encoder: EncoderSpec, spec: AdapterSpec) -> None:
     """Raises MismatchError, naming both, unless the encoder fits the adapter."""
     if not fits(encoder, spec):
         given, feature = encoder.dim(spec.feature), spec.feature.value.replace("_", " ")
+        if _lacks_head(encoder, spec):
+            raise MismatchError(
+                f"{encoder.name} without its pooling head (vision_model.head.*), which makes its image embeds",
+                expected=f"for {spec.family}: {encoder_need(spec)}, from a file or folder that has the head",
+                action="choose such a file in Load IP-Adapter, or the folder as published; a CLIP_VISION never has the "
+                "head: disconnect it",
+            )
         raise MismatchError(
             f"{encoder.name}, which gives {given or 'no'}{'-wide' if given else ''} {feature}",
             expected=f"for {spec.family}: {encoder_need(spec)}",
             action="choose or connect that encoder, or let it be found",
         )
+
+
+def _lacks_head(encoder: EncoderSpec, spec: AdapterSpec) -> bool:
+    is_pooled = spec.feature is Feature.IMAGE_EMBEDS and encoder.width == spec.image_dim
+    return is_pooled and encoder.kind == "SigLIP" and encoder.embed_dim is None
 
 
 def choose_encoder(
@@ -101,7 +113,10 @@ def choose_encoder(
     ):
         matching = [name for name in matching if is_better(name)] or matching
     if not matching:
-        have = [f"{name} is {encoder.name}" for name, encoder in found.items()]
+        have = [
+            f"{name} is {encoder.name}" + (" without its pooling head" if _lacks_head(encoder, spec) else "")
+            for name, encoder in found.items()
+        ]
         passed_over = [f"{name} was left out: {why}" for name, why in left_out.items()]
         raise MismatchError(
             "; ".join((*have, *passed_over)) or "no image encoder at all",
@@ -109,7 +124,7 @@ def choose_encoder(
             action=f"put that encoder (safetensors) into {' or '.join(folders)}"
             + (", or choose one that was left out by its name" if left_out else ""),
         )
-    # a file and a folder of one encoder may differ in embed_dim alone: ComfyUI's SigLIP has no pooling head
+    # a file and a folder of one encoder may differ in embed_dim alone: a file may lack SigLIP's pooling head
     different = {replace(found[name], embed_dim=None) for name in matching}
     if len(different) > 1:
         raise MismatchError(

@@ -80,7 +80,7 @@ _IGNORED = (
 )
 FILE_KIND = "image encoder"  # in messages
 WEIGHTS, WEIGHTS_INDEX = "model.safetensors", "model.safetensors.index.json"  # of a folder; of one with shards
-_PICKLED_PREFIX = "state_dict."
+PICKLED_PREFIX = "state_dict."
 _LARGEST_NUMBER = 2**17  # of a config: no encoder is as wide, deep or sharp
 _DINOV2_PATCH, _DINOV3_PATCH = "embeddings.patch_embeddings.projection.weight", "embeddings.patch_embeddings.weight"
 _FLAT_PATCHES, _SQUARE_PATCHES = 2, 4  # rank of a patch embedding's weight
@@ -119,7 +119,7 @@ def read_encoder_file(path: Path, *, is_whole: bool = False) -> EncoderSpec | No
     if path.suffix not in ADAPTER_SUFFIXES:
         return None
     tensors = read_tensors(path, FILE_KIND).tensors
-    return encoder_from_shapes({name.removeprefix(_PICKLED_PREFIX): tuple(x.shape) for name, x in tensors.items()})
+    return encoder_from_shapes({name.removeprefix(PICKLED_PREFIX): tuple(x.shape) for name, x in tensors.items()})
 
 
 def encoder_from_shapes(shapes: Shapes) -> EncoderSpec | None:
@@ -128,13 +128,13 @@ def encoder_from_shapes(shapes: Shapes) -> EncoderSpec | None:
         positions, width = _sizes(shapes, "vision_model.embeddings.position_embedding.weight", 2)
         patch = shapes.get("vision_model.embeddings.patch_embedding.weight", ())
         is_clip = "vision_model.embeddings.class_embedding" in shapes
-        projection = shapes.get("visual_projection.weight")
+        # of CLIP's projection, or of what SigLIP's pooling head makes
+        pooled = shapes.get("visual_projection.weight") or shapes.get("vision_model.head.mlp.fc2.weight")
         return EncoderSpec(
             kind="CLIP" if is_clip else "SigLIP 2 NaFlex" if len(patch) == _FLAT_PATCHES else "SigLIP",
             width=width,
             num_layers=_num_layers(shapes, r"vision_model\.encoder\.layers\.(\d+)\."),
-            # ComfyUI's single-file SigLIP has no pooling head
-            embed_dim=projection[0] if projection else None,
+            embed_dim=pooled[0] if pooled else None,
             image_size=_image_size(positions - is_clip, patch),
             patch_size=_patch_size(patch),
         )
@@ -218,11 +218,12 @@ def describe_encoder_folder(folder: Path) -> EncoderSpec:
     kind = MODEL_TYPES[str(config["model_type"])]
     width, patch = _integer(config, "hidden_size", folder), _integer(config, "patch_size", folder)
     has_fixed_size = kind in ("CLIP", "SigLIP")
+    pooled = None if config.get("vision_use_head") is False else width  # said of SigLIP alone
     return EncoderSpec(
         kind=kind,
         width=width,
         num_layers=_integer(config, "num_hidden_layers", folder),
-        embed_dim=_integer(config, "projection_dim", folder) if kind == "CLIP" else width,
+        embed_dim=_integer(config, "projection_dim", folder) if kind == "CLIP" else pooled,
         image_size=_integer(config, "image_size", folder) // patch * patch if has_fixed_size else None,
         patch_size=patch,
     )

@@ -1,4 +1,4 @@
-"""Image encoders from a folder in transformers layout, under ComfyUI's memory management."""
+"""Image encoders that transformers builds, under ComfyUI's memory management."""
 
 from pathlib import Path
 
@@ -8,7 +8,7 @@ import comfy.utils
 import torch
 from torch import Tensor
 
-from ...ipadapter_core.encoder.folder import load_vision_folder
+from ...ipadapter_core.encoder.folder import VisionFolder, load_siglip_file, load_vision_folder
 from ...ipadapter_core.file.spec import AdapterSpec
 from ..paths import fingerprint, weight_files
 from .encoder import VisionEncoder
@@ -19,7 +19,18 @@ def load_encoder_folder(folder: Path) -> VisionEncoder:
     identity = fingerprint(weight_files(folder))  # before they are read: what replaces them meanwhile is another
     import transformers  # slow to import, and needed for folders only
 
-    vision = load_vision_folder(folder, transformers)
+    return _managed(load_vision_folder(folder, transformers), f"{folder.name}/", identity)
+
+
+def load_siglip_encoder(path: Path) -> VisionEncoder:
+    """Load a single SigLIP file of a size that ComfyUI does not know. Errors as `load_siglip_file`."""
+    identity = fingerprint([path])
+    import transformers
+
+    return _managed(load_siglip_file(path, transformers), path.name, identity)
+
+
+def _managed(vision: VisionFolder, name: str, identity: str) -> VisionEncoder:
     if comfy.utils.DISABLE_MMAP:  # transformers leaves the weights in the file, mapped into memory
         for tensor in (*vision.model.parameters(), *vision.model.buffers()):
             tensor.data = tensor.data.clone()
@@ -38,7 +49,7 @@ def load_encoder_folder(folder: Path) -> VisionEncoder:
         return vision.features(pixels, adapter.feature, adapter.layer)
 
     return VisionEncoder(
-        name=f"{folder.name}/",
+        name=name,
         identity=identity,
         spec=vision.spec,
         pixel_format=vision.pixel_format,

@@ -40,10 +40,11 @@ def choose(adapter: LoadedAdapter, clip_vision: object | None = None) -> VisionE
 
 
 def encoder_of(adapter: LoadedAdapter, clip_vision: object | None = None) -> VisionEncoder:
-    """The connected encoder, else the loader's.
+    """The connected encoder, else the loader's, at the resolution that the adapter states or the loader was told.
 
     Raises:
         MismatchError: there is none, or it does not fit the adapter.
+        BadInputError: a resolution it cannot read.
     """
     if clip_vision is not None:
         encoder = from_clip_vision(clip_vision)
@@ -56,7 +57,7 @@ def encoder_of(adapter: LoadedAdapter, clip_vision: object | None = None) -> Vis
             action="set image_encoder in Load IP-Adapter to 'auto', or connect a CLIP_VISION to the encode node",
         )
     check_encoder(encoder.spec, adapter.spec)
-    return encoder
+    return encoder.at(adapter.spec.encoder.image_size)
 
 
 def encode_image(
