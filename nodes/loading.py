@@ -94,7 +94,7 @@ def _load_encoder(spec: AdapterSpec, choice: str) -> VisionEncoder:
         check_encoder(read_encoder_folder(folders[name]), spec)
         return _shared(folders[name], load_encoder_folder)
     path = paths.encoder_file_path(name)
-    load = load_encoder_file
+    load: Callable[[Path], VisionEncoder] = load_encoder_file
     if found_spec := _file_spec(path, file_identity(path, FILE_KIND)):
         check_encoder(found_spec, spec)
         loader = _file_loader(found_spec)
