@@ -36,12 +36,16 @@ def input_size(encoder: EncoderSpec, own: int, wanted: int | None) -> int:
 
 
 def interpolated(positions: Tensor, side: int, num_extra: int) -> Tensor:
-    """Learned positions (P + extra, E) for `side` x `side` patches, bicubic as in transformers; the first ones stay."""
-    extra, patches = positions[:num_extra], positions[num_extra:]
+    """Learned positions (P + extra, E) for `side` x `side` patches, bicubic as in transformers; the first ones stay.
+
+    Returns:
+        (side² + extra, E) in float32, as rounding them to 16 bits would show in the features.
+    """
+    extra, patches = positions[:num_extra].float(), positions[num_extra:].float()
     own = round(len(patches) ** 0.5)
-    grid = patches.T.reshape(1, -1, own, own).float()
+    grid = patches.T.reshape(1, -1, own, own)
     grid = functional.interpolate(grid, size=(side, side), mode="bicubic", align_corners=False)
-    return torch.cat((extra, grid.flatten(2)[0].T.to(positions.dtype)))
+    return torch.cat((extra, grid.flatten(2)[0].T))
 
 
 def _is_covered(encoder: EncoderSpec, size: int) -> bool:
