@@ -69,7 +69,7 @@ def check_encoder(encoder: EncoderSpec, spec: AdapterSpec) -> None:
             raise MismatchError(
                 f"{encoder.name} without its pooling head (vision_model.head.*), which makes its image embeds",
                 expected=f"for {spec.family}: {encoder_need(spec)}, from a file or folder that has the head",
-                action="choose such a file in Load IP-Adapter, or the folder as published; a CLIP_VISION never has the "
+                action="choose such a file, or the folder as published; a CLIP_VISION never has the "
                 "head: disconnect it",
             )
         raise MismatchError(

@@ -59,5 +59,5 @@ def _bad_resolution(encoder: EncoderSpec, wanted: int, expected: str, possible: 
     return BadInputError(
         f"an encoder resolution of {wanted} pixels for {encoder.name}",
         expected=expected,
-        action=f"set encoder_resolution in Load IP-Adapter to {possible}, or choose another encoder there",
+        action=f"set the resolution of the image encoder to {possible}, or choose another encoder",
     )

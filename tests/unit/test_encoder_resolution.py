@@ -44,7 +44,7 @@ def test_a_size_that_it_cannot_read_is_refused_with_one_that_it_can(
     encoder: EncoderSpec, wanted: int, advice: int
 ) -> None:
     own = encoder.image_size or 224
-    with pytest.raises(BadInputError, match=f"resolution of {wanted} pixels for .* encoder_resolution .* to {advice},"):
+    with pytest.raises(BadInputError, match=f"resolution of {wanted} pixels for .* of the image encoder to {advice},"):
         input_size(encoder, own, wanted)
     assert input_size(encoder, own, advice) == advice
 
@@ -55,7 +55,7 @@ def test_every_advice_can_be_followed(wanted: int, patch: int) -> None:
     try:
         input_size(encoder, 7 * patch, wanted)
     except BadInputError as error:
-        advice = int(str(error).partition("encoder_resolution in Load IP-Adapter to ")[2].partition(",")[0])
+        advice = int(str(error).partition("resolution of the image encoder to ")[2].partition(",")[0])
         assert 0 < advice <= LARGEST_RESOLUTION
         assert input_size(encoder, 7 * patch, advice) == advice
 
