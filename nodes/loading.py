@@ -14,6 +14,7 @@ import comfy.utils
 from ..ipadapter_core.encoder.choice import check_encoder, choose_encoder, encoder_need
 from ..ipadapter_core.encoder.known import (
     FILE_KIND,
+    PE_CORE,
     WEIGHTS,
     EncoderSpec,
     describe_encoder_folder,
@@ -27,7 +28,7 @@ from ..ipadapter_core.file.spec import AdapterSpec
 from ..ipadapter_core.network.adapter import load_adapter
 from . import paths
 from .encoding.encoder import VisionEncoder, comfyui_loads, load_encoder_file
-from .encoding.encoder_folder import load_encoder_folder, load_siglip_encoder
+from .encoding.encoder_folder import load_encoder_folder, load_pe_encoder, load_siglip_encoder
 from .sockets import WEIGHT_OPERATIONS, LoadedAdapter
 
 logger = logging.getLogger(__name__)
@@ -112,9 +113,11 @@ def _load_encoder(spec: AdapterSpec, choice: str) -> VisionEncoder:
 
 
 def _file_loader(spec: EncoderSpec) -> Callable[[Path], VisionEncoder] | None:
-    """What loads a single file of an encoder: ComfyUI, else transformers; None if it needs a folder."""
+    """What loads a single file of an encoder: ComfyUI, else transformers or timm; None if it needs a folder."""
     if comfyui_loads(spec):
         return load_encoder_file
+    if spec.kind == PE_CORE:
+        return load_pe_encoder
     return load_siglip_encoder if can_build_siglip(spec) else None
 
 

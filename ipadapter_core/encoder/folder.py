@@ -24,6 +24,7 @@ from ..file.spec import Feature
 from ..file.strangers import strangers
 from .known import (
     FILE_KIND,
+    PE_CORE,
     EncoderSpec,
     encoder_from_shapes,
     folder_weights,
@@ -58,7 +59,7 @@ _DEFAULT_STATISTICS = {
 
 @dataclass(frozen=True, eq=False)
 class VisionFolder:
-    """A vision model of transformers with what an adapter needs to know about it.
+    """A vision model of transformers, or PE-Core of timm, with what an adapter needs to know about it.
 
     Attributes:
         pixel_format: what `features` expects.
@@ -70,7 +71,9 @@ class VisionFolder:
 
     def features(self, pixels: Tensor, feature: Feature, layer: int) -> Tensor:
         """Normalised pixels (B, 3, S, S) on the model's device to pooled embeds (B, E) or a hidden state (B, S, E)."""
-        pixels = pixels.to(self.model.dtype)
+        pixels = pixels.to(next(self.model.parameters()).dtype)
+        if self.spec.kind == PE_CORE:  # one of timm
+            return cast(Tensor, self.model.forward_features(pixels))
         is_naflex = self.spec.kind == "SigLIP 2 NaFlex"
         inputs: dict[str, Any] = {"pixel_values": pixels}
         if is_naflex:

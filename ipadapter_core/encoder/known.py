@@ -82,6 +82,21 @@ FILE_KIND = "image encoder"  # in messages
 WEIGHTS, WEIGHTS_INDEX = "model.safetensors", "model.safetensors.index.json"  # of a folder; of one with shards
 PICKLED_PREFIX = "state_dict."
 _LARGEST_NUMBER = 2**17  # of a config: no encoder is as wide, deep or sharp
+# of Meta's PE-Core, whole and its vision alone, and of timm's: positions and their rank, patches, class token, layers
+_PE_NAMES = (
+    *(
+        (
+            f"{part}positional_embedding",
+            2,
+            f"{part}conv1.weight",
+            f"{part}class_embedding",
+            rf"{part}transformer\.resblocks",
+        )
+        for part in ("visual.", "")
+    ),
+    ("pos_embed", 3, "patch_embed.proj.weight", "cls_token", "blocks"),
+)
+_PE_MARKS = ("visual.attn_pool.probe", "attn_pool.probe", "attn_pool.latent")  # its pooling head, which CLIP has not
 _DINOV2_PATCH, _DINOV3_PATCH = "embeddings.patch_embeddings.projection.weight", "embeddings.patch_embeddings.weight"
 _FLAT_PATCHES, _SQUARE_PATCHES = 2, 4  # rank of a patch embedding's weight
 # What transformers assumes for what a config leaves out; published SigLIP folders leave out nearly everything.
@@ -138,6 +153,18 @@ def encoder_from_shapes(shapes: Shapes) -> EncoderSpec | None:
             image_size=_image_size(positions - is_clip, patch),
             patch_size=_patch_size(patch),
         )
+    for name, rank, patches, class_token, layers in _PE_NAMES:
+        if name in shapes and any(mark in shapes for mark in _PE_MARKS):
+            positions, width = _sizes(shapes, name, rank)[-2:]
+            patch = shapes.get(patches, ())
+            return EncoderSpec(
+                kind=PE_CORE,
+                width=width,
+                num_layers=_num_layers(shapes, rf"{layers}\.(\d+)\."),
+                embed_dim=None,
+                image_size=_image_size(positions - (class_token in shapes), patch),
+                patch_size=_patch_size(patch),
+            )
     if "visual.positional_embedding" in shapes and "visual.transformer.resblocks.0.attn.in_proj_weight" in shapes:
         positions, width = _sizes(shapes, "visual.positional_embedding", 2)
         return EncoderSpec(

@@ -1,5 +1,6 @@
-"""Image encoders that transformers builds, under ComfyUI's memory management."""
+"""Image encoders that transformers and timm build, under ComfyUI's memory management."""
 
+import importlib.util
 from pathlib import Path
 
 import comfy.model_management
@@ -9,9 +10,15 @@ import torch
 from torch import Tensor
 
 from ...ipadapter_core.encoder.folder import VisionFolder, load_siglip_file, load_vision_folder
+from ...ipadapter_core.encoder.pe import load_pe_file
+from ...ipadapter_core.errors import IPAdapterError
 from ...ipadapter_core.file.spec import AdapterSpec
 from ..paths import fingerprint, weight_files
 from .encoder import VisionEncoder
+
+
+class EncoderMissingError(IPAdapterError):
+    """An image encoder needs a library that is not installed."""
 
 
 def load_encoder_folder(folder: Path) -> VisionEncoder:
@@ -28,6 +35,25 @@ def load_siglip_encoder(path: Path) -> VisionEncoder:
     import transformers
 
     return _managed(load_siglip_file(path, transformers), path.name, identity)
+
+
+def load_pe_encoder(path: Path) -> VisionEncoder:
+    """Load a single PE-Core file.
+
+    Raises:
+        EncoderMissingError: timm is not installed.
+        UnreadableFileError: as `load_pe_file`.
+    """
+    if importlib.util.find_spec("timm") is None:
+        raise EncoderMissingError(
+            f"{path.name} is PE-Core, and timm, which builds it, is not installed",
+            expected="timm",
+            action="install it in ComfyUI's Python with 'pip install timm', and restart",
+        )
+    identity = fingerprint([path])
+    import timm
+
+    return _managed(load_pe_file(path, timm), path.name, identity)
 
 
 def _managed(vision: VisionFolder, name: str, identity: str) -> VisionEncoder:
