@@ -151,6 +151,37 @@ def test_a_damaged_siglip_file_is_a_message(clip_vision: Path, adapter_for: Call
         load(adapter_for("plus", 128))
 
 
+def test_references_are_padded_as_the_file_states(clip_vision: Path, adapter_for: Callable[..., str]) -> None:
+    encoders.write_folder("clip", clip_vision / "clip")
+    encode = comfy_host.pack("nodes.encoding.pictures").encode_image
+    black, mean, plain = (
+        load(adapter_for("plus", encoders.WIDTH, **spec))
+        for spec in (
+            {"encoder": {"crop": "pad", "padding": "black"}},
+            {"encoder": {"crop": "pad"}},
+            {"layer": -2},
+        )
+    )
+    picture = torch.rand(1, 28, 14, 3, generator=torch.Generator().manual_seed(1))
+    on_black = torch.zeros(1, 28, 28, 3)
+    on_black[:, :, 7:21] = picture
+    tokens = [encode(adapter, adapter.encoder, picture).cond for adapter in (black, mean)]
+    wanted = encode(plain, plain.encoder, on_black, crop="center").cond
+    torch.testing.assert_close(tokens[0], wanted)
+    assert not torch.allclose(tokens[1], wanted), "the cache tells them apart"
+
+
+def test_a_dinov3_file_says_that_comfyui_gives_no_layer_of_it(plus: Any) -> None:
+    dino3 = pytest.importorskip("comfy.image_encoders.dino3")
+    from comfy.clip_vision import ClipVisionModel
+
+    small = {"num_hidden_layers": 1, "hidden_size": 32, "num_attention_heads": 2, "intermediate_size": 32}
+    encoder = encoder_of(ClipVisionModel(dino3.DINOV3_VITH_CONFIG | small))
+    with pytest.raises(ValueError, match=r"gives the last hidden state alone\. Expected: hidden states \(layer -2\)"):
+        encoder.encode(pixels(32), plus.spec)
+    assert encoder.encode(pixels(32), reading(plus, "last_hidden_state")).shape == (2, 9, 32)
+
+
 @pytest.mark.slow
 def test_a_whole_so400m_file_with_its_head_equals_transformers(
     clip_vision: Path, adapter_for: Callable[..., str]
