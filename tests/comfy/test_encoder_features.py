@@ -1,5 +1,6 @@
 """What encoders give besides hidden states of a layer: SigLIP's pooled output, and the last hidden state of any."""
 
+import importlib
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -136,6 +137,24 @@ def test_a_siglip_file_of_a_size_that_comfyui_does_not_know(
         }[feature]
         actual = adapter.encoder.encode(pixels(28), reading(adapter, feature))
     torch.testing.assert_close(actual, expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(("side", "patch", "known"), [(27, 14, True), (32, 16, True), (16, 14, False), (24, 16, False)])
+def test_comfyui_loads_the_so400m_files_it_knows(base_directory: Path, side: int, patch: int, known: bool) -> None:
+    """Of any other it says nothing that helps, or builds a wrong one."""
+    shapes = {
+        "vision_model.embeddings.position_embedding.weight": (side**2, 1152),
+        "vision_model.embeddings.patch_embedding.weight": (1152, 3, patch, patch),
+        **{f"vision_model.encoder.layers.{layer}.layer_norm1.weight": (1152,) for layer in range(27)},
+    }
+    spec = comfy_host.pack("ipadapter_core.encoder.known").encoder_from_shapes(shapes)
+    assert comfy_host.pack("nodes.encoding.encoder").comfyui_loads(spec) == known
+    empty = {name: torch.zeros(shape) for name, shape in shapes.items()}
+    clip_vision = comfy_host.pack("nodes.loading")._file_loader(spec)
+    assert (clip_vision is comfy_host.pack("nodes.loading").load_encoder_file) == known
+    if not known:
+        with pytest.raises(UnboundLocalError):
+            importlib.import_module("comfy.clip_vision").load_clipvision_from_sd(empty)
 
 
 def test_a_damaged_siglip_file_is_a_message(clip_vision: Path, adapter_for: Callable[..., str]) -> None:

@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ipadapter_core.encoder.known import EncoderSpec, encoder_from_shapes, read_encoder_file
+from ipadapter_core.encoder.siglip import can_build_siglip, siglip_config
 from ipadapter_core.errors import UnreadableFileError
 from support.bad_files import empty_safetensors, html_page, long_header
 from support.published import OTHER_FILES, PUBLISHED, Shapes, write_safetensors
@@ -134,6 +135,24 @@ def test_the_patch_is_read(name: str, patch_size: int) -> None:
     encoder = encoder_from_shapes(ENCODERS[name][0])
     assert encoder is not None
     assert encoder.patch_size == patch_size
+
+
+@pytest.mark.parametrize(("width", "heads"), [(768, 12), (1024, 16), (1152, 16), (1536, 16)])
+def test_a_siglip_file_is_built_with_the_heads_of_the_published_one(width: int, heads: int) -> None:
+    shapes = siglip(width, 2, 256, patch_shape=(3, 16, 16)) | {
+        "vision_model.encoder.layers.0.mlp.fc1.weight": (4 * width - 8, width)
+    }
+    encoder = encoder_from_shapes(shapes)
+    assert encoder is not None
+    assert can_build_siglip(encoder)
+    config = siglip_config(encoder, shapes)
+    assert (config["num_attention_heads"], config["intermediate_size"]) == (heads, 4 * width - 8)
+    assert (config["image_size"], config["patch_size"], config["vision_use_head"]) == (256, 16, False)
+
+
+@pytest.mark.parametrize("name", ["SigLIP 2 NaFlex", "ViT-H", "DINOv2", "PE-Core"])
+def test_other_files_are_not_built_as_siglip(name: str) -> None:
+    assert not can_build_siglip(ENCODERS[name][1])
 
 
 @given(st.integers(1, 64), st.integers(1, 40), st.integers(1, 9), st.integers(1, 64), st.integers(1, 20))
