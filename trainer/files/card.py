@@ -6,7 +6,7 @@ from pathlib import Path
 
 import jinja2
 
-from ipadapter_core.encoder.known import encoder_need
+from ipadapter_core.encoder.choice import encoder_need
 from ipadapter_core.file.container import write_aside
 from ipadapter_core.file.spec import AdapterSpec, Projection
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ipadapter_core.backbone.unet import UNET
-from ipadapter_core.encoder.known import encoder_need
+from ipadapter_core.encoder.choice import encoder_need
 from ipadapter_core.errors import MismatchError
 from ipadapter_core.file.detect import BASE_NAMES
 from ipadapter_core.file.spec import AdapterSpec, EncoderHint, Negative, Projection, ResamplerSpec
