@@ -151,7 +151,8 @@ def write_safetensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mappi
     """Write tensors under their flat names, equal ones as equal bytes; the inverse of `read_tensors` for safetensors."""
     part = path.with_name(f"{path.name}.writing")  # the tensors may be mapped from what lies at this path
     try:
-        with part.open("wb") as file:
+        part.unlink(missing_ok=True)
+        with part.open("xb") as file:  # which follows no link
             file.writelines(pieces(tensors, metadata))
         os.replace(part, path)
     finally:

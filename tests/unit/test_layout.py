@@ -80,3 +80,13 @@ def test_a_write_that_fails_leaves_what_was_there(tmp_path: Path) -> None:
         write_safetensors(path, {"a": torch.rand(3), "b": torch.rand(3, device="meta")}, {})
     assert path.read_bytes() == before
     assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("end", ["", ".writing"])
+def test_no_link_is_written_through(tmp_path: Path, end: str) -> None:
+    (tmp_path / "other").write_bytes(b"of somebody else")
+    (tmp_path / f"a.safetensors{end}").symlink_to(tmp_path / "other")
+    write_safetensors(tmp_path / "a.safetensors", every_kind(), {})
+    assert (tmp_path / "other").read_bytes() == b"of somebody else"
+    assert not (tmp_path / "a.safetensors").is_symlink()
+    assert read_tensors(tmp_path / "a.safetensors").tensors.keys() == every_kind().keys()
