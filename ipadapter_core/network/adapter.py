@@ -114,9 +114,12 @@ def build_adapter(tensors: Mapping[str, Tensor], metadata: Mapping[str, str], op
     return adapter.requires_grad_(False).eval()
 
 
-def load_adapter(path: Path, ops: Operations = TORCH, *, can_map: bool = True) -> IPAdapter:
-    """Read an adapter file; its tensors stay memory-mapped if they may. Errors as `read_tensors` and `build_adapter`."""
-    file = read_tensors(path, can_map=can_map)
+def load_adapter(path: Path, ops: Operations = TORCH, *, can_map: bool = True, verify_again: bool = False) -> IPAdapter:
+    """Read an adapter file; its tensors stay memory-mapped if they may.
+
+    Arguments and errors as `read_tensors`, and errors as `build_adapter`.
+    """
+    file = read_tensors(path, can_map=can_map, verify_again=verify_again)
     return build_adapter(file.tensors, file.metadata, ops)
 
 
