@@ -49,10 +49,14 @@ class Resident:
             {tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in tensors}.values()
         )
 
-    def kv(self, slot: int, rows: Rows, moment: Moment) -> tuple[Tensor, Tensor]:
-        """K and V of site `slot` of the plan for these rows: (G, H, T, D), or (G·B, H, T, D) if it is per frame."""
+    def kv(self, slot: int, rows: Rows, moment: Moment, *, each_row: bool = False) -> tuple[Tensor, Tensor]:
+        """K and V of site `slot` of the plan for these rows: (G, H, T, D), or (G·B, H, T, D) if it is per frame.
+
+        Args:
+            each_row: give (G·B, H, T, D) in any case; takes memory for it only where there are several groups.
+        """
         with self._lock:  # two threads may be at different windows
-            return self._site_views(rows, moment)[slot]
+            return self._site_views(rows, moment, rows.latents if each_row else 1)[slot]
 
     def mask(
         self,
@@ -110,25 +114,45 @@ class Resident:
             lambda: mask_to_tokens(mask, height, width, plan.resampling, place, shown).to(self.device, self.dtype),
         )
 
-    def _site_views(self, rows: Rows, moment: Moment) -> _SiteViews:
+    def _site_views(self, rows: Rows, moment: Moment, latents: int) -> _SiteViews:
         source = self.plan.kv
         key = source.key(moment)
         if self._key != key:
             self._views.clear()  # of another window
             self._packed, self._key = None, key
         numbers = _numbers(rows, moment.frames if source.is_per_frame else None)
-        return _remember(self._views, numbers, _MOST_ORDERS, lambda: self._views_of(numbers, moment))
+        if latents == 1 or source.is_per_frame:
+            return _remember(self._views, numbers, _MOST_ORDERS, lambda: self._views_of(numbers, moment))
+        if len(set(numbers)) == 1:  # one row serves all
+            one, count = numbers[:1], latents * len(numbers)
+            return _remember(
+                self._views, (one, count), _MOST_ORDERS, lambda: _repeated(self._views_of(one, moment), count)
+            )
+        each = tuple(number for number in numbers for _ in range(latents))
+        return _remember(self._views, each, _MOST_ORDERS, lambda: self._views_of(each, moment))
 
     def _views_of(self, numbers: tuple[int, ...], moment: Moment) -> _SiteViews:
-        """Views of packed keys and values whose rows have these numbers; the usual orders need no copy."""
+        """Views of packed keys and values whose rows have these numbers.
+
+        The usual orders need no copy; of one side alone, as models without a negative run it, only that comes here.
+        """
         source, first = self.plan.kv, numbers[0]
         is_slice = numbers == tuple(range(first, first + len(numbers)))
-        if isinstance(source, PackedKV) and not is_slice:
-            return source.views(source.data[list(numbers)].to(self.device, self.dtype))
+        if isinstance(source, PackedKV):
+            if not is_slice:
+                return source.views(source.data[list(numbers)].to(self.device, self.dtype))
+            if self._packed is None and len(numbers) < len(source.data):
+                return source.views(source.data[first : first + len(numbers)].to(self.device, self.dtype))
         if self._packed is None:
+            self._views.clear()  # made of parts of it
             self._packed = source.at(moment, self.device, self.dtype)
         data = self._packed.data
         return self._packed.views(data[first : first + len(numbers)] if is_slice else data[list(numbers)])
+
+
+def _repeated(views: _SiteViews, count: int) -> _SiteViews:
+    """Views of one row as those of many."""
+    return tuple((k.expand(count, -1, -1, -1), v.expand(count, -1, -1, -1)) for k, v in views)
 
 
 def _with_text(mask: Tensor, text: int) -> Tensor:

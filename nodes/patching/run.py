@@ -188,9 +188,9 @@ class Step:
                 yield plan, self.run.resident(plan, like.device, like.dtype), plan.slots[address]
 
     def attention(
-        self, heads: int, options: Mapping[str, Any] | None, precision: torch.dtype | None = None
+        self, heads: int, options: Mapping[str, Any] | None, precision: torch.dtype | None = None, **more: Any
     ) -> AttentionFunction:
-        """ComfyUI's attention, for image tokens; arguments as those of `add_images`."""
+        """ComfyUI's attention, for image tokens; arguments as those of `add_images`, and further ones of ComfyUI's."""
         return partial(
             comfy_attention.optimized_attention,  # as it is now: packs and tests put another in its place
             heads=heads,
@@ -199,6 +199,7 @@ class Step:
             skip_reshape=True,
             # the few image tokens lose more by a low-precision kernel than they gain
             low_precision_attention=False,
+            **more,
         )
 
     def next_site(self, width: int, place: Place = Place.ATTENTION, group: str = "") -> Address:

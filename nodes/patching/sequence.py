@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ...ipadapter_core.backbone.row import Place
 from ...ipadapter_core.backbone.sites import Address
-from ...ipadapter_core.branch.attention import add_to_tokens, sequence_attention
+from ...ipadapter_core.branch.attention import add_to_tokens
 from ...ipadapter_core.errors import MismatchError
 from .run import Step
 
@@ -56,8 +56,8 @@ def add_images(
                 action="remove the mask of the IP-Adapter, or the node that calls the network",
             )
         asking = q[:, :, part.first : part.last]
-        attend = step.attention(plan.sites[slot].heads, options)
-        image = sequence_attention(asking, *resident.kv(slot, rows, step), attend)
+        attend = step.attention(plan.sites[slot].heads, options, skip_output_reshape=True)
+        image = attend(asking, *resident.kv(slot, rows, step, each_row=True))
         mask = resident.mask(grid, cells, rows, step.frames, part.text, shown)
         out = add_to_tokens(out, image, part.first - part.skipped, mask, step.gate(plan, image))
     return out
