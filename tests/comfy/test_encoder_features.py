@@ -91,6 +91,21 @@ def test_the_pooling_head_is_managed_with_its_model(tmp_path: Path) -> None:
     assert encoder_of(comfy).spec == encoder.spec
 
 
+@pytest.mark.parametrize("size", [28, 70])
+def test_a_partly_loaded_encoder_gives_the_same(tmp_path: Path, plus: Any, size: int) -> None:
+    """As with --lowvram: layers stay where they are and are cast when used, the head's too."""
+    file = tmp_path / "siglip.safetensors"
+    comfy, reference = encoders.comfy_pair("siglip", file)
+    encoder, spec = encoder_of(comfy, file), reading(plus, "image_embeds")
+    encoder.patcher.load(torch.device("cpu"), lowvram_model_memory=1)
+    assert comfy.model.model_lowvram
+    with torch.inference_mode():
+        expected = reference(pixel_values=pixels(size), interpolate_pos_encoding=True).pooler_output
+        torch.testing.assert_close(encoder.run(pixels(size), spec), expected, rtol=1e-5, atol=1e-5)
+        encoder.patcher.detach()
+        torch.testing.assert_close(encoder.at(size).encode(pixels(size), spec), expected, rtol=1e-5, atol=1e-5)
+
+
 @pytest.mark.parametrize("kind", encoders.COMFY_KINDS)
 def test_what_comfyui_made_of_a_file_is_described_as_the_file(tmp_path: Path, kind: str) -> None:
     file = tmp_path / "file.safetensors"
