@@ -50,6 +50,7 @@ def test_the_last_hidden_state_of_a_folder_equals_transformers(
     torch.testing.assert_close(actual, expected, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.smoke
 @pytest.mark.parametrize("kind", encoders.COMFY_KINDS)
 def test_the_last_hidden_state_of_comfyui_s_own_models_equals_transformers(
     tmp_path: Path, plus: Any, kind: str
@@ -61,6 +62,7 @@ def test_the_last_hidden_state_of_comfyui_s_own_models_equals_transformers(
     torch.testing.assert_close(actual, expected, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.smoke
 def test_siglip_s_pooled_output_of_a_file_equals_transformers(tmp_path: Path, plus: Any) -> None:
     file = tmp_path / "siglip.safetensors"
     comfy, reference = encoders.comfy_pair("siglip", file)
@@ -75,7 +77,7 @@ def test_siglip_s_pooled_output_of_a_file_equals_transformers(tmp_path: Path, pl
 
 
 def test_the_pooling_head_is_managed_with_its_model(tmp_path: Path) -> None:
-    """It moves, counts and is told apart with it, also when only ComfyUI's object is handed on."""
+    """It moves and counts with it, also when only ComfyUI's object is handed on."""
     file = tmp_path / "siglip.safetensors"
     comfy, reference = encoders.comfy_pair("siglip", file)
     without = encoder_of(comfy)
@@ -87,6 +89,31 @@ def test_the_pooling_head_is_managed_with_its_model(tmp_path: Path) -> None:
     )
     assert without.spec.embed_dim is None
     assert encoder_of(comfy).spec == encoder.spec
+
+
+@pytest.mark.parametrize("size", [28, 70])
+def test_a_partly_loaded_encoder_gives_the_same(tmp_path: Path, plus: Any, size: int) -> None:
+    """As with --lowvram: layers stay where they are and are cast when used, the head's too."""
+    file = tmp_path / "siglip.safetensors"
+    comfy, reference = encoders.comfy_pair("siglip", file)
+    encoder, spec = encoder_of(comfy, file), reading(plus, "image_embeds")
+    encoder.patcher.load(torch.device("cpu"), lowvram_model_memory=1)
+    assert comfy.model.model_lowvram
+    with torch.inference_mode():
+        expected = reference(pixel_values=pixels(size), interpolate_pos_encoding=True).pooler_output
+        torch.testing.assert_close(encoder.run(pixels(size), spec), expected, rtol=1e-5, atol=1e-5)
+        encoder.patcher.detach()
+        torch.testing.assert_close(encoder.at(size).encode(pixels(size), spec), expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", encoders.COMFY_KINDS)
+def test_what_comfyui_made_of_a_file_is_described_as_the_file(tmp_path: Path, kind: str) -> None:
+    file = tmp_path / "file.safetensors"
+    comfy, _ = encoders.comfy_pair(kind, file)
+    spec = encoder_of(comfy, file if kind == "siglip" else None).spec
+    by_file = comfy_host.pack("ipadapter_core.encoder.known").read_encoder_file(file)
+    assert spec == by_file
+    assert spec.patch_size == by_file.patch_size == encoders.PATCH
 
 
 def test_a_siglip_without_its_head_says_what_is_missing(

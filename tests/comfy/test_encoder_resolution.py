@@ -49,6 +49,7 @@ def test_a_folder_at_another_resolution_equals_transformers(
     torch.testing.assert_close(actual, expected, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.smoke
 @pytest.mark.parametrize("kind", encoders.COMFY_KINDS)
 def test_comfyui_s_own_models_equal_transformers_and_stay_as_they_are(
     tmp_path: Path, adapter_for: Callable[..., str], kind: str

@@ -153,7 +153,11 @@ def comfy_pair(kind: str, path: Path) -> tuple[Any, Any]:
     from comfy.clip_vision import ClipVisionModel
 
     torch.manual_seed(0)
-    reference = FOLDERS[kind]().eval().requires_grad_(False)
+    if kind == "dinov2":  # older versions of ComfyUI's take no other size
+        reference: Any = transformers.Dinov2Model(transformers.Dinov2Config(**_small(image_size=518)))
+    else:
+        reference = FOLDERS[kind]()
+    reference.eval().requires_grad_(False)
     for parameter in reference.parameters():
         parameter.copy_((torch.randn_like(parameter) * 0.2).half())  # ComfyUI may keep them in 16 bits
     for name, module in reference.named_modules():
@@ -167,7 +171,9 @@ def comfy_pair(kind: str, path: Path) -> tuple[Any, Any]:
     config = reference.config.to_dict() | {"model_type": COMFY_KINDS[kind]}
     if kind == "siglip":
         config |= {"image_mean": [0.5] * 3, "image_std": [0.5] * 3}
-    comfy = ClipVisionModel(config)
+    place = path.with_suffix(".json")  # older versions read a file
+    place.write_text(json.dumps(config))
+    comfy = ClipVisionModel(str(place))
     missing, _ = comfy.load_sd(dict(tensors))
     assert not missing, missing
     return comfy, reference
