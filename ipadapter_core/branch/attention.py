@@ -51,36 +51,46 @@ def sequence_attention(q: Tensor, k: Tensor, v: Tensor, attention: AttentionFunc
 
 
 def add_to_tokens(
-    out: Tensor, image: Tensor, first: int, mask: Tensor | None = None, gate: Tensor | None = None
+    out: Tensor,
+    image: Tensor,
+    first: int,
+    mask: Tensor | None = None,
+    gate: Tensor | None = None,
+    strength: float = 1.0,
 ) -> Tensor:
     """Add the image branch to a part of a sequence; changed in place unless the part is all of it.
 
     Args:
         out: (B, S, C).
         image: (B, L, C), for tokens `first` to `first` + L.
-        mask, gate: as `add_image_attention`'s.
+        mask, gate, strength: as `add_image_attention`'s.
     """
     if image.shape[1] == out.shape[1]:
-        return add_image_attention(out, image, mask, gate)
+        return add_image_attention(out, image, mask, gate, strength)
     part = out[:, first : first + image.shape[1]]
     weight = _weight(mask, gate)
     if weight is None:
-        part.add_(image)
+        part.add_(image, alpha=strength)
     else:
-        part.addcmul_(image, weight)
+        part.addcmul_(image, weight, value=strength)
     return out
 
 
-def add_image_attention(out: Tensor, image: Tensor, mask: Tensor | None = None, gate: Tensor | None = None) -> Tensor:
+def add_image_attention(
+    out: Tensor, image: Tensor, mask: Tensor | None = None, gate: Tensor | None = None, strength: float = 1.0
+) -> Tensor:
     """Add the image branch to the text branch.
 
     Args:
         out, image: (G·B, L, C).
         mask: (1 or G·B, L, 1), 0..1; None is 1 everywhere.
         gate: 0-dim, 0 or 1; None is 1.
+        strength: 1 where it is folded into the values.
     """
     weight = _weight(mask, gate)
-    return out + image if weight is None else torch.addcmul(out, image, weight)
+    if weight is None:
+        return torch.add(out, image, alpha=strength)
+    return torch.addcmul(out, image, weight, value=strength)
 
 
 def _weight(mask: Tensor | None, gate: Tensor | None) -> Tensor | None:

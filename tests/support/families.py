@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import comfy_host, tiny_flux
+from . import comfy_host, tiny_flux, tiny_sd3
 from .graphs import PLAIN
-from .published import Shapes, instantx_flux, random_tensors, write_safetensors, xlabs_flux
+from .published import Shapes, instantx_flux, instantx_sd35, random_tensors, write_safetensors, xlabs_flux
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,12 +72,33 @@ _INSTANTX: dict[str, Any] = {
     "features": (24,),
     **_FLUX,
 }
+_SD3: dict[str, Any] = {
+    "shapes": lambda: instantx_sd35(
+        blocks=tiny_sd3.BLOCKS, width=tiny_sd3.WIDTH, image=24, tokens=5, dim=32, inner=64, time=16
+    ),
+    "sites": tuple(("joint", number, 0) for number in range(tiny_sd3.BLOCKS)),
+    "features": (7, 24),
+    "text_dim": tiny_sd3.TEXT_DIM,
+    "pooled_dim": tiny_sd3.POOLED_DIM,
+    "channels": tiny_sd3.LATENT_CHANNELS,
+}
+
+
+@lru_cache
+def sd3_model(**settings: Any) -> Any:
+    """A tiny SD3 as a MODEL. Arguments as `diffusers_sd3`'s."""
+    return tiny_sd3.comfy_sd3(tiny_sd3.diffusers_sd3(**settings))
+
+
 FAMILIES: dict[str, Family] = {
     "xlabs_v1": Family(model=flux_model, **_xlabs(4)),
     "xlabs_v2": Family(model=flux_model, **_xlabs(16)),
     "instantx_flux": Family(model=flux_model, **_INSTANTX),
     "xlabs_chroma": Family(model=lru_cache(tiny_flux.comfy_chroma), **_xlabs(4)),
     "instantx_chroma": Family(model=lru_cache(tiny_flux.comfy_chroma), **_INSTANTX),
+    "instantx_sd35": Family(model=sd3_model, **_SD3),
+    "instantx_sd35_medium": Family(model=lambda: sd3_model(dual=(0, 1)), **_SD3),
+    "instantx_sd3": Family(model=lambda: sd3_model(qk_norm=None), **_SD3),
 }
 
 
