@@ -34,7 +34,7 @@ def with_adapter(base: str, scale: float | list[float]) -> SD3Transformer2DModel
     """
     loaded, transformer = tiny_sd3.diffusers_sd3(), tiny_sd3.diffusers_sd3(**BASES[base])
     loaded._load_ip_adapter_weights(nested(families.tensors_of(NAME)), low_cpu_mem_usage=False)
-    processors = loaded.attn_processors
+    processors = {name: of for name, of in loaded.attn_processors.items() if name.startswith("transformer_blocks")}
     scales = scale if isinstance(scale, list) else [scale] * len(processors)
     for processor, each in zip(processors.values(), scales, strict=True):
         processor.scale = each
