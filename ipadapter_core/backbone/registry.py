@@ -7,12 +7,13 @@ from torch import nn
 from ..errors import MismatchError, UnsupportedFamilyError
 from .flux import FLUX
 from .row import Backbone
+from .sd3 import SD3
 from .sites import Sites
 from .unet import UNET
 
 __all__ = ["BACKBONES", "Backbone", "discover_sites", "find_backbone", "original"]
 
-BACKBONES: dict[str, Backbone] = {row.name: row for row in (UNET, FLUX)}
+BACKBONES: dict[str, Backbone] = {row.name: row for row in (UNET, FLUX, SD3)}
 
 
 def discover_sites(diffusion_model: nn.Module) -> Sites:

@@ -8,15 +8,17 @@ from collections.abc import Callable, Hashable, Sequence
 from typing import TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..errors import MismatchError
 from .kv import COND_ROW, UNCOND_ROW, Moment, PackedKV
 from .masks import mask_to_tokens
 from .plan import PatchPlan
 from .rows import COND, Place, Rows
+from .timed import Exchange, TimedKV
 
 _MOST_ORDERS = 4
+_MOST_FACTORS = 64  # a few for each site
 _MOST_MAPS = 8  # feature maps, of which a UNet has four
 _SiteViews = tuple[tuple[Tensor, Tensor], ...]
 _T = TypeVar("_T")
@@ -38,6 +40,8 @@ class Resident:
         self._views: OrderedDict[Hashable, _SiteViews] = OrderedDict()
         self._cells: OrderedDict[Hashable, Tensor] = OrderedDict()
         self._masks: OrderedDict[Hashable, Tensor] = OrderedDict()
+        self._factors: OrderedDict[Hashable, Tensor] = OrderedDict()
+        self._exchanges: dict[int, tuple[Exchange, Exchange]] = {}
 
     @property
     def num_bytes(self) -> int:
@@ -57,6 +61,36 @@ class Resident:
         """
         with self._lock:  # two threads may be at different windows
             return self._site_views(rows, moment, rows.latents if each_row else 1)[slot]
+
+    def exchanges(self, slot: int, network: nn.Module) -> tuple[Exchange, Exchange]:
+        """What makes queries and keys as the block norms them into such as the adapter does, at site `slot`.
+
+        Args:
+            network: the model that is sampled.
+        """
+        with self._lock:
+            if slot not in self._exchanges:
+                source, site = self.plan.kv, self.plan.sites[slot]
+                assert isinstance(source, TimedKV)
+                self._exchanges[slot] = source.exchanges(site, network, self.device, self.dtype)
+            return self._exchanges[slot]
+
+    def strength(self, slot: int, rows: Rows, frames: tuple[int, ...]) -> tuple[float, Tensor | None]:
+        """What multiplies the attention of site `slot`: a number for all rows, and one more for each, (G·B, 1, 1)."""
+        given = self.plan.strengths[slot]
+        last = len(given.factors) - 1
+        latents = frames if last else (0,) * rows.latents
+        of_latents = [given.factors[min(frame, last)] for frame in latents]
+        factors = tuple(0.0 if given.swap and side == COND else value for side in rows.sides for value in of_latents)
+        if len(set(factors)) == 1:
+            return factors[0], None
+        with self._lock:
+            return 1.0, _remember(
+                self._factors,
+                factors,
+                _MOST_FACTORS,
+                lambda: torch.tensor(factors, dtype=self.dtype)[:, None, None].to(self.device),
+            )
 
     def mask(
         self,

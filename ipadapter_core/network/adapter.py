@@ -52,10 +52,17 @@ class IPAdapter(nn.Module):
         self._layout = find_backbone(spec.backbone).layout(spec.layout)
         self.ip_adapter = nn.ModuleDict(
             {
-                self._layout.site_key(site): self._layout.site_projection(spec.cross_attention_dim, site_dim, ops)
+                self._layout.site_key(site): self._build_site(site_dim, ops)
                 for site, site_dim in enumerate(spec.site_dims)
             }
         )
+
+    def _build_site(self, site_dim: int, ops: Operations) -> nn.Module:
+        spec, timed = self.spec, self._layout.timed
+        if timed is None:
+            return self._layout.site_projection(spec.cross_attention_dim, site_dim, ops)
+        assert spec.resampler is not None
+        return timed.projection(spec.cross_attention_dim, site_dim, ops, spec.head_dim, spec.resampler.dim)
 
     def site(self, index: int) -> SiteProjection:
         """Projections of the attention site with this index in checkpoint order."""
@@ -64,6 +71,18 @@ class IPAdapter(nn.Module):
     def kv(self, index: int, tokens: Tensor) -> tuple[Tensor, Tensor]:
         """Keys and values (…, T, H·D) of image tokens (…, T, C) at the site with this index."""
         return self._layout.kv(self.ip_adapter[self._layout.site_key(index)], tokens, self.spec.head_dim)
+
+    def timed_tokens(self, features: Tensor, timestep: Tensor) -> tuple[Tensor, Tensor]:
+        """Image features (B, S, E) and a timestep (1,), 0..1000, to image tokens (B, N, C) and the time's vector (1, W).
+
+        For adapters whose `spec.is_timed` alone.
+        """
+        return cast("tuple[Tensor, Tensor]", self.image_proj(features, timestep))
+
+    def timed_kv(self, index: int, tokens: Tensor, time: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys and values (B, N, H, D) of such tokens at a site; `time` went through SiLU."""
+        assert self._layout.timed is not None
+        return self._layout.timed.kv(self.ip_adapter[self._layout.site_key(index)], tokens, time)
 
     def project(self, features: Tensor) -> Tensor:
         """Image features (B, E) or (B, S, E) to image tokens (B, N, C)."""

@@ -11,6 +11,7 @@ from ..file.spec import AdapterSpec, Projection
 from ..operations import Operations
 from .face_projection import IdentityAndFaceProjection, IdentityProjection
 from .resampler import Resampler
+from .timed_resampler import TimedResampler
 
 
 class ImageProjection(nn.Module):
@@ -79,6 +80,9 @@ def build_projection(spec: AdapterSpec, ops: Operations) -> nn.Module:
     if spec.projection is Projection.RESAMPLER:
         assert spec.resampler is not None
         return Resampler(spec.resampler, spec.image_dim, spec.cross_attention_dim, ops)
+    if spec.projection is Projection.TIMED_RESAMPLER:
+        assert spec.resampler is not None
+        return TimedResampler(spec.resampler, spec.image_dim, spec.cross_attention_dim, ops)
     assert spec.face is not None
     assert spec.num_tokens is not None
     if spec.projection is Projection.IDENTITY:

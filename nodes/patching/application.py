@@ -26,6 +26,7 @@ from ..cache import CACHE
 from ..sockets import LoadedAdapter
 from .install import install
 from .narrowing import narrowed
+from .timed import timed_source
 
 logger = logging.getLogger(__name__)
 
@@ -120,7 +121,10 @@ def patch_sites(
     active = active_sites(sites.sites, strengths)
     per_frame = per_frame and any(max(len(of.cond), len(of.uncond)) > 1 for of in tokens.values())
     source: KVSource
-    if per_frame:
+    if adapter.spec.is_timed:
+        has_frames = per_frame or any(len(strength.factors) > 1 for strength in strengths.values())
+        source = timed_source(adapter, active, tokens, strengths, scaling, has_frames)
+    elif per_frame:
         for of in set(tokens.values()):
             _site_kv(adapter, replace(of, cond=of.cond[:1], uncond=of.uncond[:1]))  # finds damaged weights
         source = FrameKV(active, strengths, adapter.network, tokens, scaling=scaling)
@@ -133,8 +137,9 @@ def patch_sites(
     is_everywhere = limits.mask is None or bool(torch.all(limits.mask == 1))
     mask = None if is_everywhere else limits.mask
     place = sites.backbone.layout(adapter.spec.layout).place
-    plan = PatchPlan(active, source, limits.acting, mask, limits.resampling, place)
-    return install(model, sites, plan, (adapter.patcher,) if per_frame else ())
+    outside = tuple(strengths[site.index] for site in active) if adapter.spec.is_timed else ()
+    plan = PatchPlan(active, source, limits.acting, mask, limits.resampling, place, outside)
+    return install(model, sites, plan, (adapter.patcher,) if per_frame or adapter.spec.is_timed else ())
 
 
 def _joined(adapter: LoadedAdapter, tokens: Mapping[int, ImageTokens]) -> SiteKV:

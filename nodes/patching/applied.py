@@ -5,6 +5,8 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
+from torch import nn
+
 from ...ipadapter_core.backbone.sites import Site, Sites
 from ...ipadapter_core.branch.plan import PatchPlan
 
@@ -19,6 +21,7 @@ class Applied:
         sites: of the model.
         plans: one per adapter, in the order they were applied.
         model_sampling: the schedule as it was then; only for calls of the network past any sampler.
+        network: the base model itself.
         fill_slots: makes `transformer_options` in which every site has a patch of ours, also those no plan patches; None
             where every site has one already.
     """
@@ -26,6 +29,7 @@ class Applied:
     sites: Sites
     plans: tuple[PatchPlan, ...]
     model_sampling: Any
+    network: nn.Module
     fill_slots: Callable[[Mapping[str, Any], Sites], dict[str, Any]] | None = None
 
     def __deepcopy__(self, _memo: object) -> "Applied":

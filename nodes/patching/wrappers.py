@@ -132,4 +132,4 @@ def _step(run: Run, x: Tensor, options: Mapping[str, Any]) -> Step:
         latents = len(window)  # cut by a pack between the sampler's conditionings and the model
     rows = batch_rows(len(x), groups, latents)
     by_their_number = {group.number: group for group in reversed(groups)}
-    return Step(run, options, rows, by_their_number, latents, size, is_partial)
+    return Step(run, options, rows, by_their_number, latents, size, is_partial, conditionings)

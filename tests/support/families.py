@@ -3,16 +3,16 @@
 import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from . import comfy_host, tiny_flux
+from . import comfy_host, tiny_flux, tiny_sd3
 from .graphs import PLAIN
-from .published import Shapes, instantx_flux, random_tensors, write_safetensors, xlabs_flux
+from .published import Shapes, instantx_flux, instantx_sd35, random_tensors, write_safetensors, xlabs_flux
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,12 +89,38 @@ _INSTANTX: dict[str, Any] = {
     "features": (24,),
     **_FLUX,
 }
+_SD3: dict[str, Any] = {
+    "shapes": lambda: instantx_sd35(
+        blocks=tiny_sd3.BLOCKS, width=tiny_sd3.WIDTH, image=24, tokens=5, dim=32, inner=64, time=16
+    ),
+    "sites": tuple(("joint", number, 0) for number in range(tiny_sd3.BLOCKS)),
+    "features": (7, 24),
+    "text_dim": tiny_sd3.TEXT_DIM,
+    "pooled_dim": tiny_sd3.POOLED_DIM,
+    "channels": tiny_sd3.LATENT_CHANNELS,
+}
+
+
+@lru_cache
+def sd3_model(**settings: Any) -> Any:
+    """A tiny SD3 as a MODEL. Arguments as `diffusers_sd3`'s."""
+    return tiny_sd3.comfy_sd3(tiny_sd3.diffusers_sd3(**settings))
+
+
+def _sd3_in(dtype: torch.dtype, compute: torch.dtype, **settings: Any) -> Any:
+    return tiny_sd3.comfy_sd3(tiny_sd3.diffusers_sd3(**settings), dtype, compute)
+
+
+_sd3_medium_in, _sd3_plain_in = partial(_sd3_in, dual=(0, 1)), partial(_sd3_in, qk_norm=None)
 FAMILIES: dict[str, Family] = {
     "xlabs_v1": Family(model=flux_model, model_in=_flux_in, **_xlabs(4)),
     "xlabs_v2": Family(model=flux_model, model_in=_flux_in, **_xlabs(16)),
     "instantx_flux": Family(model=flux_model, model_in=_flux_in, **_INSTANTX),
     "xlabs_chroma": Family(model=_chroma_model, model_in=_chroma_in, **_xlabs(4)),
     "instantx_chroma": Family(model=_chroma_model, model_in=_chroma_in, **_INSTANTX),
+    "instantx_sd35": Family(model=sd3_model, model_in=_sd3_in, **_SD3),
+    "instantx_sd35_medium": Family(model=lambda: sd3_model(dual=(0, 1)), model_in=_sd3_medium_in, **_SD3),
+    "instantx_sd3": Family(model=lambda: sd3_model(qk_norm=None), model_in=_sd3_plain_in, **_SD3),
 }
 
 

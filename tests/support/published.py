@@ -94,13 +94,23 @@ def _id_proj(width: int, tokens: int = 4, *, identity: int = 512, face: int = 0)
     return shapes
 
 
-def _instantx_sd35() -> Shapes:
-    shapes = resampler(dim=1280, inner=1280, image=1152, out=2432, queries=64)
-    shapes |= merged(linear(f"image_proj.layers.{n}.2.1", 4 * 1280, 1280) for n in range(4))
-    shapes |= merged(linear(f"image_proj.time_embedding.linear_{n}", 1280, size) for n, size in ((1, 320), (2, 1280)))
-    for name in (f"ip_adapter.{n}" for n in range(38)):
-        shapes |= linear(f"{name}.norm_ip.linear", 2 * 2432, 1280)
-        shapes |= {f"{name}.to_{kv}_ip.weight": (2432, 2432) for kv in "kv"}
+def instantx_sd35(
+    *,
+    blocks: int = 38,
+    width: int = 2432,
+    image: int = 1152,
+    tokens: int = 64,
+    dim: int = 1280,
+    inner: int = 1280,
+    time: int = 320,
+    depth: int = 4,
+) -> Shapes:
+    shapes = resampler(dim=dim, inner=inner, image=image, out=width, queries=tokens, depth=depth)
+    shapes |= merged(linear(f"image_proj.layers.{n}.2.1", 4 * dim, dim) for n in range(depth))
+    shapes |= merged(linear(f"image_proj.time_embedding.linear_{n}", dim, size) for n, size in ((1, time), (2, dim)))
+    for name in (f"ip_adapter.{n}" for n in range(blocks)):
+        shapes |= linear(f"{name}.norm_ip.linear", 2 * width, dim)
+        shapes |= {f"{name}.to_{kv}_ip.weight": (width, width) for kv in "kv"}
         shapes |= {f"{name}.{part}.weight": (64,) for part in ("norm_q", "norm_k", "norm_ip_k")}
     return shapes
 
@@ -160,7 +170,7 @@ PUBLISHED: dict[str, Callable[[], Shapes]] = {
     "portrait_unnorm_sdxl": lambda: resampler(dim=1280, inner=1280, image=512, out=SDXL_DIM) | _SDXL,
     "kolors_plus": lambda: resampler(dim=2048, inner=12 * 64, image=1024, out=SDXL_DIM) | _KOLORS,
     "kolors_faceid": lambda: _id_proj(4096, 6, face=1024) | _KOLORS,
-    "instantx_sd35": _instantx_sd35,
+    "instantx_sd35": instantx_sd35,
     "instantx_flux": instantx_flux,
     "xlabs_v1": lambda: xlabs_flux(4),
     "xlabs_v2": lambda: xlabs_flux(16),
