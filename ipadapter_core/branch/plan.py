@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..backbone.row import Place
 from ..backbone.sites import Address, Site
@@ -24,6 +24,7 @@ class PatchPlan:
         mask: (M, H, W) where it acts, 0..1; None is everywhere.
         resampling: how the mask is brought to a feature map; see `masks.mask_to_tokens`.
         place: where in a block it acts.
+        gates: for each site, what makes a factor for each channel of the model's timestep embedding; empty is none.
     """
 
     sites: tuple[Site, ...]
@@ -32,6 +33,7 @@ class PatchPlan:
     mask: Tensor | None = None
     resampling: str = AREA
     place: Place = Place.ATTENTION
+    gates: tuple[nn.Module, ...] = ()
 
     @cached_property
     def slots(self) -> Mapping[Address, int]:

@@ -5,7 +5,7 @@
 import hashlib
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -61,6 +61,25 @@ class ImageTokens:
         """(uncond, cond) with one row per reference, (R, N, C) each; too few negatives have their last repeated."""
         picked = torch.arange(len(self.cond)).clamp_max(len(self.uncond) - 1)
         return self.uncond[picked], self.cond
+
+
+def weighed(tokens: ImageTokens, factors: Sequence[float], *, per_frame: bool) -> ImageTokens:
+    """Tokens whose cond side is multiplied by a factor, or as many sets of them as there are factors, one per frame.
+
+    Args:
+        factors: 1 is neutral; the last one serves all further frames.
+        per_frame: a reference is for one frame; else all are for every frame.
+    """
+    if len(factors) == 1:
+        return tokens if factors[0] == 1 else replace(tokens, cond=tokens.cond * factors[0])
+    uncond, cond = (side[None] for side in tokens.sequences())
+    if per_frame:
+        uncond, cond = tokens.uncond, tokens.cond
+    frames = range(max(len(cond), len(factors)))
+    scale = torch.tensor([factors[min(frame, len(factors) - 1)] for frame in frames]).to(cond)
+    return replace(
+        tokens, cond=cond[[min(frame, len(cond) - 1) for frame in frames]] * scale[:, None, None], uncond=uncond
+    )
 
 
 def _one_per_reference(part: ImageTokens) -> Tensor:

@@ -29,7 +29,7 @@ class Signature:
 
 # Recognised, and refused by name until their issue is done.
 UNSUPPORTED: tuple[Signature, ...] = (
-    Signature("an Anima adapter", ("resampler.latents", "ip_cross_attns.*")),
+    Signature("an Anima adapter of Wenaka's kind", ("resampler.latents", "ip_cross_attns.*")),
     Signature("an InstantX SD3.5 adapter", ("image_proj.time_embedding.linear_1.weight", "image_proj.latents")),
 )
 

@@ -144,8 +144,8 @@ SUPPORTED = {
 }
 REFUSED = {
     "instantx_sd35": "an InstantX SD3.5 adapter",
-    "anima": "an Anima adapter",
-    "anima_intermediate": "an Anima adapter",
+    "anima": "an Anima adapter of Wenaka's kind",
+    "anima_intermediate": "an Anima adapter of Wenaka's kind",
 }
 FOREIGN = {
     "lora": ("a LoRA", "models/loras"),
