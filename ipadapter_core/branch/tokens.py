@@ -63,23 +63,23 @@ class ImageTokens:
         return self.uncond[picked], self.cond
 
 
-def weighed(tokens: ImageTokens, factors: Sequence[float], *, per_frame: bool) -> ImageTokens:
-    """Tokens whose cond side is multiplied by a factor, or as many sets of them as there are factors, one per frame.
+def in_one_row(tokens: ImageTokens) -> ImageTokens:
+    """All references as one."""
+    uncond, cond = tokens.sequences()
+    return replace(tokens, cond=cond[None], uncond=uncond[None])
 
-    Args:
-        factors: 1 is neutral; the last one serves all further frames.
-        per_frame: a reference is for one frame; else all are for every frame.
+
+def weighed(tokens: ImageTokens, factors: Sequence[float]) -> ImageTokens:
+    """Tokens whose cond side is multiplied by a factor: each row by its own, the last one serving all further rows.
+
+    With more factors than rows, the last row is repeated.
     """
-    if len(factors) == 1:
-        return tokens if factors[0] == 1 else replace(tokens, cond=tokens.cond * factors[0])
-    uncond, cond = (side[None] for side in tokens.sequences())
-    if per_frame:
-        uncond, cond = tokens.uncond, tokens.cond
-    frames = range(max(len(cond), len(factors)))
-    scale = torch.tensor([factors[min(frame, len(factors) - 1)] for frame in frames]).to(cond)
-    return replace(
-        tokens, cond=cond[[min(frame, len(cond) - 1) for frame in frames]] * scale[:, None, None], uncond=uncond
-    )
+    if set(factors) == {1}:
+        return tokens
+    rows = range(max(len(tokens.cond), len(factors)))
+    scale = torch.tensor([factors[min(row, len(factors) - 1)] for row in rows]).to(tokens.cond)
+    cond = tokens.cond[[min(row, len(tokens.cond) - 1) for row in rows]]
+    return replace(tokens, cond=cond * scale[:, None, None])
 
 
 def _one_per_reference(part: ImageTokens) -> Tensor:

@@ -10,9 +10,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import comfy_host, tiny_flux
+from . import comfy_host, tiny_anima, tiny_flux
 from .graphs import PLAIN
-from .published import Shapes, instantx_flux, random_tensors, write_safetensors, xlabs_flux
+from .published import (
+    Shapes,
+    anima_lucifer,
+    anima_pe,
+    instantx_flux,
+    random_tensors,
+    write_safetensors,
+    xlabs_flux,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,6 +35,8 @@ class Family:
         features: shape of what its image encoder gives for one reference.
         text_dim, pooled_dim: of a prompt.
         channels: of the latent.
+        metadata: what the author's file says beside.
+        depth: dimensions of the latent between channels and height.
     """
 
     model: Callable[[], Any]
@@ -37,6 +47,8 @@ class Family:
     text_dim: int
     pooled_dim: int
     channels: int
+    metadata: dict[str, str] = field(default_factory=dict)
+    depth: tuple[int, ...] = ()
 
 
 _DOUBLES = tuple(("double", number, 0) for number in range(tiny_flux.DOUBLES))
@@ -72,12 +84,52 @@ _INSTANTX: dict[str, Any] = {
     "features": (24,),
     **_FLUX,
 }
+
+
+def _anima(shapes: Callable[[], Shapes], features: tuple[int, ...], **metadata: str) -> Family:
+    return Family(
+        model=anima_model,
+        shapes=shapes,
+        spec={"head_dim": tiny_anima.HEAD_DIM},
+        sites=tuple(("block", number, 0) for number in range(tiny_anima.BLOCKS)),
+        features=features,
+        text_dim=tiny_anima.TEXT_DIM,
+        pooled_dim=8,
+        channels=tiny_anima.LATENT_CHANNELS,
+        metadata=metadata,
+        depth=(1,),
+    )
+
+
+@lru_cache
+def anima_model() -> Any:
+    """The tiny Anima as a MODEL."""
+    return tiny_anima.comfy_anima()
+
+
+def _lucifer(**more: Any) -> Callable[[], Shapes]:
+    return lambda: anima_lucifer(
+        blocks=tiny_anima.BLOCKS, width=tiny_anima.WIDTH, image=24, text=tiny_anima.TEXT_DIM, **more
+    )
+
+
+def _pe(**more: Any) -> Callable[[], Shapes]:
+    return lambda: anima_pe(blocks=tiny_anima.BLOCKS, width=tiny_anima.WIDTH, image=12, token=16, tokens=5, **more)
+
+
 FAMILIES: dict[str, Family] = {
     "xlabs_v1": Family(model=flux_model, **_xlabs(4)),
     "xlabs_v2": Family(model=flux_model, **_xlabs(16)),
     "instantx_flux": Family(model=flux_model, **_INSTANTX),
     "xlabs_chroma": Family(model=lru_cache(tiny_flux.comfy_chroma), **_xlabs(4)),
     "instantx_chroma": Family(model=lru_cache(tiny_flux.comfy_chroma), **_INSTANTX),
+    "anima_lucifer": _anima(_lucifer(), (6, 24)),
+    "anima_lucifer_rich": _anima(
+        _lucifer(shared=True, queries=4, null_tokens=(1, 4, 24), self_attention=True), (6, 24), ip_norm_keys="True"
+    ),
+    "anima_lucifer_early": _anima(_lucifer(null_tokens=(1, 6, 24)), (6, 24), ip_inject_before_mlp="True"),
+    "anima_pe": _anima(_pe(), (6, 12)),
+    "anima_pe_gated": _anima(_pe(gated=True), (6, 12)),
 }
 
 
@@ -96,7 +148,7 @@ def tensors_of(name: str, seed: int = 0) -> dict[str, Tensor]:
 def adapter_of(name: str, base_directory: Path, seed: int = 0) -> Any:
     """The family's adapter as Load IP-Adapter gives it."""
     file = f"{name}-{seed}.safetensors"
-    metadata = {"ipadapter.spec": json.dumps(FAMILIES[name].spec)}
+    metadata = FAMILIES[name].metadata | {"ipadapter.spec": json.dumps(FAMILIES[name].spec)}
     write_safetensors(base_directory / "models" / "ipadapter" / file, tensors_of(name, seed), metadata)
     return comfy_host.run("IPALoadAdapter", adapter_file=file, image_encoder="none")
 
@@ -145,7 +197,8 @@ def sample(
     """Sample through ComfyUI's own sampler; equal arguments give equal latents."""
     import comfy.sample
 
-    noise = torch.randn(batch, FAMILIES[name].channels, *size, generator=torch.Generator().manual_seed(1))
+    shape = (batch, FAMILIES[name].channels, *FAMILIES[name].depth, *size)
+    noise = torch.randn(shape, generator=torch.Generator().manual_seed(1))
     positive, negative = prompts or prompts_of(name)
     with torch.inference_mode():
         return comfy.sample.sample(
