@@ -115,7 +115,7 @@ def refusal_on_meta(name: str, model: Any, batch: int) -> int:
     try:
         with torch.inference_mode():
             base.apply_model(
-                torch.empty(rows, family.channels, *family.frames, 8, 8, device="meta"),
+                torch.empty(rows, family.channels, *family.depth, 8, 8, device="meta"),
                 sigma,
                 c_crossattn=torch.empty(rows, 7, family.text_dim, device="meta"),
                 y=torch.empty(rows, family.pooled_dim, device="meta"),

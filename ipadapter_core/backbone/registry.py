@@ -5,6 +5,7 @@ from typing import cast
 from torch import nn
 
 from ..errors import MismatchError, UnsupportedFamilyError
+from .anima import ANIMA
 from .flux import FLUX
 from .row import Backbone
 from .sd3 import SD3
@@ -13,7 +14,7 @@ from .unet import UNET
 
 __all__ = ["BACKBONES", "Backbone", "discover_sites", "find_backbone", "original"]
 
-BACKBONES: dict[str, Backbone] = {row.name: row for row in (UNET, FLUX, SD3)}
+BACKBONES: dict[str, Backbone] = {row.name: row for row in (UNET, FLUX, SD3, ANIMA)}
 
 
 def discover_sites(diffusion_model: nn.Module) -> Sites:

@@ -16,6 +16,7 @@ class Place(str, Enum):
 
     ATTENTION = "attention"  # to what the attention gives, before its output projection
     BLOCK = "block"  # to what the whole block gives
+    BEFORE_MLP = "before_mlp"  # to what a block's MLP reads, and what it adds to
 
 
 # A site's weights, tokens (…, T, C), and the size of a head, to keys and values (…, T, H·D)
@@ -61,6 +62,10 @@ class SiteLayout:
         acts_at: the sites these adapters have weights for.
         place: where in a block they act.
         timed: in place of `site_projection` and `kv`, where keys and values change with the noise level.
+        shared_projection: as `site_projection`, of the weights that make the keys and values of all sites.
+        gate: of a site's weights, what makes a factor for each channel of the model's timestep embedding.
+        key_weight: name of the weight in the model, one number for each channel of a head, that keys are multiplied with.
+        scales_tokens: a strength multiplies tokens, before anything else.
     """
 
     site_projection: Callable[[int, int, Operations], nn.Module]
@@ -69,6 +74,10 @@ class SiteLayout:
     acts_at: Callable[[Site], bool] = _everywhere
     place: Place = Place.ATTENTION
     timed: TimedSites | None = None
+    shared_projection: Callable[[int, int, Operations], nn.Module] | None = None
+    gate: Callable[[nn.Module], nn.Module] | None = None
+    key_weight: Callable[[Site], str] | None = None
+    scales_tokens: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)

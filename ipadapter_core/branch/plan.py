@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..backbone.row import Place
 from ..backbone.sites import Address, Site
@@ -26,6 +26,7 @@ class PatchPlan:
         resampling: how the mask is brought to a feature map; see `masks.mask_to_tokens`.
         place: where in a block it acts.
         strengths: of what each site's attention gives, in the order of `sites`, where they cannot be folded into values.
+        gates: for each site, what makes a factor for each channel of the model's timestep embedding; empty is none.
     """
 
     sites: tuple[Site, ...]
@@ -35,6 +36,7 @@ class PatchPlan:
     resampling: str = AREA
     place: Place = Place.ATTENTION
     strengths: tuple[AnyStrength, ...] = ()
+    gates: tuple[nn.Module, ...] = ()
 
     @cached_property
     def slots(self) -> Mapping[Address, int]:

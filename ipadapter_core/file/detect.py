@@ -10,6 +10,7 @@ from dataclasses import replace
 
 from ..errors import UnknownCheckpointError, UnreadableFileError, UnsupportedFamilyError
 from ..face.lora_file import has_lora
+from .anima import ANIMA_ADAPTERS, published_facts
 from .flux import FLUX_ADAPTERS
 from .names import canonical_name
 from .perceiver import read_resampler
@@ -65,10 +66,10 @@ def detect(shapes: Shapes, metadata: Mapping[str, str]) -> AdapterSpec:
                     expected="an SD1.5, SDXL or Kolors adapter (base, plus, plus-face, composition, full-face, FaceID)",
                     action="choose such an adapter, or use the nodes made for this one",
                 )
-    for signature, read in (*FLUX_ADAPTERS, *SD3_ADAPTERS, *_PROJECTIONS):
+    for signature, read in (*FLUX_ADAPTERS, *SD3_ADAPTERS, *ANIMA_ADAPTERS, *_PROJECTIONS):
         if signature.matches(shapes):
             _check_sizes(shapes)
-            return with_metadata(read(shapes, stated), metadata)
+            return with_metadata(read(shapes, published_facts(metadata) | stated), metadata)
     raise _unknown(shapes)
 
 

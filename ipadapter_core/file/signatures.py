@@ -28,7 +28,9 @@ class Signature:
 
 
 # Recognised, and refused by name until their issue is done.
-UNSUPPORTED: tuple[Signature, ...] = (Signature("an Anima adapter", ("resampler.latents", "ip_cross_attns.*")),)
+UNSUPPORTED: tuple[Signature, ...] = (
+    Signature("an Anima adapter of Wenaka's kind", ("resampler.latents", "ip_cross_attns.*")),
+)
 
 # Not IP-Adapters: what else lies in people's model folders.
 FOREIGN: tuple[tuple[Signature, str], ...] = tuple(

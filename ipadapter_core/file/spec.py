@@ -28,6 +28,8 @@ class Projection(str, Enum):
     TWO_LAYERS = "two_layers"
     RESAMPLER = "resampler"
     MLP = "mlp"
+    PATCHES = "patches"
+    PERCEIVER = "perceiver"
     IDENTITY = "identity"
     IDENTITY_AND_FACE = "identity_and_face"
     TIMED_RESAMPLER = "timed_resampler"
@@ -48,6 +50,7 @@ class Negative(str, Enum):
     ZERO_FEATURES = "zero_features"
     ZERO_PIXELS = "zero_pixels"
     BLACK_PICTURE = "black_picture"
+    SAME_PICTURE = "same_picture"  # both sides see the reference
     NOISE = "noise"
 
 
@@ -128,6 +131,8 @@ class AdapterSpec:
         layout: whose names and arithmetic the file has; see `names` and `Backbone.layouts`.
         head_dim: size of an attention head, where the adapter's own weights are about heads; else 0.
         hidden_dim: hidden units of a projection of two layers; else None.
+        parts: what its projection has that others of its kind lack.
+        no_image: shape of the tokens its file has for "no image"; empty if it has none.
     """
 
     family: str
@@ -147,6 +152,8 @@ class AdapterSpec:
     layout: str = USUAL_LAYOUT
     head_dim: int = 0
     hidden_dim: int | None = None
+    parts: tuple[str, ...] = ()
+    no_image: tuple[int, ...] = ()
 
     @property
     def num_sites(self) -> int:

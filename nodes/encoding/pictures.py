@@ -121,6 +121,8 @@ def no_image_features(
 ) -> tuple[Tensor, tuple[object, ...]]:
     """Features of "no image" by the convention the adapter was trained with, and their key."""
     convention = adapter.spec.negative
+    if convention is Negative.SAME_PICTURE:
+        return features, (convention,)
     if convention is Negative.ZERO_FEATURES:
         return torch.zeros_like(features[:1]), (convention,)
     key = _key(adapter, encoder, convention, "", None)

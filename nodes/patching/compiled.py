@@ -49,11 +49,13 @@ def _add_images(out: Tensor, q: Tensor, attn_precision: torch.dtype | None) -> T
     return out.clone() if added is out else added  # an operation must not hand out its input
 
 
-def _add_images_to_sequence(out: Tensor, q: Tensor, place: str, group: str, part: Sequence[int]) -> Tensor:
+def _add_images_to_sequence(
+    out: Tensor, q: Tensor, place: str, group: str, part: Sequence[int], embedding: Tensor | None
+) -> Tensor:
     """`sequence.add_images` of the step that is running. Errors as `_add_images`."""
     step = _running_step()
     address = step.next_site(q.shape[1] * q.shape[3], Place(place), group)
-    return sequence.add_images(step, out.clone(), q, address, Place(place), sequence.Part(*part), None)
+    return sequence.add_images(step, out.clone(), q, address, Place(place), sequence.Part(*part), None, embedding)
 
 
 def _add_images_to_joint(
@@ -73,7 +75,9 @@ def _shape_of_images(out: Tensor, q: Tensor, attn_precision: torch.dtype | None)
     return torch.empty_like(out)
 
 
-def _shape_of_sequence(out: Tensor, q: Tensor, place: str, group: str, part: Sequence[int]) -> Tensor:
+def _shape_of_sequence(
+    out: Tensor, q: Tensor, place: str, group: str, part: Sequence[int], embedding: Tensor | None
+) -> Tensor:
     return torch.empty_like(out)
 
 
@@ -123,12 +127,18 @@ def add_images(
 
 
 def add_to_sequence(
-    options: Mapping[str, Any], out: Tensor, q: Tensor, address: Address, place: Place, part: sequence.Part
+    options: Mapping[str, Any],
+    out: Tensor,
+    q: Tensor,
+    address: Address,
+    place: Place,
+    part: sequence.Part,
+    embedding: Tensor | None = None,
 ) -> Tensor:
     """`sequence.add_images` of the call of the model whose `transformer_options` these are, compiled or not."""
     if torch.compiler.is_compiling():
-        return cast(Tensor, _sequence_operation(out, q, place.value, address[0], list(astuple(part))))
-    return sequence.add_images(step_of(options), out, q, address, place, part, options)
+        return cast(Tensor, _sequence_operation(out, q, place.value, address[0], list(astuple(part)), embedding))
+    return sequence.add_images(step_of(options), out, q, address, place, part, options, embedding)
 
 
 def add_to_joint(options: Mapping[str, Any], out: Tensor, own: joint.Own, address: Address) -> Tensor:

@@ -4,6 +4,7 @@ The nodes leave only plans on a MODEL. What depends on how it is sampled is foun
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -11,6 +12,7 @@ from comfy.model_patcher import ModelPatcher
 from comfy.patcher_extension import WrappersMP
 from torch import Tensor
 
+from ...ipadapter_core.backbone.registry import original
 from ...ipadapter_core.branch.rows import batch_rows
 from .applied import KEY, applied_to
 from .compiled import apart, check_compiler, is_compiled
@@ -112,7 +114,12 @@ def _in_step(
         return executor(x, t, c_concat, c_crossattn, control, options, **named)
     if applied.fill_slots is not None:
         options = applied.fill_slots(options, applied.sites)
-    with apart(step):
+    hooks = (
+        nullcontext()
+        if applied.hooked is None
+        else applied.hooked(original(model.diffusion_model), applied, is_compiled=True)
+    )
+    with apart(step), hooks:
         return executor(x, t, c_concat, c_crossattn, control, options, **named)
 
 

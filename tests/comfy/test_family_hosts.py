@@ -214,7 +214,7 @@ def test_on_a_gpu_that_is_not_there(
             "y": torch.zeros(rows, family.pooled_dim, device=CUDA, dtype=dtype),
             "guidance": torch.full((rows,), 3.5, device=CUDA),
         }
-        x = torch.zeros(rows, family.channels, *family.frames, 8, 8, device=CUDA)
+        x = torch.zeros(rows, family.channels, *family.depth, 8, 8, device=CUDA)
         out = base.apply_model(x, sigma, transformer_options=options, **given)
     assert (str(out.device), out.shape) == (CUDA, x.shape)
 

@@ -161,8 +161,8 @@ SUPPORTED = {
     ),
 }
 REFUSED = {
-    "anima": "an Anima adapter",
-    "anima_intermediate": "an Anima adapter",
+    "anima": "an Anima adapter of Wenaka's kind",
+    "anima_intermediate": "an Anima adapter of Wenaka's kind",
 }
 FOREIGN = {
     "lora": ("a LoRA", "models/loras"),
