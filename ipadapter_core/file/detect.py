@@ -61,11 +61,7 @@ def detect(shapes: Shapes, metadata: Mapping[str, str]) -> AdapterSpec:
     if "projection" not in stated:  # a file that states its projection is ours, whatever its dimensions look like
         for signature in UNSUPPORTED:
             if signature.matches(shapes):
-                raise UnsupportedFamilyError(
-                    f"this is {signature.name}: not supported yet",
-                    expected="an SD1.5, SDXL or Kolors adapter (base, plus, plus-face, composition, full-face, FaceID)",
-                    action="choose such an adapter, or use the nodes made for this one",
-                )
+                raise _unsupported(signature)
     for signature, read in (*FLUX_ADAPTERS, *SD3_ADAPTERS, *ANIMA_ADAPTERS, *_PROJECTIONS):
         if signature.matches(shapes):
             _check_sizes(shapes)
@@ -298,6 +294,15 @@ def _check_sizes(shapes: Shapes) -> None:
     for name, shape in shapes.items():
         if not all(0 < size <= _LARGEST_SIDE for size in shape):
             raise inconsistent(f"{name} has shape {list(shape)}")
+
+
+def _unsupported(signature: Signature) -> UnsupportedFamilyError:
+    others = " or ".join(other.name for other, _ in FLUX_ADAPTERS)
+    return UnsupportedFamilyError(
+        f"this is {signature.name}: not supported yet{f' ({signature.known})' if signature.known else ''}",
+        expected=f"an SD1.5, SDXL or Kolors adapter (base, plus, plus-face, composition, full-face, FaceID), or {others}",
+        action=signature.action or "choose such an adapter, or use the nodes made for this one",
+    )
 
 
 def _unknown(shapes: Shapes) -> UnknownCheckpointError:
