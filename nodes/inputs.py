@@ -2,6 +2,7 @@
 
 from comfy_api.latest import io
 
+from ..ipadapter_core.backbone.registry import base_names
 from ..ipadapter_core.strength.presets import ONE_STRENGTH_PRESETS
 from .sockets import IPAAdapter, IPAWeights
 
@@ -9,7 +10,7 @@ from .sockets import IPAAdapter, IPAWeights
 def apply_inputs(reference: io.Input) -> list[io.Input]:
     """What every node that patches a model with an adapter takes; `reference` is what it takes the image as."""
     return [
-        io.Model.Input("model", tooltip="The model to steer: SD1.5, SD2.x, SDXL or derived from them."),
+        io.Model.Input("model", tooltip=f"The model to steer: {', '.join(base_names())}."),
         IPAAdapter.Input("adapter", tooltip="An adapter made for this kind of model."),
         reference,
         io.Float.Input(
@@ -42,7 +43,8 @@ def apply_inputs(reference: io.Input) -> list[io.Input]:
             options=list(ONE_STRENGTH_PRESETS),
             default="all",
             tooltip="Which attention layers take the image. Neutral: all. 'style' and 'composition' take only the "
-            "layers that carry them.",
+            "layers that carry them, and are for UNets (SD1.5, SDXL); 'double blocks' and 'single blocks' are for FLUX.1 and "
+            "Chroma.",
         ),
         IPAWeights.Input(
             "layer_weights",

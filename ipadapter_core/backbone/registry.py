@@ -8,12 +8,13 @@ from ..errors import MismatchError, UnsupportedFamilyError
 from .anima import ANIMA
 from .flux import FLUX
 from .row import Backbone
+from .sd3 import SD3
 from .sites import Sites
 from .unet import UNET
 
-__all__ = ["BACKBONES", "Backbone", "discover_sites", "find_backbone", "original"]
+__all__ = ["BACKBONES", "Backbone", "base_names", "discover_sites", "find_backbone", "original"]
 
-BACKBONES: dict[str, Backbone] = {row.name: row for row in (UNET, FLUX, ANIMA)}
+BACKBONES: dict[str, Backbone] = {row.name: row for row in (UNET, FLUX, SD3, ANIMA)}
 
 
 def discover_sites(diffusion_model: nn.Module) -> Sites:
@@ -32,6 +33,12 @@ def discover_sites(diffusion_model: nn.Module) -> Sites:
         f"{', '.join(name for name in BACKBONES if name != UNET.name)}",
         action="connect such a model",
     )
+
+
+def base_names() -> tuple[str, ...]:
+    """The base models there are rows for, in words."""
+    others = (name for row in BACKBONES.values() if row is not UNET for name in row.families.values())
+    return ("SD1.5", "SD2.x", "SDXL or derived from them", *dict.fromkeys(others))
 
 
 def original(module: nn.Module) -> nn.Module:

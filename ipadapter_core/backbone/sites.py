@@ -91,4 +91,5 @@ class Sites:
     def family(self) -> str:
         """Name of the model family, as well as numbers can tell."""
         width = self.sites[0].context_dim
-        return self.backbone.families.get((width, len(self.sites)), f"{width}-wide, {len(self.sites)}-layer")
+        other = f"{width or self.sites[0].dim}-wide, {len(self.sites)}-layer"
+        return self.backbone.families.get((width, len(self.sites)), other)

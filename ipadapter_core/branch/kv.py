@@ -6,7 +6,7 @@ Image tokens do not change over the sampling steps, so nothing of the adapter's 
 # T image tokens in all, C cross-attention dim, H heads, D head dim, P numbers packed per row
 # F frames: 1, or one set of tokens for every latent of a batch; rows: uncond of every frame, then cond of every frame
 
-from collections.abc import Collection, Hashable, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Protocol
@@ -31,6 +31,17 @@ class Moment(Protocol):
     @property
     def frames(self) -> tuple[int, ...]:
         """Number of each latent of a block among all that are sampled."""
+
+    @property
+    def evaluation(self) -> Hashable:
+        """Equal for forwards that belong together, at one noise level."""
+
+    @property
+    def timestep(self) -> Tensor:
+        """(1,), 0..1000, on the device that is sampled on."""
+
+    def kept(self, key: Hashable, make: Callable[[], Tensor]) -> Tensor:
+        """What `make` gives, made once per sampling."""
 
 
 class KVSource(Protocol):

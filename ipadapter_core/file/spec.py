@@ -32,6 +32,7 @@ class Projection(str, Enum):
     PERCEIVER = "perceiver"
     IDENTITY = "identity"
     IDENTITY_AND_FACE = "identity_and_face"
+    TIMED_RESAMPLER = "timed_resampler"
 
 
 class Feature(str, Enum):
@@ -55,7 +56,11 @@ class Negative(str, Enum):
 
 @dataclass(frozen=True, kw_only=True)
 class ResamplerSpec:
-    """Dimensions of a perceiver resampler (tencent-ailab/IP-Adapter, ip_adapter/resampler.py)."""
+    """Dimensions of a perceiver resampler (tencent-ailab/IP-Adapter, ip_adapter/resampler.py).
+
+    Attributes:
+        time_dim: numbers a timestep is written with, where the resampler reads it as well; else None.
+    """
 
     dim: int
     depth: int
@@ -65,6 +70,7 @@ class ResamplerSpec:
     num_queries: int
     max_positions: int | None = None
     num_mean_pooled: int = 0
+    time_dim: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -157,6 +163,11 @@ class AdapterSpec:
     def token_dim(self) -> int:
         """Width of the tokens that `image_proj` makes."""
         return self.face.token_dim if self.face else self.cross_attention_dim
+
+    @property
+    def is_timed(self) -> bool:
+        """Whether its tokens change with the noise level, so that what is encoded beforehand are features alone."""
+        return self.projection is Projection.TIMED_RESAMPLER
 
     @property
     def reads_pictures(self) -> bool:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from ..backbone.sites import Sites
 from ..errors import BadInputError, one_of, shown
 from ..numbers import NUMBER, WHOLE, entries
-from ..strength.presets import resolve_preset
+from ..strength.presets import resolve_preset, why_meaningless
 from ..strength.site import AnyStrength, FrameStrength, SiteStrength
 
 
@@ -64,6 +64,13 @@ def resolve_weight_type(name: str, sites: Sites, weight: float, second: float | 
     """
     weight_type = one_of(name, WEIGHT_TYPES, "weight type")
     second = weight_type.second if second is None else second
+    if (weight or second) and (reason := why_meaningless(weight_type.preset, sites)):
+        others = (other for other in OFFERED_WEIGHT_TYPES if not why_meaningless(WEIGHT_TYPES[other].preset, sites))
+        raise BadInputError(
+            f"weight type {name!r}, which {reason}",
+            expected=f"one of those that act here: {', '.join(others)}",
+            action="use the weight type 'linear', or another of these",
+        )
     return without_middle(resolve_preset(weight_type.preset, sites, weight, second), sites)
 
 

@@ -55,12 +55,19 @@ class IPAdapter(nn.Module):
         self._layout = find_backbone(spec.backbone).layout(spec.layout)
         self.ip_adapter = nn.ModuleDict(
             {
-                self._layout.site_key(site): self._layout.site_projection(spec.cross_attention_dim, site_dim, ops)
+                self._layout.site_key(site): self._build_site(site_dim, ops)
                 for site, site_dim in enumerate(spec.site_dims)
             }
         )
         if self._layout.shared_projection is not None:
             self.shared = self._layout.shared_projection(spec.cross_attention_dim, spec.site_dims[0], ops)
+
+    def _build_site(self, site_dim: int, ops: Operations) -> nn.Module:
+        spec, timed = self.spec, self._layout.timed
+        if timed is None:
+            return self._layout.site_projection(spec.cross_attention_dim, site_dim, ops)
+        assert spec.resampler is not None
+        return timed.projection(spec.cross_attention_dim, site_dim, ops, spec.head_dim, spec.resampler.dim)
 
     def site(self, index: int) -> SiteProjection:
         """Projections of the attention site with this index in checkpoint order."""
@@ -77,6 +84,18 @@ class IPAdapter(nn.Module):
         """What makes a site's factors of the model's timestep embedding, (B, F, C) each; None if it has none."""
         make = self._layout.gate
         return None if make is None else make(self.ip_adapter[self._layout.site_key(index)])
+
+    def timed_tokens(self, features: Tensor, timestep: Tensor) -> tuple[Tensor, Tensor]:
+        """Image features (B, S, E) and a timestep (1,), 0..1000, to image tokens (B, N, C) and the time's vector (1, W).
+
+        For adapters whose `spec.is_timed` alone.
+        """
+        return cast("tuple[Tensor, Tensor]", self.image_proj(features, timestep))
+
+    def timed_kv(self, index: int, tokens: Tensor, time: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys and values (B, N, H, D) of such tokens at a site; `time` went through SiLU."""
+        assert self._layout.timed is not None
+        return self._layout.timed.kv(self.ip_adapter[self._layout.site_key(index)], tokens, time)
 
     def project(self, features: Tensor) -> Tensor:
         """Image features (B, E) or (B, S, E) to image tokens (B, N, C)."""
@@ -129,9 +148,12 @@ def build_adapter(tensors: Mapping[str, Tensor], metadata: Mapping[str, str], op
     return adapter.requires_grad_(False).eval()
 
 
-def load_adapter(path: Path, ops: Operations = TORCH, *, can_map: bool = True) -> IPAdapter:
-    """Read an adapter file; its tensors stay memory-mapped if they may. Errors as `read_tensors` and `build_adapter`."""
-    file = read_tensors(path, can_map=can_map)
+def load_adapter(path: Path, ops: Operations = TORCH, *, can_map: bool = True, verify_again: bool = False) -> IPAdapter:
+    """Read an adapter file; its tensors stay memory-mapped if they may.
+
+    Arguments and errors as `read_tensors`, and errors as `build_adapter`.
+    """
+    file = read_tensors(path, can_map=can_map, verify_again=verify_again)
     return build_adapter(file.tensors, file.metadata, ops)
 
 

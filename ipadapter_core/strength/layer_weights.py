@@ -11,6 +11,7 @@ from ..numbers import NUMBER, WHOLE, entries
 from .site import SiteStrength
 
 GROUPS = ("input", "middle", "output", "style", "composition")
+_SHORTEST_RUN = 2  # as many names are as short as "from to"
 
 _ENTRY = re.compile(rf"(?P<first>{WHOLE})(?:-(?P<last>{WHOLE}))?\s*:\s*(?P<factor>{NUMBER})")
 _BLOCK_ENTRY = re.compile(rf"(?P<block>[a-z_]+)\.(?P<id>{WHOLE})(?:\.(?P<layer>{WHOLE}))?\s*:\s*(?P<factor>{NUMBER})")
@@ -66,14 +67,15 @@ class LayerWeights:
                     expected=f"layers 0 to {len(sites.sites) - 1}, or its blocks {_block_names(sites)}",
                     action="remove the entry or correct its number",
                 )
-        known = {*sites.backbone.groups, Role.STYLE.value, Role.COMPOSITION.value}
+        roles = sites.roles
+        known = {*sites.backbone.groups, *(role.value for role, _ in roles.values())}
         if foreign := [name for name, factor in self.groups.items() if factor != 1 and name not in known]:
+            there = [f"weights for {', '.join(names)}"] if (names := [name for name in GROUPS if name in known]) else []
             raise BadInputError(
                 f"layer weights for {', '.join(foreign)}, which this kind of model does not have",
-                expected=f"weights other than 1 only for {', '.join(sorted(known))}",
-                action="set the others to 1",
+                expected=", or ".join((*there, f"factors for its blocks {_block_names(sites)}")),
+                action=f"set {', '.join(foreign)} to 1",
             )
-        roles = sites.roles
         return {
             site.index: replace(strength, value=strength.value * self._factor(site, roles))
             for site in sites.sites
@@ -114,4 +116,12 @@ def _parse_entry(entry: str) -> SiteFactor:
 
 
 def _block_names(sites: Sites) -> str:
-    return ", ".join(f"{block}.{block_id}" for block, block_id in sorted(sites.blocks))
+    """`input.4, input.5, output.0 to output.5`: the blocks there are, runs of three and more shortened."""
+    runs: list[list[Block]] = []
+    for group, number in sorted(sites.blocks):
+        if runs and runs[-1][-1] == (group, number - 1):
+            runs[-1].append((group, number))
+        else:
+            runs.append([(group, number)])
+    names = ([f"{group}.{number}" for group, number in run] for run in runs)
+    return ", ".join(f"{run[0]} to {run[-1]}" if len(run) > _SHORTEST_RUN else ", ".join(run) for run in names)

@@ -34,7 +34,8 @@ class IPALayerWeights(io.ComfyNode):
                         min=-5.0,
                         max=5.0,
                         step=0.05,
-                        tooltip=f"Factor for the {_GROUP_TOOLTIPS[group]}; no unit. Neutral: 1; 0 switches them off.",
+                        tooltip=f"Factor for the {_GROUP_TOOLTIPS[group]}; no unit. Neutral: 1; 0 switches them off. Only "
+                        "UNets (SD1.5, SDXL) have them: leave it at 1 elsewhere.",
                     )
                     for group in GROUPS
                 ),
@@ -43,7 +44,8 @@ class IPALayerWeights(io.ComfyNode):
                     default="",
                     multiline=True,
                     tooltip="Factors for single layers, one per line or separated by commas: '3: 0.5' (layers count "
-                    "from 0 in file order), '4-9: 0', 'output.1: 1.2'. Neutral: empty.",
+                    "from 0 in file order), '4-9: 0', 'output.1: 1.2'; on other models than UNets by their blocks, 'double.3: 0.5' "
+                    "or 'single.0: 0' (FLUX.1, Chroma), 'joint.3: 0' (SD3.5), 'block.3: 0' (Anima). Neutral: empty.",
                 ),
             ],
             outputs=[IPAWeights.Output("layer_weights", tooltip="For layer_weights of Apply IP-Adapter.")],

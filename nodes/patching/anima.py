@@ -20,7 +20,7 @@ from ...ipadapter_core.branch.plan import PatchPlan
 from ...ipadapter_core.errors import MismatchError
 from .anima_blocks import SEEN, add_at_attention, add_later, crossing_of, note_crossing
 from .applied import KEY, Applied, applied_to
-from .flux import Networks
+from .replacement import Networks
 from .run import STEP, step_of
 
 _START, _BEFORE, _OVERRIDE = "post_input", "attn2_patch", "optimized_attention_override"

@@ -27,6 +27,7 @@ from ..sockets import LoadedAdapter
 from .install import install
 from .model_lora import add_model_lora, check_model_lora
 from .narrowing import narrowed
+from .timed import timed_source
 from .weighing import key_weights, weigh_tokens
 
 logger = logging.getLogger(__name__)
@@ -127,7 +128,10 @@ def patch_sites(
         tokens, strengths, per_frame = weigh_tokens(active, tokens, strengths, per_frame=per_frame)
     weights = key_weights(model, active, layout)
     source: KVSource
-    if per_frame:
+    if adapter.spec.is_timed:
+        has_frames = per_frame or any(len(strength.factors) > 1 for strength in strengths.values())
+        source = timed_source(adapter, active, tokens, strengths, scaling, has_frames)
+    elif per_frame:
         for of in set(tokens.values()):
             _site_kv(adapter, replace(of, cond=of.cond[:1], uncond=of.uncond[:1]))  # finds damaged weights
         source = FrameKV(active, strengths, adapter.network, tokens, scaling=scaling, key_weights=weights)
@@ -140,8 +144,10 @@ def patch_sites(
     gates = tuple(gate for site in active if (gate := adapter.network.gate(site.index)) is not None)
     is_everywhere = limits.mask is None or bool(torch.all(limits.mask == 1))
     mask = None if is_everywhere else limits.mask
-    plan = PatchPlan(active, source, limits.acting, mask, limits.resampling, layout.place, gates)
-    patched = install(model, sites, plan, (adapter.patcher,) if per_frame or gates else ())
+    outside = tuple(strengths[site.index] for site in active) if adapter.spec.is_timed else ()
+    plan = PatchPlan(active, source, limits.acting, mask, limits.resampling, layout.place, outside, gates)
+    is_needed = per_frame or adapter.spec.is_timed or bool(gates)
+    patched = install(model, sites, plan, (adapter.patcher,) if is_needed else ())
     add_model_lora(patched, adapter)
     return patched
 

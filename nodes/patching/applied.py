@@ -22,6 +22,7 @@ class Applied:
         sites: of the model.
         plans: one per adapter, in the order they were applied.
         model_sampling: the schedule as it was then; only for calls of the network past any sampler.
+        network: the base model itself.
         fill_slots: makes `transformer_options` in which every site has a patch of ours, also those no plan patches; None
             where every site has one already.
         hooked: what must be around a forward of the network that runs compiled; None is nothing.
@@ -30,6 +31,7 @@ class Applied:
     sites: Sites
     plans: tuple[PatchPlan, ...]
     model_sampling: Any
+    network: nn.Module
     fill_slots: Callable[[Mapping[str, Any], Sites], dict[str, Any]] | None = None
     hooked: "Hooked | None" = None
 

@@ -23,7 +23,7 @@ from ...ipadapter_core.backbone.registry import original
 from ...ipadapter_core.backbone.row import Place
 from ...ipadapter_core.backbone.sites import Address
 from ...ipadapter_core.errors import MismatchError
-from . import sequence
+from . import joint, sequence
 from .run import Step, step_of
 
 _COMPILER_KEY = "torch.compile"  # under which ComfyUI's compile nodes register their wrapper
@@ -54,6 +54,19 @@ def _add_images_to_sequence(out: Tensor, q: Tensor, place: str, group: str, part
     step = running_step()
     address = step.next_site(q.shape[1] * q.shape[3], Place(place), group)
     return sequence.add_images(step, out.clone(), q, address, Place(place), sequence.Part(*part), None)
+
+
+def _add_images_to_joint(
+    out: Tensor, q: Tensor, k: Tensor, v: Tensor, group: str, text: int, patch_size: int
+) -> Tensor:
+    """`joint.add_images` of the step that is running. Errors as `_add_images`."""
+    step = running_step()
+    address = step.next_site(q.shape[-1], Place.ATTENTION, group)
+    return joint.add_images(step, out.clone(), joint.Own(q, k, v, text, patch_size), address, None)
+
+
+def _shape_of_joint(out: Tensor, q: Tensor, k: Tensor, v: Tensor, group: str, text: int, patch_size: int) -> Tensor:
+    return torch.empty_like(out)
 
 
 def _shape_of_images(out: Tensor, q: Tensor, attn_precision: torch.dtype | None) -> Tensor:
@@ -90,6 +103,7 @@ def operation(name: str, run: Callable[..., Tensor], shape: Callable[..., Tensor
 
 _operation = operation("add_images", _add_images, _shape_of_images)
 _sequence_operation = operation("add_images_to_sequence", _add_images_to_sequence, _shape_of_sequence)
+_joint_operation = operation("add_images_to_joint", _add_images_to_joint, _shape_of_joint)
 
 
 def add_images(
@@ -113,6 +127,13 @@ def add_to_sequence(
     if torch.compiler.is_compiling():
         return cast(Tensor, _sequence_operation(out, q, place.value, address[0], list(astuple(part))))
     return sequence.add_images(step_of(options), out, q, address, place, part, options)
+
+
+def add_to_joint(options: Mapping[str, Any], out: Tensor, own: joint.Own, address: Address) -> Tensor:
+    """`joint.add_images` of the call of the model whose `transformer_options` these are, compiled or not."""
+    if torch.compiler.is_compiling():
+        return cast(Tensor, _joint_operation(out, own.q, own.k, own.v, address[0], own.text, own.patch_size))
+    return joint.add_images(step_of(options), out, own, address, options)
 
 
 def is_compiled(model: Any, options: Mapping[str, Any]) -> bool:

@@ -8,8 +8,9 @@ from torch import Tensor
 
 from ...ipadapter_core.backbone.row import Place
 from ...ipadapter_core.backbone.sites import Address
-from ...ipadapter_core.branch.attention import add_to_tokens, sequence_attention
+from ...ipadapter_core.branch.attention import add_to_tokens
 from ...ipadapter_core.branch.plan import PatchPlan
+from ...ipadapter_core.errors import MismatchError
 from .run import Step
 
 
@@ -55,7 +56,7 @@ class Image:
 
     Attributes:
         slot: of the site in the plan.
-        image: (B, L, C).
+        image: (B, H, L, D).
         mask, acting: as `mask` and `gate` of `add_image_attention`.
     """
 
@@ -76,9 +77,15 @@ def images(
     cells = part.last - part.first - part.text
     times = cells // max(1, grid[0] * grid[1]) or 1  # pictures of a video lie one behind the other
     for plan, resident, slot in step.acting(address, place, rows, q):
+        if plan.mask is not None and not all(step.size):
+            raise MismatchError(
+                "a network that another node calls by itself, and an IP-Adapter with a mask on it",
+                expected="a call by ComfyUI's sampler, which tells how large the picture is",
+                action="remove the mask of the IP-Adapter, or the node that calls the network",
+            )
         asking = q[:, :, part.first : part.last]
-        attend = step.attention(plan.sites[slot].heads, options)
-        image = sequence_attention(asking, *resident.kv(slot, rows, step), attend)
+        attend = step.attention(plan.sites[slot].heads, options, skip_output_reshape=True)
+        image = attend(asking, *resident.kv(slot, rows, step, each_row=True))
         mask = resident.mask(grid, cells // times, rows, step.frames, part.text, shown)
         if mask is not None and times > 1:
             mask = mask.repeat(1, times, 1)

@@ -94,13 +94,23 @@ def _id_proj(width: int, tokens: int = 4, *, identity: int = 512, face: int = 0)
     return shapes
 
 
-def _instantx_sd35() -> Shapes:
-    shapes = resampler(dim=1280, inner=1280, image=1152, out=2432, queries=64)
-    shapes |= merged(linear(f"image_proj.layers.{n}.2.1", 4 * 1280, 1280) for n in range(4))
-    shapes |= merged(linear(f"image_proj.time_embedding.linear_{n}", 1280, size) for n, size in ((1, 320), (2, 1280)))
-    for name in (f"ip_adapter.{n}" for n in range(38)):
-        shapes |= linear(f"{name}.norm_ip.linear", 2 * 2432, 1280)
-        shapes |= {f"{name}.to_{kv}_ip.weight": (2432, 2432) for kv in "kv"}
+def instantx_sd35(
+    *,
+    blocks: int = 38,
+    width: int = 2432,
+    image: int = 1152,
+    tokens: int = 64,
+    dim: int = 1280,
+    inner: int = 1280,
+    time: int = 320,
+    depth: int = 4,
+) -> Shapes:
+    shapes = resampler(dim=dim, inner=inner, image=image, out=width, queries=tokens, depth=depth)
+    shapes |= merged(linear(f"image_proj.layers.{n}.2.1", 4 * dim, dim) for n in range(depth))
+    shapes |= merged(linear(f"image_proj.time_embedding.linear_{n}", dim, size) for n, size in ((1, time), (2, dim)))
+    for name in (f"ip_adapter.{n}" for n in range(blocks)):
+        shapes |= linear(f"{name}.norm_ip.linear", 2 * width, dim)
+        shapes |= {f"{name}.to_{kv}_ip.weight": (width, width) for kv in "kv"}
         shapes |= {f"{name}.{part}.weight": (64,) for part in ("norm_q", "norm_k", "norm_ip_k")}
     return shapes
 
@@ -213,6 +223,55 @@ def _anima(*, intermediate: bool = False) -> Shapes:
     return shapes
 
 
+def _anima_qwen() -> Shapes:
+    """Wenaka2004's first kind: a perceiver over Qwen3-VL's embedding."""
+    shapes: Shapes = {"resampler.latents": (16, 1024), **norm("resampler.norm", 1024)}
+    for n in range(28):
+        name = f"ip_cross_attns.{n}"
+        shapes |= linear(f"{name}.q_proj", 2048, 2048, bias=False) | linear(
+            f"{name}.output_proj", 2048, 2048, bias=False
+        )
+        shapes |= {f"{name}.{part}_proj.weight": (2048, 1024) for part in "kv"}
+        shapes |= {f"{name}.{part}_norm.weight": (128,) for part in "qk"} | {f"ip_scales.{n}": (1,)}
+    return shapes
+
+
+def _anima_modulation() -> Shapes:
+    """Its fourth version, which has no attention: shifts and scales of every block."""
+    mods = (f"block_mods.{n}" for n in range(28))
+    shapes = merged(
+        linear(f"{name}.proj", 512, 768, bias=False) | linear(f"{name}.mod", 4096, 512, bias=False) for name in mods
+    )
+    return shapes | {f"ip_scales.{n}": (1,) for n in range(28)}
+
+
+def _instant_character() -> Shapes:
+    """Tencent/InstantCharacter: attention processors of all 57 blocks, a projector of SigLIP and DINOv2."""
+    shapes = resampler(dim=1280, inner=1280, image=2688, out=4096, queries=1024, prefix="image_proj.resampler")
+    shapes |= merged(
+        linear(f"image_proj.resampler.time_embedding.linear_{n}", 1280, size) for n, size in ((1, 320), (2, 1280))
+    )
+    shapes |= linear("image_proj.cross_layer_blocks.0.attn1.to_q", 2688, 2688)
+    shapes |= linear("image_proj.cross_scale_blocks.0.attn1.to_q", 2688, 2688)
+    for name in (f"ip_adapter.{n}" for n in range(57)):
+        shapes |= linear(f"{name}.to_k_ip", 3072, 4096) | linear(f"{name}.to_v_ip", 3072, 4096)
+        shapes |= {f"{name}.norm_ip_{part}.weight": (128,) for part in "qk"}
+    return shapes
+
+
+def _hunyuan_dit() -> Shapes:
+    """Tencent-Hunyuan/IP-Adapter, ipa.pt: its tensors go into the base model's own modules."""
+    shapes = linear("ip_adapter_clip_len_trans_block", 8 * 1024, 1024) | norm("ip_adapter_img_norm_cond", 1024)
+    for name in (f"blocks.{n}.attn2" for n in range(40)):
+        shapes |= linear(f"{name}.kv_proj_ip_adapter", 2 * 1408, 1024) | norm(f"{name}.k_norm_ip_adapter", 88)
+    return shapes
+
+
+def _infinite_you() -> Shapes:
+    """ByteDance/InfiniteYou, image_proj_model.bin: no more than a resampler of ArcFace's numbers."""
+    return resampler(dim=1280, inner=1280, image=512, out=4096, queries=8)
+
+
 _SD15, _SDXL = sites(SD15_SITES, SD15_DIM), sites(SDXL_SITES, SDXL_DIM)
 _KOLORS = sites(SDXL_SITES, SDXL_DIM, prefix="adapter_modules")
 _SD15_LORA, _SDXL_LORA = lora(SD15_SITES, SD15_DIM), lora(SDXL_SITES, SDXL_DIM)
@@ -237,7 +296,7 @@ PUBLISHED: dict[str, Callable[[], Shapes]] = {
     "portrait_unnorm_sdxl": lambda: resampler(dim=1280, inner=1280, image=512, out=SDXL_DIM) | _SDXL,
     "kolors_plus": lambda: resampler(dim=2048, inner=12 * 64, image=1024, out=SDXL_DIM) | _KOLORS,
     "kolors_faceid": lambda: _id_proj(4096, 6, face=1024) | _KOLORS,
-    "instantx_sd35": _instantx_sd35,
+    "instantx_sd35": instantx_sd35,
     "instantx_flux": instantx_flux,
     "xlabs_v1": lambda: xlabs_flux(4),
     "xlabs_v2": lambda: xlabs_flux(16),
@@ -246,6 +305,11 @@ PUBLISHED: dict[str, Callable[[], Shapes]] = {
     "anima_pe_gated": lambda: anima_pe(gated=True),
     "anima": _anima,
     "anima_intermediate": lambda: _anima(intermediate=True),
+    "anima_qwen": _anima_qwen,
+    "anima_modulation": _anima_modulation,
+    "instant_character": _instant_character,
+    "hunyuan_dit": _hunyuan_dit,
+    "infinite_you": _infinite_you,
 }
 
 EXPECTED_PARAMETERS: dict[str, int] = {
@@ -292,6 +356,19 @@ OTHER_FILES: dict[str, Shapes] = {
     "lora_peft": _part(f"{_ATTN2}.to_k.lora_A.weight 8 768", f"{_ATTN2}.to_k.lora_B.weight 320 8"),
     "lora_diffusers": _part(f"{_PROCESSOR}.to_k_lora.down.weight 4 768", f"{_PROCESSOR}.to_k_lora.up.weight 320 4"),
     "lora_flux_xlabs": _part("double_blocks.0.processor.qkv_lora1.down.weight 16 3072"),
+    "uno_lora": _part(
+        *(
+            f"double_blocks.{n}.processor.{part}_lora{side}.up.weight 9216 512"
+            for n in (0, 18)
+            for side in (1, 2)
+            for part in ("qkv", "proj")
+        ),
+        *(f"single_blocks.{n}.processor.{part}_lora.up.weight 9216 512" for n in (0, 37) for part in ("qkv", "proj")),
+    ),
+    "lora_flux_bfl_layout": _part(
+        "double_blocks.0.img_attn.qkv.lora_A.weight 16 3072", "single_blocks.0.linear1.lora_A.weight 16 3072"
+    ),
+    "uso_projector": _part("feature_embedder.mid_layer_norm.bias 1152", "feature_embedder.up_layer.weight 3072 1152"),
     "lora_loha": _part(f"{_KOHYA}.hada_w1_a 320 8", f"{_KOHYA}.hada_w1_b 8 768", f"{_KOHYA}.alpha"),
     "controlnet": _part("control_model.input_hint_block.0.weight 16 3 3 3", "control_model.zero_convs.0.0.bias 320"),
     "controlnet_diffusers": _part(
@@ -312,6 +389,14 @@ OTHER_FILES: dict[str, Shapes] = {
     "textual_inversion": _part("emb_params 4 768"),
     "textual_inversion_bin": _part("string_to_param.* 4 768"),
     "pulid_flux": _part("pulid_encoder.latents 1 32 1024", "pulid_ca.0.to_kv.weight 4096 2048"),
+    "pulid_sdxl_of_its_nodes": _part(
+        "image_proj.body.0.weight 1024 1280",
+        "image_proj.mapping_patch_0.0.weight 1024 1024",
+        "ip_adapter.1.id_to_k.weight 640 2048",
+    ),
+    "infinite_you_controlnet": _part(
+        "controlnet_blocks.0.bias 3072", "transformer_blocks.0.attn.to_q.weight 3072 3072"
+    ),
     "pulid_sdxl": _part("id_adapter.latents 1 32 1024", "id_adapter_attn_layers.1.id_to_k.weight 640 2048"),
     "accelerate_state": _STATE | sites(SD15_SITES, SD15_DIM, prefix="adapter_modules"),
     "accelerate_state_deduplicated": _STATE,  # accelerate's safetensors drop the shared `adapter_modules`

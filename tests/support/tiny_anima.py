@@ -45,9 +45,12 @@ def description(
     }
 
 
-def comfy_anima(seed: int = 0, dtype: torch.dtype = torch.float32) -> Any:
-    """A random Anima as a ComfyUI MODEL; skips the test where ComfyUI's takes no patches."""
-    return _patcher("Anima", seed, dtype)
+def comfy_anima(seed: int = 0, dtype: torch.dtype = torch.float32, compute: torch.dtype | None = None) -> Any:
+    """A random Anima as a ComfyUI MODEL, stored in `dtype`; `compute` if it is to be cast when used.
+
+    Skips the test where ComfyUI's takes no patches.
+    """
+    return _patcher("Anima", seed, dtype, compute)
 
 
 def comfy_cosmos() -> Any:
@@ -73,7 +76,7 @@ def _small_text_adapter(model: Any) -> Any:
     return mock.patch.object(model, "LLMAdapter", small)
 
 
-def _patcher(kind: str, seed: int, dtype: torch.dtype) -> Any:
+def _patcher(kind: str, seed: int, dtype: torch.dtype, compute: torch.dtype | None = None) -> Any:
     import comfy.model_patcher
     import comfy.supported_models
     from comfy.ldm.anima import model as anima
@@ -82,10 +85,10 @@ def _patcher(kind: str, seed: int, dtype: torch.dtype) -> Any:
         pytest.skip("this ComfyUI's Anima takes no patches")
     torch.manual_seed(seed)
     config = getattr(comfy.supported_models, kind)(description())
-    config.set_inference_dtype(dtype, None)
+    config.set_inference_dtype(dtype, compute)
     with _small_text_adapter(anima):
         model = config.get_model({}, "", device="cpu").eval().requires_grad_(False)
     for parameter in model.diffusion_model.parameters():
-        torch.nn.init.normal_(parameter, std=0.2)
+        parameter.copy_(0.2 * torch.randn(parameter.shape))
     cpu = torch.device("cpu")
     return comfy.model_patcher.ModelPatcher(model, load_device=cpu, offload_device=cpu)

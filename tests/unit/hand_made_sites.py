@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from ipadapter_core.backbone.flux import FLUX
 from ipadapter_core.backbone.sites import Site, Sites
 from ipadapter_core.backbone.unet import UNET
 
@@ -42,3 +43,13 @@ def make_sites(layout: Layout, *, context_dim: int = 16, head_dim: int = 8) -> S
             )
             sites.append(site)
     return Sites(UNET, tuple(sites))
+
+
+def flux_sites(doubles: int = 19, singles: int = 38) -> Sites:
+    """Those of FLUX.1."""
+    addresses = [("double", number) for number in range(doubles)] + [("single", number) for number in range(singles)]
+    sites = (
+        Site(index=n, address=(*block, 0), depth=n / len(addresses), heads=24, head_dim=128, context_dim=4096)
+        for n, block in enumerate(addresses)
+    )
+    return Sites(FLUX, tuple(sites), 2)

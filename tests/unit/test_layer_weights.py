@@ -10,6 +10,8 @@ from ipadapter_core.strength.layer_weights import GROUPS, LayerWeights, SiteFact
 from ipadapter_core.strength.presets import resolve_preset
 from ipadapter_core.strength.site import SiteStrength
 
+from .hand_made_sites import flux_sites
+
 
 def apply(sites: Sites, text: str = "", **groups: float) -> dict[int, float]:
     """Factors that differ from 1, by site index."""
@@ -115,4 +117,26 @@ def test_an_entry_that_names_no_site_of_the_model_is_refused(sd15: Sites, text: 
     with pytest.raises(BadInputError) as caught:
         apply(sd15, text)
     assert f"layer weight for {named}, which this model does not have" in str(caught.value)
-    assert "layers 0 to 15, or its blocks input.1, input.2, " in str(caught.value)
+    blocks = "layers 0 to 15, or its blocks input.1, input.2, input.4, input.5, input.7, input.8, middle.0, output.3 to output.11. "
+    assert blocks in str(caught.value)
+
+
+@pytest.mark.parametrize("layout", ["XLabs FLUX", "InstantX FLUX"])
+def test_blocks_of_a_dit_are_named(layout: str) -> None:
+    sites = flux_sites().at_layout(layout)
+    assert apply(sites, "double.3: 0.5, double.18: 0") == {3: 0.5, 18: 0}
+    with pytest.raises(BadInputError) as caught:
+        apply(sites, "single.38: 0" if layout == "InstantX FLUX" else "single.0: 0")
+    last, singles = (56, ", single.0 to single.37") if layout == "InstantX FLUX" else (18, "")
+    assert f"layers 0 to {last}, or its blocks double.0 to double.18{singles}. What" in str(caught.value)
+
+
+@pytest.mark.parametrize("group", GROUPS)
+def test_a_group_that_a_dit_does_not_have_is_refused_with_what_can_be_named(group: str) -> None:
+    sites = flux_sites()
+    assert apply(sites, "single.0: 0", **dict.fromkeys(GROUPS, 1.0)) == {19: 0}
+    with pytest.raises(BadInputError) as caught:
+        apply(sites, **{group: 0.5})
+    assert f"layer weights for {group}, which this kind of model does not have" in str(caught.value)
+    assert "factors for its blocks double.0 to double.18, single.0 to single.37. What" in str(caught.value)
+    assert f"set {group} to 1" in str(caught.value)

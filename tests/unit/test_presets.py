@@ -6,10 +6,10 @@ import pytest
 
 from ipadapter_core.backbone.sites import Role, Sites
 from ipadapter_core.errors import BadInputError
-from ipadapter_core.strength.presets import ONE_STRENGTH_PRESETS, PRESETS, resolve_preset
+from ipadapter_core.strength.presets import ONE_STRENGTH_PRESETS, PRESETS, meaningful_presets, resolve_preset
 from ipadapter_core.strength.site import SiteStrength
 
-from .hand_made_sites import make_sites, transformer_of
+from .hand_made_sites import SD15, SDXL, flux_sites, make_sites, transformer_of
 
 W, SECOND = 0.7, 1.3
 # One number per transformer in execution order, or the number and True where the image goes to the uncond side.
@@ -84,6 +84,12 @@ WEIGHT_TYPES: dict[str, tuple[str, tuple[Table, Table]]] = {
     ),
 }
 
+LATER = ("double blocks", "single blocks", "first half", "second half", "linear rise", "sigmoid rise")
+ON_UNETS = [name for name in PRESETS if name not in LATER[:2]]
+EVERYWHERE = ("all", "ease in", "ease out", "ease in-out", "reverse in-out")
+BLOCKS = ("double blocks", "single blocks")
+BY_DEPTH = ("first half", "second half", "linear rise", "sigmoid rise")
+
 
 def check(sites: Sites, resolved: dict[int, SiteStrength], table: Table) -> None:
     assert set(resolved) == {site.index for site in sites.sites}
@@ -108,11 +114,14 @@ def test_weight_type_on_sdxl(sdxl: Sites, weight_type: str) -> None:
     check(sdxl, resolve_preset(preset, sdxl, W, SECOND), tables[1])
 
 
-def test_every_preset_is_a_weight_type() -> None:
-    assert set(PRESETS) == {preset for preset, _ in WEIGHT_TYPES.values()}
+def test_every_weight_type_is_a_preset_and_later_ones_stand_behind() -> None:
+    """Pages list choices in this order."""
+    first = [preset for preset, _ in WEIGHT_TYPES.values()]
+    assert set(list(PRESETS)[: len(first)]) == set(first)
+    assert tuple(PRESETS)[len(first) :] == LATER
 
 
-@pytest.mark.parametrize("name", PRESETS)
+@pytest.mark.parametrize("name", ON_UNETS)
 def test_without_a_second_strength_the_first_serves_both(sdxl: Sites, name: str) -> None:
     assert resolve_preset(name, sdxl, W) == resolve_preset(name, sdxl, W, W)
 
@@ -120,7 +129,8 @@ def test_without_a_second_strength_the_first_serves_both(sdxl: Sites, name: str)
 def test_presets_that_one_strength_can_tell_apart(sd15: Sites, sdxl: Sites) -> None:
     assert set(PRESETS).difference(ONE_STRENGTH_PRESETS) == {"strong style and composition"}
     for sites in (sd15, sdxl):
-        resolved = [tuple(resolve_preset(name, sites, W).items()) for name in ONE_STRENGTH_PRESETS]
+        named = [name for name in ONE_STRENGTH_PRESETS if name in ON_UNETS]
+        resolved = [tuple(resolve_preset(name, sites, W).items()) for name in named]
         assert len(set(resolved)) == len(resolved)
 
 
@@ -135,7 +145,7 @@ def test_style_and_composition_are_instantstyle_s_blocks_on_sdxl(sdxl: Sites) ->
     assert sorted(keys("style and composition")) == [*range(29, 48, 2), *range(69, 88, 2)]
 
 
-@pytest.mark.parametrize("name", PRESETS)
+@pytest.mark.parametrize("name", ON_UNETS)
 @pytest.mark.parametrize("strength", [-1.0, 0.0, 5.0])
 def test_strength_scales_every_site(sdxl: Sites, name: str, strength: float) -> None:
     for index, site in resolve_preset(name, sdxl, strength).items():
@@ -154,7 +164,7 @@ def test_roles_of_a_tiny_model(tiny: Sites) -> None:
 
 def test_a_preset_that_selects_nothing_says_so() -> None:
     middle_only = make_sites((("middle", 0, 1, 64),))
-    with pytest.raises(BadInputError, match="layer preset 'style' selects no attention layer of this model"):
+    with pytest.raises(BadInputError, match="layer preset 'style', which is about layers of style and composition"):
         resolve_preset("style", middle_only, 1.0)
     assert resolve_preset("style", middle_only, 0.0) == {0: SiteStrength(0.0)}
 
@@ -162,3 +172,73 @@ def test_a_preset_that_selects_nothing_says_so() -> None:
 def test_an_unknown_preset_is_refused(sd15: Sites) -> None:
     with pytest.raises(BadInputError, match=r"layer preset 'linear'\. Expected: one of all, style, composition"):
         resolve_preset("linear", sd15, 1.0)
+
+
+def values(sites: Sites, name: str) -> list[float]:
+    """As the model runs."""
+    resolved = resolve_preset(name, sites, W)
+    return [resolved[site.index].value for site in sorted(sites.sites, key=lambda site: site.depth)]
+
+
+def by_layout(layout: str) -> Sites:
+    """Those of FLUX.1 that a kind of adapter acts at."""
+    return flux_sites().at_layout(layout)
+
+
+def test_presets_of_double_and_single_blocks() -> None:
+    flux = by_layout("InstantX FLUX")
+    assert values(flux, "double blocks") == [W] * 19 + [0] * 38
+    assert values(flux, "single blocks") == [0] * 19 + [W] * 38
+    assert values(by_layout("XLabs FLUX"), "double blocks") == [W] * 19
+
+
+def every(*layouts: str) -> list[Sites]:
+    return [*map(by_layout, layouts), make_sites(SD15), make_sites(SDXL)]
+
+
+def test_halves_are_of_the_blocks_that_take_the_image() -> None:
+    for sites, first, number in zip(
+        every("InstantX FLUX", "XLabs FLUX"), (29, 10, 8, 44), (57, 19, 16, 70), strict=True
+    ):
+        assert values(sites, "first half") == [W] * first + [0] * (number - first)
+        assert values(sites, "second half") == [0] * first + [W] * (number - first)
+
+
+def test_rises_go_from_nothing_to_the_whole_strength() -> None:
+    for sites in every("InstantX FLUX", "XLabs FLUX"):
+        linear, sigmoid = values(sites, "linear rise"), values(sites, "sigmoid rise")
+        blocks = len({site.depth for site in sites.sites})
+        assert (linear[0], linear[-1]) == (0, pytest.approx(W))
+        assert linear == sorted(linear)
+        assert sorted(set(linear)) == pytest.approx([W * number / (blocks - 1) for number in range(blocks)])
+        assert sigmoid == sorted(sigmoid)
+        assert len({round(value, 9) for value in sigmoid}) == blocks
+        assert 0 < sigmoid[0] < 0.01 * W
+        assert 0.99 * W < sigmoid[-1] < W
+        assert sigmoid[0] + sigmoid[-1] == pytest.approx(W)  # as much above the middle as below
+        middle = len(sites.sites) // 2
+        assert sigmoid[middle // 2] < linear[middle // 2]
+        assert sigmoid[-middle // 2] > linear[-middle // 2]
+    assert values(make_sites((("middle", 0, 1, 64),)), "linear rise") == [W]
+
+
+@pytest.mark.parametrize(
+    ("sites", "meaningful"),
+    [
+        (by_layout("InstantX FLUX"), (*EVERYWHERE, *BLOCKS, *BY_DEPTH)),
+        (by_layout("XLabs FLUX"), (*EVERYWHERE, "double blocks", *BY_DEPTH)),
+        (make_sites(SDXL), tuple(name for name in ON_UNETS if name in ONE_STRENGTH_PRESETS)),
+    ],
+    ids=["FLUX", "XLabs", "SDXL"],
+)
+def test_a_preset_that_means_nothing_here_lists_those_that_do(sites: Sites, meaningful: tuple[str, ...]) -> None:
+    assert meaningful_presets(sites) == meaningful
+    others = [name for name in PRESETS if name not in meaningful and name in ONE_STRENGTH_PRESETS]
+    assert others
+    for name in others:
+        with pytest.raises(BadInputError) as caught:
+            resolve_preset(name, sites, 1.0)
+        assert f"layer preset {name!r}, which " in str(caught.value)
+        assert f"Expected: one of those that act here: {', '.join(meaningful)}. What" in str(caught.value)
+    for name in meaningful:
+        assert any(strength.value for strength in resolve_preset(name, sites, 1.0).values())

@@ -15,7 +15,7 @@ from ipadapter_core.legacy.weight_types import (
 from ipadapter_core.strength.presets import resolve_preset
 from ipadapter_core.strength.site import FrameStrength, SiteStrength
 
-from .hand_made_sites import transformer_of
+from .hand_made_sites import flux_sites, transformer_of
 
 
 def by_transformer(sites: Sites, strengths: dict[int, SiteStrength]) -> dict[int, float]:
@@ -99,3 +99,14 @@ def test_one_weight_is_that_of_no_frame(sdxl: Sites) -> None:
 def test_an_unknown_type_is_refused(sdxl: Sites) -> None:
     with pytest.raises(BadInputError, match="weight type 'strong'"):
         resolve_weight_type("strong", sdxl, 1.0)
+
+
+@pytest.mark.parametrize("layout", ["XLabs FLUX", "InstantX FLUX"])
+def test_a_type_that_means_nothing_on_a_dit_lists_those_that_do(layout: str) -> None:
+    sites, eases = flux_sites().at_layout(layout), ("ease in", "ease out", "ease in-out", "reverse in-out")
+    assert set(resolve_weight_type("linear", sites, 0.5)) == set(range(len(sites.sites)))
+    for name in set(OFFERED_WEIGHT_TYPES) - {"linear", *eases}:
+        with pytest.raises(BadInputError) as caught:
+            resolve_weight_type(name, sites, 1.0)
+        assert f"weight type {name!r}, which is about " in str(caught.value)
+        assert f"those that act here: linear, {', '.join(eases)}. What" in str(caught.value)
