@@ -120,6 +120,7 @@ class Step:
         self._latents, self._is_partial = latents, is_partial
         self._options, self._applied = options, applied_to(options)
         self.is_compiled = False
+        self.left: dict[str, Any] = {}  # what parts of the network leave for those that run later
         self._calls: Counter[tuple[Place, str]] = Counter()
         self._numbers: Sequence[int] = options.get("cond_or_uncond") or (0,)
         self._window, self._sigmas = window_of(options), options.get("sigmas")
