@@ -226,17 +226,26 @@ class Step:
                 yield plan, self.run.resident(plan, like.device, like.dtype), plan.slots[address]
 
     def attention(
-        self, heads: int, options: Mapping[str, Any] | None, precision: torch.dtype | None = None
+        self,
+        heads: int,
+        options: Mapping[str, Any] | None,
+        precision: torch.dtype | None = None,
+        *,
+        low_precision: bool = False,
     ) -> AttentionFunction:
-        """ComfyUI's attention, for image tokens; arguments as those of `add_images`."""
+        """ComfyUI's attention, for image tokens; arguments as those of `add_images`.
+
+        Args:
+            low_precision: whether a kernel of low precision may run: the few image tokens alone lose more by it than
+                they gain.
+        """
         return partial(
             comfy_attention.optimized_attention,  # as it is now: packs and tests put another in its place
             heads=heads,
             attn_precision=precision,
             transformer_options=self._options if options is None else options,
             skip_reshape=True,
-            # the few image tokens lose more by a low-precision kernel than they gain
-            low_precision_attention=False,
+            low_precision_attention=low_precision,
         )
 
     def next_site(self, width: int, place: Place = Place.ATTENTION, group: str = "") -> Address:

@@ -44,7 +44,7 @@ def diffusers_sd3(
     return model.eval().requires_grad_(False)
 
 
-def comfy_sd3(transformer: SD3Transformer2DModel) -> Any:
+def comfy_sd3(transformer: SD3Transformer2DModel, dtype: torch.dtype = torch.float32) -> Any:
     """The same weights as a ComfyUI MODEL."""
     import comfy.model_patcher
     import comfy.supported_models
@@ -69,7 +69,7 @@ def comfy_sd3(transformer: SD3Transformer2DModel) -> Any:
         "x_block_self_attn_layers": list(settings.dual_attention_layers),
     }
     config = comfy.supported_models.SD3(dict(description))
-    config.set_inference_dtype(torch.float32, None)
+    config.set_inference_dtype(dtype, None)
     model = config.get_model({}, "", device="cpu").eval().requires_grad_(False)
     wanted, names = model.diffusion_model.state_dict(), comfy.utils.mmdit_to_diffusers(description)
     weights: dict[str, Tensor] = {}
