@@ -90,5 +90,13 @@ class Sites:
     @property
     def family(self) -> str:
         """Name of the model family, as well as numbers can tell."""
-        width = self.sites[0].context_dim
-        return self.backbone.families.get((width, len(self.sites)), f"{width}-wide, {len(self.sites)}-layer")
+        return self.backbone.families.get(self._size) or self.unserved or f"{self._size[0]}-wide, {self._size[1]}-layer"
+
+    @property
+    def unserved(self) -> str | None:
+        """Name of the model family if no adapter is known for it."""
+        return self.backbone.unserved.get(self._size)
+
+    @property
+    def _size(self) -> tuple[int, int]:
+        return self.sites[0].context_dim, len(self.sites)
