@@ -54,6 +54,7 @@ def overriding(model: Any, override: Callable) -> Any:
 
 @pytest.mark.parametrize("factor", [1.0, 0.8])
 def test_block_replacements_before_and_behind_ours(name: str, setting: tuple, factor: float) -> None:
+    families.needs_replacements(name)
     model, *rest = setting
     patched = apply(model, *rest)
     before, behind = Around(factor), Around(factor)
@@ -66,6 +67,7 @@ def test_block_replacements_before_and_behind_ours(name: str, setting: tuple, fa
 
 
 def test_a_block_that_another_pack_leaves_out_gets_nothing(name: str, setting: tuple) -> None:
+    families.needs_replacements(name)
     model, *rest = setting
     without = replacing(model, skip)
     first, second = sample(name, apply(without, *rest)), sample(name, replacing(apply(model, *rest), skip))
@@ -113,25 +115,6 @@ def test_options_that_another_pack_copies_whole(name: str, setting: tuple) -> No
     copied.model_options = copy.deepcopy(patched.model_options)
     assert copied.model_patches_models() == patched.model_patches_models()
     assert torch.equal(sample(name, copied), sample(name, patched))
-
-
-def test_nothing_is_left_after_an_error_in_the_middle(name: str, setting: tuple) -> None:
-    model, *rest = setting
-    patched, before = apply(model, *rest), sample(name, model)
-    wanted = sample(name, patched)
-    keys = set(patched.model_options["transformer_options"])
-
-    def interrupt(step: int, *_: Any) -> None:
-        if step == 0:
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        sample(name, patched, callback=interrupt)
-    assert set(patched.model_options["transformer_options"]) == keys
-    network = model.model.diffusion_model
-    assert not any(module._forward_hooks or module._forward_pre_hooks for module in network.modules())
-    assert torch.equal(sample(name, model), before)
-    assert torch.equal(sample(name, patched), wanted)
 
 
 def test_an_adapter_that_is_only_partly_on_the_device(name: str, setting: tuple) -> None:
