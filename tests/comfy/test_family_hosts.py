@@ -69,8 +69,8 @@ def test_a_strength_may_differ_from_queue_to_queue(name: str, setting: tuple) ->
 def applied_outside_inference_mode(name: str, setting: tuple, **use: Any) -> Any:
     """A fake device cannot take tensors that were made in inference mode; the features differ from every other test's."""
     application = comfy_host.pack("nodes.patching.application")
-    model, adapter, _ = setting
-    features = families.features_of(name, seed=77)
+    model, features = setting[0], families.features_of(name, seed=77)
+    adapter = comfy_host.pack("nodes.loading").open_adapter(f"{name}-0.safetensors", "none")
     with torch.no_grad():
         tokens = adapter.project(features, torch.zeros_like(features))
         return application.apply_adapter(model, adapter, tokens, application.ApplySettings(**use))
