@@ -87,6 +87,15 @@ def write_folder(kind: str, folder: Path, seed: int = 0) -> Any:
     return model
 
 
+def write_siglip_folder(folder: Path, patch: int) -> Any:
+    """A SigLIP folder with patches of so many pixels."""
+    torch.manual_seed(0)
+    config = transformers.SiglipVisionConfig(**_small(image_size=2 * patch) | {"patch_size": patch})
+    model = transformers.SiglipVisionModel(config).eval()
+    model.save_pretrained(folder)
+    return model
+
+
 def write_single_file(
     path: Path, width: int, layers: int, embed_dim: int, patch: int = 14, image_size: int = 224
 ) -> None:

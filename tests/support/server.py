@@ -18,7 +18,7 @@ from demo.models import demo_models, tiny_models
 from demo.server import MODEL_FOLDERS, ComfyServer
 from legacy import tiny_files
 
-from . import face_files
+from . import face_files, transformer_files
 from .browser import CHROMIUM, Browser, Page
 from .graphs import FACE_ADAPTER, REFERENCE, SDXL_ADAPTER, TINY
 from .published import (
@@ -118,6 +118,7 @@ def _write_models(folder: Path) -> Path:
     face_shapes = tiny_face_adapter("faceid", cross_attention_dim=SD15_DIM, identity=face_files.EMBEDDING, **sizes)
     write_bin(folder / "ipadapter" / FACE_ADAPTER, nested(random_tensors(face_shapes, scale=0.02)))
     tiny_files.write_adapters(folder / "ipadapter")
+    transformer_files.write(folder)
     tiny_files.write_encoders(folder / "clip_vision")
     for pack in FACE_PACKS:
         face_files.write_pack(folder / "insightface" / "models" / pack)

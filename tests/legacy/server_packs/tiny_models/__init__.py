@@ -1,7 +1,7 @@
 """A custom node pack of the test's server: ComfyUI's own model classes at tiny sizes, random.
 
 `TinyCheckpoint` stands for CheckpointLoaderSimple and `TinyCLIPVision` for CLIPVisionLoader, which build what they load
-at full size only.
+at full size only. What stands for the loaders of transformers is in `transformers.py`.
 """
 
 import json
@@ -21,6 +21,8 @@ import comfy.supported_models
 import comfy.taesd.taesd
 import torch
 from comfy_api.latest import ComfyExtension, io
+
+from .transformers import TinyDecode, TinyPrompt, TinyTransformer
 
 _UNET = {
     "image_size": 32,
@@ -191,7 +193,7 @@ class TinyModels(ComfyExtension):
     """The pack."""
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
-        return [TinyCheckpoint, TinyCLIPVision]
+        return [TinyCheckpoint, TinyCLIPVision, TinyTransformer, TinyPrompt, TinyDecode]
 
 
 async def comfy_entrypoint() -> TinyModels:
