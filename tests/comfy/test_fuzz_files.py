@@ -4,6 +4,7 @@
 """
 
 import random
+import sys
 import warnings
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -46,13 +47,9 @@ def find_faces(link: Path, *, is_ours: bool, place: Path) -> None:
     link.symlink_to(place / "pack")
     face_model = comfy_host.pack("nodes.encoding.face_model")
     if is_ours:
-        face_model.importlib.util.find_spec = _without_insightface(face_model.importlib.util.find_spec)
+        sys.modules["insightface"] = None  # type: ignore[assignment] - as if it were not installed
     model = face_model.load_face_model(NAME, "CPU")
     model.find(FACE)
-
-
-def _without_insightface(find: Callable[..., object]) -> Callable[..., object]:
-    return lambda name, *rest: None if name == "insightface" else find(name, *rest)
 
 
 def write_pack(draw: random.Random, place: Path) -> str:

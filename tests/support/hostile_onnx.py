@@ -51,7 +51,10 @@ def _network(draw: random.Random, path: Path) -> None:
 
 
 def _boundary(draw: random.Random, model: Any) -> None:
-    value = draw.choice([*model.graph.input, *model.graph.output])
+    values = [*model.graph.input, *model.graph.output]
+    if not values:
+        return
+    value = draw.choice(values)
     shape = value.type.tensor_type.shape
     if draw.random() < 0.3:
         value.type.tensor_type.elem_type = draw.choice((TensorProto.INT64, TensorProto.STRING, TensorProto.FLOAT16, 99))
@@ -110,7 +113,7 @@ def _nodes(draw: random.Random, model: Any) -> None:
         attribute.i = draw.choice(_SIZES)
         attribute.ints[:] = [draw.choice(_SIZES) for _ in attribute.ints]
     elif change == 3 and node.input:
-        node.input[draw.randrange(len(node.input))] = draw.choice(("", "input", "nothing", node.output[0]))
+        node.input[draw.randrange(len(node.input))] = draw.choice(("", "input", "nothing", *node.output[:1]))
     elif change == 4:
         node.domain = draw.choice(("com.microsoft", "evil", "ai.onnx.ml"))
     else:
