@@ -96,6 +96,47 @@ def test_a_run_leaves_nothing_behind(model: Any, adapter: Any, tokens: Any, monk
     assert 2 * per_row <= first.num_bytes <= 2 * per_row + tokens.num_bytes
 
 
+def test_comfyui_keeps_room_for_keys_and_values(
+    model: Any, adapter: Any, tokens: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import comfy.model_management
+
+    given: list[float] = []
+    original = comfy.model_management.load_models_gpu
+
+    def noted(models: Any, memory_required: float = 0, **more: Any) -> Any:
+        given.append(memory_required)
+        return original(models, memory_required=memory_required, **more)
+
+    patched = apply(model, adapter, families.tokens_of(NAME, adapter, references=40))
+    (plan,) = comfy_host.pack("nodes.patching.applied").applied_to(patched.model_options["transformer_options"]).plans
+    monkeypatch.setattr(comfy.model_management, "load_models_gpu", noted)
+    most = []
+    for each in (model, patched):
+        given.clear()
+        sample(NAME, each, steps=1)
+        most.append(max(given))
+    assert most[1] - most[0] >= plan.kv.num_bytes(1, 4) > 1e5
+
+
+def test_references_are_brought_to_the_device_once(
+    model: Any, adapter: Any, tokens: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, keys = comfy_host.pack("nodes.patching.run").Run, []
+    original = run.kept
+
+    def noted(self: Any, key: Any, make: Callable[[], Tensor]) -> Tensor:
+        def made() -> Tensor:
+            keys.append(key)
+            return make()
+
+        return original(self, key, made)
+
+    monkeypatch.setattr(run, "kept", noted)
+    sample(NAME, apply(model, adapter, tokens), steps=3)
+    assert len(keys) == 1
+
+
 def joined(
     model: Any, adapter: Any, tokens: Any, q: Tensor, *, size: tuple[int, int], text: int = 4, **use: Any
 ) -> tuple[Tensor, Tensor]:

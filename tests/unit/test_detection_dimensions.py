@@ -12,9 +12,18 @@ from hypothesis import strategies as st
 
 from ipadapter_core.errors import UnreadableFileError
 from ipadapter_core.file.detect import canonical_name, detect
-from ipadapter_core.file.spec import SPEC_KEY, EncoderHint, Feature, Negative, Projection
+from ipadapter_core.file.spec import SPEC_KEY, EncoderHint, Feature, Negative, Projection, ResamplerSpec
 from ipadapter_core.network.adapter import build_adapter
-from support.published import PUBLISHED, TINY_RESAMPLER_DIM, Shapes, linear, meta_tensors, norm, tiny_adapter
+from support.published import (
+    PUBLISHED,
+    TINY_RESAMPLER_DIM,
+    Shapes,
+    instantx_sd35,
+    linear,
+    meta_tensors,
+    norm,
+    tiny_adapter,
+)
 
 SITE_DIMS = (32, 64, 64)
 HEAD_DIM_8 = {"resampler": {"head_dim": 8}}
@@ -46,6 +55,38 @@ def test_any_resampler_with_the_head_size_its_metadata_states(
     assert (resampler.num_queries, resampler.depth) == (queries, depth)
     assert (resampler.num_heads, resampler.head_dim) == (heads, head_dim)
     assert (resampler.dim, resampler.ff_dim) == (TINY_RESAMPLER_DIM, 4 * TINY_RESAMPLER_DIM)
+
+
+@given(st.integers(1, 6), st.integers(1, 5), st.integers(1, 3), st.integers(1, 9), st.integers(1, 4))
+def test_any_timed_resampler(blocks: int, depth: int, heads: int, queries: int, half: int) -> None:
+    shapes = instantx_sd35(
+        blocks=blocks, width=128, image=24, tokens=queries, dim=20, inner=64 * heads, time=2 * half, depth=depth
+    )
+    spec = detect(shapes, {})
+    assert spec.resampler == ResamplerSpec(
+        dim=20, depth=depth, num_heads=heads, head_dim=64, ff_dim=80, num_queries=queries, time_dim=2 * half
+    )
+    assert (spec.site_dims, spec.num_tokens, spec.image_dim) == ((128,) * blocks, queries, 24)
+    assert (spec.cross_attention_dim, spec.head_dim, spec.backbone) == (128, 64, "SD3")
+    assert spec.base == f"SD3 of {blocks} blocks, 128 wide"
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "message"),
+    [
+        ("image_proj.time_embedding.linear_1.weight", (20, 7), "7 columns, not an even number"),
+        ("ip_adapter.0.norm_q.weight", (48,), "heads of size 48"),
+        ("ip_adapter.0.norm_q.weight", (), "heads of size None"),
+        ("image_proj.latents", (5,), r"image_proj\.latents has shape \[5\]"),
+        ("ip_adapter.1.to_k_ip.weight", None, r"ip_adapter\.1\.to_k_ip\.weight is missing"),
+        ("image_proj.proj_out.weight", None, r"image_proj\.proj_out\.weight is missing"),
+    ],
+)
+def test_a_timed_adapter_at_odds_with_itself(name: str, shape: tuple[int, ...] | None, message: str) -> None:
+    shapes = instantx_sd35(blocks=3, width=128, image=24, tokens=5, dim=20, inner=64, time=8)
+    shapes = {key: size for key, size in shapes.items() if key != name} | ({} if shape is None else {name: shape})
+    with pytest.raises(UnreadableFileError, match=message):
+        detect(shapes, {})
 
 
 def test_heads_are_64_wide_where_the_metadata_says_nothing() -> None:
