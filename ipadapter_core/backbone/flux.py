@@ -6,6 +6,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ..operations import Operations
+from .others import has_shared_modulation
 from .row import Backbone, Place, SiteLayout
 from .sites import Site
 
@@ -35,7 +36,7 @@ def find_sites(diffusion_model: nn.Module) -> tuple[Site, ...]:
     """Every block, double ones first, as published files number them; none where the model is another."""
     doubles, singles = (getattr(diffusion_model, f"{group}_blocks", None) for group in _GROUPS)
     width = getattr(getattr(diffusion_model, "txt_in", None), "in_features", None)  # others refine their text there
-    if doubles is None or singles is None or width is None:
+    if doubles is None or singles is None or width is None or has_shared_modulation(diffusion_model):
         return ()
     blocks = [
         (group, number) for group, of in zip(_GROUPS, (doubles, singles), strict=True) for number in range(len(of))
@@ -72,6 +73,7 @@ FLUX = Backbone(
     site_key=str,
     patch_size=lambda model: cast(int, model.patch_size),
     families={(4096, 57): "FLUX.1 or Chroma", (4096, 19): "FLUX.1 or Chroma"},
+    unserved={(3584, 30): "LongCat-Image"},
     layouts={
         "XLabs FLUX": SiteLayout(
             site_projection=BiasedProjection,

@@ -7,6 +7,7 @@ from torch import nn
 from ..errors import MismatchError, UnsupportedFamilyError
 from .anima import ANIMA
 from .flux import FLUX
+from .others import other_of
 from .row import Backbone
 from .sd3 import SD3
 from .sites import Sites
@@ -17,8 +18,11 @@ __all__ = ["BACKBONES", "Backbone", "base_names", "discover_sites", "find_backbo
 BACKBONES: dict[str, Backbone] = {row.name: row for row in (UNET, FLUX, SD3, ANIMA)}
 
 
-def discover_sites(diffusion_model: nn.Module) -> Sites:
+def discover_sites(diffusion_model: nn.Module, made_for: str = "") -> Sites:
     """The sites of a base model, compiled or not.
+
+    Args:
+        made_for: the base model of the adapter that is to be applied, for the message.
 
     Raises:
         MismatchError: no kind of model known here.
@@ -27,10 +31,14 @@ def discover_sites(diffusion_model: nn.Module) -> Sites:
     for backbone in BACKBONES.values():
         if sites := backbone.find(plain):
             return Sites(backbone, sites, backbone.patch_size(plain))
+    other = other_of(plain)
+    if other is None:
+        found = f"a model of class {type(plain).__name__} without cross-attention layers this project can patch"
+    else:
+        found = f"a {other.name} model, for which no IP-Adapter is known{f' ({other.note})' if other.note else ''}"
     raise MismatchError(
-        f"a model of class {type(plain).__name__} without cross-attention layers this project can patch",
-        expected="a UNet with text cross-attention (SD1.5, SD2.x, SDXL or a model derived from them), or one of the kinds "
-        f"{', '.join(name for name in BACKBONES if name != UNET.name)}",
+        f"an adapter for {made_for} and {found}" if made_for else found,
+        expected=f"a {made_for} model" if made_for else f"one of these models: {', '.join(base_names())}",
         action="connect such a model",
     )
 

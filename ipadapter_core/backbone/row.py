@@ -93,6 +93,7 @@ class Backbone:
             layer classes; a module with `to_k_ip` and `to_v_ip`.
         site_key: under which key below `ip_adapter.` the weights of a site stand, by its index.
         families: names by (width of the text tokens, number of sites); for messages only.
+        unserved: as `families`, of models that no adapter is known for.
         patch_size: cells of the latent on a side that make one token; 1 where sites have feature maps of their own.
         layouts: how adapters act whose files are not laid out as `site_projection` and `site_key` say, by
             `AdapterSpec.layout`.
@@ -105,6 +106,7 @@ class Backbone:
     site_projection: Callable[[int, int, Operations], nn.Module]
     site_key: Callable[[int], str]
     families: Mapping[tuple[int, int], str] = field(default_factory=dict)
+    unserved: Mapping[tuple[int, int], str] = field(default_factory=dict)
     patch_size: Callable[[nn.Module], int] = lambda _model: 1
     layouts: Mapping[str, SiteLayout] = field(default_factory=dict)
 

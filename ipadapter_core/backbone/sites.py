@@ -90,6 +90,15 @@ class Sites:
     @property
     def family(self) -> str:
         """Name of the model family, as well as numbers can tell."""
-        width = self.sites[0].context_dim
-        other = f"{width or self.sites[0].dim}-wide, {len(self.sites)}-layer"
-        return self.backbone.families.get((width, len(self.sites)), other)
+        width, count = self._size
+        other = f"{width or self.sites[0].dim}-wide, {count}-layer"
+        return self.backbone.families.get(self._size) or self.unserved or other
+
+    @property
+    def unserved(self) -> str | None:
+        """Name of the model family if no adapter is known for it."""
+        return self.backbone.unserved.get(self._size)
+
+    @property
+    def _size(self) -> tuple[int, int]:
+        return self.sites[0].context_dim, len(self.sites)

@@ -82,10 +82,12 @@ FILE_KIND = "image encoder"  # in messages
 WEIGHTS, WEIGHTS_INDEX = "model.safetensors", "model.safetensors.index.json"  # of a folder; of one with shards
 PICKLED_PREFIX = "state_dict."
 _LARGEST_NUMBER = 2**17  # of a config: no encoder is as wide, deep or sharp
-# of Meta's PE-Core, whole and its vision alone, and of timm's: positions and their rank, patches, class token, layers
+# of Meta's PE-Core, whole and its vision alone, and of timm's: what no other has, positions and their rank, patches, class
+# token, layers
 _PE_NAMES = (
     *(
         (
+            {f"{part}attn_pool.probe"},
             f"{part}positional_embedding",
             2,
             f"{part}conv1.weight",
@@ -94,9 +96,8 @@ _PE_NAMES = (
         )
         for part in ("visual.", "")
     ),
-    ("pos_embed", 3, "patch_embed.proj.weight", "cls_token", "blocks"),
+    ({"attn_pool.latent", "norm_pre.weight"}, "pos_embed", 3, "patch_embed.proj.weight", "cls_token", "blocks"),
 )
-_PE_MARKS = ("visual.attn_pool.probe", "attn_pool.probe", "attn_pool.latent")  # its pooling head, which CLIP has not
 _DINOV2_PATCH, _DINOV3_PATCH = "embeddings.patch_embeddings.projection.weight", "embeddings.patch_embeddings.weight"
 _FLAT_PATCHES, _SQUARE_PATCHES = 2, 4  # rank of a patch embedding's weight
 # What transformers assumes for what a config leaves out; published SigLIP folders leave out nearly everything.
@@ -153,8 +154,8 @@ def encoder_from_shapes(shapes: Shapes) -> EncoderSpec | None:
             image_size=_image_size(positions - is_clip, patch),
             patch_size=_patch_size(patch),
         )
-    for name, rank, patches, class_token, layers in _PE_NAMES:
-        if name in shapes and any(mark in shapes for mark in _PE_MARKS):
+    for marks, name, rank, patches, class_token, layers in _PE_NAMES:
+        if shapes.keys() >= {*marks, name}:
             positions, width = _sizes(shapes, name, rank)[-2:]
             patch = shapes.get(patches, ())
             return EncoderSpec(

@@ -24,14 +24,18 @@ def check_sites(spec: AdapterSpec, sites: Sites) -> None:
         and (not spec.head_dim or heads == {spec.head_dim})
     ):
         return
-    families = find_backbone(spec.backbone).families
-    adapter = families.get((spec.cross_attention_dim, spec.num_sites), spec.base)
+    adapter, unserved = base_of(spec), sites.unserved
     raise MismatchError(
         f"an adapter for {adapter} ({spec.family}: {spec.num_sites} attention layers, {spec.cross_attention_dim}-wide "
         f"tokens) and a model of the {sites.family} kind ({len(dims)} attention layers, {_widths(widths, dims)})",
-        expected="an adapter and a model of the same base",
-        action=f"load a {adapter} model, or an adapter made for {sites.family}",
+        expected=f"an adapter and a model of the same base{f'; no adapter is known for {unserved}' if unserved else ''}",
+        action=f"load a {adapter} model{'' if unserved else f', or an adapter made for {sites.family}'}",
     )
+
+
+def base_of(spec: AdapterSpec) -> str:
+    """The base models an adapter was made for, in words."""
+    return find_backbone(spec.backbone).families.get((spec.cross_attention_dim, spec.num_sites), spec.base)
 
 
 def _widths(of_tokens: Collection[int], of_sites: Collection[int]) -> str:

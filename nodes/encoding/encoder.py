@@ -43,12 +43,8 @@ _COMFY_SIZES = {
     "DINOv3": ((1280, 32),),
 }
 _COMFY_PIXELS = {"SigLIP": (27 * 14, 512)}  # that the patches of those it builds cover
-
-_PLACES = {
-    Feature.LAST_HIDDEN_STATE: 0,
-    Feature.HIDDEN_STATES: 1,
-    Feature.IMAGE_EMBEDS: 2,
-}  # in what comfy's models give
+# in what ComfyUI's models give
+_PLACES = {Feature.LAST_HIDDEN_STATE: 0, Feature.HIDDEN_STATES: 1, Feature.IMAGE_EMBEDS: 2}
 
 
 @dataclass(frozen=True, eq=False)

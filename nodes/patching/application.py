@@ -17,7 +17,7 @@ from ...ipadapter_core.branch.plan import PatchPlan
 from ...ipadapter_core.branch.schedule import PercentRange, percent_range
 from ...ipadapter_core.branch.tokens import ImageTokens
 from ...ipadapter_core.errors import MismatchError
-from ...ipadapter_core.network.fit import check_sites
+from ...ipadapter_core.network.fit import base_of, check_sites
 from ...ipadapter_core.strength.layer_weights import LayerWeights
 from ...ipadapter_core.strength.presets import resolve_preset
 from ...ipadapter_core.strength.scaling import VALUE_ONLY, Scaling
@@ -86,7 +86,7 @@ def apply_adapter(
 
 def fitting_sites(model: ModelPatcher, adapter: LoadedAdapter) -> Sites:
     """The attention layers of a model; raises MismatchError unless the adapter was made for them."""
-    sites = discover_sites(model.get_model_object("diffusion_model"))
+    sites = discover_sites(model.get_model_object("diffusion_model"), base_of(adapter.spec))
     if sites.backbone.name == adapter.spec.backbone:
         sites = sites.at_layout(adapter.spec.layout)
     check_sites(adapter.spec, sites)

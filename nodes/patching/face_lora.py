@@ -6,7 +6,7 @@ from comfy.model_patcher import ModelPatcher
 from ...ipadapter_core.backbone.registry import discover_sites, original
 from ...ipadapter_core.backbone.unet_lora import lora_weights
 from ...ipadapter_core.errors import MismatchError
-from ...ipadapter_core.network.fit import check_sites
+from ...ipadapter_core.network.fit import base_of, check_sites
 from ..sockets import LoadedAdapter
 
 _SIDES = ("up", "down")
@@ -26,7 +26,7 @@ def apply_face_lora(model: ModelPatcher, adapter: LoadedAdapter, strength: float
             action="load the LoRA's own file with Load LoRA; portrait and Kolors have none and need none",
         )
     diffusion_model = original(model.get_model_object("diffusion_model"))
-    sites = discover_sites(diffusion_model)
+    sites = discover_sites(diffusion_model, base_of(adapter.spec))
     check_sites(adapter.spec, sites)
     if strength == 0:
         return model

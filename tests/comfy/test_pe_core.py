@@ -88,6 +88,7 @@ def test_without_timm_the_message_says_what_to_install(clip_vision: Path, adapte
         "patch_embed.proj.weight": (1024, 3, 14, 14),
         "cls_token": (1, 1, 1024),
         "attn_pool.latent": (1, 1, 1024),
+        "norm_pre.weight": (1024,),
         **{f"blocks.{layer}.norm1.weight": (1024,) for layer in range(24)},
     }
     encoders.write_sparse(clip_vision / "pe.safetensors", shapes)

@@ -60,6 +60,7 @@ def pe(width: int, layers: int, positions: int, *, names: str) -> Shapes:
             "pos_embed": (1, positions, width),
             "patch_embed.proj.weight": (width, 3, 14, 14),
             "cls_token": (1, 1, width),
+            "norm_pre.weight": (width,),
             **{f"blocks.{n}.norm1.weight": (width,) for n in range(layers)},
         }
         return trunk | {f"attn_pool.{name}": shape for name, shape in head.items()}
@@ -69,6 +70,10 @@ def pe(width: int, layers: int, positions: int, *, names: str) -> Shapes:
     if names == "whole":
         return text | trunk
     return {name.removeprefix("visual."): shape for name, shape in trunk.items()}
+
+
+def without(shapes: Shapes, name: str) -> Shapes:
+    return {other: shape for other, shape in shapes.items() if other != name}
 
 
 PE = EncoderSpec(kind="PE-Core", width=1024, num_layers=24, embed_dim=None, image_size=336)
@@ -164,6 +169,12 @@ def test_any_size_is_read(width: int, layers: int, side: int, embed_dim: int, pa
 @pytest.mark.parametrize("name", [name for name in OTHER_FILES if name not in ("clip_vision", "open_clip_visual")])
 def test_other_files_are_no_encoders(name: str) -> None:
     assert encoder_from_shapes(OTHER_FILES[name]) is None
+
+
+def test_another_vision_model_of_timm_is_no_pe_core() -> None:
+    """Its SigLIP has a pooling head as well."""
+    assert encoder_from_shapes(without(pe(1024, 24, 577, names="timm"), "norm_pre.weight")) is None
+    assert encoder_from_shapes(without(pe(1024, 24, 577, names="timm"), "attn_pool.latent")) is None
 
 
 def test_adapters_are_no_encoders() -> None:
