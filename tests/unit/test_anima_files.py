@@ -80,7 +80,9 @@ def changed(kind: str, **tensors: Tensor) -> dict[str, Tensor]:
             r"queries has shape \[5, 16\]",
         ),
         (
-            changed("lucifer", **{"lora.base_model.model.blocks.0.cross_attn.q_proj.lora_A.weight": torch.ones(2, 128)}),
+            changed(
+                "lucifer", **{"lora.base_model.model.blocks.0.cross_attn.q_proj.lora_A.weight": torch.ones(2, 128)}
+            ),
             UnreadableFileError,
             r"LoRA tensors of blocks\.0\.cross_attn\.q_proj of shape \[2, 128\]",
         ),

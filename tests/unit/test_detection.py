@@ -80,7 +80,7 @@ ANIMA_PE = {
     "num_tokens": 16,
     "resampler": ResamplerSpec(dim=1024, depth=2, num_heads=8, head_dim=128, ff_dim=4096, num_queries=16),
     "negative": Negative.SAME_PICTURE,
-    "encoder": EncoderHint(kind="PE-Core", image_size=336),
+    "encoder": EncoderHint(kind="PE-Core", image_size=336, crop="stretch"),
     "head_dim": 128,
 }
 SUPPORTED = {
