@@ -77,7 +77,7 @@ def weighed(tokens: ImageTokens, factors: Sequence[float]) -> ImageTokens:
     if set(factors) == {1}:
         return tokens
     rows = range(max(len(tokens.cond), len(factors)))
-    scale = torch.tensor([factors[min(row, len(factors) - 1)] for row in rows]).to(tokens.cond)
+    scale = tokens.cond.new_tensor([factors[min(row, len(factors) - 1)] for row in rows])
     cond = tokens.cond[[min(row, len(tokens.cond) - 1) for row in rows]]
     return replace(tokens, cond=cond * scale[:, None, None])
 

@@ -43,7 +43,9 @@ def key_weights(model: ModelPatcher, sites: Sequence[Site], layout: SiteLayout) 
 
 
 def _patched_weight(model: ModelPatcher, name: str) -> Tensor:
-    weight: Tensor = model.get_model_object(name).detach().to("cpu", torch.float32)
-    if name in model.patches and name not in model.backup:
-        weight = comfy.lora.calculate_weight(model.patches[name], weight.clone(), name)
+    kept = model.backup.get(name)  # as it was before ComfyUI patched it, for this clone or another
+    weight: Tensor = (model.get_model_object(name) if kept is None else kept.weight).detach().cpu()
+    weight = weight.to(torch.float64 if weight.dtype is torch.float64 else torch.float32, copy=True)
+    if name in model.patches:
+        weight = comfy.lora.calculate_weight(model.patches[name], weight, name)
     return weight

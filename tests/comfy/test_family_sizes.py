@@ -7,22 +7,27 @@ import pytest
 import torch
 
 from support import comfy_host, full_transformers
-from support.published import PUBLISHED
+from support.published import PUBLISHED, Shapes, anima_lucifer, parameter_count
 
 # adapter: base model, sites, bytes of K and V of one row in bfloat16
 SIZES = {
     "xlabs_v1": ("FLUX", 19, 933_888),
     "xlabs_v2": ("FLUX", 19, 3_735_552),
     "instantx_flux": ("FLUX", 57, 89_653_248),
+    "anima_lucifer": ("Anima", 28, 234_881_024),
+    "anima_pe": ("Anima", 28, 3_670_016),
+    "anima_pe_gated": ("Anima", 28, 3_670_016),
 }
+PATCHES = 32 * 32  # of SigLIP 2 base at 512 pixels, for adapters that make one token of each
 OTHER_BASES = [("xlabs_v2", "Chroma"), ("instantx_flux", "Chroma")]
 
 
-def load(name: str) -> Any:
+def load(name: str, shapes: Shapes | None = None) -> Any:
     """The adapter, each weight one number repeated."""
     build, sockets = comfy_host.pack("ipadapter_core.network.adapter").build_adapter, comfy_host.pack("nodes.sockets")
     tensors = {
-        key: torch.full((1,), 0.5, dtype=torch.bfloat16).expand(shape) for key, shape in PUBLISHED[name]().items()
+        key: torch.full((1,) * (len(shape) > 0), 0.5, dtype=torch.bfloat16).expand(shape)
+        for key, shape in (shapes or PUBLISHED[name]()).items()
     }
     return sockets.LoadedAdapter(name, name, build(tensors, {}, sockets.WEIGHT_OPERATIONS), None)
 
@@ -33,5 +38,19 @@ def test_a_published_file_fits_its_base(name: str, base: str, base_directory: Pa
     sites = comfy_host.pack("nodes.patching.application").fitting_sites(model, adapter)
     _, count, size = SIZES[name]
     assert len(sites.sites) == count
-    tokens = adapter.spec.num_tokens
+    tokens = adapter.spec.num_tokens or PATCHES
     assert sum(2 * tokens * site.dim * 2 for site in sites.sites) == size
+
+
+def test_a_tune_of_anima_has_as_many_sites_as_its_blocks(base_directory: Path) -> None:
+    model = full_transformers.comfy_model("Anima of 36 blocks")
+    adapter = load("tune", anima_lucifer(blocks=36))
+    sites = comfy_host.pack("nodes.patching.application").fitting_sites(model, adapter)
+    assert [site.address for site in sites.sites] == [("block", number, 0) for number in range(36)]
+    with pytest.raises(ValueError, match=r"28 attention layers.* and a model of .*36 attention layers"):
+        comfy_host.pack("nodes.patching.application").fitting_sites(model, load("anima_lucifer"))
+
+
+def test_lucifers_file_is_as_large_as_the_published_one_with_a_lora_on_every_linear_layer() -> None:
+    """503 MB, in bfloat16; a LoRA of the cross-attention alone would make 437."""
+    assert round(2 * parameter_count(PUBLISHED["anima_lucifer"]()) / 1e6) == 503

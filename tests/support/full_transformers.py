@@ -4,6 +4,8 @@ from typing import Any
 
 import torch
 
+from . import tiny_anima
+
 _FLUX = {
     "context_in_dim": 4096,
     "hidden_size": 3072,
@@ -17,6 +19,7 @@ _FLUX = {
     "qkv_bias": True,
     "txt_ids_dims": [],
 }
+_ANIMA = {"heads": 16, "width": 2048, "text": 1024}
 # name: ComfyUI's class, its configuration
 CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
     "FLUX": (
@@ -44,6 +47,8 @@ CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
             "vec_in_dim": None,
         },
     ),
+    "Anima": ("Anima", {**tiny_anima.description(**_ANIMA, blocks=28), "adaln_lora_dim": 256}),
+    "Anima of 36 blocks": ("Anima", {**tiny_anima.description(**_ANIMA, blocks=36), "adaln_lora_dim": 256}),
 }
 
 

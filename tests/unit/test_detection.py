@@ -70,6 +70,19 @@ XLABS = {
     "site_dims": (3072,) * 19,
     "layout": "XLabs FLUX",
 }
+ANIMA = {"base": "Anima", "backbone": "Anima", "feature": Feature.LAST_HIDDEN_STATE, "site_dims": (2048,) * 28}
+ANIMA_PE = {
+    **ANIMA,
+    "family": "Anima PE",
+    "projection": Projection.PERCEIVER,
+    "image_dim": 1024,
+    "cross_attention_dim": 1024,
+    "num_tokens": 16,
+    "resampler": ResamplerSpec(dim=1024, depth=2, num_heads=8, head_dim=128, ff_dim=4096, num_queries=16),
+    "negative": Negative.SAME_PICTURE,
+    "encoder": EncoderHint(kind="PE-Core", image_size=336, crop="stretch"),
+    "head_dim": 128,
+}
 SUPPORTED = {
     **dict.fromkeys(
         ("sd15_base", "sd15_light"), AdapterSpec(family="SD1.5 base or light", image_dim=1024, **SD15, **POOLED)
@@ -157,6 +170,20 @@ SUPPORTED = {
         ),
         layout="InstantX SD3.5",
     ),
+    "anima_lucifer": AdapterSpec(
+        family="Anima LuciferTC",
+        projection=Projection.PATCHES,
+        image_dim=768,
+        cross_attention_dim=768,
+        num_tokens=None,
+        negative=Negative.ZERO_FEATURES,
+        encoder=EncoderHint(kind="SigLIP", image_size=512, crop="pad", padding="black"),
+        head_dim=128,
+        layout="Anima LuciferTC",
+        **ANIMA,
+    ),
+    "anima_pe": AdapterSpec(layout="Anima PE", **ANIMA_PE),
+    "anima_pe_gated": AdapterSpec(layout="Anima PE gated", parts=("ip_centroid",), **ANIMA_PE),
     "kolors_faceid": AdapterSpec(
         family="Kolors FaceID",
         face=face(336, 4096, has_shortcut=True),
