@@ -5,9 +5,15 @@ PyTorch attention and cond and uncond in one batch. It is the second step, so wh
 same step without the adapter is subtracted. A count with a single adapted layer tells what comes per layer from what
 comes per step. Here the device is the CPU, where a copy to the host can be invisible: so every patch is also called on
 the meta device, which refuses to give anything to the host.
+
+`--backbone NAME` counts the same for another kind of base model, per block and for every kind of adapter for it, with a
+whole forward on the meta device.
 """
 
+import argparse
+import copy
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +22,7 @@ from harness import applied, apply, installed_patches, main, random_tokens, writ
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from support import comfy_host, published, tiny_unet
+from support import comfy_host, families, published, tiny_unet
 
 HALF = torch.ones(1, 64, 64).tril()
 CASES: dict[str, dict[str, Any]] = {
@@ -27,6 +33,11 @@ CASES: dict[str, dict[str, Any]] = {
     "1_mask_range": {"mask": HALF, "end_percent": 0.9},
     "1_batch2": {"batch": 2},
     "3_batch2_mask_range": {"adapters": 3, "batch": 2, "mask": HALF, "end_percent": 0.9},
+}
+# Kinds of adapters by kind of base model; `tests/support/families.py` has both.
+BACKBONES = {
+    "FLUX": ("xlabs_v1", "xlabs_v2", "instantx_flux"),
+    "Chroma": ("xlabs_chroma", "instantx_chroma"),
 }
 # Bring a number to the host, or need one there to go on.
 HOST_OPERATIONS = {"aten::_local_scalar_dense", "aten::nonzero", "aten::equal", "aten::masked_select", "aten::_unique2"}
@@ -68,6 +79,56 @@ class HostMethods(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
+def measure_family(name: str, folder: Path) -> dict[str, Any]:
+    """As `measure` for an adapter of another kind of base model; a layer is a block."""
+    torch.set_num_threads(1)
+    adapter = families.adapter_of(name, folder)
+
+    def count(model: Any, batch: int) -> Counter[str]:
+        return steps_of(lambda **given: families.sample(name, model, batch=batch, **given))
+
+    cases = {
+        case: compared(
+            families.model_of(name),
+            lambda model, **given: apply(model, adapter, families.tokens_of(name, adapter), **given),
+            len(families.FAMILIES[name].sites),
+            count,
+            lambda model, batch: refusal_on_meta(name, model, batch),
+            **settings,
+        )
+        for case, settings in CASES.items()
+    }
+    return {**{key: value for key, value in cases["1"].items() if key != "operations"}, **cases}
+
+
+def refusal_on_meta(name: str, model: Any, batch: int) -> int:
+    """Whether a forward on the meta device reads something of a tensor, which has no data there."""
+    import comfy.patcher_extension
+
+    family, rows = families.FAMILIES[name], 2 * batch
+    base = copy.copy(model.model)
+    base._modules = dict(base._modules)
+    base.diffusion_model = copy.deepcopy(model.model.diffusion_model).to("meta")
+    sigma = torch.full((rows,), 0.7, device="meta")
+    options = model.model_options["transformer_options"] | {"cond_or_uncond": [1, 0], "sigmas": sigma}
+    options["wrappers"] = comfy.patcher_extension.merge_nested_dicts({}, model.wrappers)  # as the sampler does
+    try:
+        with torch.inference_mode():
+            base.apply_model(
+                torch.empty(rows, family.channels, *family.depth, 8, 8, device="meta"),
+                sigma,
+                c_crossattn=torch.empty(rows, 7, family.text_dim, device="meta"),
+                y=torch.empty(rows, family.pooled_dim, device="meta"),
+                guidance=torch.empty(rows, device="meta"),
+                transformer_options=options,
+            )
+    except (NotImplementedError, RuntimeError) as error:
+        if "meta" not in str(error):
+            raise
+        return 1
+    return 0
+
+
 def measure(folder: Path) -> dict[str, Any]:
     torch.set_num_threads(1)  # the model is too small to share out; threads waiting for a busy core cost minutes
     unet = tiny_unet.diffusers_unet("sdxl")
@@ -79,22 +140,46 @@ def measure(folder: Path) -> dict[str, Any]:
     return {**{key: value for key, value in cases["1"].items() if key != "operations"}, **cases}
 
 
-def case(model: Any, adapter: Any, sites: int, adapters: int = 1, batch: int = 1, **widgets: Any) -> dict[str, Any]:
+def case(model: Any, adapter: Any, sites: int, **settings: Any) -> dict[str, Any]:
+    """One case on the tiny UNet."""
+
+    def patched(onto: Any, **given: Any) -> Any:
+        return apply(onto, adapter, random_tokens(adapter, 4, tiny_unet.CONTEXT_DIM), **given)
+
+    return compared(model, patched, sites, count_step, refusals_on_meta, **settings)
+
+
+def compared(
+    model: Any,
+    patched: Callable[..., Any],
+    sites: int,
+    count: Callable[[Any, int], Counter[str]],
+    refusals: Callable[[Any, int], int],
+    adapters: int = 1,
+    batch: int = 1,
+    **widgets: Any,
+) -> dict[str, Any]:
+    """What is added per layer and adapter, and what per step.
+
+    Args:
+        patched: the model with one adapter more.
+        count: operations of a step.
+        refusals: what the meta device refuses.
+    """
     layer_weights = comfy_host.pack("ipadapter_core.strength.layer_weights")
     only_first = layer_weights.LayerWeights(factors=layer_weights.parse_site_factors(f"1-{sites - 1}: 0"))
     all_layers = first_layer = model
     for _ in range(adapters):
-        tokens = random_tokens(adapter, 4, tiny_unet.CONTEXT_DIM)
-        all_layers = apply(all_layers, adapter, tokens, **widgets)
-        first_layer = apply(first_layer, adapter, tokens, **widgets, layer_weights=only_first)
-    unpatched, one, every = (count_step(patched, batch) for patched in (model, first_layer, all_layers))
+        all_layers = patched(all_layers, **widgets)
+        first_layer = patched(first_layer, **widgets, layer_weights=only_first)
+    unpatched, one, every = (count(each, batch) for each in (model, first_layer, all_layers))
     per_layer = {kind: (every[kind] - one[kind]) / (sites - 1) for kind in every | one}
     added = Counter({kind: number / adapters for kind, number in per_layer.items() if number})
     constant = {kind: one[kind] - unpatched[kind] - per_layer.get(kind, 0) for kind in ("kernels", "aten")}
     return {
         "kernels_per_layer": tidy(added.pop("kernels", 0)),
         "aten_per_layer": tidy(added.pop("aten", 0)),
-        "copies_per_step": every["copies"] - unpatched["copies"] + refusals_on_meta(all_layers, batch),
+        "copies_per_step": every["copies"] - unpatched["copies"] + refusals(all_layers, batch),
         "kernels_per_step_constant": tidy(constant["kernels"]),
         "aten_per_step_constant": tidy(constant["aten"]),
         "operations": {name: tidy(number) for name, number in added.items()},
@@ -105,18 +190,25 @@ def count_step(model: Any, batch: int) -> Counter[str]:
     """Operations of the second of two steps."""
     import comfy.sample
 
+    cond, uncond = ([[x, {"pooled_output": torch.zeros(1, 1280)}]] for x in torch.randn(2, 1, 7, tiny_unet.CONTEXT_DIM))
+    noise = torch.randn(batch, 4, 8, 8)
+    return steps_of(
+        lambda steps, callback: comfy.sample.sample(
+            model, noise, steps, 5.0, "euler", "normal", cond, uncond, noise * 0, callback=callback, disable_pbar=True
+        )
+    )
+
+
+def steps_of(sample: Callable[..., Any]) -> Counter[str]:
+    """Operations of the second of two steps of a sampling that takes `steps` and `callback`."""
     seen: list[Counter[str]] = []
 
     def note(*_: object) -> None:  # called after the model in every step
         seen.append(counts.by_kind.copy())
 
-    cond, uncond = ([[x, {"pooled_output": torch.zeros(1, 1280)}]] for x in torch.randn(2, 1, 7, tiny_unet.CONTEXT_DIM))
-    noise = torch.randn(batch, 4, 8, 8)
     counts = Counts()
     with torch.inference_mode(), HostMethods(counts), counts:
-        comfy.sample.sample(
-            model, noise, 2, 5.0, "euler", "normal", cond, uncond, noise * 0, callback=note, disable_pbar=True
-        )
+        sample(steps=2, callback=note)
     return Counter({kind: seen[1][kind] - seen[0][kind] for kind in seen[1]})
 
 
@@ -144,5 +236,13 @@ def tidy(number: float) -> float:
     return int(number) if float(number).is_integer() else round(number, 4)
 
 
+def measure_backbone(folder: Path, name: str) -> dict[str, Any]:
+    """Every kind of adapter for a kind of base model."""
+    return {"backbone": name, **{family: measure_family(family, folder) for family in BACKBONES[name]}}
+
+
 if __name__ == "__main__":
-    main(measure)
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--backbone", choices=["UNet", *BACKBONES], default="UNet", help="kind of base model")
+    backbone = parser.parse_args().backbone
+    main(measure if backbone == "UNet" else lambda folder: measure_backbone(folder, backbone))

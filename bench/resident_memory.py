@@ -15,9 +15,10 @@ import torch
 from diffusers import UNet2DConditionModel
 from harness import applied, apply, installed_patches, main, random_tokens
 
-from support import comfy_host, full_unet, published
+from support import comfy_host, full_transformers, full_unet, published
 
 FAMILIES = ("sd15_base", "sd15_vit_g", "sd15_plus", "sd15_full_face", "sdxl_vit_h", "sdxl_big_g", "sdxl_plus")
+TRANSFORMERS = {"xlabs_v1": "FLUX", "xlabs_v2": "FLUX", "instantx_flux": "FLUX"}  # with the kind of base model
 FULL_FACE_POSITIONS = 257  # of CLIP ViT-H/14 at 224 pixels; the other families state their number of tokens
 FRAMES, WINDOW = 300, 16
 LENGTH, TEXT_LENGTH = 4, 77  # queries do not matter here; an SD1.5 or SDXL prompt
@@ -32,6 +33,9 @@ def measure(_folder: Path) -> dict[str, Any]:
             details[family] = measure_family(model, published.PUBLISHED[family]())
             result[f"{family}_bytes"] = details[family]["bytes"]
     frames = measure_frames(model, published.PUBLISHED["sdxl_plus"]())
+    for family in TRANSFORMERS:
+        details[family] = measure_transformer(family)
+        result[f"{family}_row_bytes"] = details[family]["bytes"]
     return {
         **result,
         "frames": frames,
@@ -54,6 +58,28 @@ def measure_family(model: Any, shapes: published.Shapes) -> dict[str, Any]:
         "layers": one["layers"],
         "two_references_bytes": two["bytes"],
         "models_while_sampling": one["models"],
+    }
+
+
+def measure_transformer(family: str) -> dict[str, Any]:
+    """An adapter of published shape on a model of the real size, whose weights are on the meta device."""
+    backbone, dtype = TRANSFORMERS[family], torch.bfloat16
+    model, adapter = full_transformers.comfy_model(backbone), load(published.PUBLISHED[family]())
+    count, width = adapter.spec.num_tokens, adapter.spec.cross_attention_dim
+    patched = apply(model, adapter, random_tokens(adapter, count, width))
+    (plan,) = applied(patched).plans
+    run_module, rows = comfy_host.pack("nodes.patching.run"), comfy_host.pack("ipadapter_core.branch.rows")
+    run = run_module.Run(applied(patched), None)
+    step = run_module.Step(run, {})
+    cond = rows.Rows((rows.Group(0, rows.COND),), 1)
+    for slot in range(len(plan.sites)):
+        run.resident(plan, torch.device("cpu"), dtype).kv(slot, cond, step, each_row=True)
+    return {
+        "bytes": run.num_bytes,
+        "tokens": count,
+        "layers": len(plan.sites),
+        "file_bytes": sum(tensor.nbytes for tensor in adapter.network.state_dict().values()),
+        "models_while_sampling": len(patched.model_patches_models()),
     }
 
 

@@ -32,7 +32,7 @@ def build(scene: Scene) -> Page:
     page.note(NOTE.format(title=scene.title, text=scene.text, size=scenes.SIZE, **names), NOTE_HEIGHT)
     page.group("Models", MODELS_COLOR)
     checkpoint = page.add("CheckpointLoaderSimple", widgets=[scenes.CHECKPOINT])
-    adapter = page.add("IPALoadAdapter", widgets=[scenes.ADAPTER, scenes.ENCODER])
+    adapter = page.add("IPALoadAdapter", widgets=[scenes.ADAPTER, scenes.ENCODER, 0])
 
     parts = Parts(page, scene, checkpoint, adapter)
     for result in scene.results:

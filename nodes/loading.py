@@ -5,29 +5,30 @@ import logging
 import re
 import weakref
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 
 import comfy.utils
 
+from ..ipadapter_core.encoder.choice import check_encoder, choose_encoder, encoder_need
 from ..ipadapter_core.encoder.known import (
     FILE_KIND,
+    PE_CORE,
     WEIGHTS,
     EncoderSpec,
-    check_encoder,
-    choose_encoder,
     describe_encoder_folder,
-    encoder_need,
     read_encoder_file,
     read_encoder_folder,
 )
+from ..ipadapter_core.encoder.siglip import can_build_siglip
 from ..ipadapter_core.errors import IPAdapterError, MismatchError, UnreadableFileError
 from ..ipadapter_core.file.container import SAFETENSORS_SUFFIXES, FileIdentity, file_identity
 from ..ipadapter_core.file.spec import AdapterSpec
 from ..ipadapter_core.network.adapter import load_adapter
 from . import paths
 from .encoding.encoder import VisionEncoder, comfyui_loads, load_encoder_file
-from .encoding.encoder_folder import load_encoder_folder
+from .encoding.encoder_folder import load_encoder_folder, load_pe_encoder, load_siglip_encoder
 from .sockets import WEIGHT_OPERATIONS, LoadedAdapter
 
 logger = logging.getLogger(__name__)
@@ -35,8 +36,12 @@ logger = logging.getLogger(__name__)
 _SHARD = re.compile(r"-\d{5}-of-\d{5}\.")  # in the name of a part of a file
 
 
-def open_adapter(adapter_file: str, image_encoder: str) -> LoadedAdapter:
+def open_adapter(adapter_file: str, image_encoder: str, encoder_resolution: int = 0) -> LoadedAdapter:
     """Load a file of models/ipadapter, and an encoder: by its name, the one that fits (`auto`), or `none`.
+
+    Args:
+        encoder_resolution: side of what the encoder reads in pixels; 0 is what the adapter states, or the encoder's
+            own.
 
     Raises:
         IPAdapterError: a file that is no adapter we know, or no encoder that fits it.
@@ -44,8 +49,11 @@ def open_adapter(adapter_file: str, image_encoder: str) -> LoadedAdapter:
     path = paths.adapter_path(adapter_file)
     identity = hashlib.blake2b(repr(file_identity(path)).encode(), digest_size=8).hexdigest()
     network = load_adapter(path, WEIGHT_OPERATIONS, can_map=not comfy.utils.DISABLE_MMAP)
+    if encoder_resolution:
+        hint = replace(network.spec.encoder, image_size=encoder_resolution)
+        network.spec = replace(network.spec, encoder=hint)
     wants_encoder = image_encoder != paths.NONE and network.spec.reads_pictures
-    encoder = _load_encoder(network.spec, image_encoder) if wants_encoder else None
+    encoder = _load_encoder(network.spec, image_encoder).at(network.spec.encoder.image_size) if wants_encoder else None
     return LoadedAdapter(name=adapter_file, adapter_id=identity, network=network, encoder=encoder)
 
 
@@ -53,7 +61,10 @@ def describe(adapter: LoadedAdapter) -> str:
     """What a file is, for the node's face: kind, tokens, layers, encoder."""
     spec = adapter.spec
     tokens = "one token per image patch" if spec.num_tokens is None else f"{spec.num_tokens} tokens"
-    encoder = f"{adapter.encoder.name}: {adapter.encoder.spec.name}" if adapter.encoder else "none loaded"
+    encoder = "none loaded"
+    if adapter.encoder:
+        at = f", at {adapter.encoder.pixel_format.size} pixels" if adapter.encoder.origin else ""
+        encoder = f"{adapter.encoder.name}: {adapter.encoder.spec.name}{at}"
     lora = "\nLoRA: in the file, for Apply FaceID LoRA" if adapter.network.lora else ""
     return (
         f"{spec.family}\n{tokens}, {spec.num_sites} attention layers of {spec.base}\n"
@@ -84,18 +95,30 @@ def _load_encoder(spec: AdapterSpec, choice: str) -> VisionEncoder:
         check_encoder(read_encoder_folder(folders[name]), spec)
         return _shared(folders[name], load_encoder_folder)
     path = paths.encoder_file_path(name)
+    load: Callable[[Path], VisionEncoder] = load_encoder_file
     if found_spec := _file_spec(path, file_identity(path, FILE_KIND)):
         check_encoder(found_spec, spec)
-        if not comfyui_loads(found_spec):
+        loader = _file_loader(found_spec)
+        if loader is None:
             raise MismatchError(
                 f"{name} is {found_spec.name}, a size that ComfyUI's single-file loader does not know",
                 expected="a usual CLIP, SigLIP or DINO encoder, or a transformers folder",
                 action=f"make a folder in models/clip_vision with this file as {WEIGHTS} and the encoder's config.json, "
                 "and choose that folder",
             )
-    encoder = _shared(path, load_encoder_file)
+        load = loader
+    encoder = _shared(path, load)
     check_encoder(encoder.spec, spec)
     return encoder
+
+
+def _file_loader(spec: EncoderSpec) -> Callable[[Path], VisionEncoder] | None:
+    """What loads a single file of an encoder: ComfyUI, else transformers or timm; None if it needs a folder."""
+    if comfyui_loads(spec):
+        return load_encoder_file
+    if spec.kind == PE_CORE:
+        return load_pe_encoder
+    return load_siglip_encoder if can_build_siglip(spec) else None
 
 
 def _folder_for(name: str, folders: Mapping[str, Path]) -> str | None:
@@ -112,7 +135,7 @@ def _folder_for(name: str, folders: Mapping[str, Path]) -> str | None:
             spec = None if _SHARD.search(name) else describe_encoder_folder(folders[folder])
     except UnreadableFileError:
         spec = None
-    return None if spec is not None and comfyui_loads(spec) else folder
+    return None if spec is not None and _file_loader(spec) else folder
 
 
 # Two adapters that need one encoder share it, and with it the cached features; nobody keeps it alive but they.
@@ -152,12 +175,12 @@ def _found_encoders(folders: Mapping[str, Path]) -> tuple[dict[str, EncoderSpec]
             logger.warning("Image encoder %s is left out. %s", name, error)
             left_out[name] = error.found
             continue
-        if spec is not None and comfyui_loads(spec):
+        if spec is not None and _file_loader(spec):
             by_file[name] = spec
         elif is_pickle:
             left_out[name] = f"a pickle, which '{paths.AUTO}' does not open"
         elif spec is not None:
-            left_out[name] = f"{spec.name}, which ComfyUI does not load from a single file"
+            left_out[name] = f"{spec.name}, which does not load from a single file"
     return by_file | by_folder, left_out
 
 

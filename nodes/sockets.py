@@ -59,7 +59,12 @@ class LoadedAdapter:
         return device
 
     def project(self, cond: Tensor, uncond: Tensor) -> ImageTokens:
-        """Image tokens, on the CPU, of the features (R, E) or (R, S, E) of both sides."""
+        """Image tokens, on the CPU, of the features (R, E) or (R, S, E) of both sides.
+
+        Of an adapter whose tokens change with the noise level they are the features themselves.
+        """
+        if self.spec.is_timed:
+            return ImageTokens(cond.float().cpu(), uncond.float().cpu(), self.adapter_id)
         device = self.load_to_device()
         positive, negative = (self.network.project(side.to(device)).cpu() for side in (cond, uncond))
         return ImageTokens(positive, negative, self.adapter_id)

@@ -5,15 +5,17 @@ from typing import cast
 from torch import nn
 
 from ..errors import MismatchError, UnsupportedFamilyError
+from .anima import ANIMA
 from .flux import FLUX
 from .others import other_of
 from .row import Backbone
+from .sd3 import SD3
 from .sites import Sites
 from .unet import UNET
 
 __all__ = ["BACKBONES", "Backbone", "base_names", "discover_sites", "find_backbone", "original"]
 
-BACKBONES: dict[str, Backbone] = {row.name: row for row in (UNET, FLUX)}
+BACKBONES: dict[str, Backbone] = {row.name: row for row in (UNET, FLUX, SD3, ANIMA)}
 
 
 def discover_sites(diffusion_model: nn.Module, made_for: str = "") -> Sites:

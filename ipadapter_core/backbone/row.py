@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from ..errors import UnsupportedFamilyError
 from ..operations import Operations
-from .sites import Block, Roles, Site
+from .sites import Address, Block, Roles, Site
 
 
 class Place(str, Enum):
@@ -16,6 +16,7 @@ class Place(str, Enum):
 
     ATTENTION = "attention"  # to what the attention gives, before its output projection
     BLOCK = "block"  # to what the whole block gives
+    BEFORE_MLP = "before_mlp"  # to what a block's MLP reads, and what it adds to
 
 
 # A site's weights, tokens (…, T, C), and the size of a head, to keys and values (…, T, H·D)
@@ -32,6 +33,26 @@ def _everywhere(_site: Site) -> bool:
 
 
 @dataclass(frozen=True, kw_only=True)
+class TimedSites:
+    """What adapters do whose tokens change with the noise level, and whose attention runs over the picture's own keys too.
+
+    Attributes:
+        projection: the weights of a site, made of the width of the tokens, the site's channels, the layer classes, the
+            size of a head and the width of a noise level's vector.
+        kv: those weights, tokens (R, T, C) and the vector (1, W), through SiLU, to keys and values (R, T, H, D).
+        adapter_norms: the weights the adapter norms queries and keys of the picture with, (D,) each.
+        block_norms: those the block itself norms them with before; None where it does not.
+        epsilon: of all these norms.
+    """
+
+    projection: Callable[[int, int, Operations, int, int], nn.Module]
+    kv: Callable[[nn.Module, Tensor, Tensor], tuple[Tensor, Tensor]]
+    adapter_norms: Callable[[nn.Module], tuple[Tensor, Tensor]]
+    block_norms: Callable[[nn.Module, Address], tuple[Tensor | None, Tensor | None]]
+    epsilon: float
+
+
+@dataclass(frozen=True, kw_only=True)
 class SiteLayout:
     """What the adapters of one author do at the sites of a kind of base model.
 
@@ -40,6 +61,11 @@ class SiteLayout:
         kv: keys and values of the tokens at a site, made once.
         acts_at: the sites these adapters have weights for.
         place: where in a block they act.
+        timed: in place of `site_projection` and `kv`, where keys and values change with the noise level.
+        shared_projection: as `site_projection`, of the weights that make the keys and values of all sites.
+        gate: of a site's weights, what makes a factor for each channel of the model's timestep embedding.
+        key_weight: name of the weight in the model, one number for each channel of a head, that keys are multiplied with.
+        scales_tokens: a strength multiplies tokens, before anything else.
     """
 
     site_projection: Callable[[int, int, Operations], nn.Module]
@@ -47,6 +73,11 @@ class SiteLayout:
     kv: ProjectTokens = plain_kv
     acts_at: Callable[[Site], bool] = _everywhere
     place: Place = Place.ATTENTION
+    timed: TimedSites | None = None
+    shared_projection: Callable[[int, int, Operations], nn.Module] | None = None
+    gate: Callable[[nn.Module], nn.Module] | None = None
+    key_weight: Callable[[Site], str] | None = None
+    scales_tokens: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -90,7 +90,9 @@ class Sites:
     @property
     def family(self) -> str:
         """Name of the model family, as well as numbers can tell."""
-        return self.backbone.families.get(self._size) or self.unserved or f"{self._size[0]}-wide, {self._size[1]}-layer"
+        width, number = self._size
+        named = self.backbone.families.get(self._size) or self.unserved
+        return named or f"{width or self.sites[0].dim}-wide, {number}-layer"
 
     @property
     def unserved(self) -> str | None:

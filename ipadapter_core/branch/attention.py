@@ -34,53 +34,53 @@ def image_attention(q: Tensor, k: Tensor, v: Tensor, attention: AttentionFunctio
     return out if q.shape[0] == groups else out.reshape(q.shape)
 
 
-def sequence_attention(q: Tensor, k: Tensor, v: Tensor, attention: AttentionFunction) -> Tensor:
-    """As `image_attention`, for queries whose heads are split already.
-
-    Args:
-        q: (G·B, H, L, D), groups outermost.
-        k, v: (G or G·B, H, N, D).
-
-    Returns:
-        (G·B, L, H·D).
-    """
-    latents = q.shape[0] // k.shape[0]
-    if latents > 1:
-        k, v = (x[:, None].expand(-1, latents, -1, -1, -1).flatten(0, 1) for x in (k, v))  # no copy for one group
-    return attention(q, k, v)
-
-
 def add_to_tokens(
-    out: Tensor, image: Tensor, first: int, mask: Tensor | None = None, gate: Tensor | None = None
+    out: Tensor,
+    image: Tensor,
+    first: int,
+    mask: Tensor | None = None,
+    gate: Tensor | None = None,
+    strength: float = 1.0,
 ) -> Tensor:
     """Add the image branch to a part of a sequence; changed in place unless the part is all of it.
 
     Args:
-        out: (B, S, C).
-        image: (B, L, C), for tokens `first` to `first` + L.
-        mask, gate: as `add_image_attention`'s.
+        out: (B, S, H·D).
+        image: (B, H, L, D), as the attention gives it, for tokens `first` to `first` + L.
+        mask, strength: as `add_image_attention`'s.
+        gate: 0-dim, or (B, 1, 1).
     """
-    if image.shape[1] == out.shape[1]:
-        return add_image_attention(out, image, mask, gate)
-    part = out[:, first : first + image.shape[1]]
+    heads = image.transpose(1, 2)  # added as it lies, without a copy
+    length = heads.shape[1]
+    is_whole = length == out.shape[1]
+    part = out if is_whole else out[:, first : first + length]
+    part = part.view(len(part), length, *heads.shape[2:])
     weight = _weight(mask, gate)
+    weight = weight[..., None] if weight is not None and weight.ndim else weight
+    if is_whole:
+        return add_image_attention(part, heads, weight, strength=strength).flatten(2)
     if weight is None:
-        part.add_(image)
+        part.add_(heads, alpha=strength)
     else:
-        part.addcmul_(image, weight)
+        part.addcmul_(heads, weight, value=strength)
     return out
 
 
-def add_image_attention(out: Tensor, image: Tensor, mask: Tensor | None = None, gate: Tensor | None = None) -> Tensor:
+def add_image_attention(
+    out: Tensor, image: Tensor, mask: Tensor | None = None, gate: Tensor | None = None, strength: float = 1.0
+) -> Tensor:
     """Add the image branch to the text branch.
 
     Args:
         out, image: (G·B, L, C).
         mask: (1 or G·B, L, 1), 0..1; None is 1 everywhere.
         gate: 0-dim, 0 or 1; None is 1.
+        strength: 1 where it is folded into the values.
     """
     weight = _weight(mask, gate)
-    return out + image if weight is None else torch.addcmul(out, image, weight)
+    if weight is None:
+        return torch.add(out, image, alpha=strength)
+    return torch.addcmul(out, image, weight, value=strength)
 
 
 def _weight(mask: Tensor | None, gate: Tensor | None) -> Tensor | None:

@@ -3,7 +3,7 @@
 # F frames in all, W frames of a window, T tokens, C cross-attention dim
 
 from collections.abc import Hashable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -26,6 +26,7 @@ class FrameKV:
         adapter: projects tokens; its weights must be where ComfyUI puts them for sampling.
         tokens: by site index; reference i is for frame i, the last one serves all further frames.
         shared: keys and values that all frames have in common, in place of tokens.
+        key_weights: as those of `pack_sites`.
     """
 
     sites: tuple[Site, ...]
@@ -34,6 +35,7 @@ class FrameKV:
     tokens: Mapping[int, ImageTokens]
     shared: SiteKV | None = None
     scaling: Scaling = VALUE_ONLY
+    key_weights: Mapping[int, Tensor] = field(default_factory=dict)
 
     @property
     def is_per_frame(self) -> bool:
@@ -49,7 +51,7 @@ class FrameKV:
         strengths = {site.index: _picked(self.strengths[site.index], frames) for site in self.sites}
         sides = {tokens: _sides(tokens, frames).to(device) for tokens in set(self.tokens.values())}
         parts = [
-            pack_sites(self._site_kv(site, frames, sides, device), (site,), strengths, self.scaling)
+            pack_sites(self._site_kv(site, frames, sides, device), (site,), strengths, self.scaling, self.key_weights)
             for site in self.sites
         ]
         offsets, size = [], 0

@@ -6,8 +6,9 @@ Image tokens do not change over the sampling steps, so nothing of the adapter's 
 # T image tokens in all, C cross-attention dim, H heads, D head dim, P numbers packed per row
 # F frames: 1, or one set of tokens for every latent of a batch; rows: uncond of every frame, then cond of every frame
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 from typing import Protocol
 
 import torch
@@ -30,6 +31,17 @@ class Moment(Protocol):
     @property
     def frames(self) -> tuple[int, ...]:
         """Number of each latent of a block among all that are sampled."""
+
+    @property
+    def evaluation(self) -> Hashable:
+        """Equal for forwards that belong together, at one noise level."""
+
+    @property
+    def timestep(self) -> Tensor:
+        """(1,), 0..1000, on the device that is sampled on."""
+
+    def kept(self, key: Hashable, make: Callable[[], Tensor]) -> Tensor:
+        """What `make` gives, made once per sampling."""
 
 
 class KVSource(Protocol):
@@ -105,15 +117,17 @@ class PackedKV:
 
 
 @torch.no_grad()
-def project_tokens(adapter: IPAdapter, tokens: ImageTokens, device: torch.device) -> SiteKV:
-    """Run every site's `to_k_ip` and `to_v_ip` over the tokens, on `device`; the result lies on the CPU.
+def project_tokens(
+    adapter: IPAdapter, tokens: ImageTokens, device: torch.device, sites: Collection[int] | None = None
+) -> SiteKV:
+    """Run `to_k_ip` and `to_v_ip` of these sites (None: all) over the tokens, on `device`; the result lies on the CPU.
 
     Raises:
         BadInputError: the result is not finite (damaged weights).
     """
     sides = torch.stack(tokens.sequences()).to(device)  # (2, T, C)
     keys, values = {}, {}
-    for index in range(adapter.spec.num_sites):
+    for index in range(adapter.spec.num_sites) if sites is None else sites:
         keys[index], values[index] = (part.cpu() for part in adapter.kv(index, sides))
     if not all(tensor.isfinite().all() for tensor in (*keys.values(), *values.values())):
         raise BadInputError(
@@ -134,6 +148,7 @@ def pack_sites(
     sites: Sequence[Site],
     strengths: Mapping[int, AnyStrength],
     scaling: Scaling = VALUE_ONLY,
+    key_weights: Mapping[int, Tensor] = MappingProxyType({}),
 ) -> PackedKV:
     """Fold strengths in and pack the sites.
 
@@ -142,6 +157,7 @@ def pack_sites(
         sites: those to pack, in the order of the result; give the head split.
         strengths: by site index, as many factors as `kv` has frames, or one.
         scaling: what a strength multiplies.
+        key_weights: by site index, (D,), what its keys are multiplied with; none is 1.
 
     Returns:
         As many frames as `kv` has. Never changes `kv`.
@@ -159,6 +175,8 @@ def pack_sites(
         if strength.swap:
             key, value = (torch.cat((x[frames:], torch.zeros_like(x[frames:]))) for x in (key, value))
         key, value = _split_heads(key, site), _split_heads(value, site)
+        if site.index in key_weights:
+            key = key * key_weights[site.index].to(key)
         pieces += [key.flatten(1), value.flatten(1)]
         offsets.append(size)
         shapes.append((key.shape[1], key.shape[2], key.shape[3]))

@@ -4,10 +4,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..backbone.row import Place
 from ..backbone.sites import Address, Site
+from ..strength.site import AnyStrength
 from .kv import KVSource
 from .masks import AREA
 from .schedule import PercentRange
@@ -19,11 +20,13 @@ class PatchPlan:
 
     Attributes:
         sites: the sites it patches, in the order of `kv`.
-        kv: their keys and values, strengths folded in.
+        kv: their keys and values, strengths folded in but for `strengths`.
         acting: when it acts; None is always.
         mask: (M, H, W) where it acts, 0..1; None is everywhere.
         resampling: how the mask is brought to a feature map; see `masks.mask_to_tokens`.
         place: where in a block it acts.
+        strengths: of what each site's attention gives, in the order of `sites`, where they cannot be folded into values.
+        gates: for each site, what makes a factor for each channel of the model's timestep embedding; empty is none.
     """
 
     sites: tuple[Site, ...]
@@ -32,6 +35,8 @@ class PatchPlan:
     mask: Tensor | None = None
     resampling: str = AREA
     place: Place = Place.ATTENTION
+    strengths: tuple[AnyStrength, ...] = ()
+    gates: tuple[nn.Module, ...] = ()
 
     @cached_property
     def slots(self) -> Mapping[Address, int]:

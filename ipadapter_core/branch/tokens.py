@@ -5,7 +5,7 @@
 import hashlib
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -61,6 +61,25 @@ class ImageTokens:
         """(uncond, cond) with one row per reference, (R, N, C) each; too few negatives have their last repeated."""
         picked = torch.arange(len(self.cond)).clamp_max(len(self.uncond) - 1)
         return self.uncond[picked], self.cond
+
+
+def in_one_row(tokens: ImageTokens) -> ImageTokens:
+    """All references as one."""
+    uncond, cond = tokens.sequences()
+    return replace(tokens, cond=cond[None], uncond=uncond[None])
+
+
+def weighed(tokens: ImageTokens, factors: Sequence[float]) -> ImageTokens:
+    """Tokens whose cond side is multiplied by a factor: each row by its own, the last one serving all further rows.
+
+    With more factors than rows, the last row is repeated.
+    """
+    if set(factors) == {1}:
+        return tokens
+    rows = range(max(len(tokens.cond), len(factors)))
+    scale = torch.tensor([factors[min(row, len(factors) - 1)] for row in rows]).to(tokens.cond)
+    cond = tokens.cond[[min(row, len(tokens.cond) - 1) for row in rows]]
+    return replace(tokens, cond=cond * scale[:, None, None])
 
 
 def _one_per_reference(part: ImageTokens) -> Tensor:

@@ -1,4 +1,5 @@
-"""Image encoders from a folder in transformers layout: CLIP, SigLIP, SigLIP 2, DINOv2 and DINOv3 of any size.
+"""Image encoders by transformers: CLIP, SigLIP, SigLIP 2, DINOv2 and DINOv3 of any size from a folder in its layout,
+SigLIP from a single file too.
 
 Nodes and trainer read features through this file, so that an adapter sees the same in use as in training. transformers
 itself is handed in by the caller: this package stands without it.
@@ -21,8 +22,17 @@ from ..errors import UnreadableFileError
 from ..file.container import read_json, read_tensors
 from ..file.spec import Feature
 from ..file.strangers import strangers
-from .known import FILE_KIND, EncoderSpec, folder_weights, read_encoder_folder, vision_config
+from .known import (
+    FILE_KIND,
+    PE_CORE,
+    EncoderSpec,
+    encoder_from_shapes,
+    folder_weights,
+    read_encoder_folder,
+    vision_config,
+)
 from .pixels import PixelFormat
+from .siglip import siglip_config, vision_tensors
 
 _NAFLEX = "siglip2_vision_model"
 _CLASSES = {
@@ -33,6 +43,7 @@ _CLASSES = {
     "dinov2_with_registers": "Dinov2WithRegistersModel",
     "dinov3_vit": "DINOv3ViTModel",
 }
+_INTERPOLATING = ("CLIP", "SigLIP")  # if told to; the others do it by themselves
 _DINO_SIZE = 224  # pixels
 CLIP_STATISTICS = ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
 _HALF_STATISTICS = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
@@ -48,7 +59,7 @@ _DEFAULT_STATISTICS = {
 
 @dataclass(frozen=True, eq=False)
 class VisionFolder:
-    """A vision model of transformers with what an adapter needs to know about it.
+    """A vision model of transformers, or PE-Core of timm, with what an adapter needs to know about it.
 
     Attributes:
         pixel_format: what `features` expects.
@@ -60,12 +71,20 @@ class VisionFolder:
 
     def features(self, pixels: Tensor, feature: Feature, layer: int) -> Tensor:
         """Normalised pixels (B, 3, S, S) on the model's device to pooled embeds (B, E) or a hidden state (B, S, E)."""
-        pixels = pixels.to(self.model.dtype)
+        pixels = pixels.to(next(self.model.parameters()).dtype)
+        if self.spec.kind == PE_CORE:  # one of timm
+            return cast(Tensor, self.model.forward_features(pixels))
         is_naflex = self.spec.kind == "SigLIP 2 NaFlex"
-        inputs = _naflex_inputs(pixels, self.model.config.patch_size) if is_naflex else {"pixel_values": pixels}
+        inputs: dict[str, Any] = {"pixel_values": pixels}
+        if is_naflex:
+            inputs = _naflex_inputs(pixels, self.model.config.patch_size)
+        elif self.spec.kind in _INTERPOLATING and pixels.shape[-1] != self.pixel_format.size:
+            inputs["interpolate_pos_encoding"] = True
         if feature is Feature.IMAGE_EMBEDS:
             out = self.model(**inputs)
             return cast(Tensor, out.image_embeds if self.spec.kind == "CLIP" else out.pooler_output)
+        if feature is Feature.LAST_HIDDEN_STATE:
+            return cast(Tensor, self.model(**inputs).last_hidden_state)
         return cast(Tensor, self.model(**inputs, output_hidden_states=True).hidden_states[layer])
 
 
@@ -89,8 +108,30 @@ def load_vision_folder(folder: Path, transformers: ModuleType) -> VisionFolder:
     with strangers(lambda why: _bad_weights(folder, why)):
         settings = model_class.config_class.from_dict(config)
     pixel_format = read_pixel_format(folder, settings)
-    with strangers(lambda why: _bad_weights(folder, why)):
-        _check_fit(folder, model_class, settings, tensors, pixel_format.size)
+    return VisionFolder(_build(folder, model_class, settings, tensors, pixel_format.size), spec, pixel_format)
+
+
+def load_siglip_file(path: Path, transformers: ModuleType) -> VisionFolder:
+    """Load a SigLIP vision model from a single file, whose shapes `can_build_siglip`.
+
+    Raises:
+        UnreadableFileError: tensors that are not those of such a model.
+    """
+    tensors = vision_tensors(read_tensors(path, FILE_KIND).tensors)
+    with strangers(lambda why: _bad_weights(path, why)):
+        shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+        spec = encoder_from_shapes(shapes)
+        assert spec is not None  # it was recognised by these shapes
+        model_class = transformers.SiglipVisionModel
+        settings = model_class.config_class.from_dict(siglip_config(spec, shapes))
+        pixel_format = _pixel_format({}, settings)
+    return VisionFolder(_build(path, model_class, settings, tensors, pixel_format.size), spec, pixel_format)
+
+
+def _build(path: Path, model_class: Any, settings: Any, tensors: Mapping[str, Tensor], size: int) -> Any:
+    """The model of these weights, for pictures of a size, in the form it was saved in."""
+    with strangers(lambda why: _bad_weights(path, why)):
+        _check_fit(path, model_class, settings, tensors, size)
         # handed over, not looked for: a folder may lead transformers to other files, folders and packages
         model, report = model_class.from_pretrained(
             None,
@@ -103,8 +144,8 @@ def load_vision_folder(folder: Path, transformers: ModuleType) -> VisionFolder:
         )
         model = model.eval().requires_grad_(False)
     if report["missing_keys"]:
-        raise _bad_weights(folder, f"missing {', '.join(sorted(report['missing_keys'])[:3])}")
-    return VisionFolder(model, spec, pixel_format)
+        raise _bad_weights(path, f"missing {', '.join(sorted(report['missing_keys'])[:3])}")
+    return model
 
 
 def _folder_tensors(folder: Path) -> dict[str, Tensor]:
@@ -118,16 +159,16 @@ def _folder_tensors(folder: Path) -> dict[str, Tensor]:
     return tensors
 
 
-def _check_fit(folder: Path, model_class: Any, settings: Any, tensors: Mapping[str, Tensor], size: int) -> None:
+def _check_fit(path: Path, model_class: Any, settings: Any, tensors: Mapping[str, Tensor], size: int) -> None:
     """Make sure that the files fill all that is built, as what they lack would be made up, of any size; and that it
     reads a picture, as far as shapes tell."""
     if settings.num_hidden_layers > len(tensors):
-        raise _bad_weights(folder, f"{settings.num_hidden_layers} layers in the config, {len(tensors)} tensors")
+        raise _bad_weights(path, f"{settings.num_hidden_layers} layers in the config, {len(tensors)} tensors")
     with torch.device("meta"), torch.no_grad():
         model = model_class(settings)
         wanted, held = (sum(map(Tensor.numel, part)) for part in (model.parameters(), tensors.values()))
         if wanted > held:
-            raise _bad_weights(folder, f"the config describes {wanted} numbers, the files hold {held}")
+            raise _bad_weights(path, f"the config describes {wanted} numbers, the files hold {held}")
         if settings.model_type != _NAFLEX:  # which reads how many patches there are, so it needs numbers
             model.eval()(pixel_values=torch.empty(1, 3, size, size))
 
@@ -177,11 +218,13 @@ def _naflex_inputs(pixels: Tensor, patch: int) -> dict[str, Tensor]:
     }
 
 
-def _bad_weights(folder: Path, why: str) -> UnreadableFileError:
+def _bad_weights(path: Path, why: str) -> UnreadableFileError:
+    """Of a folder, or of a file that was saved without a config."""
+    is_alone = path.is_file()
     return UnreadableFileError(
-        f"{folder.name}, whose weights transformers cannot load ({why})",
-        expected="config.json and the safetensors saved with it",
-        action="copy the folder again, or choose another encoder",
+        f"{path.name}, whose weights transformers cannot load ({why})",
+        expected="a complete SigLIP vision model" if is_alone else "config.json and the safetensors saved with it",
+        action=f"{'download the file' if is_alone else 'copy the folder'} again, or choose another encoder",
     )
 
 

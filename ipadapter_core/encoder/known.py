@@ -1,17 +1,16 @@
-"""Image encoders as facts: recognised by safetensors header or `config.json`, and matched to what an adapter needs."""
+"""Image encoders as facts: recognised by safetensors header or `config.json`."""
 
 import math
 import os
 import re
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from types import MappingProxyType
 
-from ..errors import MismatchError, UnreadableFileError
+from ..errors import UnreadableFileError
 from ..file.container import ADAPTER_SUFFIXES, SAFETENSORS_SUFFIXES, read_header, read_json, read_tensors
 from ..file.signatures import Shapes
-from ..file.spec import AdapterSpec, Feature
+from ..file.spec import Feature
 from ..numbers import is_whole
 
 
@@ -20,10 +19,11 @@ class EncoderSpec:
     """An image encoder in numbers.
 
     Attributes:
-        kind: "CLIP", "SigLIP", "SigLIP 2 NaFlex", "DINOv2" or "DINOv3".
+        kind: "CLIP", "SigLIP", "SigLIP 2 NaFlex", "DINOv2", "DINOv3" or "PE-Core".
         width: channels of its hidden states.
         num_layers: transformer layers.
         embed_dim: width of its pooled `image_embeds`; None if it has none.
+        patch_size: side of a patch in pixels; None where its tensors do not tell.
         image_size: side of the square its patches cover in pixels, where learned positions fix it.
     """
 
@@ -32,6 +32,7 @@ class EncoderSpec:
     num_layers: int
     embed_dim: int | None
     image_size: int | None = None
+    patch_size: int | None = field(default=None, compare=False)  # copies are equal where one does not tell
 
     @property
     def name(self) -> str:
@@ -42,11 +43,12 @@ class EncoderSpec:
 
     def dim(self, feature: Feature) -> int | None:
         """Width of what the encoder gives for a feature; None if it does not give it."""
-        if feature is Feature.IDENTITY:
+        if feature is Feature.IDENTITY or (self.kind == PE_CORE and feature is not Feature.LAST_HIDDEN_STATE):
             return None
         return self.embed_dim if feature is Feature.IMAGE_EMBEDS else self.width
 
 
+PE_CORE = "PE-Core"
 COMMON_NAMES: dict[tuple[str, int, int, int | None], str] = {
     ("CLIP", 1280, 32, None): "CLIP ViT-H/14 (CLIP-ViT-H-14-laion2B-s32B-b79K)",
     ("CLIP", 1664, 48, None): "CLIP ViT-bigG/14 (CLIP-ViT-bigG-14-laion2B-39B-b160k)",
@@ -55,22 +57,11 @@ COMMON_NAMES: dict[tuple[str, int, int, int | None], str] = {
     ("CLIP", 768, 12, None): "CLIP ViT-B",
     ("SigLIP", 1152, 27, None): "SigLIP so400m (siglip-so400m-patch14-384)",
     ("SigLIP", 768, 12, None): "SigLIP base",
+    ("SigLIP", 768, 12, 512): "SigLIP 2 base (siglip2-base-patch16-512)",
     ("DINOv2", 1024, 24, None): "DINOv2 large",
     ("DINOv2", 1536, 40, None): "DINOv2 giant",
     ("DINOv3", 1280, 32, None): "DINOv3 ViT-H",
-}
-# The encoder published adapters were trained with, by what they read and how wide it is.
-USUAL_ENCODERS: dict[tuple[Feature, int], str] = {
-    (Feature.IMAGE_EMBEDS, 1024): COMMON_NAMES["CLIP", 1280, 32, None] + ", width 1280, 32 layers",
-    (Feature.IMAGE_EMBEDS, 1280): COMMON_NAMES["CLIP", 1664, 48, None] + ", width 1664, 48 layers",
-    (Feature.IMAGE_EMBEDS, 768): COMMON_NAMES["CLIP", 1024, 24, None] + ", width 1024, 24 layers",
-    (Feature.HIDDEN_STATES, 1280): COMMON_NAMES["CLIP", 1280, 32, None] + ", width 1280, 32 layers",
-    (Feature.HIDDEN_STATES, 1664): COMMON_NAMES["CLIP", 1664, 48, None] + ", width 1664, 48 layers",
-    (Feature.HIDDEN_STATES, 1024): COMMON_NAMES["CLIP", 1024, 24, None] + ", width 1024, 24 layers",
-    (Feature.HIDDEN_STATES, 1152): COMMON_NAMES["SigLIP", 1152, 27, None] + ", width 1152, 27 layers",
-}
-_BY_SIZE: dict[tuple[int, int | None], str] = {
-    (width, size): name for (_, width, _, size), name in COMMON_NAMES.items() if size
+    ("PE-Core", 1024, 24, None): "PE-Core L (PE-Core-L14-336)",
 }
 # model_type of a transformers config.json, or of its vision_config
 MODEL_TYPES = {
@@ -89,9 +80,25 @@ _IGNORED = (
 )
 FILE_KIND = "image encoder"  # in messages
 WEIGHTS, WEIGHTS_INDEX = "model.safetensors", "model.safetensors.index.json"  # of a folder; of one with shards
-_PICKLED_PREFIX = "state_dict."
-_LARGEST_PATCH = 32  # pixels
+PICKLED_PREFIX = "state_dict."
 _LARGEST_NUMBER = 2**17  # of a config: no encoder is as wide, deep or sharp
+# of Meta's PE-Core, whole and its vision alone, and of timm's: what no other has, positions and their rank, patches, class
+# token, layers
+_PE_NAMES = (
+    *(
+        (
+            {f"{part}attn_pool.probe"},
+            f"{part}positional_embedding",
+            2,
+            f"{part}conv1.weight",
+            f"{part}class_embedding",
+            rf"{part}transformer\.resblocks",
+        )
+        for part in ("visual.", "")
+    ),
+    ({"attn_pool.latent", "norm_pre.weight"}, "pos_embed", 3, "patch_embed.proj.weight", "cls_token", "blocks"),
+)
+_DINOV2_PATCH, _DINOV3_PATCH = "embeddings.patch_embeddings.projection.weight", "embeddings.patch_embeddings.weight"
 _FLAT_PATCHES, _SQUARE_PATCHES = 2, 4  # rank of a patch embedding's weight
 # What transformers assumes for what a config leaves out; published SigLIP folders leave out nearly everything.
 _SMALL = {"hidden_size": 768, "num_hidden_layers": 12, "image_size": 224, "patch_size": 16}
@@ -128,7 +135,7 @@ def read_encoder_file(path: Path, *, is_whole: bool = False) -> EncoderSpec | No
     if path.suffix not in ADAPTER_SUFFIXES:
         return None
     tensors = read_tensors(path, FILE_KIND).tensors
-    return encoder_from_shapes({name.removeprefix(_PICKLED_PREFIX): tuple(x.shape) for name, x in tensors.items()})
+    return encoder_from_shapes({name.removeprefix(PICKLED_PREFIX): tuple(x.shape) for name, x in tensors.items()})
 
 
 def encoder_from_shapes(shapes: Shapes) -> EncoderSpec | None:
@@ -137,15 +144,28 @@ def encoder_from_shapes(shapes: Shapes) -> EncoderSpec | None:
         positions, width = _sizes(shapes, "vision_model.embeddings.position_embedding.weight", 2)
         patch = shapes.get("vision_model.embeddings.patch_embedding.weight", ())
         is_clip = "vision_model.embeddings.class_embedding" in shapes
-        projection = shapes.get("visual_projection.weight")
+        # of CLIP's projection, or of what SigLIP's pooling head makes
+        pooled = shapes.get("visual_projection.weight") or shapes.get("vision_model.head.mlp.fc2.weight")
         return EncoderSpec(
             kind="CLIP" if is_clip else "SigLIP 2 NaFlex" if len(patch) == _FLAT_PATCHES else "SigLIP",
             width=width,
             num_layers=_num_layers(shapes, r"vision_model\.encoder\.layers\.(\d+)\."),
-            # ComfyUI's single-file SigLIP has no pooling head
-            embed_dim=projection[0] if projection else None,
+            embed_dim=pooled[0] if pooled else None,
             image_size=_image_size(positions - is_clip, patch),
+            patch_size=_patch_size(patch),
         )
+    for marks, name, rank, patches, class_token, layers in _PE_NAMES:
+        if shapes.keys() >= {*marks, name}:
+            positions, width = _sizes(shapes, name, rank)[-2:]
+            patch = shapes.get(patches, ())
+            return EncoderSpec(
+                kind=PE_CORE,
+                width=width,
+                num_layers=_num_layers(shapes, rf"{layers}\.(\d+)\."),
+                embed_dim=None,
+                image_size=_image_size(positions - (class_token in shapes), patch),
+                patch_size=_patch_size(patch),
+            )
     if "visual.positional_embedding" in shapes and "visual.transformer.resblocks.0.attn.in_proj_weight" in shapes:
         positions, width = _sizes(shapes, "visual.positional_embedding", 2)
         return EncoderSpec(
@@ -154,15 +174,22 @@ def encoder_from_shapes(shapes: Shapes) -> EncoderSpec | None:
             num_layers=_num_layers(shapes, r"visual\.transformer\.resblocks\.(\d+)\."),
             embed_dim=_sizes(shapes, "visual.proj", 2)[1] if "visual.proj" in shapes else None,
             image_size=_image_size(positions - 1, shapes.get("visual.conv1.weight", ())),
+            patch_size=_patch_size(shapes.get("visual.conv1.weight", ())),
         )
-    for kind, pattern, mark in (
-        ("DINOv2", r"encoder\.layer\.(\d+)\.", "encoder.layer.0.layer_scale1.lambda1"),
-        ("DINOv3", r"(?:model\.)?layer\.(\d+)\.", "layer.0.norm1.weight"),
-        ("DINOv3", r"(?:model\.)?layer\.(\d+)\.", "model.layer.0.norm1.weight"),
+    for kind, pattern, mark, patches in (
+        ("DINOv2", r"encoder\.layer\.(\d+)\.", "encoder.layer.0.layer_scale1.lambda1", _DINOV2_PATCH),
+        ("DINOv3", r"(?:model\.)?layer\.(\d+)\.", "layer.0.norm1.weight", _DINOV3_PATCH),
+        ("DINOv3", r"(?:model\.)?layer\.(\d+)\.", "model.layer.0.norm1.weight", _DINOV3_PATCH),
     ):
         if mark in shapes:
             (width,) = _sizes(shapes, mark, 1)
-            return EncoderSpec(kind=kind, width=width, num_layers=_num_layers(shapes, pattern), embed_dim=width)
+            return EncoderSpec(
+                kind=kind,
+                width=width,
+                num_layers=_num_layers(shapes, pattern),
+                embed_dim=width,
+                patch_size=_patch_size(shapes.get(patches, ())),
+            )
     return None
 
 
@@ -219,12 +246,14 @@ def describe_encoder_folder(folder: Path) -> EncoderSpec:
     kind = MODEL_TYPES[str(config["model_type"])]
     width, patch = _integer(config, "hidden_size", folder), _integer(config, "patch_size", folder)
     has_fixed_size = kind in ("CLIP", "SigLIP")
+    pooled = None if config.get("vision_use_head") is False else width  # said of SigLIP alone
     return EncoderSpec(
         kind=kind,
         width=width,
         num_layers=_integer(config, "num_hidden_layers", folder),
-        embed_dim=_integer(config, "projection_dim", folder) if kind == "CLIP" else width,
+        embed_dim=_integer(config, "projection_dim", folder) if kind == "CLIP" else pooled,
         image_size=_integer(config, "image_size", folder) // patch * patch if has_fixed_size else None,
+        patch_size=patch,
     )
 
 
@@ -257,89 +286,6 @@ def _plain(folder: Path, config: dict[str, object], whole: Mapping[str, object])
     return {name: value for name, value in config.items() if name not in _IGNORED}
 
 
-def encoder_need(spec: AdapterSpec) -> str:
-    """The encoder an adapter needs, in words."""
-    if not spec.reads_pictures:
-        return "no image encoder: it reads a face"
-    what = "pooled image_embeds" if spec.feature is Feature.IMAGE_EMBEDS else f"hidden states (layer {spec.layer})"
-    named = (
-        spec.encoder.name
-        or _BY_SIZE.get((spec.image_dim, spec.encoder.image_size))
-        or USUAL_ENCODERS.get((spec.feature, spec.image_dim))
-    )
-    return f"{named or 'an image encoder'}: {spec.image_dim}-wide {what}"
-
-
-def fits(encoder: EncoderSpec, spec: AdapterSpec) -> bool:
-    """Whether the encoder gives features of the width the adapter reads."""
-    return encoder.dim(spec.feature) == spec.image_dim
-
-
-def check_encoder(encoder: EncoderSpec, spec: AdapterSpec) -> None:
-    """Raises MismatchError, naming both, unless the encoder fits the adapter."""
-    if not fits(encoder, spec):
-        given, feature = encoder.dim(spec.feature), spec.feature.value.replace("_", " ")
-        raise MismatchError(
-            f"{encoder.name}, which gives {given or 'no'}{'-wide' if given else ''} {feature}",
-            expected=f"for {spec.family}: {encoder_need(spec)}",
-            action="choose or connect that encoder, or let it be found",
-        )
-
-
-def choose_encoder(
-    spec: AdapterSpec,
-    found: Mapping[str, EncoderSpec],
-    folders: Iterable[str],
-    left_out: Mapping[str, str] = MappingProxyType({}),
-) -> str:
-    """The one encoder among those found that fits an adapter.
-
-    Published adapters read CLIP unless their metadata says otherwise, so CLIP goes before other kinds. Copies of one
-    encoder are equal; the first name is taken.
-
-    Args:
-        found: encoders by name, in the order to prefer.
-        folders: where they were looked for; for the message.
-        left_out: what else lies there, and why it was not looked at; for the message.
-
-    Raises:
-        MismatchError: none fits, or several different ones do.
-    """
-    hint = spec.encoder
-    matching = [name for name in found if fits(found[name], spec)]
-    for is_better in (
-        lambda name: hint.name == name.rstrip("/"),
-        lambda name: _covers(found[name], hint.image_size),
-        lambda name: found[name].kind == "CLIP",
-    ):
-        matching = [name for name in matching if is_better(name)] or matching
-    if not matching:
-        have = [f"{name} is {encoder.name}" for name, encoder in found.items()]
-        passed_over = [f"{name} was left out: {why}" for name, why in left_out.items()]
-        raise MismatchError(
-            "; ".join((*have, *passed_over)) or "no image encoder at all",
-            expected=f"for {spec.family}: {encoder_need(spec)}",
-            action=f"put that encoder (safetensors) into {' or '.join(folders)}"
-            + (", or choose one that was left out by its name" if left_out else ""),
-        )
-    # a file and a folder of one encoder may differ in embed_dim alone: ComfyUI's SigLIP has no pooling head
-    different = {replace(found[name], embed_dim=None) for name in matching}
-    if len(different) > 1:
-        raise MismatchError(
-            f"several image encoders fit {spec.family}: {', '.join(matching)}",
-            expected="one",
-            action="choose by its name the one the adapter was trained with",
-        )
-    return matching[0]
-
-
-def _covers(encoder: EncoderSpec, image_size: int | None) -> bool:
-    """Whether an input of this size gives these positions; the last pixels may not fill a patch."""
-    if image_size is None or encoder.image_size is None:
-        return False
-    return 0 <= image_size - encoder.image_size < _LARGEST_PATCH
-
-
 def _sizes(shapes: Shapes, name: str, rank: int) -> tuple[int, ...]:
     shape = shapes[name]
     if len(shape) != rank or 0 in shape:
@@ -354,6 +300,10 @@ def _sizes(shapes: Shapes, name: str, rank: int) -> tuple[int, ...]:
 def _image_size(num_patches: int, patch_shape: tuple[int, ...]) -> int | None:
     side = math.isqrt(max(num_patches, 0))
     return side * patch_shape[-1] if side * side == num_patches and len(patch_shape) == _SQUARE_PATCHES else None
+
+
+def _patch_size(patch_shape: tuple[int, ...]) -> int | None:
+    return patch_shape[-1] if len(patch_shape) == _SQUARE_PATCHES else None
 
 
 def _num_layers(shapes: Shapes, pattern: str) -> int:

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from ..errors import BadInputError, one_of
-from ..file.spec import CROPS, Negative
+from ..file.spec import CROPS, PADDINGS, Negative
 
 _LARGEST_INPUT = 4096  # pixels of a side; memory grows by its fourth power
 _LARGEST_STATISTIC = 1e3
@@ -73,25 +73,30 @@ def check_image(image: object) -> Tensor:
     return image[..., :3].clamp(0, 1)
 
 
-def encoder_pixels(image: Tensor, pixel_format: PixelFormat, crop: str, mask: Tensor | None = None) -> Tensor:
+def encoder_pixels(
+    image: Tensor, pixel_format: PixelFormat, crop: str, mask: Tensor | None = None, padding: str | None = None
+) -> Tensor:
     """Resize, crop and normalise pictures.
 
     Args:
         image: (B, H, W, 3), 0..1.
-        crop: `center` cuts the longer side, `pad` fills the shorter one with the encoder's mean colour (zero after
-            normalising), `stretch` changes the aspect ratio.
+        crop: `center` cuts the longer side, `pad` fills the shorter one, `stretch` changes the aspect ratio.
         mask: (1 or B, H', W'), 1 where the reference counts; elsewhere the encoder sees its mean colour.
+        padding: what `pad` fills with: `mean` (also None), the encoder's mean colour (zero after normalising), or
+            `black`.
 
     Returns:
         (B, 3, S, S), normalised.
     """
+    is_black = one_of(padding or PADDINGS[0], PADDINGS, "padding") == "black"
+    filling = torch.zeros(1, 3, 1, 1, device=image.device)
     pixels = image.movedim(-1, 1)
     pixels = _fit(pixels, pixel_format.size, one_of(crop, CROPS, "crop"), "bicubic").clamp(0, 1)
     pixels = _normalised(pixels, pixel_format)
     if mask is not None:
         whole = functional.interpolate(mask[:, None], size=image.shape[1:3], mode="area").to(pixels)
         pixels = pixels * _fit(whole, pixel_format.size, crop, "bilinear")
-    return _pad(pixels, pixel_format.size)
+    return _pad(pixels, pixel_format.size, _normalised(filling, pixel_format) if is_black else filling)
 
 
 def noise_pixels(pixel_format: PixelFormat, generator: torch.Generator, brightness: float | None = None) -> Tensor:
@@ -149,7 +154,10 @@ def _fit(x: Tensor, size: int, crop: str, mode: str) -> Tensor:
     return middle(x, size, size)
 
 
-def _pad(pixels: Tensor, size: int) -> Tensor:
-    missing_height, missing_width = size - pixels.shape[-2], size - pixels.shape[-1]
-    top, left = missing_height // 2, missing_width // 2
-    return functional.pad(pixels, (left, missing_width - left, top, missing_height - top))
+def _pad(pixels: Tensor, size: int, filling: Tensor) -> Tensor:
+    """To (B, 3, S, S), with a filling (1, 3, 1, 1) around."""
+    height, width = pixels.shape[-2:]
+    top, left = (size - height) // 2, (size - width) // 2
+    square = filling.to(pixels.dtype).expand(len(pixels), -1, size, size).clone()
+    square[..., top : top + height, left : left + width] = pixels
+    return square

@@ -18,21 +18,21 @@ from typing import Any
 
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from ..errors import UnreadableFileError
 from .faults import a_file, damaged, misnamed, unreadable
-from .header import DTYPES, HEADER_LIMIT, MOST_TENSORS, check_header, check_name
+from .header import DTYPES, HASH_KEY, HEADER_LIMIT, MOST_TENSORS, check_header, check_name
 from .holes import MOST_HOLES, bytes_in_holes
 from .json_text import parse_json
+from .layout import pieces
 from .pickle_bounds import ForeignPickleError, check_pickle
 from .remote import where_remote
+from .seal import check_seal
 from .strangers import strangers
 
 logger = logging.getLogger(__name__)
 
-HASH_KEY = "modelspec.hash_sha256"
 SAFETENSORS_SUFFIXES = (".safetensors", ".sft")
 PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt")
 ADAPTER_SUFFIXES = (*SAFETENSORS_SUFFIXES, *PICKLE_SUFFIXES)
@@ -81,7 +81,7 @@ def read_header(path: Path, kind: str = ADAPTER, *, is_whole: bool = False) -> d
         is_whole: the data must be there as well, as far as the file's size tells.
 
     Raises:
-        UnreadableFileError: not a safetensors file, or its header is damaged.
+        UnreadableFileError: not a safetensors file, or its header is damaged or not as it was written.
     """
     size = file_status(path, kind).st_size
     try:
@@ -102,6 +102,7 @@ def read_header(path: Path, kind: str = ADAPTER, *, is_whole: bool = False) -> d
     missing = _HEADER_LENGTH_BYTES + length + held - size
     if is_whole and missing > 0:
         raise damaged(path, kind, f"a broken safetensors file (its last {missing} bytes are missing)")
+    check_seal(path, entries)
     return entries
 
 
@@ -147,11 +148,15 @@ def read_json(path: Path, kind: str) -> object:
 
 
 def write_safetensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
-    """Write tensors under their flat names; the inverse of `read_tensors` for safetensors."""
-    path.touch()
-    mode = path.stat().st_mode  # what any new file gets; safetensors writes for its owner only
-    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, path, metadata=dict(metadata))
-    path.chmod(mode)
+    """Write tensors under their flat names, equal ones as equal bytes; the inverse of `read_tensors` for safetensors."""
+    part = path.with_name(f"{path.name}.writing")  # the tensors may be mapped from what lies at this path
+    try:
+        part.unlink(missing_ok=True)
+        with part.open("xb") as file:  # which follows no link
+            file.writelines(pieces(tensors, metadata))
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
 
 
 def write_aside(path: Path, write: Callable[[Path], object]) -> None:

@@ -10,13 +10,14 @@ from dataclasses import replace
 
 from ..errors import UnknownCheckpointError, UnreadableFileError, UnsupportedFamilyError
 from ..face.lora_file import has_lora
-from ..numbers import is_whole
+from .anima import ANIMA_ADAPTERS, published_facts
 from .flux import FLUX_ADAPTERS
 from .names import canonical_name
+from .perceiver import read_resampler
+from .sd3 import SD3_ADAPTERS
 from .shapes import inconsistent, matrix
 from .signatures import FOREIGN, UNSUPPORTED, Shapes, Signature, dim_of
 from .spec import (
-    DEFAULT_HEAD_DIM,
     AdapterSpec,
     EncoderHint,
     FaceSpec,
@@ -61,10 +62,10 @@ def detect(shapes: Shapes, metadata: Mapping[str, str]) -> AdapterSpec:
         for signature in UNSUPPORTED:
             if signature.matches(shapes):
                 raise _unsupported(signature)
-    for signature, read in (*FLUX_ADAPTERS, *_PROJECTIONS):
+    for signature, read in (*FLUX_ADAPTERS, *SD3_ADAPTERS, *ANIMA_ADAPTERS, *_PROJECTIONS):
         if signature.matches(shapes):
             _check_sizes(shapes)
-            return with_metadata(read(shapes, stated), metadata)
+            return with_metadata(read(shapes, published_facts(metadata) | stated), metadata)
     raise _unknown(shapes)
 
 
@@ -86,7 +87,7 @@ def _read_linear(shapes: Shapes, _stated: Mapping[str, object]) -> AdapterSpec:
 
 
 def _read_resampler(shapes: Shapes, stated: Mapping[str, object]) -> AdapterSpec:
-    resampler, image_dim = _resampler(shapes, stated, "image_proj", dim_of(shapes, "image_proj.latents", 1))
+    resampler, image_dim = read_resampler(shapes, stated, "image_proj", dim_of(shapes, "image_proj.latents", 1))
     spec = _spec(
         shapes,
         "plus (also plus-face and composition)",
@@ -137,7 +138,7 @@ def _read_identity(shapes: Shapes, _stated: Mapping[str, object]) -> AdapterSpec
 
 def _read_identity_and_face(shapes: Shapes, stated: Mapping[str, object]) -> AdapterSpec:
     face, num_tokens = _identity(shapes)
-    resampler, image_dim = _resampler(shapes, stated, "image_proj.perceiver_resampler", num_tokens)
+    resampler, image_dim = read_resampler(shapes, stated, "image_proj.perceiver_resampler", num_tokens)
     spec = _spec(
         shapes,
         "FaceID-Plus",
@@ -173,34 +174,6 @@ def _identity(shapes: Shapes) -> tuple[FaceSpec, int]:
 
 def _crop_size(token_dim: int) -> int:
     return _CROP_SIZES.get(token_dim, _USUAL_CROP)
-
-
-def _resampler(
-    shapes: Shapes, stated: Mapping[str, object], prefix: str, queries: int | None
-) -> tuple[ResamplerSpec, int]:
-    """Dimensions of the perceiver resampler under a prefix, and the width of what it reads."""
-    layers = {int(match[1]) for name in shapes if (match := re.match(rf"{prefix}\.layers\.(\d+)\.", name))}
-    dim, image_dim = matrix(shapes, f"{prefix}.proj_in.weight")
-    inner = matrix(shapes, f"{prefix}.layers.0.0.to_q.weight")[0]
-    given = stated.get("resampler")
-    head_dim = given.get("head_dim", DEFAULT_HEAD_DIM) if isinstance(given, dict) else DEFAULT_HEAD_DIM
-    if not is_whole(head_dim) or head_dim < 1 or not inner or inner % head_dim:
-        raise inconsistent(f"to_q has {inner} rows, which heads of size {head_dim!r} do not divide")
-    positions = shapes.get(f"{prefix}.pos_emb.weight")
-    pooled = shapes.get(f"{prefix}.to_latents_from_mean_pooled_seq.1.weight")
-    if queries is None:
-        raise inconsistent(f"{prefix}.latents has shape {list(shapes[f'{prefix}.latents'])}")
-    resampler = ResamplerSpec(
-        dim=dim,
-        depth=len(layers),
-        num_heads=inner // head_dim,
-        head_dim=head_dim,
-        ff_dim=matrix(shapes, f"{prefix}.layers.0.1.1.weight")[0],
-        num_queries=queries,
-        max_positions=positions[0] if positions else None,
-        num_mean_pooled=pooled[0] // dim if pooled else 0,
-    )
-    return resampler, image_dim
 
 
 def _read_mlp(shapes: Shapes, _stated: Mapping[str, object]) -> AdapterSpec:

@@ -10,6 +10,7 @@ LONGEST_NAME = 512
 MOST_AXES = 16
 LARGEST_SIZE = 2**40  # of an axis, and of all but empty axes together
 METADATA = "__metadata__"
+HASH_KEY = "modelspec.hash_sha256"
 # Of tensors that are computed with; what else safetensors knows is no adapter's, encoder's or state's.
 DTYPES: dict[str, torch.dtype] = {
     "F64": torch.float64,

@@ -78,7 +78,6 @@ UNSUPPORTED: tuple[Signature, ...] = (
         known="it feeds faces to a ControlNet for FLUX.1",
         action="use the InfiniteYou nodes, or a FaceID adapter on SD1.5, SDXL or Kolors",
     ),
-    Signature("an InstantX SD3.5 adapter", ("image_proj.time_embedding.linear_1.weight", "image_proj.latents")),
 )
 
 _STYLE = "move it to models/style_models; Load Style Model loads it, Apply Style Model applies it"

@@ -2,8 +2,9 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from enum import Enum
+from typing import Any
 
 from ..errors import UnreadableFileError
 from ..numbers import is_whole
@@ -17,6 +18,7 @@ _DEEPEST_LAYER = -1000
 _LARGEST_PICTURE = 2**16  # pixels of a side
 USUAL_BACKBONE = "UNet"
 CROPS = ("center", "pad", "stretch")  # how a picture becomes the encoder's square; see `encoder.pixels.encoder_pixels`
+PADDINGS = ("mean", "black")  # what fills the short sides with crop "pad": the encoder's mean colour, or black
 
 
 class Projection(str, Enum):
@@ -26,8 +28,11 @@ class Projection(str, Enum):
     TWO_LAYERS = "two_layers"
     RESAMPLER = "resampler"
     MLP = "mlp"
+    PATCHES = "patches"
+    PERCEIVER = "perceiver"
     IDENTITY = "identity"
     IDENTITY_AND_FACE = "identity_and_face"
+    TIMED_RESAMPLER = "timed_resampler"
 
 
 class Feature(str, Enum):
@@ -35,6 +40,7 @@ class Feature(str, Enum):
 
     IMAGE_EMBEDS = "image_embeds"
     HIDDEN_STATES = "hidden_states"
+    LAST_HIDDEN_STATE = "last_hidden_state"  # after the encoder's last norm, where it has one
     IDENTITY = "identity"
 
 
@@ -44,12 +50,17 @@ class Negative(str, Enum):
     ZERO_FEATURES = "zero_features"
     ZERO_PIXELS = "zero_pixels"
     BLACK_PICTURE = "black_picture"
+    SAME_PICTURE = "same_picture"  # both sides see the reference
     NOISE = "noise"
 
 
 @dataclass(frozen=True, kw_only=True)
 class ResamplerSpec:
-    """Dimensions of a perceiver resampler (tencent-ailab/IP-Adapter, ip_adapter/resampler.py)."""
+    """Dimensions of a perceiver resampler (tencent-ailab/IP-Adapter, ip_adapter/resampler.py).
+
+    Attributes:
+        time_dim: numbers a timestep is written with, where the resampler reads it as well; else None.
+    """
 
     dim: int
     depth: int
@@ -59,6 +70,7 @@ class ResamplerSpec:
     num_queries: int
     max_positions: int | None = None
     num_mean_pooled: int = 0
+    time_dim: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,11 +98,20 @@ class FaceSpec:
 
 @dataclass(frozen=True, kw_only=True)
 class EncoderHint:
-    """What a file's metadata says about its image encoder and how pictures are cut for it; None: it says nothing."""
+    """What is known of an adapter's image encoder and how pictures are cut for it; None: nothing says so.
+
+    Attributes:
+        name: of its file or folder.
+        kind: as `encoder.known.EncoderSpec.kind`; None where a width tells enough.
+        image_size: side of its input in pixels; learned positions are interpolated where they cover another.
+        crop, padding: names of CROPS and PADDINGS.
+    """
 
     name: str | None = None
+    kind: str | None = None
     image_size: int | None = None
     crop: str | None = None
+    padding: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,6 +131,8 @@ class AdapterSpec:
         layout: whose names and arithmetic the file has; see `names` and `Backbone.layouts`.
         head_dim: size of an attention head, where the adapter's own weights are about heads; else 0.
         hidden_dim: hidden units of a projection of two layers; else None.
+        parts: what its projection has that others of its kind lack.
+        no_image: shape of the tokens its file has for "no image"; empty if it has none.
     """
 
     family: str
@@ -129,6 +152,8 @@ class AdapterSpec:
     layout: str = USUAL_LAYOUT
     head_dim: int = 0
     hidden_dim: int | None = None
+    parts: tuple[str, ...] = ()
+    no_image: tuple[int, ...] = ()
 
     @property
     def num_sites(self) -> int:
@@ -138,6 +163,11 @@ class AdapterSpec:
     def token_dim(self) -> int:
         """Width of the tokens that `image_proj` makes."""
         return self.face.token_dim if self.face else self.cross_attention_dim
+
+    @property
+    def is_timed(self) -> bool:
+        """Whether its tokens change with the noise level, so that what is encoded beforehand are features alone."""
+        return self.projection is Projection.TIMED_RESAMPLER
 
     @property
     def reads_pictures(self) -> bool:
@@ -189,10 +219,6 @@ def with_metadata(spec: AdapterSpec, metadata: Mapping[str, str]) -> AdapterSpec
         raise _bad_metadata(f"metadata {SPEC_KEY} has backbone {backbone!r}, not a name")
     if not isinstance(encoder, dict):
         raise _bad_metadata(f"metadata {SPEC_KEY} has encoder {encoder!r}, not an object")
-    name, image_size = encoder.get("name"), encoder.get("image_size")
-    is_size = image_size is None or (is_whole(image_size) and 0 < image_size <= _LARGEST_PICTURE)
-    if not isinstance(name, str | None) or not is_size:
-        raise _bad_metadata(f"metadata {SPEC_KEY} has encoder {encoder!r}, not a name and an image_size")
     try:
         feature = Feature(stated.get("feature", spec.feature))
         negative = Negative(stated.get("negative", spec.negative))
@@ -200,15 +226,27 @@ def with_metadata(spec: AdapterSpec, metadata: Mapping[str, str]) -> AdapterSpec
         raise _bad_metadata(f"metadata {SPEC_KEY} has a value nobody knows ({error})") from error
     if feature is not spec.feature:
         raise _bad_metadata(f"metadata {SPEC_KEY} has feature {feature.value}, which {spec.family} does not read")
-    crop = encoder.get("crop")
-    if crop is not None and crop not in CROPS:
-        raise _bad_metadata(f"metadata {SPEC_KEY} has crop {crop!r}, none of {', '.join(CROPS)}")
-    hint = EncoderHint(name=name, image_size=image_size, crop=crop)
+    hint = _stated_hint(spec.encoder, encoder)
     face = _stated_face(spec.face, stated.get("face")) if spec.face else None
     head_dim = stated.get("head_dim", spec.head_dim) if spec.head_dim else 0
     if not is_whole(head_dim) or head_dim < 0 or (head_dim and any(dim % head_dim for dim in spec.site_dims)):
         raise _bad_metadata(f"metadata {SPEC_KEY} has head_dim {head_dim!r}, which does not divide {spec.site_dims[0]}")
     return replace(spec, negative=negative, layer=layer, backbone=backbone, encoder=hint, face=face, head_dim=head_dim)
+
+
+def _stated_hint(hint: EncoderHint, stated: Mapping[str, object]) -> EncoderHint:
+    """The hint of the adapter's kind, where the metadata says nothing else."""
+    said: dict[str, Any] = {
+        field.name: stated[field.name] for field in fields(hint) if stated.get(field.name) is not None
+    }
+    image_size = said.get("image_size", 1)
+    is_size = is_whole(image_size) and 0 < image_size <= _LARGEST_PICTURE
+    if not is_size or not isinstance(said.get("name", ""), str) or not isinstance(said.get("kind", ""), str):
+        raise _bad_metadata(f"metadata {SPEC_KEY} has encoder {stated!r}, not a name and an image_size")
+    for name, known in (("crop", CROPS), ("padding", PADDINGS)):
+        if said.get(name, known[0]) not in known:
+            raise _bad_metadata(f"metadata {SPEC_KEY} has {name} {said[name]!r}, none of {', '.join(known)}")
+    return replace(hint, **said)
 
 
 def _stated_face(face: FaceSpec, stated: object) -> FaceSpec:

@@ -12,6 +12,7 @@ from ..errors import UnreadableFileError
 from ..face.lora_file import check_lora, split_lora
 from ..file.container import SAFETENSORS_SUFFIXES, read_header, read_tensors, write_safetensors
 from ..file.detect import detect
+from ..file.model_lora import check_model_lora, split_model_lora
 from ..file.names import canonical_name, published_name
 from ..file.spec import AdapterSpec, Projection
 from ..operations import TORCH, Operations
@@ -42,20 +43,31 @@ class IPAdapter(nn.Module):
 
     Attributes:
         lora: the LoRA a FaceID file carries, under its flat names; no part of this network, but of the base model.
+        model_lora: likewise, one that is always on with the adapter.
     """
 
     def __init__(self, spec: AdapterSpec, ops: Operations = TORCH) -> None:
         super().__init__()
         self.spec = spec
         self.lora: Mapping[str, Tensor] = {}
+        self.model_lora: Mapping[str, Tensor] = {}
         self.image_proj = build_projection(spec, ops)
         self._layout = find_backbone(spec.backbone).layout(spec.layout)
         self.ip_adapter = nn.ModuleDict(
             {
-                self._layout.site_key(site): self._layout.site_projection(spec.cross_attention_dim, site_dim, ops)
+                self._layout.site_key(site): self._build_site(site_dim, ops)
                 for site, site_dim in enumerate(spec.site_dims)
             }
         )
+        if self._layout.shared_projection is not None:
+            self.shared = self._layout.shared_projection(spec.cross_attention_dim, spec.site_dims[0], ops)
+
+    def _build_site(self, site_dim: int, ops: Operations) -> nn.Module:
+        spec, timed = self.spec, self._layout.timed
+        if timed is None:
+            return self._layout.site_projection(spec.cross_attention_dim, site_dim, ops)
+        assert spec.resampler is not None
+        return timed.projection(spec.cross_attention_dim, site_dim, ops, spec.head_dim, spec.resampler.dim)
 
     def site(self, index: int) -> SiteProjection:
         """Projections of the attention site with this index in checkpoint order."""
@@ -63,7 +75,27 @@ class IPAdapter(nn.Module):
 
     def kv(self, index: int, tokens: Tensor) -> tuple[Tensor, Tensor]:
         """Keys and values (…, T, H·D) of image tokens (…, T, C) at the site with this index."""
-        return self._layout.kv(self.ip_adapter[self._layout.site_key(index)], tokens, self.spec.head_dim)
+        weights = (
+            self.ip_adapter[self._layout.site_key(index)] if self._layout.shared_projection is None else self.shared
+        )
+        return self._layout.kv(weights, tokens, self.spec.head_dim)
+
+    def gate(self, index: int) -> nn.Module | None:
+        """What makes a site's factors of the model's timestep embedding, (B, F, C) each; None if it has none."""
+        make = self._layout.gate
+        return None if make is None else make(self.ip_adapter[self._layout.site_key(index)])
+
+    def timed_tokens(self, features: Tensor, timestep: Tensor) -> tuple[Tensor, Tensor]:
+        """Image features (B, S, E) and a timestep (1,), 0..1000, to image tokens (B, N, C) and the time's vector (1, W).
+
+        For adapters whose `spec.is_timed` alone.
+        """
+        return cast("tuple[Tensor, Tensor]", self.image_proj(features, timestep))
+
+    def timed_kv(self, index: int, tokens: Tensor, time: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys and values (B, N, H, D) of such tokens at a site; `time` went through SiLU."""
+        assert self._layout.timed is not None
+        return self._layout.timed.kv(self.ip_adapter[self._layout.site_key(index)], tokens, time)
 
     def project(self, features: Tensor) -> Tensor:
         """Image features (B, E) or (B, S, E) to image tokens (B, N, C)."""
@@ -106,17 +138,22 @@ def build_adapter(tensors: Mapping[str, Tensor], metadata: Mapping[str, str], op
     spec = detect({name: tuple(tensor.shape) for name, tensor in state_dict.items()}, metadata)
     state_dict, lora = split_lora(state_dict)
     check_lora(lora, spec.num_sites)
+    state_dict, model_lora = split_model_lora(state_dict)
+    check_model_lora(model_lora)
     with torch.device("meta"):
         adapter = IPAdapter(spec, ops)
     _check_strictly(adapter.state_dict(), state_dict, spec)
     adapter.load_state_dict(state_dict, strict=True, assign=True)
-    adapter.lora = lora
+    adapter.lora, adapter.model_lora = lora, model_lora
     return adapter.requires_grad_(False).eval()
 
 
-def load_adapter(path: Path, ops: Operations = TORCH, *, can_map: bool = True) -> IPAdapter:
-    """Read an adapter file; its tensors stay memory-mapped if they may. Errors as `read_tensors` and `build_adapter`."""
-    file = read_tensors(path, can_map=can_map)
+def load_adapter(path: Path, ops: Operations = TORCH, *, can_map: bool = True, verify_again: bool = False) -> IPAdapter:
+    """Read an adapter file; its tensors stay memory-mapped if they may.
+
+    Arguments and errors as `read_tensors`, and errors as `build_adapter`.
+    """
+    file = read_tensors(path, can_map=can_map, verify_again=verify_again)
     return build_adapter(file.tensors, file.metadata, ops)
 
 
@@ -135,7 +172,7 @@ def save_adapter(adapter: IPAdapter, path: Path, metadata: Mapping[str, str] | N
     """Write published flat names and the spec as metadata, so that `load_adapter` gives the same spec and tensors."""
     tensors = {
         published_name(name, adapter.spec.layout): tensor
-        for name, tensor in (*adapter.state_dict().items(), *adapter.lora.items())
+        for name, tensor in (*adapter.state_dict().items(), *adapter.lora.items(), *adapter.model_lora.items())
     }
     write_safetensors(path, tensors, {**(metadata or {}), **adapter.spec.to_metadata()})
 

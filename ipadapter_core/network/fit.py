@@ -1,5 +1,7 @@
 """Whether an adapter was made for a model."""
 
+from collections.abc import Collection
+
 from ..backbone.registry import find_backbone
 from ..backbone.sites import Sites
 from ..errors import MismatchError
@@ -25,8 +27,7 @@ def check_sites(spec: AdapterSpec, sites: Sites) -> None:
     adapter, unserved = base_of(spec), sites.unserved
     raise MismatchError(
         f"an adapter for {adapter} ({spec.family}: {spec.num_sites} attention layers, {spec.cross_attention_dim}-wide "
-        f"tokens) and a model of the {sites.family} kind ({len(dims)} attention layers, "
-        f"{'/'.join(map(str, sorted(widths)))}-wide tokens)",
+        f"tokens) and a model of the {sites.family} kind ({len(dims)} attention layers, {_widths(widths, dims)})",
         expected=f"an adapter and a model of the same base{f'; no adapter is known for {unserved}' if unserved else ''}",
         action=f"load a {adapter} model{'' if unserved else f', or an adapter made for {sites.family}'}",
     )
@@ -35,3 +36,9 @@ def check_sites(spec: AdapterSpec, sites: Sites) -> None:
 def base_of(spec: AdapterSpec) -> str:
     """The base models an adapter was made for, in words."""
     return find_backbone(spec.backbone).families.get((spec.cross_attention_dim, spec.num_sites), spec.base)
+
+
+def _widths(of_tokens: Collection[int], of_sites: Collection[int]) -> str:
+    if any(of_tokens):
+        return f"{'/'.join(map(str, sorted(of_tokens)))}-wide tokens"
+    return f"{'/'.join(map(str, sorted(set(of_sites))))} wide"

@@ -9,8 +9,10 @@ from torch import Tensor, nn
 
 from ..file.spec import AdapterSpec, Projection
 from ..operations import Operations
+from .anima import PatchTokens, PerceiverTokens
 from .face_projection import IdentityAndFaceProjection, IdentityProjection
 from .resampler import Resampler
+from .timed_resampler import TimedResampler
 
 
 class ImageProjection(nn.Module):
@@ -79,6 +81,13 @@ def build_projection(spec: AdapterSpec, ops: Operations) -> nn.Module:
     if spec.projection is Projection.RESAMPLER:
         assert spec.resampler is not None
         return Resampler(spec.resampler, spec.image_dim, spec.cross_attention_dim, ops)
+    if spec.projection is Projection.TIMED_RESAMPLER:
+        assert spec.resampler is not None
+        return TimedResampler(spec.resampler, spec.image_dim, spec.cross_attention_dim, ops)
+    if spec.projection is Projection.PATCHES:
+        return PatchTokens(spec, ops)
+    if spec.projection is Projection.PERCEIVER:
+        return PerceiverTokens(spec, ops)
     assert spec.face is not None
     assert spec.num_tokens is not None
     if spec.projection is Projection.IDENTITY:

@@ -31,7 +31,10 @@ class PerceiverAttention(nn.Module):
 
     def forward(self, features: Tensor, latents: Tensor) -> Tensor:
         """(B, S, W) and (B, Q, W) to (B, Q, W)."""
-        features, latents = self.norm1(features), self.norm2(latents)
+        return self.attend(self.norm1(features), self.norm2(latents))
+
+    def attend(self, features: Tensor, latents: Tensor) -> Tensor:
+        """The same, of what is normed already."""
         k, v = self.to_kv(torch.cat((features, latents), dim=1)).chunk(2, dim=-1)
         q, k, v = (rearrange(x, "b n (h d) -> b h n d", h=self.num_heads) for x in (self.to_q(latents), k, v))
         out = functional.scaled_dot_product_attention(q, k, v)

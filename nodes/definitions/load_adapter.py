@@ -4,6 +4,7 @@ import logging
 
 from comfy_api.latest import io
 
+from ...ipadapter_core.encoder.resolution import LARGEST_RESOLUTION
 from .. import paths
 from ..arrivals import checked
 from ..loading import describe, encoder_choices, knows_encoder, open_adapter
@@ -38,6 +39,16 @@ class IPALoadAdapter(io.ComfyNode):
                     "needs; 'none' if you connect a CLIP_VISION to Encode Image for IP-Adapter. A name ending in / "
                     "is a folder with a transformers model.",
                 ),
+                io.Int.Input(
+                    "encoder_resolution",
+                    default=0,
+                    min=0,
+                    max=LARGEST_RESOLUTION,
+                    optional=True,
+                    tooltip="Side of the square that the image encoder reads, in pixels: a multiple of its patch (14 or "
+                    "16), such as 448 for adapters trained at 448. 0 is neutral: what the file says, or the encoder's "
+                    "own.",
+                ),
             ],
             outputs=[IPAAdapter.Output("adapter", tooltip="The adapter with its image encoder.")],
             hidden=[io.Hidden.unique_id],
@@ -49,14 +60,16 @@ class IPALoadAdapter(io.ComfyNode):
         return image_encoder is None or knows_encoder(image_encoder) or f"no {image_encoder} in models/clip_vision"
 
     @classmethod
-    def fingerprint_inputs(cls, adapter_file: str | None, image_encoder: str | None) -> str:
+    def fingerprint_inputs(
+        cls, adapter_file: str | None, image_encoder: str | None, encoder_resolution: int | None = 0
+    ) -> str:
         # ComfyUI gives None for a linked input
         return paths.fingerprint([*paths.adapter_candidates(adapter_file), *paths.encoder_candidates(image_encoder)])
 
     @classmethod
     @checked
-    def execute(cls, adapter_file: str, image_encoder: str) -> io.NodeOutput:
-        adapter = open_adapter(adapter_file, image_encoder)
+    def execute(cls, adapter_file: str, image_encoder: str, encoder_resolution: int = 0) -> io.NodeOutput:
+        adapter = open_adapter(adapter_file, image_encoder, encoder_resolution)
         text = describe(adapter)
         logger.info("IP-Adapter %s: %s", adapter_file, text.replace("\n", "; "))
         show_on_node(text, cls.hidden.unique_id if cls.hidden else None)

@@ -4,25 +4,37 @@ import hashlib
 import uuid
 import weakref
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import comfy.clip_vision
 import comfy.model_management
 import comfy.model_patcher
+import comfy.ops
+import comfy.utils
 import torch
 from torch import Tensor
+from torch.func import functional_call
 
 from ...ipadapter_core.encoder.known import FILE_KIND, EncoderSpec
 from ...ipadapter_core.encoder.pixels import PixelFormat
+from ...ipadapter_core.encoder.resolution import input_size, interpolated
+from ...ipadapter_core.encoder.siglip import read_pooling_head
 from ...ipadapter_core.errors import BadInputError, UnreadableFileError
-from ...ipadapter_core.file.container import check_file
+from ...ipadapter_core.file.container import check_file, read_tensors
 from ...ipadapter_core.file.spec import AdapterSpec, Feature
 from ...ipadapter_core.file.strangers import strangers
 from ..paths import fingerprint
 
 _KINDS = {"clip_vision_model": "CLIP", "siglip_vision_model": "SigLIP", "dinov2": "DINOv2", "dinov3": "DINOv3"}
+_LEARNED_POSITIONS = {
+    "CLIP": "vision_model.embeddings.position_embedding.weight",
+    "SigLIP": "vision_model.embeddings.position_embedding.weight",
+    "DINOv2": "embeddings.position_embeddings",
+}
+_CLASS_TOKENS = {"CLIP": 1, "SigLIP": 0, "DINOv2": 1}
+_HEAD = "pooling_head"  # what a SigLIP's pooling head is called among the parts of ComfyUI's model, which lacks it
 # (width, layers) that comfy.clip_vision.load builds; another size would be built wrongly or not at all
 _COMFY_SIZES = {
     "CLIP": ((1664, 48), (1280, 32), (1024, 24)),
@@ -30,6 +42,9 @@ _COMFY_SIZES = {
     "DINOv2": ((1536, 40), (1024, 24)),
     "DINOv3": ((1280, 32),),
 }
+_COMFY_PIXELS = {"SigLIP": (27 * 14, 512)}  # that the patches of those it builds cover
+# in what ComfyUI's models give
+_PLACES = {Feature.LAST_HIDDEN_STATE: 0, Feature.HIDDEN_STATES: 1, Feature.IMAGE_EMBEDS: 2}
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,6 +57,7 @@ class VisionEncoder:
         pixel_format: what `encode` expects.
         run: normalised pixels (B, 3, S, S) on `patcher.load_device` and a spec, to that spec's features.
         clip_vision: ComfyUI's own object, where it is made of one.
+        origin: the same encoder at its own resolution, where this is at another.
     """
 
     name: str
@@ -51,6 +67,19 @@ class VisionEncoder:
     patcher: comfy.model_patcher.ModelPatcher
     run: Callable[[Tensor, AdapterSpec], Tensor]
     clip_vision: comfy.clip_vision.ClipVisionModel | None = None
+    origin: "VisionEncoder | None" = None
+
+    def at(self, size: int | None) -> "VisionEncoder":
+        """This encoder for square pictures of `size` pixels, of the same weights; None is its own size.
+
+        Raises:
+            BadInputError: a size it cannot read.
+        """
+        origin = self.origin or self
+        size = input_size(origin.spec, origin.pixel_format.size, size)
+        if size == origin.pixel_format.size:
+            return origin
+        return replace(origin, pixel_format=replace(origin.pixel_format, size=size), origin=origin)
 
     def encode(self, pixels: Tensor, adapter: AdapterSpec) -> Tensor:
         """Features the adapter reads, (B, E) or (B, S, E), float32 on the CPU."""
@@ -66,7 +95,8 @@ _WHOLE, _SAMPLES = 2**16, 2**12  # numbers of a tensor up to which all are read,
 def comfyui_loads(spec: EncoderSpec) -> bool:
     """Whether this ComfyUI's own loader knows an encoder of this kind and size as a single file."""
     known = {_KINDS.get(model_type) for model_type in comfy.clip_vision.IMAGE_ENCODERS}
-    return spec.kind in known and (spec.width, spec.num_layers) in _COMFY_SIZES.get(spec.kind, ())
+    is_covered = spec.image_size in _COMFY_PIXELS.get(spec.kind, (spec.image_size,))
+    return is_covered and spec.kind in known and (spec.width, spec.num_layers) in _COMFY_SIZES.get(spec.kind, ())
 
 
 def identity_of(model: Any) -> str:
@@ -98,11 +128,23 @@ def from_clip_vision(
             expected="CLIP, SigLIP, DINOv2 or DINOv3",
             action="use the encoder's transformers folder (config.json and safetensors) in Load IP-Adapter",
         )
-    width = config["hidden_size"]
+    width, patch, head = config["hidden_size"], config["patch_size"], getattr(clip_vision.model, _HEAD, None)
+    pooled = width if head is not None or kind.startswith("DINO") else None
 
     def run(pixels: Tensor, adapter: AdapterSpec) -> Tensor:
-        out = clip_vision.model(pixel_values=pixels, intermediate_output=adapter.layer)
-        features: Tensor = out[2] if adapter.feature is Feature.IMAGE_EMBEDS else out[1]
+        positions = _positions(clip_vision.model, kind, pixels.shape[-1] // patch)
+        arguments = {"pixel_values": pixels, "intermediate_output": adapter.layer}
+        model = clip_vision.model
+        out = functional_call(model, positions, (), arguments) if positions else model(**arguments)
+        if head is not None and adapter.feature is Feature.IMAGE_EMBEDS:
+            return cast(Tensor, head(out[0]))
+        features: Tensor | None = out[_PLACES[adapter.feature]]
+        if features is None:
+            raise BadInputError(
+                f"{name}, a {kind} of which ComfyUI gives the last hidden state alone",
+                expected=f"hidden states (layer {adapter.layer})",
+                action="use the encoder's transformers folder (config.json and safetensors) in Load IP-Adapter",
+            )
         return features
 
     return VisionEncoder(
@@ -112,7 +154,9 @@ def from_clip_vision(
             kind=kind,
             width=width,
             num_layers=config["num_hidden_layers"],
-            embed_dim=config.get("projection_dim", width if kind.startswith("DINO") else None),
+            embed_dim=config.get("projection_dim", pooled),
+            image_size=clip_vision.image_size // patch * patch if kind in ("CLIP", "SigLIP") else None,
+            patch_size=patch,
         ),
         pixel_format=PixelFormat.of(clip_vision.image_size, clip_vision.image_mean, clip_vision.image_std),
         patcher=clip_vision.patcher,
@@ -137,7 +181,30 @@ def load_encoder_file(path: Path) -> VisionEncoder:
             expected="a CLIP vision, SigLIP or DINO file of a usual size",
             action="use its transformers folder (config.json and safetensors), or choose another encoder",
         )
+    if clip_vision.model_type == "siglip_vision_model":
+        with strangers(lambda why: _unusable(path, why)):
+            _add_head(clip_vision, path)
     return from_clip_vision(clip_vision, path.name, identity)
+
+
+def _add_head(clip_vision: comfy.clip_vision.ClipVisionModel, path: Path) -> None:
+    """Make a file's pooling head a part of the model that ComfyUI made of the rest, so that it moves with it."""
+    tensors = read_tensors(path, FILE_KIND, can_map=not comfy.utils.DISABLE_MMAP).tensors
+    head = read_pooling_head(tensors, clip_vision.config["num_attention_heads"], comfy.ops.manual_cast)
+    if head is not None:
+        clip_vision.model.add_module(_HEAD, head)
+
+
+def _positions(model: Any, kind: str, side: int) -> dict[str, Tensor]:
+    """Learned positions for `side` x `side` patches in place of the model's own, which stay; none if they fit."""
+    name = _LEARNED_POSITIONS.get(kind)
+    if name is None:
+        return {}
+    table: Tensor = model.get_parameter(name)
+    rows, num_extra = table.detach().flatten(0, -2), _CLASS_TOKENS[kind]
+    if len(rows) == side**2 + num_extra:
+        return {}
+    return {name: interpolated(rows, side, num_extra).reshape(*table.shape[:-2], -1, table.shape[-1])}
 
 
 def _unusable(path: Path, why: str) -> UnreadableFileError:

@@ -1,5 +1,6 @@
-"""Image encoders from a folder in transformers layout, under ComfyUI's memory management."""
+"""Image encoders that transformers and timm build, under ComfyUI's memory management."""
 
+import importlib.util
 from pathlib import Path
 
 import comfy.model_management
@@ -8,10 +9,16 @@ import comfy.utils
 import torch
 from torch import Tensor
 
-from ...ipadapter_core.encoder.folder import load_vision_folder
+from ...ipadapter_core.encoder.folder import VisionFolder, load_siglip_file, load_vision_folder
+from ...ipadapter_core.encoder.pe import load_pe_file
+from ...ipadapter_core.errors import IPAdapterError
 from ...ipadapter_core.file.spec import AdapterSpec
 from ..paths import fingerprint, weight_files
 from .encoder import VisionEncoder
+
+
+class EncoderMissingError(IPAdapterError):
+    """An image encoder needs a library that is not installed."""
 
 
 def load_encoder_folder(folder: Path) -> VisionEncoder:
@@ -19,7 +26,37 @@ def load_encoder_folder(folder: Path) -> VisionEncoder:
     identity = fingerprint(weight_files(folder))  # before they are read: what replaces them meanwhile is another
     import transformers  # slow to import, and needed for folders only
 
-    vision = load_vision_folder(folder, transformers)
+    return _managed(load_vision_folder(folder, transformers), f"{folder.name}/", identity)
+
+
+def load_siglip_encoder(path: Path) -> VisionEncoder:
+    """Load a single SigLIP file of a size that ComfyUI does not know. Errors as `load_siglip_file`."""
+    identity = fingerprint([path])
+    import transformers
+
+    return _managed(load_siglip_file(path, transformers), path.name, identity)
+
+
+def load_pe_encoder(path: Path) -> VisionEncoder:
+    """Load a single PE-Core file.
+
+    Raises:
+        EncoderMissingError: timm is not installed.
+        UnreadableFileError: as `load_pe_file`.
+    """
+    if importlib.util.find_spec("timm") is None:
+        raise EncoderMissingError(
+            f"{path.name} is PE-Core, and timm, which builds it, is not installed",
+            expected="timm",
+            action="install it in ComfyUI's Python with 'pip install timm', and restart",
+        )
+    identity = fingerprint([path])
+    import timm
+
+    return _managed(load_pe_file(path, timm), path.name, identity)
+
+
+def _managed(vision: VisionFolder, name: str, identity: str) -> VisionEncoder:
     if comfy.utils.DISABLE_MMAP:  # transformers leaves the weights in the file, mapped into memory
         for tensor in (*vision.model.parameters(), *vision.model.buffers()):
             tensor.data = tensor.data.clone()
@@ -38,7 +75,7 @@ def load_encoder_folder(folder: Path) -> VisionEncoder:
         return vision.features(pixels, adapter.feature, adapter.layer)
 
     return VisionEncoder(
-        name=f"{folder.name}/",
+        name=name,
         identity=identity,
         spec=vision.spec,
         pixel_format=vision.pixel_format,

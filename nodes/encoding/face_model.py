@@ -14,6 +14,7 @@ from torch import Tensor
 from ...ipadapter_core.errors import BadInputError, IPAdapterError, UnreadableFileError, one_of
 from ...ipadapter_core.face.detection import DETECTION_SIZES, Face
 from ...ipadapter_core.file.container import file_status
+from ...ipadapter_core.file.onnx_graph import check_network
 from ...ipadapter_core.file.strangers import strangers
 from ..paths import fingerprint
 from .encoder import identity_of, remember
@@ -145,6 +146,8 @@ def load_face_model(pack: str, device: str) -> FaceModel:
     files = sorted(folder.glob("*.onnx"))
     identity = fingerprint(files) + provider
     readable = [file for file in files if _is_readable(file)]
+    for file in readable:
+        check_network(file)
     # InsightFace opens all that it finds
     is_ours = importlib.util.find_spec("insightface") is None or len(readable) < len(files)
     analysis = load_onnx_pack(readable, provider) if is_ours else _insightface(folder, provider)

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ...ipadapter_core.branch.masks import check_mask
 from ...ipadapter_core.branch.tokens import ImageTokens
-from ...ipadapter_core.encoder.known import check_encoder, encoder_need
+from ...ipadapter_core.encoder.choice import check_encoder, encoder_need
 from ...ipadapter_core.encoder.pixels import check_image, encoder_pixels, no_image_pixels
 from ...ipadapter_core.errors import BadInputError, MismatchError
 from ...ipadapter_core.file.spec import CROPS, Negative
@@ -40,10 +40,11 @@ def choose(adapter: LoadedAdapter, clip_vision: object | None = None) -> VisionE
 
 
 def encoder_of(adapter: LoadedAdapter, clip_vision: object | None = None) -> VisionEncoder:
-    """The connected encoder, else the loader's.
+    """The connected encoder, else the loader's, at the resolution that the adapter states or the loader was told.
 
     Raises:
         MismatchError: there is none, or it does not fit the adapter.
+        BadInputError: a resolution it cannot read.
     """
     if clip_vision is not None:
         encoder = from_clip_vision(clip_vision)
@@ -56,7 +57,7 @@ def encoder_of(adapter: LoadedAdapter, clip_vision: object | None = None) -> Vis
             action="set image_encoder in Load IP-Adapter to 'auto', or connect a CLIP_VISION to the encode node",
         )
     check_encoder(encoder.spec, adapter.spec)
-    return encoder
+    return encoder.at(adapter.spec.encoder.image_size)
 
 
 def encode_image(
@@ -107,7 +108,8 @@ def image_features(
         picture_mask = None if masks is None else masks[index : index + 1]
 
         def encode(index: int = index, picture_mask: Tensor | None = picture_mask) -> Tensor:
-            pixels = encoder_pixels(pictures[index : index + 1].cpu(), encoder.pixel_format, crop, picture_mask)
+            picture = pictures[index : index + 1].cpu()
+            pixels = encoder_pixels(picture, encoder.pixel_format, crop, picture_mask, adapter.spec.encoder.padding)
             return encoder.encode(pixels, adapter.spec)
 
         rows.append(CACHE.get_or_make(key, Tensor, encode, lambda features: features.nbytes))
@@ -119,6 +121,8 @@ def no_image_features(
 ) -> tuple[Tensor, tuple[object, ...]]:
     """Features of "no image" by the convention the adapter was trained with, and their key."""
     convention = adapter.spec.negative
+    if convention is Negative.SAME_PICTURE:
+        return features, (convention,)
     if convention is Negative.ZERO_FEATURES:
         return torch.zeros_like(features[:1]), (convention,)
     key = _key(adapter, encoder, convention, "", None)
@@ -132,8 +136,8 @@ def no_image_features(
 def _key(
     adapter: LoadedAdapter, encoder: VisionEncoder, crop: str, picture: str, mask: str | None
 ) -> tuple[object, ...]:
-    spec = adapter.spec
-    return ("features", encoder.identity, encoder.pixel_format, spec.feature, spec.layer, crop, picture, mask)
+    spec, cut = adapter.spec, (crop, adapter.spec.encoder.padding)
+    return ("features", encoder.identity, encoder.pixel_format, spec.feature, spec.layer, cut, picture, mask)
 
 
 def digest(tensor: Tensor) -> str:

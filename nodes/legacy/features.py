@@ -17,7 +17,7 @@ from ..progress import steps
 from ..sockets import LoadedAdapter
 from .payload import Payload
 
-_RANKS = {Feature.IMAGE_EMBEDS: 2, Feature.HIDDEN_STATES: 3}
+_RANKS = {Feature.IMAGE_EMBEDS: 2, Feature.HIDDEN_STATES: 3, Feature.LAST_HIDDEN_STATE: 3}
 _FORMER = "; embeds of before March 2024 go into Apply IPAdapter from Encoded"
 
 

@@ -14,7 +14,7 @@ from uuid import uuid4
 
 from torch import Tensor
 
-from ...ipadapter_core.encoder.known import check_encoder, encoder_need
+from ...ipadapter_core.encoder.choice import check_encoder, encoder_need
 from ...ipadapter_core.errors import BadInputError, MismatchError, shown
 from ...ipadapter_core.network.adapter import build_adapter
 from ..arrivals import UnfitError, describe, read_tensor, read_vision
@@ -76,6 +76,7 @@ class Payload:
 
         Raises:
             MismatchError: there is none, or it does not fit the adapter.
+            BadInputError: the adapter states a resolution it cannot read.
         """
         if self.clip_vision is None:
             raise MismatchError(
@@ -86,7 +87,7 @@ class Payload:
         given = self.clip_vision
         encoder = given if isinstance(given, VisionEncoder) else from_clip_vision(given)
         check_encoder(encoder.spec, self.adapter.spec)
-        return encoder
+        return encoder.at(self.adapter.spec.encoder.image_size)
 
 
 def make_pipeline(

@@ -25,7 +25,10 @@ from ...ipadapter_core.strength.site import AnyStrength
 from ..cache import CACHE
 from ..sockets import LoadedAdapter
 from .install import install
+from .model_lora import add_model_lora, check_model_lora
 from .narrowing import narrowed
+from .timed import timed_source
+from .weighing import key_weights, weigh_tokens
 
 logger = logging.getLogger(__name__)
 
@@ -87,6 +90,7 @@ def fitting_sites(model: ModelPatcher, adapter: LoadedAdapter) -> Sites:
     if sites.backbone.name == adapter.spec.backbone:
         sites = sites.at_layout(adapter.spec.layout)
     check_sites(adapter.spec, sites)
+    check_model_lora(model, adapter)
     return sites
 
 
@@ -118,40 +122,56 @@ def patch_sites(
         per_frame: reference i of the tokens is for latent i; else all act together on every latent.
     """
     active = active_sites(sites.sites, strengths)
+    layout = sites.backbone.layout(adapter.spec.layout)
     per_frame = per_frame and any(max(len(of.cond), len(of.uncond)) > 1 for of in tokens.values())
+    if layout.scales_tokens:
+        tokens, strengths, per_frame = weigh_tokens(active, tokens, strengths, per_frame=per_frame)
+    weights = key_weights(model, active, layout)
     source: KVSource
-    if per_frame:
+    if adapter.spec.is_timed:
+        has_frames = per_frame or any(len(strength.factors) > 1 for strength in strengths.values())
+        source = timed_source(adapter, active, tokens, strengths, scaling, has_frames)
+    elif per_frame:
         for of in set(tokens.values()):
             _site_kv(adapter, replace(of, cond=of.cond[:1], uncond=of.uncond[:1]))  # finds damaged weights
-        source = FrameKV(active, strengths, adapter.network, tokens, scaling=scaling)
+        source = FrameKV(active, strengths, adapter.network, tokens, scaling=scaling, key_weights=weights)
     else:
-        kv = _joined(adapter, tokens)
+        kv = _joined(adapter, tokens, by_site=layout.scales_tokens)
         if any(len(strength.factors) > 1 for strength in strengths.values()):
-            source = FrameKV(active, strengths, adapter.network, {}, kv, scaling)
+            source = FrameKV(active, strengths, adapter.network, {}, kv, scaling, weights)
         else:
-            source = pack_sites(kv, active, strengths, scaling)
+            source = pack_sites(kv, active, strengths, scaling, weights)
+    gates = tuple(gate for site in active if (gate := adapter.network.gate(site.index)) is not None)
     is_everywhere = limits.mask is None or bool(torch.all(limits.mask == 1))
     mask = None if is_everywhere else limits.mask
-    place = sites.backbone.layout(adapter.spec.layout).place
-    plan = PatchPlan(active, source, limits.acting, mask, limits.resampling, place)
-    return install(model, sites, plan, (adapter.patcher,) if per_frame else ())
+    outside = tuple(strengths[site.index] for site in active) if adapter.spec.is_timed else ()
+    plan = PatchPlan(active, source, limits.acting, mask, limits.resampling, layout.place, outside, gates)
+    is_needed = per_frame or adapter.spec.is_timed or bool(gates)
+    patched = install(model, sites, plan, (adapter.patcher,) if is_needed else ())
+    add_model_lora(patched, adapter)
+    return patched
 
 
-def _joined(adapter: LoadedAdapter, tokens: Mapping[int, ImageTokens]) -> SiteKV:
-    """Keys and values of every site for its own tokens."""
-    made = {of: _site_kv(adapter, of) for of in set(tokens.values())}
+def _joined(adapter: LoadedAdapter, tokens: Mapping[int, ImageTokens], *, by_site: bool) -> SiteKV:
+    """Keys and values of every site for its own tokens.
+
+    Args:
+        by_site: tokens are for some sites alone, and those of other sites are never asked for.
+    """
+    users = {of: tuple(index for index in tokens if tokens[index] is of) for of in set(tokens.values())}
+    made = {of: _site_kv(adapter, of, users[of] if by_site else None) for of in users}
     keys, values = (
         {index: getattr(made[of], part)[index] for index, of in tokens.items()} for part in ("keys", "values")
     )
     return SiteKV(keys, values, next((kv.tokens for kv in made.values()), None))
 
 
-def _site_kv(adapter: LoadedAdapter, tokens: ImageTokens) -> SiteKV:
-    """Keys and values of the tokens at every site, computed once per content."""
+def _site_kv(adapter: LoadedAdapter, tokens: ImageTokens, sites: tuple[int, ...] | None = None) -> SiteKV:
+    """Keys and values of the tokens at these sites, computed once per content; None is all."""
     return CACHE.get_or_make(
-        ("kv", tokens.digest),
+        ("kv", tokens.digest, sites),
         SiteKV,
-        lambda: project_tokens(adapter.network, tokens, adapter.load_to_device()),
+        lambda: project_tokens(adapter.network, tokens, adapter.load_to_device(), sites),
         lambda kv: kv.num_bytes,
     )
 

@@ -23,7 +23,7 @@ from ...ipadapter_core.backbone.registry import original
 from ...ipadapter_core.backbone.row import Place
 from ...ipadapter_core.backbone.sites import Address
 from ...ipadapter_core.errors import MismatchError
-from . import sequence
+from . import joint, sequence
 from .run import Step, step_of
 
 _COMPILER_KEY = "torch.compile"  # under which ComfyUI's compile nodes register their wrapper
@@ -49,18 +49,35 @@ def _add_images(out: Tensor, q: Tensor, attn_precision: torch.dtype | None) -> T
     return out.clone() if added is out else added  # an operation must not hand out its input
 
 
-def _add_images_to_sequence(out: Tensor, q: Tensor, place: str, group: str, part: Sequence[int]) -> Tensor:
+def _add_images_to_sequence(
+    out: Tensor, q: Tensor, place: str, group: str, part: Sequence[int], embedding: Tensor | None
+) -> Tensor:
     """`sequence.add_images` of the step that is running. Errors as `_add_images`."""
     step = _running_step()
     address = step.next_site(q.shape[1] * q.shape[3], Place(place), group)
-    return sequence.add_images(step, out.clone(), q, address, Place(place), sequence.Part(*part), None)
+    return sequence.add_images(step, out.clone(), q, address, Place(place), sequence.Part(*part), None, embedding)
+
+
+def _add_images_to_joint(
+    out: Tensor, q: Tensor, k: Tensor, v: Tensor, group: str, text: int, patch_size: int
+) -> Tensor:
+    """`joint.add_images` of the step that is running. Errors as `_add_images`."""
+    step = _running_step()
+    address = step.next_site(q.shape[-1], Place.ATTENTION, group)
+    return joint.add_images(step, out.clone(), joint.Own(q, k, v, text, patch_size), address, None)
+
+
+def _shape_of_joint(out: Tensor, q: Tensor, k: Tensor, v: Tensor, group: str, text: int, patch_size: int) -> Tensor:
+    return torch.empty_like(out)
 
 
 def _shape_of_images(out: Tensor, q: Tensor, attn_precision: torch.dtype | None) -> Tensor:
     return torch.empty_like(out)
 
 
-def _shape_of_sequence(out: Tensor, q: Tensor, place: str, group: str, part: Sequence[int]) -> Tensor:
+def _shape_of_sequence(
+    out: Tensor, q: Tensor, place: str, group: str, part: Sequence[int], embedding: Tensor | None
+) -> Tensor:
     return torch.empty_like(out)
 
 
@@ -87,6 +104,12 @@ _sequence_operation = _define(
     **({} if _UNRECORDED is None else {"tags": (_UNRECORDED,)}),
 )(_add_images_to_sequence)
 _sequence_operation.register_fake(_shape_of_sequence)
+_joint_operation = _define(
+    "ipadapter_studio::add_images_to_joint",
+    mutates_args=(),
+    **({} if _UNRECORDED is None else {"tags": (_UNRECORDED,)}),
+)(_add_images_to_joint)
+_joint_operation.register_fake(_shape_of_joint)
 
 
 def add_images(
@@ -104,12 +127,25 @@ def add_images(
 
 
 def add_to_sequence(
-    options: Mapping[str, Any], out: Tensor, q: Tensor, address: Address, place: Place, part: sequence.Part
+    options: Mapping[str, Any],
+    out: Tensor,
+    q: Tensor,
+    address: Address,
+    place: Place,
+    part: sequence.Part,
+    embedding: Tensor | None = None,
 ) -> Tensor:
     """`sequence.add_images` of the call of the model whose `transformer_options` these are, compiled or not."""
     if torch.compiler.is_compiling():
-        return cast(Tensor, _sequence_operation(out, q, place.value, address[0], list(astuple(part))))
-    return sequence.add_images(step_of(options), out, q, address, place, part, options)
+        return cast(Tensor, _sequence_operation(out, q, place.value, address[0], list(astuple(part)), embedding))
+    return sequence.add_images(step_of(options), out, q, address, place, part, options, embedding)
+
+
+def add_to_joint(options: Mapping[str, Any], out: Tensor, own: joint.Own, address: Address) -> Tensor:
+    """`joint.add_images` of the call of the model whose `transformer_options` these are, compiled or not."""
+    if torch.compiler.is_compiling():
+        return cast(Tensor, _joint_operation(out, own.q, own.k, own.v, address[0], own.text, own.patch_size))
+    return joint.add_images(step_of(options), out, own, address, options)
 
 
 def is_compiled(model: Any, options: Mapping[str, Any]) -> bool:

@@ -19,9 +19,9 @@ from ...ipadapter_core.branch.rows import COND, UNCOND, Group, Place
 _WITHOUT_IMAGE = ("neg", "middle", "empty", "uncond")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Conditionings:
-    """What a sampler is about to sample together.
+    """What a sampler is about to sample together, at one noise level; another one for every such time.
 
     Attributes:
         sides: of each list, by its number.

@@ -4,26 +4,25 @@ InstantX's adapters add to what the attention gives, XLabs' to what a whole doub
 of the block's attention, as they are before positions are put into them.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-import torch
 from comfy.model_patcher import ModelPatcher
 from torch import Tensor
 
 from ...ipadapter_core.backbone.row import Place
-from ...ipadapter_core.backbone.sites import Address, Sites
+from ...ipadapter_core.backbone.sites import Sites
 from ...ipadapter_core.branch.plan import PatchPlan
 from .applied import KEY
 from .compiled import add_to_sequence
+from .replacement import BLOCKS, Networks, Replacement
 from .sequence import Part
 
 _QUERIES = f"{KEY}_queries"  # in the options of one block
 _HOLDER = f"{KEY}_holder"  # in the options of one block: where a block leaves its queries for what comes after it
-_BEFORE, _AFTER, _BLOCKS = "attn1_patch", "attn1_output_patch", "dit"
+_BEFORE, _AFTER = "attn1_patch", "attn1_output_patch"
 _DOUBLE = "double"
-BlockReplacement = Callable[[dict[str, Any], dict[str, Any]], dict[str, Any]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,18 +59,8 @@ class AddToAttention:
 
 
 @dataclass(frozen=True, eq=False)
-class AddToBlock:
-    """In a slot of `patches_replace`: runs a double block, and adds what acts on all of it.
-
-    Attributes:
-        address: of the block.
-        patch_size: as `AddToAttention`'s.
-        base: a replacement of another pack found in the slot; runs in the block's stead.
-    """
-
-    address: Address
-    patch_size: int
-    base: BlockReplacement | None = None
+class AddToBlock(Replacement):
+    """In a slot of `patches_replace`: runs a double block, and adds what acts on all of it."""
 
     def __call__(self, arguments: dict[str, Any], extra: dict[str, Any]) -> dict[str, Any]:
         holder: list[tuple[Tensor, int, int]] = []
@@ -83,33 +72,6 @@ class AddToBlock:
         q, first, last = holder[-1]
         part = Part(first, last, 0, first, self.patch_size)
         return {**out, "img": add_to_sequence(options, out["img"], q, self.address, Place.BLOCK, part)}
-
-    def to(self, device_or_dtype: torch.device | torch.dtype) -> "AddToBlock":
-        """ComfyUI calls this with a device, then with a dtype; ours has nothing to move."""
-        move = getattr(self.base, "to", None)
-        moved = self.base if move is None else move(device_or_dtype)
-        return self if moved is self.base else replace(self, base=moved)
-
-    def models(self) -> list[ModelPatcher]:
-        """What a foreign base needs on the device."""
-        theirs = getattr(self.base, "models", None)
-        return [] if theirs is None else list(theirs())
-
-    def cleanup(self) -> None:
-        """ComfyUI calls this after sampling; what a foreign base keeps is its own business."""
-        if (clean := getattr(self.base, "cleanup", None)) is not None:
-            clean()
-
-
-@dataclass(frozen=True, eq=False)
-class Networks:
-    """In a list of patches that no model asks for: what ComfyUI has to bring to the device for sampling."""
-
-    networks: tuple[ModelPatcher, ...]
-
-    def models(self) -> list[ModelPatcher]:
-        """ComfyUI asks every patch for this."""
-        return list(self.networks)
 
 
 def install(model: ModelPatcher, sites: Sites, plan: PatchPlan, networks: tuple[ModelPatcher, ...]) -> None:
@@ -128,12 +90,12 @@ def fill_slots(options: Mapping[str, Any], sites: Sites) -> dict[str, Any]:
         _BEFORE: [*_foreign(lists.get(_BEFORE, ())), KeepQueries()],
         _AFTER: [*_foreign(lists.get(_AFTER, ())), AddToAttention(sites.patch_size)],
     }
-    blocks = dict(replacements.get(_BLOCKS, {}))
+    blocks = dict(replacements.get(BLOCKS, {}))
     for site in sites.sites:
         key = (f"{site.group}_block", site.address[1])
         if site.group == _DOUBLE and not isinstance(found := blocks.get(key), AddToBlock):
             blocks[key] = AddToBlock(site.address, sites.patch_size, found)
-    return {**options, "patches": lists, "patches_replace": {**replacements, _BLOCKS: blocks}}
+    return {**options, "patches": lists, "patches_replace": {**replacements, BLOCKS: blocks}}
 
 
 def _foreign(patches: Iterable[Any]) -> list[Any]:

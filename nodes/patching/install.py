@@ -5,11 +5,11 @@ from typing import Any
 
 from comfy.model_patcher import ModelPatcher
 
-from ...ipadapter_core.backbone.registry import discover_sites
+from ...ipadapter_core.backbone.registry import discover_sites, original
 from ...ipadapter_core.backbone.sites import Sites
 from ...ipadapter_core.branch.plan import PatchPlan
-from . import flux, unet
-from .applied import KEY, Applied, applied_to
+from . import anima, flux, sd3, unet
+from .applied import KEY, Applied, Hooked, applied_to
 from .wrappers import add_wrappers
 
 # Puts the plan of sites into a clone of the model, and has networks brought to the device for sampling.
@@ -17,9 +17,20 @@ Install = Callable[[ModelPatcher, Sites, PatchPlan, tuple[ModelPatcher, ...]], N
 # `transformer_options` in which every site has a patch of ours, for a compiled model; see `Applied`.
 FillSlots = Callable[[Mapping[str, Any], Sites], dict[str, Any]]
 
-INSTALL: dict[str, Install] = {"UNet": unet.install, "FLUX": flux.install}
-FILL_SLOTS: dict[str, FillSlots] = {"UNet": unet.fill_slots, "FLUX": flux.fill_slots}
+INSTALL: dict[str, Install] = {
+    "UNet": unet.install,
+    "FLUX": flux.install,
+    "SD3": sd3.install,
+    "Anima": anima.install,
+}
+FILL_SLOTS: dict[str, FillSlots] = {
+    "UNet": unet.fill_slots,
+    "FLUX": flux.fill_slots,
+    "SD3": sd3.fill_slots,
+    "Anima": anima.fill_slots,
+}
 # a kind that needs no patch at every site has no row
+HOOKED: dict[str, Hooked] = {"Anima": anima.hooked}
 
 
 def install(
@@ -35,7 +46,10 @@ def install(
     options = clone.model_options["transformer_options"]
     before = applied_to(options)
     plans = (*(before.plans if before else ()), plan)
-    whole = before.sites if before else discover_sites(clone.get_model_object("diffusion_model"))
-    options[KEY] = Applied(whole, plans, clone.get_model_object("model_sampling"), FILL_SLOTS.get(name))
+    network = original(clone.get_model_object("diffusion_model"))
+    whole = before.sites if before else discover_sites(network)
+    options[KEY] = Applied(
+        whole, plans, clone.get_model_object("model_sampling"), network, FILL_SLOTS.get(name), HOOKED.get(name)
+    )
     add_wrappers(clone)
     return clone

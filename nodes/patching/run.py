@@ -3,13 +3,13 @@
 import logging
 import threading
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
 import torch
 from comfy.ldm.modules import attention as comfy_attention
-from torch import Tensor
+from torch import Tensor, nn
 
 from ...ipadapter_core.backbone.row import Place
 from ...ipadapter_core.backbone.sites import Address
@@ -38,7 +38,7 @@ class Run:
     """
 
     def __init__(self, applied: Applied | None, model_sampling: Any, guider: Any = None) -> None:
-        self.guider = guider
+        self.guider, self.model_sampling = guider, model_sampling
         self.is_compiled: bool | None = None  # not known before the first call of the model
         # asked of the schedule here, as it reads numbers off the device
         self._ranges = {
@@ -49,6 +49,7 @@ class Run:
         self._lock = threading.Lock()  # of several devices, each has a thread
         self._residents: dict[tuple[object, ...], Resident] = {}
         self._said: set[str] = set()
+        self._kept: dict[Hashable, Tensor] = {}
 
     def __deepcopy__(self, _memo: object) -> "Run":
         """Itself: packs copy a model's options whole, but there is only one sampling."""
@@ -61,6 +62,13 @@ class Run:
             if key not in self._residents:
                 self._residents[key] = Resident(plan, device, dtype)
             return self._residents[key]
+
+    def kept(self, key: Hashable, make: Callable[[], Tensor]) -> Tensor:
+        """What `make` gives, made once for a key."""
+        with self._lock:
+            if key not in self._kept:
+                self._kept[key] = make()
+            return self._kept[key]
 
     def sigmas(self, plan: PatchPlan) -> SigmaRange | None:
         """When a plan acts; None is always."""
@@ -77,7 +85,8 @@ class Run:
     def num_bytes(self) -> int:
         """What the plans' tensors take on all devices now."""
         with self._lock:
-            return sum(resident.num_bytes for resident in self._residents.values())
+            kept = sum(tensor.nbytes for tensor in self._kept.values())
+            return kept + sum(resident.num_bytes for resident in self._residents.values())
 
 
 class Step:
@@ -90,6 +99,7 @@ class Step:
         latents: how many are sampled; None where nobody said it.
         size: height and width of what the model is called with.
         is_partial: the model is shown a part of the picture, and nobody said which.
+        evaluation: what the sampler asked for, of which this call is all or a part; None where nobody said it.
     """
 
     def __init__(
@@ -101,10 +111,12 @@ class Step:
         latents: int | None = None,
         size: tuple[int, int] = (0, 0),
         is_partial: bool = False,
+        evaluation: Hashable = None,
     ) -> None:
         self.run = run
         self._batch, self._groups = rows, groups or {}
         self.size = size
+        self.evaluation: Hashable = self if evaluation is None else evaluation
         self._latents, self._is_partial = latents, is_partial
         self._options, self._applied = options, applied_to(options)
         self.is_compiled = False
@@ -125,6 +137,32 @@ class Step:
         if self._latents not in (None, rows):  # a pack split the batch
             return ()
         return tuple(range(rows) if self._window is None or len(self._window) != rows else self._window)
+
+    @property
+    def network(self) -> nn.Module:
+        """The model that adapters act on."""
+        assert self._applied is not None
+        return self._applied.network
+
+    @property
+    def timestep(self) -> Tensor:
+        """(1,): when in the sampling this call is, as the model counts it; on the device.
+
+        Raises:
+            MismatchError: the model is called past ComfyUI, which says it.
+        """
+        if self._sigmas is None or self.run.model_sampling is None:
+            raise MismatchError(
+                "a call of the model that does not say its noise level, and an adapter that reads it at every step",
+                expected="a model that ComfyUI's samplers call",
+                action="remove the node that calls the model in a way of its own, or the IP-Adapter",
+            )
+        timestep: Tensor = self.run.model_sampling.timestep(self._sigmas.flatten()[:1])
+        return timestep
+
+    def kept(self, key: Hashable, make: Callable[[], Tensor]) -> Tensor:
+        """As `Run.kept`."""
+        return self.run.kept(key, make)
 
     def rows(self, count: int, called: int | None = None, numbers: Sequence[int] | None = None) -> Rows:
         """Whose the rows of an attention layer are. Errors as `attention_rows`.
@@ -188,9 +226,9 @@ class Step:
                 yield plan, self.run.resident(plan, like.device, like.dtype), plan.slots[address]
 
     def attention(
-        self, heads: int, options: Mapping[str, Any] | None, precision: torch.dtype | None = None
+        self, heads: int, options: Mapping[str, Any] | None, precision: torch.dtype | None = None, **more: Any
     ) -> AttentionFunction:
-        """ComfyUI's attention, for image tokens; arguments as those of `add_images`."""
+        """ComfyUI's attention, for image tokens; arguments as those of `add_images`, and further ones of ComfyUI's."""
         return partial(
             comfy_attention.optimized_attention,  # as it is now: packs and tests put another in its place
             heads=heads,
@@ -199,6 +237,7 @@ class Step:
             skip_reshape=True,
             # the few image tokens lose more by a low-precision kernel than they gain
             low_precision_attention=False,
+            **more,
         )
 
     def next_site(self, width: int, place: Place = Place.ATTENTION, group: str = "") -> Address:

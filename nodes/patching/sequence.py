@@ -8,7 +8,8 @@ from torch import Tensor
 
 from ...ipadapter_core.backbone.row import Place
 from ...ipadapter_core.backbone.sites import Address
-from ...ipadapter_core.branch.attention import add_to_tokens, sequence_attention
+from ...ipadapter_core.branch.attention import add_to_tokens
+from ...ipadapter_core.errors import MismatchError
 from .run import Step
 
 
@@ -21,6 +22,7 @@ class Part:
         text: how many of them are text, before those of the picture.
         skipped: tokens the queries have in front of those of the sequence the image is added to.
         patch_size: cells of the latent on a side that make one token.
+        times: pictures there are, one behind the other.
     """
 
     first: int
@@ -28,10 +30,18 @@ class Part:
     text: int
     skipped: int
     patch_size: int
+    times: int = 1
 
 
 def add_images(
-    step: Step, out: Tensor, q: Tensor, address: Address, place: Place, part: Part, options: Mapping[str, Any] | None
+    step: Step,
+    out: Tensor,
+    q: Tensor,
+    address: Address,
+    place: Place,
+    part: Part,
+    options: Mapping[str, Any] | None,
+    embedding: Tensor | None = None,
 ) -> Tensor:
     """What a site gives with the image branch of every plan that acts there added.
 
@@ -39,6 +49,7 @@ def add_images(
         out: (B, S, C).
         q: (B, H, skipped + S, D), without positions.
         options: what the site was called with; None is what the model was.
+        embedding: (B, 1 or `times`, C), of the timestep, for plans that have gates.
 
     Raises:
         MismatchError: rows or tokens that fit no pattern.
@@ -46,11 +57,30 @@ def add_images(
     rows = step.rows(q.shape[0], None, None if options is None else options.get("cond_or_uncond"))
     grid = [-(-size // part.patch_size) for size in step.size]
     shown = step.size if any(size % part.patch_size for size in step.size) else None
-    cells = part.last - part.first - part.text
+    cells = (part.last - part.first - part.text) // part.times
     for plan, resident, slot in step.acting(address, place, rows, q):
+        if plan.mask is not None and not all(step.size):
+            raise MismatchError(
+                "a network that another node calls by itself, and an IP-Adapter with a mask on it",
+                expected="a call by ComfyUI's sampler, which tells how large the picture is",
+                action="remove the mask of the IP-Adapter, or the node that calls the network",
+            )
         asking = q[:, :, part.first : part.last]
-        attend = step.attention(plan.sites[slot].heads, options)
-        image = sequence_attention(asking, *resident.kv(slot, rows, step), attend)
+        attend = step.attention(plan.sites[slot].heads, options, skip_output_reshape=True)
+        image = attend(asking, *resident.kv(slot, rows, step, each_row=True))
         mask = resident.mask(grid, cells, rows, step.frames, part.text, shown)
-        out = add_to_tokens(out, image, part.first - part.skipped, mask, step.gate(plan, image))
+        if mask is not None and part.times > 1:
+            mask = mask.repeat(1, part.times, 1)
+        gate = step.gate(plan, image)
+        if plan.gates:
+            assert embedding is not None
+            image, channels = image.to(out.dtype), _per_token(plan.gates[slot](embedding).to(out.dtype), image)
+            gate = channels if gate is None else channels * gate
+        out = add_to_tokens(out, image, part.first - part.skipped, mask, gate)
     return out
+
+
+def _per_token(factors: Tensor, image: Tensor) -> Tensor:
+    """(B, T, C) as (B, L, C), or (B, 1, C) where one serves all."""
+    times = factors.shape[1]
+    return factors if times == 1 else factors.repeat_interleave(image.shape[1] // times, dim=1)

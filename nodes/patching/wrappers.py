@@ -4,6 +4,7 @@ The nodes leave only plans on a MODEL. What depends on how it is sampled is foun
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -11,6 +12,7 @@ from comfy.model_patcher import ModelPatcher
 from comfy.patcher_extension import WrappersMP
 from torch import Tensor
 
+from ...ipadapter_core.backbone.registry import original
 from ...ipadapter_core.branch.rows import batch_rows
 from .applied import KEY, applied_to
 from .compiled import apart, check_compiler, is_compiled
@@ -49,7 +51,7 @@ def _in_run(executor: Callable[..., Any], *inputs: Any, **named: Any) -> Any:
 def _count_memory(
     executor: Callable[..., Any], model: ModelPatcher, noise_shape: Sequence[int], conds: Any, *more: Any, **named: Any
 ) -> Any:
-    """PREPARE_SAMPLING: have ComfyUI keep room for keys and values that differ from frame to frame.
+    """PREPARE_SAMPLING: have ComfyUI keep room for keys and values.
 
     Its estimate follows the area of the noise, which is all that a wrapper can change: as for its own context windows.
     """
@@ -61,7 +63,7 @@ def _count_memory(
     element_size = model.model.get_dtype_inference().itemsize
     applied = applied_to(options.get("transformer_options", {}))
     plans = applied.plans if applied else ()
-    extra = sum(plan.kv.num_bytes(latents, element_size) for plan in plans if plan.kv.is_per_frame)
+    extra = sum(plan.kv.num_bytes(latents, element_size) for plan in plans)
     if extra:
         shape = list(noise_shape)
         per_column = model.model.memory_required([2 * latents, *shape[1:-1], 1])
@@ -112,7 +114,12 @@ def _in_step(
         return executor(x, t, c_concat, c_crossattn, control, options, **named)
     if applied.fill_slots is not None:
         options = applied.fill_slots(options, applied.sites)
-    with apart(step):
+    hooks = (
+        nullcontext()
+        if applied.hooked is None
+        else applied.hooked(original(model.diffusion_model), applied, is_compiled=True)
+    )
+    with apart(step), hooks:
         return executor(x, t, c_concat, c_crossattn, control, options, **named)
 
 
@@ -132,4 +139,4 @@ def _step(run: Run, x: Tensor, options: Mapping[str, Any]) -> Step:
         latents = len(window)  # cut by a pack between the sampler's conditionings and the model
     rows = batch_rows(len(x), groups, latents)
     by_their_number = {group.number: group for group in reversed(groups)}
-    return Step(run, options, rows, by_their_number, latents, size, is_partial)
+    return Step(run, options, rows, by_their_number, latents, size, is_partial, conditionings)

@@ -1,8 +1,7 @@
 """Image encoders: found by header, loaded by ComfyUI or by transformers, equal to transformers' own output."""
 
 import json
-import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,31 +9,6 @@ import pytest
 import torch
 
 from support import comfy_host, encoders
-from support.published import random_tensors, tiny_adapter, write_safetensors
-
-
-@pytest.fixture
-def clip_vision(base_directory: Path) -> Iterator[Path]:
-    """An empty models/clip_vision for one test."""
-    folder = base_directory / "models" / "clip_vision"
-    folder.mkdir(exist_ok=True)
-    yield folder
-    shutil.rmtree(folder)
-    folder.mkdir()
-
-
-@pytest.fixture
-def adapter_for(base_directory: Path) -> Callable[..., str]:
-    """A tiny adapter file for features of a width: base reads pooled embeddings, plus reads hidden states."""
-
-    def write(kind: str, image_dim: int, **spec: Any) -> str:
-        name = f"{kind}-{image_dim}-{abs(hash(json.dumps(spec)))}.safetensors"
-        shapes = tiny_adapter(kind, site_dims=(32,), image_dim=image_dim, head_dim=64, heads=1)
-        metadata = {"ipadapter.spec": json.dumps(spec)} if spec else None
-        write_safetensors(base_directory / "models" / "ipadapter" / name, random_tensors(shapes), metadata)
-        return name
-
-    return write
 
 
 def load(adapter: str, encoder: str = "auto") -> Any:

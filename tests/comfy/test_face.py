@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import onnxruntime
 import pytest
 import torch
@@ -18,6 +19,7 @@ from torch import Tensor
 
 from support import comfy_host, encoders, face_files, tiny_unet
 from support.face_files import GREEN, RED, picture
+from support.hostile_onnx import doubling, looping
 from support.published import random_tensors, tiny_face_adapter, write_safetensors
 
 PACK = "tiny_pack"
@@ -307,7 +309,29 @@ def test_a_broken_pack_is_an_error_and_no_traceback(
     (folder / "det_tiny.onnx").unlink()
     if fault == "damaged":
         (folder / "det_tiny.onnx").write_bytes(b"no network at all")
-    with pytest.raises(ValueError, match=r"Found: .*(cannot load|cannot read|without a detector)"):
+    with pytest.raises(ValueError, match=r"Found: .*(cannot load|no ONNX network|without a detector)"):
+        comfy_host.run("IPALoadFaceModel", face_pack=folder.name, device="CPU")
+
+
+@pytest.mark.parametrize("program", ["insightface", None])
+@pytest.mark.parametrize("kind", ["loop", "functions"])
+def test_a_network_that_never_ends_is_refused_before_it_is_opened(
+    base_directory: Path, monkeypatch: pytest.MonkeyPatch, program: str | None, kind: str
+) -> None:
+    if program is None:
+        monkeypatch.setitem(sys.modules, "insightface", None)
+    folder = face_files.write_pack(base_directory / "models" / "insightface" / "models" / f"endless {kind}")
+    file = folder / "w_tiny.onnx"
+    make, few, many = {"loop": (looping, 3, 2**62), "functions": (doubling, 3, 40)}[kind]
+    picture = np.random.default_rng(0).random((1, 3, 112, 112), dtype=np.float32)
+    networks = [onnx.load(file), make(onnx.load(file), few)]
+    before, after = (
+        onnxruntime.InferenceSession(one.SerializeToString()).run(None, {"input": np.maximum(picture, 0)})[0]
+        for one in networks
+    )
+    np.testing.assert_array_equal(before, after, "another network than one that takes long")
+    onnx.save(make(onnx.load(file), many), file)
+    with pytest.raises(ValueError, match=r"Found: w_tiny\.onnx, a network with .*, which may never end"):
         comfy_host.run("IPALoadFaceModel", face_pack=folder.name, device="CPU")
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 
-from support import comfy_host, face_files
+from support import comfy_host, encoders, face_files
 from support.published import random_tensors, tiny_adapter, write_safetensors
 
 NAMES = {  # of what lies in a folder beside the one it should be in, or nowhere
@@ -150,6 +150,58 @@ def test_encoders_and_face_packs_are_read_below_their_folders_only(
             assert re.match(
                 r"Found: (no face pack|5\d+ characters)", message_of(node_id, **{pack: name, device: "CPU"})
             )
+
+
+@pytest.fixture
+def other_disk(base_directory: Path, tmp_path: Path) -> Iterator[Path]:
+    """A folder of models outside ComfyUI, with links to it and to its files from ComfyUI's model folders."""
+    write_safetensors(tmp_path / "secret.safetensors", random_tensors(tiny_adapter("base", site_dims=(32,))))
+    (tmp_path / "sub").mkdir()
+    write_safetensors(tmp_path / "sub" / "mine.safetensors", random_tensors(tiny_adapter("base", site_dims=(32,))))
+    encoders.write_folder("clip", tmp_path / "encoder")
+    face_files.write_pack(tmp_path / "pack")
+    models = base_directory / "models"
+    links = {
+        models / "ipadapter" / "one.safetensors": tmp_path / "sub" / "mine.safetensors",
+        models / "ipadapter" / "disk": tmp_path / "sub",
+        models / "clip_vision" / "disk": tmp_path / "encoder",
+        models / "insightface" / "models" / "disk": tmp_path / "pack",
+    }
+    for link, target in links.items():
+        link.parent.mkdir(parents=True, exist_ok=True)
+        link.symlink_to(target)
+    yield tmp_path
+    for link in links:
+        link.unlink()
+
+
+@pytest.mark.parametrize("name", ["one.safetensors", "disk/mine.safetensors"])
+def test_links_in_model_folders_are_followed(other_disk: Path, name: str) -> None:
+    """Their owner made them: no input of a node can, and many keep their models on another disk."""
+    before = {path: path.read_bytes() for path in other_disk.rglob("*") if path.is_file()}
+    for node_id, (input_name, widgets) in LOADERS.items():
+        comfy_host.run(node_id, **widgets | {input_name: name})
+    assert comfy_host.run("IPALoadAdapter", adapter_file=name, image_encoder="none").spec.site_dims == (32,)
+    assert "disk/" in comfy_host.pack("nodes.paths").encoder_folders()
+    assert comfy_host.run("IPALoadFaceModel", face_pack="disk", device="CPU").name == "disk"
+    assert {path: path.read_bytes() for path in other_disk.rglob("*") if path.is_file()} == before
+
+
+@pytest.mark.parametrize("name", ["disk/../secret.safetensors", "disk/sub/../../secret.safetensors"])
+def test_no_name_leads_on_from_a_link_in_a_model_folder(other_disk: Path, name: str) -> None:
+    assert (other_disk / "sub" / ".." / "secret.safetensors").is_file(), "what the system would find by that name"
+    for node_id, (input_name, widgets) in LOADERS.items():
+        assert "no file" in message_of(node_id, **widgets | {input_name: name})
+
+
+def test_an_output_folder_that_is_a_link_is_written_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import folder_paths
+
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "output").symlink_to(tmp_path / "disk")
+    monkeypatch.setattr(folder_paths, "output_directory", str(tmp_path / "output"))
+    comfy_host.node("IPAdapterSaveEmbeds")().save(embeds=torch.ones(1, 4), filename_prefix="sub/mine")
+    assert [path.name for path in (tmp_path / "disk" / "sub").iterdir()] == ["mine_00001_.safetensors"]
 
 
 WINDOWS = {

@@ -10,7 +10,7 @@ from support import comfy_host
 
 _USE = ["strength", "start_percent", "end_percent", "layer_preset", "layer_weights", "mask"]
 CONTRACT = {
-    "IPALoadAdapter": (["adapter_file", "image_encoder"], ["IPA_ADAPTER"]),
+    "IPALoadAdapter": (["adapter_file", "image_encoder", "encoder_resolution"], ["IPA_ADAPTER"]),
     "IPAEncodeImage": (["adapter", "image", "crop", "negative_image", "mask", "clip_vision"], ["IPA_TOKENS"]),
     "IPACombineTokens": (["tokens", "method", "weights"], ["IPA_TOKENS"]),
     "IPAApply": (["model", "adapter", "tokens", *_USE], ["MODEL"]),

@@ -11,8 +11,9 @@ import torch
 import transformers
 from torch import Tensor
 
+from ipadapter_core.encoder.choice import encoder_need
 from ipadapter_core.encoder.folder import load_vision_folder
-from ipadapter_core.encoder.known import encoder_need, read_encoder_file
+from ipadapter_core.encoder.known import read_encoder_file
 from ipadapter_core.file.container import read_tensors
 from ipadapter_core.file.spec import Feature
 from ipadapter_core.legacy.embeds import holds_embeds, read_embeds

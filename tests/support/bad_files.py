@@ -11,6 +11,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from ipadapter_core.file.seal import sealed
+
 from .published import nested, random_tensors, tiny_adapter, write_bin, write_safetensors
 
 SITE_DIMS = (32, 64, 64)
@@ -101,6 +103,14 @@ def bit_flipped_data(folder: Path) -> Path:
     assert hashlib.sha256(_data(bytes(content))).hexdigest() == digest
     content[-1] ^= 1
     return _write(path, bytes(content))
+
+
+def bit_flipped_metadata(folder: Path) -> Path:
+    """One flipped bit in what the file says of its encoder's layer; only the header's checksum can show it."""
+    path = folder / "bit_flipped_metadata.safetensors"
+    stated = {"ipadapter.spec": '{"layer": -2}'}
+    write_safetensors(path, good_tensors(), sealed(good_tensors(), stated))
+    return _write(path, path.read_bytes().replace(b": -2}", b": -3}"))
 
 
 class CodeInPickle:
@@ -197,6 +207,7 @@ BAD_FILES: dict[str, Callable[[Path], Path]] = {
         long_header,
         bit_flipped_header,
         bit_flipped_data,
+        bit_flipped_metadata,
         code_in_bin,
         code_in_pickle,
         weight_with_nan,

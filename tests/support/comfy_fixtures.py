@@ -1,7 +1,8 @@
 """ComfyUI in this process, once per session, and what the tests of the nodes share."""
 
 import json
-from collections.abc import Callable
+import shutil
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -131,3 +132,27 @@ def sample() -> Callable[..., Tensor]:
             )
 
     return run
+
+
+@pytest.fixture
+def clip_vision(base_directory: Path) -> Iterator[Path]:
+    """An empty models/clip_vision for one test."""
+    folder = base_directory / "models" / "clip_vision"
+    folder.mkdir(exist_ok=True)
+    yield folder
+    shutil.rmtree(folder)
+    folder.mkdir()
+
+
+@pytest.fixture
+def adapter_for(base_directory: Path) -> Callable[..., str]:
+    """A tiny adapter file for features of a width: base reads pooled embeddings, plus reads hidden states."""
+
+    def write(kind: str, image_dim: int, **spec: Any) -> str:
+        name = f"{kind}-{image_dim}-{abs(hash(json.dumps(spec)))}.safetensors"
+        shapes = tiny_adapter(kind, site_dims=(32,), image_dim=image_dim, head_dim=64, heads=1)
+        metadata = {"ipadapter.spec": json.dumps(spec)} if spec else None
+        write_safetensors(base_directory / "models" / "ipadapter" / name, random_tensors(shapes), metadata)
+        return name
+
+    return write

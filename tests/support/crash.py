@@ -11,7 +11,7 @@ from typing import Any
 # at its end it is still without its directory.
 WRITES = {
     *("open", "rename", "replace", "mkdir", "unlink", "rmdir", "fsync"),
-    *("serialize_file", "serialize", "write_end_of_file"),
+    *("writelines", "serialize_file", "serialize", "write_end_of_file"),
 }
 DIED, NEVER = 9, sys.maxsize
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 import transformers
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 WIDTH, LAYERS, HEADS, EMBED_DIM = 24, 3, 2, 20
 IMAGE_SIZE, PATCH = 28, 14
@@ -140,5 +140,68 @@ def write_comfy_clip_l(path: Path) -> Any:
         hidden_act="quick_gelu",
     )
     model = transformers.CLIPVisionModelWithProjection(config).eval()
+    save_file({name: value.half().contiguous() for name, value in published_names(model).items()}, path)
+    return model
+
+
+COMFY_KINDS = {"clip": "clip_vision_model", "siglip": "siglip_vision_model", "dinov2": "dinov2"}
+_COMFY_EPSILON = 1e-5  # of ComfyUI's SigLIP, whose published ones have 1e-6; but not of its pooling head
+
+
+def comfy_pair(kind: str, path: Path) -> tuple[Any, Any]:
+    """A tiny encoder as ComfyUI's own class, as if loaded from a file, and as transformers'; the file has all of it."""
+    from comfy.clip_vision import ClipVisionModel
+
+    torch.manual_seed(0)
+    if kind == "dinov2":  # older versions of ComfyUI's take no other size
+        reference: Any = transformers.Dinov2Model(transformers.Dinov2Config(**_small(image_size=518)))
+    else:
+        reference = FOLDERS[kind]()
+    reference.eval().requires_grad_(False)
+    for parameter in reference.parameters():
+        parameter.copy_((torch.randn_like(parameter) * 0.2).half())  # ComfyUI may keep them in 16 bits
+    for name, module in reference.named_modules():
+        if isinstance(module, torch.nn.LayerNorm) and kind == "siglip" and "head" not in name:
+            module.eps = _COMFY_EPSILON
+    tensors = published_names(reference)
+    if kind == "dinov2":  # which transformers calls otherwise by now, but saves as published
+        reference.save_pretrained(path.parent / kind)
+        tensors = load_file(path.parent / kind / "model.safetensors")
+    save_file({name: value.contiguous() for name, value in tensors.items()}, path)
+    config = reference.config.to_dict() | {"model_type": COMFY_KINDS[kind]}
+    if kind == "siglip":
+        config |= {"image_mean": [0.5] * 3, "image_std": [0.5] * 3}
+    place = path.with_suffix(".json")  # older versions read a file
+    place.write_text(json.dumps(config))
+    comfy = ClipVisionModel(str(place))
+    missing, _ = comfy.load_sd(dict(tensors))
+    assert not missing, missing
+    return comfy, reference
+
+
+def write_siglip_file(path: Path, width: int = 128, side: int = 2, with_head: bool = True) -> Any:
+    """A whole SigLIP vision model as a single file; returns the transformers one."""
+    torch.manual_seed(0)
+    settings = _small(hidden_size=width, intermediate_size=2 * width, num_attention_heads=width // 64)
+    config = transformers.SiglipVisionConfig(**settings | {"image_size": side * PATCH, "vision_use_head": with_head})
+    model = transformers.SiglipVisionModel(config).eval().requires_grad_(False)
+    for parameter in model.parameters():
+        parameter.copy_(torch.randn_like(parameter) * 0.1)
+    save_file({name: value.contiguous() for name, value in published_names(model).items()}, path)
+    return model
+
+
+def write_comfy_siglip(path: Path) -> Any:
+    """A whole SigLIP so400m-384 with random weights, as ComfyUI loads it from one file; returns the transformers one."""
+    torch.manual_seed(0)
+    config = transformers.SiglipVisionConfig(
+        hidden_size=1152,
+        intermediate_size=4304,
+        num_hidden_layers=27,
+        num_attention_heads=16,
+        image_size=384,
+        patch_size=14,
+    )
+    model = transformers.SiglipVisionModel(config).half().float().eval()
     save_file({name: value.half().contiguous() for name, value in published_names(model).items()}, path)
     return model

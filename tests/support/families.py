@@ -3,16 +3,25 @@
 import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from . import comfy_host, tiny_flux
+from . import comfy_host, tiny_anima, tiny_flux, tiny_sd3
 from .graphs import PLAIN
-from .published import Shapes, instantx_flux, random_tensors, write_safetensors, xlabs_flux
+from .published import (
+    Shapes,
+    anima_lucifer,
+    anima_pe,
+    instantx_flux,
+    instantx_sd35,
+    random_tensors,
+    write_safetensors,
+    xlabs_flux,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,9 +36,14 @@ class Family:
         features: shape of what its image encoder gives for one reference.
         text_dim, pooled_dim: of a prompt.
         channels: of the latent.
+        metadata: what the author's file says beside.
+        depth: dimensions of the latent between channels and height.
+        model_in: makes the MODEL with weights stored in a first and computed in a second dtype.
+        has_replacements: ComfyUI lets packs replace its blocks.
     """
 
     model: Callable[[], Any]
+    model_in: Callable[[torch.dtype, torch.dtype], Any]
     shapes: Callable[[], Shapes]
     sites: tuple[tuple[str, int, int], ...]
     features: tuple[int, ...]
@@ -37,6 +51,9 @@ class Family:
     text_dim: int
     pooled_dim: int
     channels: int
+    metadata: dict[str, str] = field(default_factory=dict)
+    depth: tuple[int, ...] = ()
+    has_replacements: bool = True
 
 
 _DOUBLES = tuple(("double", number, 0) for number in range(tiny_flux.DOUBLES))
@@ -52,6 +69,17 @@ _FLUX: dict[str, Any] = {
 def flux_model() -> Any:
     """The tiny FLUX as a MODEL."""
     return tiny_flux.comfy_flux(tiny_flux.diffusers_flux())
+
+
+def _flux_in(dtype: torch.dtype, compute: torch.dtype) -> Any:
+    return tiny_flux.comfy_flux(tiny_flux.diffusers_flux(), dtype, compute)
+
+
+_chroma_model = lru_cache(tiny_flux.comfy_chroma)
+
+
+def _chroma_in(dtype: torch.dtype, compute: torch.dtype) -> Any:
+    return tiny_flux.comfy_chroma(0, dtype, compute)
 
 
 def _xlabs(tokens: int) -> dict[str, Any]:
@@ -72,12 +100,80 @@ _INSTANTX: dict[str, Any] = {
     "features": (24,),
     **_FLUX,
 }
+_SD3: dict[str, Any] = {
+    "shapes": lambda: instantx_sd35(
+        blocks=tiny_sd3.BLOCKS, width=tiny_sd3.WIDTH, image=24, tokens=5, dim=32, inner=64, time=16
+    ),
+    "sites": tuple(("joint", number, 0) for number in range(tiny_sd3.BLOCKS)),
+    "features": (7, 24),
+    "text_dim": tiny_sd3.TEXT_DIM,
+    "pooled_dim": tiny_sd3.POOLED_DIM,
+    "channels": tiny_sd3.LATENT_CHANNELS,
+}
+
+
+@lru_cache
+def sd3_model(**settings: Any) -> Any:
+    """A tiny SD3 as a MODEL. Arguments as `diffusers_sd3`'s."""
+    return tiny_sd3.comfy_sd3(tiny_sd3.diffusers_sd3(**settings))
+
+
+def _sd3_in(dtype: torch.dtype, compute: torch.dtype, **settings: Any) -> Any:
+    return tiny_sd3.comfy_sd3(tiny_sd3.diffusers_sd3(**settings), dtype, compute)
+
+
+_sd3_medium_in, _sd3_plain_in = partial(_sd3_in, dual=(0, 1)), partial(_sd3_in, qk_norm=None)
+
+
+def _anima(shapes: Callable[[], Shapes], features: tuple[int, ...], **metadata: str) -> Family:
+    return Family(
+        model=anima_model,
+        model_in=lambda dtype, compute: tiny_anima.comfy_anima(0, dtype, compute),
+        shapes=shapes,
+        spec={"head_dim": tiny_anima.HEAD_DIM},
+        sites=tuple(("block", number, 0) for number in range(tiny_anima.BLOCKS)),
+        features=features,
+        text_dim=tiny_anima.TEXT_DIM,
+        pooled_dim=8,
+        channels=tiny_anima.LATENT_CHANNELS,
+        metadata=metadata,
+        depth=(1,),
+        has_replacements=False,
+    )
+
+
+@lru_cache
+def anima_model() -> Any:
+    """The tiny Anima as a MODEL."""
+    return tiny_anima.comfy_anima()
+
+
+def _lucifer(**more: Any) -> Callable[[], Shapes]:
+    return lambda: anima_lucifer(
+        blocks=tiny_anima.BLOCKS, width=tiny_anima.WIDTH, image=24, text=tiny_anima.TEXT_DIM, **more
+    )
+
+
+def _pe(**more: Any) -> Callable[[], Shapes]:
+    return lambda: anima_pe(blocks=tiny_anima.BLOCKS, width=tiny_anima.WIDTH, image=12, token=16, tokens=5, **more)
+
+
 FAMILIES: dict[str, Family] = {
-    "xlabs_v1": Family(model=flux_model, **_xlabs(4)),
-    "xlabs_v2": Family(model=flux_model, **_xlabs(16)),
-    "instantx_flux": Family(model=flux_model, **_INSTANTX),
-    "xlabs_chroma": Family(model=lru_cache(tiny_flux.comfy_chroma), **_xlabs(4)),
-    "instantx_chroma": Family(model=lru_cache(tiny_flux.comfy_chroma), **_INSTANTX),
+    "xlabs_v1": Family(model=flux_model, model_in=_flux_in, **_xlabs(4)),
+    "xlabs_v2": Family(model=flux_model, model_in=_flux_in, **_xlabs(16)),
+    "instantx_flux": Family(model=flux_model, model_in=_flux_in, **_INSTANTX),
+    "xlabs_chroma": Family(model=_chroma_model, model_in=_chroma_in, **_xlabs(4)),
+    "instantx_chroma": Family(model=_chroma_model, model_in=_chroma_in, **_INSTANTX),
+    "instantx_sd35": Family(model=sd3_model, model_in=_sd3_in, **_SD3),
+    "instantx_sd35_medium": Family(model=lambda: sd3_model(dual=(0, 1)), model_in=_sd3_medium_in, **_SD3),
+    "instantx_sd3": Family(model=lambda: sd3_model(qk_norm=None), model_in=_sd3_plain_in, **_SD3),
+    "anima_lucifer": _anima(_lucifer(), (6, 24)),
+    "anima_lucifer_rich": _anima(
+        _lucifer(shared=True, queries=4, null_tokens=(1, 4, 24), self_attention=True), (6, 24), ip_norm_keys="True"
+    ),
+    "anima_lucifer_early": _anima(_lucifer(null_tokens=(1, 6, 24)), (6, 24), ip_inject_before_mlp="True"),
+    "anima_pe": _anima(_pe(), (6, 12)),
+    "anima_pe_gated": _anima(_pe(gated=True), (6, 12)),
 }
 
 
@@ -96,7 +192,7 @@ def tensors_of(name: str, seed: int = 0) -> dict[str, Tensor]:
 def adapter_of(name: str, base_directory: Path, seed: int = 0) -> Any:
     """The family's adapter as Load IP-Adapter gives it."""
     file = f"{name}-{seed}.safetensors"
-    metadata = {"ipadapter.spec": json.dumps(FAMILIES[name].spec)}
+    metadata = FAMILIES[name].metadata | {"ipadapter.spec": json.dumps(FAMILIES[name].spec)}
     write_safetensors(base_directory / "models" / "ipadapter" / file, tensors_of(name, seed), metadata)
     return comfy_host.run("IPALoadAdapter", adapter_file=file, image_encoder="none")
 
@@ -145,7 +241,8 @@ def sample(
     """Sample through ComfyUI's own sampler; equal arguments give equal latents."""
     import comfy.sample
 
-    noise = torch.randn(batch, FAMILIES[name].channels, *size, generator=torch.Generator().manual_seed(1))
+    shape = (batch, FAMILIES[name].channels, *FAMILIES[name].depth, *size)
+    noise = torch.randn(shape, generator=torch.Generator().manual_seed(1))
     positive, negative = prompts or prompts_of(name)
     with torch.inference_mode():
         return comfy.sample.sample(
@@ -161,3 +258,13 @@ def sample(
             callback=callback,
             disable_pbar=True,
         )
+
+
+def use_attention(monkeypatch: Any, function: Callable[..., Tensor]) -> None:
+    """Have ComfyUI's model classes call this attention, which they hold by name."""
+    import importlib
+
+    for module in ("flux.math", "modules.diffusionmodules.mmdit", "cosmos.predict2"):
+        held = importlib.import_module(f"comfy.ldm.{module}")
+        if hasattr(held, "optimized_attention"):
+            monkeypatch.setattr(held, "optimized_attention", function)

@@ -7,7 +7,6 @@ always the same, so a failure is tried again with `--case NUMBER`.
 import multiprocessing
 import os
 import random
-import resource
 import signal
 import tempfile
 import traceback
@@ -19,44 +18,60 @@ from pathlib import Path
 
 from ipadapter_core.errors import IPAdapterError
 
+from . import memory
+
 Make = Callable[[random.Random, Path], str]
 """Writes one mutated input into a folder of its own and returns the kind of its mutation."""
 Entry = Callable[[Path], object]
 """What a user does with that folder."""
-SECONDS, MEMORY = 20, 2 << 30
+SECONDS = 20
+MEMORY = 2 << 30
+"""No case may hold more, whatever it holds for how short: the process ends with it."""
+BESIDE = 32 << 20
+"""What a case may take however small its file is: a pickle may have 100,000 names and entries, which are 20 MB."""
 _SWOLLEN = 77
 _FORK = multiprocessing.get_context("fork")
 
 
 @dataclass
 class Tally:
-    """Outcomes: "read", "message", or a failure, which names its cases."""
+    """Outcomes: "read", "message", or a failure, which names its cases; the most memory that one of them took."""
 
     counts: Counter[str] = field(default_factory=Counter)
     failures: dict[str, list[int]] = field(default_factory=dict)
+    grown: int = 0
+    grown_most: int = -1
 
-    def add(self, number: int, outcome: str) -> None:
+    def add(self, number: int, outcome: str, grown: int = 0) -> None:
+        if grown > self.grown:
+            self.grown, self.grown_most = grown, number
         self.counts[outcome if outcome in ("read", "message") else "failed"] += 1
         if outcome not in ("read", "message"):
             self.failures.setdefault(outcome, []).append(number)
 
     def __str__(self) -> str:
         lines = [", ".join(f"{count} {outcome}" for outcome, count in sorted(self.counts.items()))]
+        lines[0] += f"; {self.grown / 2**20:.1f} MB at most (case {self.grown_most})"
         lines += [f"{len(cases)} x {outcome} (cases {cases[:5]})" for outcome, cases in self.failures.items()]
         return "\n".join(lines)
 
 
-def fuzz(entry: Entry, make: Make, numbers: range, seed: int, *, seconds: int = SECONDS, memory: int = MEMORY) -> Tally:
-    """Run cases; a child that dies, hangs or swells ends with its case, and another goes on after it."""
+def fuzz(entry: Entry, make: Make, numbers: range, seed: int, *, seconds: int = SECONDS, beside: int = BESIDE) -> Tally:
+    """Run cases; a child that dies, hangs or swells ends with its case, and another goes on after it.
+
+    Args:
+        seconds: that a case may take.
+        beside: memory that it may take, if 1.1 times its files is less.
+    """
     tally, left = Tally(), list(numbers)
     while left:
         receiver, sender = _FORK.Pipe(duplex=False)
-        child = _FORK.Process(target=_work, args=(sender, entry, make, left, seed, seconds, memory), daemon=True)
+        child = _FORK.Process(target=_work, args=(sender, entry, make, left, seed, seconds, beside), daemon=True)
         child.start()
         sender.close()
         done = 0
-        for number, outcome in _reports(receiver, seconds):
-            tally.add(number, outcome)
+        for number, outcome, grown in _reports(receiver, seconds):
+            tally.add(number, outcome, grown)
             done += 1
         child.kill()
         child.join()
@@ -67,7 +82,7 @@ def fuzz(entry: Entry, make: Make, numbers: range, seed: int, *, seconds: int = 
     return tally
 
 
-def _reports(receiver: Connection, seconds: int) -> Iterator[tuple[int, str]]:
+def _reports(receiver: Connection, seconds: int) -> Iterator[tuple[int, str, int]]:
     try:
         while receiver.poll(3 * seconds):  # the child's own alarm comes first, where Python can take it
             yield receiver.recv()
@@ -76,25 +91,39 @@ def _reports(receiver: Connection, seconds: int) -> Iterator[tuple[int, str]]:
 
 
 def _work(
-    sender: Connection, entry: Entry, make: Make, numbers: list[int], seed: int, seconds: int, memory: int
+    sender: Connection, entry: Entry, make: Make, numbers: list[int], seed: int, seconds: int, beside: int
 ) -> None:
     os.environ["OMP_NUM_THREADS"] = "1"
     signal.signal(signal.SIGALRM, _hang)
     for number in numbers:
-        with tempfile.TemporaryDirectory() as folder:
-            place = Path(folder)
-            kind = make(random.Random(f"{seed}/{number}"), place)
-            before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-            outcome = _outcome(entry, place, seconds)
-            swollen = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before
-            if swollen > memory:
-                outcome = f"took {swollen >> 20} MB"
+        kind, outcome, grown, allowed = _case(entry, make, seed, number, seconds, beside)
+        if allowed < grown <= MEMORY:  # libraries that it was the first to need are no part of it
+            kind, outcome, grown, allowed = _case(entry, make, seed, number, seconds, beside)
+        if grown > allowed:
+            outcome = f"took more than {allowed >> 20} MB"
         if outcome not in ("read", "message"):
             outcome = f"{kind}: {outcome}"
-        sender.send((number, outcome))
-        if swollen > memory:  # the peak never falls: the next cases need a process of their own
+        sender.send((number, outcome, grown))
+        if grown > MEMORY:  # what is not given back would be the next case's
             os._exit(_SWOLLEN)
     sender.close()
+
+
+def _case(entry: Entry, make: Make, seed: int, number: int, seconds: int, beside: int) -> tuple[str, str, int, int]:
+    """Its kind, its outcome, the memory it took and the memory it may take."""
+    with tempfile.TemporaryDirectory() as folder:
+        place = Path(folder)
+        kind = make(random.Random(f"{seed}/{number}"), place)
+        allowed = max(beside, int(1.1 * sum(_size(path) for path in place.rglob("*"))))
+        memory.free_memory()
+        before = memory.reset_peak()
+        outcome = _outcome(entry, place, seconds)
+        return kind, outcome, memory.peak() - before, min(allowed, MEMORY)
+
+
+def _size(path: Path) -> int:
+    """As it lies on the disk: holes hold nothing."""
+    return path.lstat().st_blocks * 512
 
 
 class HangError(BaseException):

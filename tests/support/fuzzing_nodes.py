@@ -7,9 +7,9 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-from . import comfy_host
+from . import comfy_host, memory
 from .executor import SINK, Executor, Graph
-from .fuzzing import SECONDS, HangError, Tally
+from .fuzzing import MEMORY, SECONDS, HangError, Tally
 from .strange import ANYTHING, LITERALS, plausible, strange
 
 GIVEN = "TestsGiven"
@@ -52,7 +52,11 @@ class NodeFuzzer:
     def fuzz(self, numbers: range, seed: int) -> Tally:
         tally = Tally()
         for number in numbers:
-            tally.add(number, self.case(random.Random(f"{seed}/{number}")))
+            memory.free_memory()
+            before = memory.reset_peak()
+            outcome = self.case(random.Random(f"{seed}/{number}"))
+            grown = memory.peak() - before
+            tally.add(number, outcome if grown <= MEMORY else f"took more than {MEMORY >> 20} MB", grown)
         return tally
 
     def case(self, rng: random.Random) -> str:

@@ -3,7 +3,7 @@
 import random
 import tempfile
 from collections.abc import Callable
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -117,6 +117,76 @@ def _nodes(draw: random.Random, model: Any) -> None:
         model.graph.node.append(node)
 
 
+def looping(network: Any, times: int = 2**62) -> Any:
+    """The same network, behind a loop that adds zero to its input again and again."""
+    body = helper.make_graph(
+        [helper.make_node("Identity", ["go on"], ["goes on"]), helper.make_node("Add", ["sum", "zero"], ["next"])],
+        "body",
+        [
+            helper.make_tensor_value_info("turn", TensorProto.INT64, []),
+            helper.make_tensor_value_info("go on", TensorProto.BOOL, []),
+            helper.make_tensor_value_info("sum", TensorProto.FLOAT, []),
+        ],
+        [
+            helper.make_tensor_value_info("goes on", TensorProto.BOOL, []),
+            helper.make_tensor_value_info("next", TensorProto.FLOAT, []),
+        ],
+        [helper.make_tensor("zero", TensorProto.FLOAT, [], [0.0])],
+    )
+    for node in network.graph.node:
+        node.input[:] = ["looped" if name == "input" else name for name in node.input]
+    constants = (
+        ("times", TensorProto.INT64, times),
+        ("yes", TensorProto.BOOL, True),
+        ("start", TensorProto.FLOAT, 0.0),
+    )
+    network.graph.initializer.extend(helper.make_tensor(name, kind, [], [value]) for name, kind, value in constants)
+    nodes = [
+        helper.make_node("Loop", ["times", "yes", "start"], ["added"], body=body),
+        helper.make_node("Add", ["input", "added"], ["looped"]),
+        *network.graph.node,
+    ]
+    del network.graph.node[:]
+    network.graph.node.extend(nodes)
+    return network
+
+
+def branching(network: Any, branch: Any) -> Any:
+    """The network, with an operation that chooses between two graphs, both of them `branch`."""
+    yes = helper.make_tensor("choice", TensorProto.BOOL, [], [True])
+    network.graph.initializer.append(yes)
+    output = helper.make_tensor_value_info("chosen", TensorProto.FLOAT, [])
+    graph = helper.make_graph(
+        [*branch, helper.make_node("Constant", [], ["chosen"], value_float=0.0)], "x", [], [output]
+    )
+    choice = helper.make_node("If", ["choice"], ["unused"], then_branch=graph, else_branch=graph)
+    network.graph.node.append(choice)
+    return network
+
+
+def doubling(network: Any, deep: int = 40) -> Any:
+    """The network, with functions that call each other twice."""
+    for number in range(deep):
+        called = ("own", f"f{number + 1}") if number < deep - 1 else ("", "Relu")
+        steps = [helper.make_node(called[1], [one], [two], domain=called[0]) for one, two in (("x", "a"), ("a", "y"))]
+        imports = [helper.make_opsetid("", 13), helper.make_opsetid("own", 1)]
+        network.functions.append(helper.make_function("own", f"f{number}", ["x"], ["y"], steps, imports))
+    for node in network.graph.node:
+        node.input[:] = ["called" if name == "input" else name for name in node.input]
+    network.graph.node.insert(0, helper.make_node("f0", ["input"], ["called"], domain="own"))
+    network.opset_import.append(helper.make_opsetid("own", 1))
+    return network
+
+
+def _endless(draw: random.Random, path: Path) -> None:
+    model = onnx.load(path)
+    model.ir_version = 8
+    draw.choice((looping, doubling))(model)
+    if draw.random() < 0.5:
+        _nodes(draw, model)
+    path.write_bytes(draw.choice((bytes, bytes, partial(changed_bytes, draw)))(model.SerializeToString()))
+
+
 def _versions(draw: random.Random, model: Any) -> None:
     model.ir_version = draw.choice((0, 1, 8, 99))
     for opset in model.opset_import:
@@ -129,4 +199,5 @@ MUTATIONS: dict[str, Callable[[random.Random, Path], None]] = {
     "place": _place,
     "network": _network,
     "network again": _network,
+    "endless": _endless,
 }

@@ -94,13 +94,23 @@ def _id_proj(width: int, tokens: int = 4, *, identity: int = 512, face: int = 0)
     return shapes
 
 
-def _instantx_sd35() -> Shapes:
-    shapes = resampler(dim=1280, inner=1280, image=1152, out=2432, queries=64)
-    shapes |= merged(linear(f"image_proj.layers.{n}.2.1", 4 * 1280, 1280) for n in range(4))
-    shapes |= merged(linear(f"image_proj.time_embedding.linear_{n}", 1280, size) for n, size in ((1, 320), (2, 1280)))
-    for name in (f"ip_adapter.{n}" for n in range(38)):
-        shapes |= linear(f"{name}.norm_ip.linear", 2 * 2432, 1280)
-        shapes |= {f"{name}.to_{kv}_ip.weight": (2432, 2432) for kv in "kv"}
+def instantx_sd35(
+    *,
+    blocks: int = 38,
+    width: int = 2432,
+    image: int = 1152,
+    tokens: int = 64,
+    dim: int = 1280,
+    inner: int = 1280,
+    time: int = 320,
+    depth: int = 4,
+) -> Shapes:
+    shapes = resampler(dim=dim, inner=inner, image=image, out=width, queries=tokens, depth=depth)
+    shapes |= merged(linear(f"image_proj.layers.{n}.2.1", 4 * dim, dim) for n in range(depth))
+    shapes |= merged(linear(f"image_proj.time_embedding.linear_{n}", dim, size) for n, size in ((1, time), (2, dim)))
+    for name in (f"ip_adapter.{n}" for n in range(blocks)):
+        shapes |= linear(f"{name}.norm_ip.linear", 2 * width, dim)
+        shapes |= {f"{name}.to_{kv}_ip.weight": (width, width) for kv in "kv"}
         shapes |= {f"{name}.{part}.weight": (64,) for part in ("norm_q", "norm_k", "norm_ip_k")}
     return shapes
 
@@ -116,6 +126,83 @@ def xlabs_flux(tokens: int, *, blocks: int = 19, width: int = 3072, image: int =
     names = [f"double_blocks.{n}.processor.ip_adapter_double_stream_{kv}_proj" for n in range(blocks) for kv in "kv"]
     proj = linear("ip_adapter_proj_model.proj", tokens * text, image) | norm("ip_adapter_proj_model.norm", text)
     return merged(linear(name, width, text) for name in names) | proj
+
+
+def anima_lucifer(
+    *,
+    blocks: int = 28,
+    width: int = 2048,
+    image: int = 768,
+    shared: bool = False,
+    queries: int = 0,
+    norm_features: bool = False,
+    self_attention: bool = False,
+    null_tokens: tuple[int, ...] = (),
+    rank: int = 0,
+    text: int = 1024,
+) -> Shapes:
+    """LuciferTC's adapter, with what its loader knows beside: parts over the features, and a LoRA of this rank."""
+    shapes: Shapes = {"null_tokens": null_tokens} if null_tokens else {}
+    for n in range(blocks):
+        shapes |= linear(f"blocks.{n}.adaln_ip.1", width, width)
+        if not shared:
+            shapes |= merged(linear(f"blocks.{n}.ip_{kv}_proj", width, image) for kv in "kv")
+        layers = {
+            **{f"{part}_attn.{name}_proj": (width, width) for part in ("self", "cross") for name in ("q", "output")},
+            **{f"self_attn.{name}_proj": (width, width) for name in "kv"},
+            **{f"cross_attn.{name}_proj": (width, text) for name in "kv"},
+            "mlp.layer1": (4 * width, width),
+            "mlp.layer2": (width, 4 * width),
+        }
+        for layer, (rows, columns) in layers.items() if rank else ():
+            prefix = f"lora.base_model.model.blocks.{n}.{layer}"
+            shapes |= {
+                f"{prefix}.lora_A.default.weight": (rank, columns),
+                f"{prefix}.lora_B.default.weight": (rows, rank),
+            }
+    for kv in "kv" if shared else ():
+        shapes |= linear(f"shared_ip_{kv}_proj.expand", width, image) | linear(
+            f"shared_ip_{kv}_proj.project", width, width
+        )
+    if norm_features:
+        shapes |= norm("siglip_norm", image)
+    if queries:
+        shapes |= {"siglip_compressor.queries": (queries, image)} | norm("siglip_compressor.final_norm", image)
+        for name in ("siglip_compressor.layers.0", "siglip_compressor.layers.1"):
+            shapes |= merged(norm(f"{name}.norm_{part}", image) for part in ("q", "kv", "self", "ffn"))
+            shapes |= merged(linear(f"{name}.{p}_proj", image, image, bias=False) for p in ("q", "k", "v", "out"))
+            shapes |= linear(f"{name}.self_qkv", 3 * image, image, bias=False)
+            shapes |= linear(f"{name}.self_out", image, image, bias=False)
+            shapes |= linear(f"{name}.ffn.0", 4 * image, image) | linear(f"{name}.ffn.2", image, 4 * image)
+    if self_attention:
+        shapes |= norm("ip_self_attn.norm1", image) | norm("ip_self_attn.norm2", image)
+        shapes |= linear("ip_self_attn.qkv", 3 * image, image, bias=False)
+        shapes |= linear("ip_self_attn.out_proj", image, image, bias=False)
+        shapes |= linear("ip_self_attn.ffn.0", 4 * image, image) | linear("ip_self_attn.ffn.2", image, 4 * image)
+    return shapes
+
+
+def anima_pe(
+    *,
+    blocks: int = 28,
+    width: int = 2048,
+    image: int = 1024,
+    token: int = 1024,
+    tokens: int = 16,
+    depth: int = 2,
+    gated: bool = False,
+) -> Shapes:
+    """An adapter of anima_lora; `gated` as newer versions write it."""
+    shapes: Shapes = {"resampler.queries": (1, tokens, token), **linear("resampler.kv_proj", token, image)}
+    shapes |= norm("resampler.out_norm", token) | linear("resampler.out", token, token)
+    for name in (f"resampler.blocks.{n}" for n in range(depth)):
+        shapes |= merged(norm(f"{name}.{part}", token) for part in ("q_norm_x", "kv_norm_x", "norm_s", "norm_f"))
+        for part in ("xattn", "sattn"):
+            shapes |= {f"{name}.{part}.in_proj_weight": (3 * token, token), f"{name}.{part}.in_proj_bias": (3 * token,)}
+            shapes |= linear(f"{name}.{part}.out_proj", token, token)
+        shapes |= linear(f"{name}.ffn.0", 4 * token, token) | linear(f"{name}.ffn.2", token, 4 * token)
+    shapes |= {f"to_{kv}_ip.{n}.weight": (width, token) for n in range(blocks) for kv in "kv"}
+    return shapes | ({f"ip_gate.{n}": () for n in range(blocks)} | {"ip_centroid": (image,)} if gated else {})
 
 
 def _anima(*, intermediate: bool = False) -> Shapes:
@@ -209,10 +296,13 @@ PUBLISHED: dict[str, Callable[[], Shapes]] = {
     "portrait_unnorm_sdxl": lambda: resampler(dim=1280, inner=1280, image=512, out=SDXL_DIM) | _SDXL,
     "kolors_plus": lambda: resampler(dim=2048, inner=12 * 64, image=1024, out=SDXL_DIM) | _KOLORS,
     "kolors_faceid": lambda: _id_proj(4096, 6, face=1024) | _KOLORS,
-    "instantx_sd35": _instantx_sd35,
+    "instantx_sd35": instantx_sd35,
     "instantx_flux": instantx_flux,
     "xlabs_v1": lambda: xlabs_flux(4),
     "xlabs_v2": lambda: xlabs_flux(16),
+    "anima_lucifer": lambda: anima_lucifer(rank=32),
+    "anima_pe": anima_pe,
+    "anima_pe_gated": lambda: anima_pe(gated=True),
     "anima": _anima,
     "anima_intermediate": lambda: _anima(intermediate=True),
     "anima_qwen": _anima_qwen,

@@ -35,8 +35,10 @@ def diffusers_flux(seed: int = 0) -> FluxTransformer2DModel:
     )
 
 
-def comfy_flux(transformer: FluxTransformer2DModel) -> Any:
-    """The same weights as a ComfyUI MODEL."""
+def comfy_flux(
+    transformer: FluxTransformer2DModel, dtype: torch.dtype = torch.float32, compute: torch.dtype | None = None
+) -> Any:
+    """The same weights as a ComfyUI MODEL, stored in `dtype`; `compute` if they are to be cast when used."""
     import comfy.supported_models
     import comfy.utils
 
@@ -60,7 +62,7 @@ def comfy_flux(transformer: FluxTransformer2DModel) -> Any:
     }
     weights: dict[str, Tensor] = {}
     names = comfy.utils.flux_to_diffusers(description)
-    model = _model(comfy.supported_models.Flux, description)
+    model = _model(comfy.supported_models.Flux, description, dtype, compute)
     wanted = model.model.diffusion_model.state_dict()
     for name, tensor in transformer.state_dict().items():
         target, *how = (names[name],) if isinstance(names[name], str) else names[name]
@@ -76,8 +78,8 @@ def comfy_flux(transformer: FluxTransformer2DModel) -> Any:
     return model
 
 
-def comfy_chroma(seed: int = 0) -> Any:
-    """A random Chroma as a ComfyUI MODEL."""
+def comfy_chroma(seed: int = 0, dtype: torch.dtype = torch.float32, compute: torch.dtype | None = None) -> Any:
+    """A random Chroma as a ComfyUI MODEL; dtypes as `comfy_flux`'s."""
     import comfy.supported_models
 
     torch.manual_seed(seed)
@@ -102,18 +104,18 @@ def comfy_chroma(seed: int = 0) -> Any:
         "txt_ids_dims": [],
         "vec_in_dim": None,
     }
-    return _model(comfy.supported_models.Chroma, description, random=True)
+    model = _model(comfy.supported_models.Chroma, description, dtype, compute)
+    for parameter in model.model.diffusion_model.parameters():
+        parameter.copy_(0.1 * torch.randn(parameter.shape))
+    return model
 
 
-def _model(description_class: Any, description: dict[str, Any], *, random: bool = False) -> Any:
+def _model(description_class: Any, description: dict[str, Any], dtype: torch.dtype, compute: torch.dtype | None) -> Any:
     import comfy.model_patcher
 
     config = description_class(dict(description))
-    config.set_inference_dtype(torch.float32, None)
+    config.set_inference_dtype(dtype, compute)
     config.latent_format.latent_channels = LATENT_CHANNELS
     model = config.get_model({}, "", device="cpu").eval().requires_grad_(False)
-    if random:
-        for parameter in model.diffusion_model.parameters():
-            torch.nn.init.normal_(parameter, std=0.1)
     cpu = torch.device("cpu")
     return comfy.model_patcher.ModelPatcher(model, load_device=cpu, offload_device=cpu)

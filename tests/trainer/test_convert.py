@@ -1,6 +1,7 @@
 """Whatever layout a trainer left, conversion gives the published file with every tensor in its place."""
 
 import errno
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NoReturn
@@ -67,6 +68,23 @@ def official(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Official
         return made[layout, safe]
 
     return state
+
+
+def test_a_conversion_is_the_same_bytes_whenever_it_is_made(official: Callable[..., Official], tmp_path: Path) -> None:
+    made = []
+    for name in ("first", "second"):
+        (tmp_path / name).mkdir()
+        convert_file(official().folder, tmp_path / name / "a.safetensors")
+        made.append([(tmp_path / name / f"a{suffix}").read_bytes() for suffix in (".safetensors", ".md")])
+        time.sleep(1.1)  # dates are of whole seconds
+    assert made[0] == made[1]
+
+
+def test_a_conversion_is_of_the_date_that_the_file_states(tmp_path: Path) -> None:
+    source = write_safetensors(tmp_path / "a.safetensors", bad_files.good_tensors(), {"modelspec.date": "2024-01-31"})
+    convert_file(source, tmp_path / "b.safetensors")
+    assert read_tensors(tmp_path / "b.safetensors").metadata["modelspec.date"] == "2024-01-31"
+    assert "| made | 2024-01-31 |" in (tmp_path / "b.md").read_text()
 
 
 @pytest.mark.parametrize("layout", ["sd15", "sdxl"])

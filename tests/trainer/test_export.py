@@ -1,8 +1,10 @@
 """An exported file has everything to say, reads back equal, and says what diffusers does with it."""
 
 import json
+import time
 from collections.abc import Callable
 from dataclasses import replace
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
@@ -10,17 +12,23 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from ipadapter_core.file.container import HASH_KEY, read_tensors, tensor_hash
+from ipadapter_core.file.container import read_tensors, tensor_hash
+from ipadapter_core.file.header import HASH_KEY
+from ipadapter_core.file.seal import SEAL
 from ipadapter_core.file.spec import EncoderHint, Negative
 from ipadapter_core.network.adapter import IPAdapter, load_adapter, save_adapter
 from ipadapter_trainer.files import export as export_module
+from ipadapter_trainer.files.checkpoint_export import Weights, export_checkpoint
 from ipadapter_trainer.files.export import ExportError, export_adapter
 from ipadapter_trainer.files.facts import ExportFacts, Preprocess, RunCounts, header, read_preprocess, run_facts
 from ipadapter_trainer.files.portability import EVERYWHERE, NATIVE_ONLY
+from ipadapter_trainer.state import BEST_STEP
+from support.encoders import write_folder
 from support.published import PUBLISHED, tiny_adapter
 from support.training_states import IMAGE_DIM, run_config, tiny_ipadapter, write_checkpoint
 
 CLIP = Preprocess(encoder_kind="CLIP", crop="center", size=32, mean=(0.4, 0.5, 0.6), std=(0.2, 0.3, 0.2))
+WRITTEN = datetime(2026, 3, 1, 12, 30, 15, 7, tzinfo=timezone.utc)
 FACTS = ExportFacts(title="Tiny", preprocess=CLIP, training={"converted_from": "nothing"})
 
 
@@ -28,7 +36,7 @@ def facts_of_a_run(folder: Path) -> ExportFacts:
     export = {"title": "Red cats", "author": "Ada", "license": "CC0-1.0"}
     config = run_config(folder / "run", folder / "encoder", export=export, adapter={"blocks": "style"})
     counts = RunCounts(step=20, samples=160, uses_ema=True, pairs=12, skipped=1)
-    return run_facts(config, CLIP, counts, prediction_type="v_prediction")
+    return run_facts(config, CLIP, counts, prediction_type="v_prediction", written=WRITTEN)
 
 
 def described(adapter: IPAdapter) -> IPAdapter:
@@ -41,7 +49,7 @@ def test_metadata_says_everything_about_a_run(tmp_path: Path) -> None:
     export_adapter(described(tiny_ipadapter()), path, precision="fp16", facts=facts_of_a_run(tmp_path))
     metadata = read_tensors(path).metadata
     model_spec = {name.removeprefix("modelspec."): value for name, value in metadata.items() if "modelspec" in name}
-    assert model_spec.pop("date").endswith("+00:00")
+    assert model_spec.pop("date") == "2026-03-01T12:30:15+00:00"
     assert model_spec.pop("hash_sha256") == f"0x{tensor_hash(path)}"
     assert model_spec.pop("implementation").startswith("https://")
     assert model_spec.pop("architecture") == "unknown/ip-adapter"
@@ -163,13 +171,33 @@ def test_a_file_that_reads_back_differently_never_gets_its_name(
 
     def write_wrong(target: Path, tensors: Any, metadata: Any) -> None:
         worse = {name: tensor + (name == "ip_adapter.3.to_k_ip.weight") for name, tensor in tensors.items()}
-        write(target, worse, {name: value for name, value in metadata.items() if name != HASH_KEY})
+        write(target, worse, {name: value for name, value in metadata.items() if name not in (HASH_KEY, SEAL)})
 
     monkeypatch.setattr(export_module, "write_safetensors", write_wrong)
     with pytest.raises(ExportError, match=r"reads back with other values in ip_adapter\.3\.to_k_ip\.weight"):
         export_adapter(tiny_ipadapter(), path, precision="fp32", facts=FACTS)
     assert [entry.name for entry in tmp_path.iterdir()] == ["a.safetensors"]
     assert path.read_bytes() == b"an older export"
+
+
+@pytest.mark.parametrize("weights", ["trained", "best"])
+def test_an_export_is_the_same_bytes_whenever_it_is_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, weights: Weights
+) -> None:
+    write_folder("clip", tmp_path / "encoder")
+    config = run_config(tmp_path / "run", tmp_path / "encoder")
+    checkpoint = write_checkpoint(config, tiny_ipadapter())
+    save_adapter(tiny_ipadapter(), config.run / "best.safetensors", {BEST_STEP: "2"})
+    files = []
+    for name in ("first", "second"):
+        (tmp_path / name).mkdir()
+        export_checkpoint(checkpoint, tmp_path / name / "mine.safetensors", weights=weights)
+        files.append([(tmp_path / name / f"mine{suffix}").read_bytes() for suffix in (".safetensors", ".md")])
+        time.sleep(1.1)  # dates are of whole seconds
+    assert files[0] == files[1]
+    file = config.run / "best.safetensors" if weights == "best" else checkpoint / "adapter.safetensors"
+    date = read_tensors(tmp_path / "first" / "mine.safetensors").metadata["modelspec.date"]
+    assert abs(datetime.fromisoformat(date).timestamp() - file.stat().st_mtime) <= 1
 
 
 def test_the_card_shows_how_to_use_it_in_diffusers_only_where_that_is_right(tmp_path: Path) -> None:

@@ -30,6 +30,7 @@ PHRASES = {
     "enormous_header": f"{DAMAGED}a header of 1152921504606846976 bytes in a file of 16 bytes",
     "long_header": f"{DAMAGED}a header of 209715200 bytes in a file of 16 bytes",
     "bit_flipped_header": f"{DAMAGED}a header that is not JSON",
+    "bit_flipped_metadata": "bit_flipped_metadata.safetensors, whose header is not as it was written",
     "bit_flipped_data": f"{DAMAGED}tensor data whose SHA-256 is not the one its metadata states",
     "code_in_bin": RUNS_CODE,
     "code_in_pickle": RUNS_CODE,

@@ -138,6 +138,24 @@ SUPPORTED = {
         layout="InstantX FLUX",
         **FLUX,
     ),
+    "instantx_sd35": AdapterSpec(
+        family="InstantX SD3.5",
+        base="SD3.5-Large",
+        backbone="SD3",
+        projection=Projection.TIMED_RESAMPLER,
+        feature=Feature.HIDDEN_STATES,
+        layer=-2,
+        image_dim=1152,
+        cross_attention_dim=2432,
+        num_tokens=64,
+        head_dim=64,
+        negative=Negative.ZERO_FEATURES,
+        site_dims=(2432,) * 38,
+        resampler=ResamplerSpec(
+            dim=1280, depth=4, num_heads=20, head_dim=64, ff_dim=5120, num_queries=64, time_dim=320
+        ),
+        layout="InstantX SD3.5",
+    ),
     "kolors_faceid": AdapterSpec(
         family="Kolors FaceID",
         face=face(336, 4096, has_shortcut=True),
@@ -147,7 +165,6 @@ SUPPORTED = {
     ),
 }
 REFUSED = {
-    "instantx_sd35": "an InstantX SD3.5 adapter",
     "anima": "an Anima adapter of Wenaka2004's, of the kind that reads SigLIP",
     "anima_intermediate": "an Anima adapter of Wenaka2004's, of the kind that reads SigLIP",
     "anima_qwen": "an Anima adapter of Wenaka2004's, of the kind that reads Qwen3-VL",

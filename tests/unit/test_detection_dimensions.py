@@ -85,6 +85,14 @@ def test_metadata_states_what_no_tensor_shows() -> None:
     assert spec.encoder == EncoderHint(name="an encoder", image_size=336, crop="pad")
 
 
+def test_metadata_completes_what_is_known_of_the_encoder_of_a_kind() -> None:
+    shapes = {canonical_name(name): shape for name, shape in PUBLISHED["kolors_plus"]().items()}
+    whole = {"name": None, "kind": "SigLIP", "image_size": 512, "crop": "pad", "padding": "black"}
+    assert detect(shapes, stating(layer=-2)).encoder == EncoderHint(image_size=336)
+    assert detect(shapes, stating(encoder={"crop": "pad"})).encoder == EncoderHint(image_size=336, crop="pad")
+    assert detect(shapes, stating(encoder=whole)).encoder == EncoderHint(**whole)
+
+
 def test_metadata_cannot_change_a_dimension() -> None:
     shapes = tiny_adapter("base", site_dims=SITE_DIMS)
     lies = stating(num_tokens=99, image_dim=99, cross_attention_dim=99, site_dims=[9], family="x")
@@ -170,6 +178,8 @@ def test_any_wrong_shape_of_any_tensor_is_a_message(data: st.DataObject) -> None
             '{"encoder": {"crop": "middle"}, "resampler": {"head_dim": 8}}',
             "crop 'middle', none of center, pad, stretch",
         ),
+        ('{"encoder": {"kind": 3}, "resampler": {"head_dim": 8}}', "not a name and an image_size"),
+        ('{"encoder": {"padding": "grey"}, "resampler": {"head_dim": 8}}', "padding 'grey', none of mean, black"),
         ('{"encoder": {"image_size": "224"}, "resampler": {"head_dim": 8}}', "not a name and an image_size"),
         ('{"resampler": {"head_dim": 7}}', "heads of size 7"),
         ('{"resampler": {"head_dim": 0}}', "heads of size 0"),

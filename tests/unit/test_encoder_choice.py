@@ -2,7 +2,8 @@
 
 import pytest
 
-from ipadapter_core.encoder.known import EncoderSpec, check_encoder, choose_encoder, encoder_need, fits
+from ipadapter_core.encoder.choice import check_encoder, choose_encoder, encoder_need, fits
+from ipadapter_core.encoder.known import EncoderSpec
 from ipadapter_core.errors import MismatchError
 from ipadapter_core.file.spec import AdapterSpec, EncoderHint, Feature, Negative, Projection
 
@@ -13,6 +14,11 @@ L_336 = EncoderSpec(kind="CLIP", width=1024, num_layers=24, embed_dim=768, image
 DINO = EncoderSpec(kind="DINOv2", width=1024, num_layers=24, embed_dim=1024)
 DINO_GIANT = EncoderSpec(kind="DINOv2", width=1536, num_layers=40, embed_dim=1536)
 SIGLIP = EncoderSpec(kind="SigLIP", width=1152, num_layers=27, embed_dim=None, image_size=378)
+SIGLIP_WITH_HEAD = EncoderSpec(kind="SigLIP", width=1152, num_layers=27, embed_dim=1152, image_size=378)
+SIGLIP_BASE = EncoderSpec(kind="SigLIP", width=768, num_layers=12, embed_dim=768, image_size=224)
+SIGLIP_512 = EncoderSpec(kind="SigLIP", width=768, num_layers=12, embed_dim=768, image_size=512)
+CLIP_B = EncoderSpec(kind="CLIP", width=768, num_layers=12, embed_dim=512, image_size=224)
+PE = EncoderSpec(kind="PE-Core", width=1024, num_layers=24, embed_dim=None, image_size=336)
 FOLDERS = ["/models/clip_vision", "/more/clip_vision"]
 NO_HINT = EncoderHint()
 
@@ -48,6 +54,41 @@ def test_the_encoder_whose_output_has_the_right_width_is_chosen(spec: AdapterSpe
 
 def test_clip_goes_before_other_kinds() -> None:
     assert choose_encoder(HIDDEN_1024, {"dino": DINO, "l": L}, FOLDERS) == "l"
+
+
+@pytest.mark.parametrize(
+    ("spec", "name"),
+    [
+        (adapter(Feature.IMAGE_EMBEDS, 1152), "so400m with head"),
+        (adapter(Feature.LAST_HIDDEN_STATE, 768, EncoderHint(image_size=512)), "base 512"),
+        (adapter(Feature.LAST_HIDDEN_STATE, 1024), "pe"),
+        (adapter(Feature.HIDDEN_STATES, 1024), "l"),
+        (adapter(Feature.LAST_HIDDEN_STATE, 1024, EncoderHint(kind="CLIP")), "l"),
+        (adapter(Feature.LAST_HIDDEN_STATE, 768, EncoderHint(kind="CLIP")), "b"),
+    ],
+)
+def test_the_kind_that_published_adapters_read_goes_before_others(spec: AdapterSpec, name: str) -> None:
+    found = {
+        "so400m": SIGLIP,
+        "so400m with head": SIGLIP_WITH_HEAD,
+        "l": L,
+        "dino": DINO,
+        "pe": PE,
+        "b": CLIP_B,
+        "base": SIGLIP_BASE,
+        "base 512": SIGLIP_512,
+    }
+    assert choose_encoder(spec, found, FOLDERS) == name
+
+
+def test_an_encoder_of_another_kind_than_the_adapter_states_does_not_fit() -> None:
+    spec = adapter(Feature.LAST_HIDDEN_STATE, 1024, EncoderHint(kind="PE-Core"))
+    with pytest.raises(
+        MismatchError, match=r"l is CLIP ViT-L/14 .* PE-Core L \(PE-Core-L14-336\), width 1024, 24 layers"
+    ):
+        choose_encoder(spec, {"l": L, "dino": DINO}, FOLDERS)
+    with pytest.raises(MismatchError, match=r"CLIP ViT-L/14 .* which gives 1024-wide last hidden state"):
+        check_encoder(L, spec)
 
 
 def test_of_equal_copies_the_first_is_taken() -> None:
@@ -124,6 +165,16 @@ def test_a_connected_encoder_of_another_width_is_refused(encoder: EncoderSpec, s
     ("spec", "need"),
     [
         (POOLED_1280, "CLIP ViT-bigG/14 (CLIP-ViT-bigG-14-laion2B-39B-b160k), width 1664, 48 layers: 1280-wide pooled"),
+        (adapter(Feature.IMAGE_EMBEDS, 1152), "SigLIP so400m (siglip-so400m-patch14-384), width 1152, 27 layers: 1152"),
+        (
+            adapter(Feature.LAST_HIDDEN_STATE, 768),
+            "SigLIP 2 base (siglip2-base-patch16-512), width 768, 12 layers: 768",
+        ),
+        (
+            adapter(Feature.LAST_HIDDEN_STATE, 1024),
+            "PE-Core L (PE-Core-L14-336), width 1024, 24 layers: 1024-wide last hidden state",
+        ),
+        (adapter(Feature.LAST_HIDDEN_STATE, 1024, EncoderHint(kind="SigLIP")), "SigLIP: 1024-wide last hidden state"),
         (adapter(Feature.HIDDEN_STATES, 77), "an image encoder: 77-wide hidden states (layer -2)"),
         (adapter(Feature.HIDDEN_STATES, 77, EncoderHint(name="mine")), "mine: 77-wide hidden states"),
     ],

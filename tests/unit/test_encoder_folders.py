@@ -6,13 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from ipadapter_core.encoder.known import (
-    EncoderSpec,
-    choose_encoder,
-    read_encoder_file,
-    read_encoder_folder,
-    vision_config,
-)
+from ipadapter_core.encoder.choice import choose_encoder
+from ipadapter_core.encoder.known import EncoderSpec, read_encoder_file, read_encoder_folder, vision_config
 from ipadapter_core.errors import UnreadableFileError
 from ipadapter_core.file.spec import AdapterSpec, Feature, Negative, Projection
 from support.published import write_safetensors
@@ -29,7 +24,7 @@ def folder(path: Path, config: Config | str, *, weights: str | None = "model.saf
     return path
 
 
-def spec(kind: str, *, embed_dim: int = 64, image_size: int | None = None) -> EncoderSpec:
+def spec(kind: str, *, embed_dim: int | None = 64, image_size: int | None = None) -> EncoderSpec:
     return EncoderSpec(kind=kind, width=64, num_layers=3, embed_dim=embed_dim, image_size=image_size)
 
 
@@ -44,6 +39,10 @@ FOLDERS: dict[str, tuple[Config, EncoderSpec]] = {
     ),
     "clip, projection in the part": ({"model_type": "clip", "vision_config": {"projection_dim": 32, **SIZES}}, CLIP),
     "siglip_vision_model": ({"model_type": "siglip_vision_model", **SIZES}, SIGLIP),
+    "siglip without its pooling head": (
+        {"model_type": "siglip_vision_model", "vision_use_head": False, **SIZES},
+        spec("SigLIP", embed_dim=None, image_size=96),
+    ),
     "siglip": (
         {"model_type": "siglip", "vision_config": {"model_type": "siglip_vision_model", **SIZES}, "text_config": {}},
         SIGLIP,

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from ipadapter_core.errors import UnreadableFileError
 from ipadapter_core.file import container
-from ipadapter_core.file.container import HASH_KEY, read_header, read_tensors, tensor_hash, write_safetensors
-from ipadapter_core.file.header import DTYPES
+from ipadapter_core.file.container import read_header, read_tensors, tensor_hash, write_safetensors
+from ipadapter_core.file.header import DTYPES, HASH_KEY
 from ipadapter_core.file.spec import SPEC_KEY, EncoderHint
 from ipadapter_core.network.adapter import build_adapter, load_adapter, save_adapter
 from support.bad_files import good_tensors

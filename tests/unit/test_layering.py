@@ -10,7 +10,17 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-FOREIGN = {"accelerate", "comfy", "comfy_api", "comfy_extras", "diffusers", "folder_paths", "nodes", "transformers"}
+FOREIGN = {
+    "accelerate",
+    "comfy",
+    "comfy_api",
+    "comfy_extras",
+    "diffusers",
+    "folder_paths",
+    "nodes",
+    "timm",
+    "transformers",
+}
 LIST_MODULES = """
 import importlib, json, pkgutil, sys
 import ipadapter_core

@@ -96,6 +96,18 @@ def test_pad_fills_the_short_sides_with_exact_zeros(height: int, width: int, fil
     torch.testing.assert_close(rows[:, inside], wanted.expand_as(rows[:, inside]), rtol=0, atol=1e-5)
 
 
+@pytest.mark.parametrize("is_upright", [True, False])
+def test_black_padding_is_a_black_picture_around_the_same_one(is_upright: bool) -> None:
+    picture = smooth(16, 8) if is_upright else smooth(8, 16)
+    black = torch.zeros(1, 16, 16, 3)
+    inside = (..., slice(4, 12)) if is_upright else (..., slice(4, 12), slice(None))
+    wanted, usual = encoder_pixels(black, SMALL, "pad"), encoder_pixels(picture, SMALL, "pad")
+    wanted[inside] = usual[inside]
+    assert torch.equal(encoder_pixels(picture, SMALL, "pad", padding="black"), wanted)
+    assert torch.equal(encoder_pixels(picture, SMALL, "pad", padding="mean"), usual)
+    assert not torch.equal(wanted, usual)
+
+
 @pytest.mark.parametrize("crop", CROPS)
 def test_a_full_mask_changes_nothing_and_an_empty_one_leaves_the_mean_colour(crop: str) -> None:
     picture = torch.rand(2, 24, 40, 3)

@@ -70,6 +70,27 @@ def test_the_usual_orders_share_one_copy_of_another_dtype(tiny: Sites, packed: P
     assert resident.num_bytes == packed.data.numel() * 2
 
 
+@pytest.mark.parametrize("side", [0, 1])
+def test_of_one_side_alone_only_that_is_on_the_device(tiny: Sites, packed: PackedKV, side: int) -> None:
+    resident = Resident(PatchPlan(tiny.sites, packed), CPU, torch.float16)
+    resident.kv(0, rows([side]), NOW)
+    assert resident.num_bytes == packed.data[0].numel() * 2
+    resident.kv(0, rows([1, 0]), NOW)
+    assert resident.num_bytes == packed.data.numel() * 2
+
+
+@pytest.mark.parametrize("order", [[0], [1, 0], [0, 1], [0, 0]], ids=str)
+def test_rows_of_their_own_take_memory_only_where_they_differ(
+    resident: Resident, packed: PackedKV, order: list[int]
+) -> None:
+    latents = 3
+    numbers = [COND_ROW if side == COND else UNCOND_ROW for side in order for _ in range(latents)]
+    for slot, whole in enumerate(packed.views(packed.data)):
+        for given, wanted in zip(resident.kv(slot, rows(order, latents), NOW, each_row=True), whole, strict=True):
+            assert torch.equal(given, wanted[numbers])
+            assert (storage(given) == storage(packed.data)) == (len(set(order)) == 1)
+
+
 @pytest.mark.parametrize("order", [[0, 1], [0, 0, 1], [1, 0, 0], [1, 1], [0, 1, 0, 1]], ids=str)
 def test_every_other_order_has_its_rows(resident: Resident, packed: PackedKV, order: list[int]) -> None:
     numbers = [COND_ROW if side == COND else UNCOND_ROW for side in order]

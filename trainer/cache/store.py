@@ -20,7 +20,6 @@ from torch import Tensor
 
 from ipadapter_core.errors import IPAdapterError, UnreadableFileError
 from ipadapter_core.file.container import (
-    HASH_KEY,
     TensorFile,
     read_header,
     read_tensors,
@@ -28,6 +27,7 @@ from ipadapter_core.file.container import (
     tensor_hash,
     write_safetensors,
 )
+from ipadapter_core.file.header import HASH_KEY
 
 from .index import KeyIndex
 from .sums import entry_sum, read_sums, written_sums

@@ -7,9 +7,8 @@ import hashlib
 import json
 from collections.abc import Mapping
 
+import torch
 from torch import Tensor
-
-from ..seal import add_tensors
 
 SUMS = "ipadapter.sums"
 """In a shard's metadata."""
@@ -19,7 +18,9 @@ _BYTES = 8
 def entry_sum(key: str, entry: Mapping[str, Tensor]) -> str:
     """Of an entry's key, and of names, types, shapes and values of its parts."""
     digest = hashlib.blake2b(key.encode(), digest_size=_BYTES)
-    add_tensors(digest, entry)
+    for name, tensor in sorted(entry.items()):
+        digest.update(f"|{name}|{tensor.dtype}|{tuple(tensor.shape)}|".encode())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 

@@ -1,6 +1,5 @@
 """Converting a file: read, rename, repair, prove, write."""
 
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,6 +18,8 @@ from ..config import Precision
 from ..files.export import ExportReport, check_target, export_adapter
 from ..files.facts import TRAINING_KEY, ExportFacts, public_name, read_preprocess, without_folders
 from ..files.families import check_family
+from ..files.workplace import workplace
+from ..storage import storage
 from .errors import ConvertError
 from .names import Parts, take_apart, unwrapped
 from .numbers import repair_numbers
@@ -169,8 +170,8 @@ def _copy(
             expected="no change of values that cannot be checked",
             action="leave --precision out",
         )
-    with tempfile.TemporaryDirectory(dir=output.parent, prefix=f".{output.stem}.") as folder:
-        partial = Path(folder) / "adapter.safetensors"
+    with storage("the adapter", output), workplace(output) as folder:
+        partial = folder / "adapter.safetensors"
         write_safetensors(partial, tensors, {"format": "pt"})
         read = read_tensors(partial).tensors
         if not all(
@@ -221,6 +222,7 @@ def _facts(path: Path, metadata: Mapping[str, str]) -> ExportFacts:
         title=about.get("title", path.parent.name if path.name in STATE_FILES else path.stem),
         preprocess=read_preprocess(metadata),
         training={**without_folders(training), "converted_from": path.name},
+        date=about.get("date"),
         author=about.get("author"),
         license=about.get("license"),
         description=about.get("description"),

@@ -7,7 +7,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ipadapter_core.encoder.known import encoder_need, fits, read_encoder_folder
+from ipadapter_core.encoder.choice import encoder_need, fits
+from ipadapter_core.encoder.known import read_encoder_folder
 from ipadapter_core.errors import MismatchError
 from ipadapter_core.file.container import read_tensors
 from ipadapter_core.file.spec import AdapterSpec

@@ -1,12 +1,11 @@
 """The model card beside an adapter file: what it is, what it was trained on, and how to use it."""
 
 from collections.abc import Mapping
-from datetime import date
 from pathlib import Path
 
 import jinja2
 
-from ipadapter_core.encoder.known import encoder_need
+from ipadapter_core.encoder.choice import encoder_need
 from ipadapter_core.file.container import write_aside
 from ipadapter_core.file.spec import AdapterSpec, Projection
 
@@ -58,6 +57,5 @@ def write_card(path: Path, file_name: str, spec: AdapterSpec, facts: ExportFacts
         reads_embeds=spec.projection is Projection.LINEAR,
         description=_Markdown(facts.description or ""),
         pipeline=_PIPELINES.get(spec.base, "StableDiffusionPipeline"),
-        today=date.today().isoformat(),
     )
     write_aside(path, lambda part: part.write_text(text, encoding="utf-8"))

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Literal
 
@@ -17,7 +18,6 @@ from ..config_file import read_config
 from ..data.skips import SKIPPED, read_skipped
 from ..metrics_log import best_so_far, read_records
 from ..models.image_encoder import resolve_folder
-from ..seal import check_seal
 from ..state import ADAPTER, BEST, BEST_STEP, CONFIG, COUNTERS, EMA, CheckpointError, check_files, find_checkpoints
 from .export import ExportReport, export_adapter
 from .facts import Preprocess, RunCounts, run_facts
@@ -57,13 +57,16 @@ def export_checkpoint(
         )
     if file.parent == checkpoint:
         check_files(checkpoint, file.name)
-    else:
-        check_seal(file)
+    adapter = load_adapter(file, verify_again=True)
     facts = run_facts(
-        config, read_preprocess_of(config), _counts(file, checkpoint, config), prediction_type=_prediction_type(config)
+        config,
+        read_preprocess_of(config),
+        _counts(file, checkpoint, config),
+        prediction_type=_prediction_type(config),
+        written=datetime.fromtimestamp(file.stat().st_mtime, timezone.utc),
     )
     target = run / ADAPTER if output is None else output
-    return export_adapter(load_adapter(file), target, precision=config.export.precision, facts=facts)
+    return export_adapter(adapter, target, precision=config.export.precision, facts=facts)
 
 
 def find_checkpoint(path: Path) -> Path:

@@ -1,12 +1,11 @@
 """The deliverable: an adapter file with everything it has to say in its header, proven before it gets its name.
 
-Tensor order: safetensors' writer sorts by type, then by name. The published files were written by it and have that
-order too, and every reader goes by name, so nothing is to be gained by another one.
+The same adapter and facts give the same bytes, whenever and however often they are exported. Tensors come by type, then
+by name, as in the published files; every reader goes by name, so nothing is to be gained by another order.
 """
 
 # E encoder dim, N image tokens, C cross-attention dim
 
-import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -16,16 +15,17 @@ from torch import Tensor
 
 from ipadapter_core.errors import IPAdapterError
 from ipadapter_core.file.container import SAFETENSORS_SUFFIXES, publish, tensor_hash, write_safetensors
+from ipadapter_core.file.seal import sealed
 from ipadapter_core.file.spec import AdapterSpec
 from ipadapter_core.network.adapter import IPAdapter, build_adapter, load_adapter
 
 from ..config import Precision
 from ..models.base import DTYPES
-from ..seal import sealed
 from ..storage import storage
 from .card import write_card
 from .facts import ExportFacts, header
 from .portability import Portability, check_portability, random_features, relative_difference
+from .workplace import workplace
 
 
 class ExportError(IPAdapterError):
@@ -90,8 +90,8 @@ def export_adapter(adapter: IPAdapter, path: Path, *, precision: Precision | Non
 
 
 def _write(adapter: IPAdapter, tensors: Mapping[str, Tensor], path: Path, facts: ExportFacts) -> ExportReport:
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.stem}.") as folder:
-        draft, final = (Path(folder) / f"{name}.safetensors" for name in ("draft", "final"))
+    with workplace(path) as folder:
+        draft, final = (folder / f"{name}.safetensors" for name in ("draft", "final"))
         write_safetensors(draft, tensors, adapter.spec.to_metadata())  # what diffusers says of it goes into its header
         portability = check_portability(draft, load_adapter(draft), facts.preprocess)
         sha256 = tensor_hash(draft)

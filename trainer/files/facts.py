@@ -5,7 +5,7 @@ import platform
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from datetime import datetime, timezone
+from datetime import datetime
 from importlib import metadata
 from typing import Any
 
@@ -13,7 +13,7 @@ from ipadapter_core.backbone.registry import find_backbone
 from ipadapter_core.encoder.known import EncoderSpec
 from ipadapter_core.encoder.pixels import PixelFormat
 from ipadapter_core.errors import UnreadableFileError
-from ipadapter_core.file.container import HASH_KEY
+from ipadapter_core.file.header import HASH_KEY
 from ipadapter_core.file.json_text import parse_json
 from ipadapter_core.file.spec import AdapterSpec
 
@@ -66,6 +66,7 @@ class ExportFacts:
         training: recipe, counts and versions; anything JSON holds.
         resolution: side of the training pictures in pixels.
         prediction_type: "epsilon" or "v_prediction".
+        date: when the weights were made, as ISO 8601 says it.
     """
 
     title: str
@@ -76,6 +77,7 @@ class ExportFacts:
     description: str | None = None
     resolution: int | None = None
     prediction_type: str | None = None
+    date: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,9 +99,15 @@ class RunCounts:
 
 
 def run_facts(
-    config: Config, preprocess: Preprocess, counts: RunCounts, *, prediction_type: str | None = None
+    config: Config,
+    preprocess: Preprocess,
+    counts: RunCounts,
+    *,
+    prediction_type: str | None = None,
+    written: datetime | None = None,
 ) -> ExportFacts:
-    """The facts of a training run: its whole config as recipe, its counts, and the versions it ran with."""
+    """The facts of a training run: its whole config as recipe, its counts, the versions it ran with, and when it wrote
+    the weights."""
     training = {
         **asdict(counts),
         "base_model": config.base.model,
@@ -119,6 +127,7 @@ def run_facts(
         license=config.export.license,
         resolution=config.data.resolution,
         prediction_type=prediction_type,
+        date=None if written is None else written.replace(microsecond=0).isoformat(),
     )
 
 
@@ -159,7 +168,7 @@ def versions() -> dict[str, str]:
 def header(
     spec: AdapterSpec, facts: ExportFacts, tensor_hash: str, portability: Mapping[str, object]
 ) -> dict[str, str]:
-    """All metadata of an exported file; the date is now."""
+    """All metadata of an exported file. Nothing of the moment of the export is in it, so another one gives the same."""
     resolution = None if facts.resolution is None else f"{facts.resolution}x{facts.resolution}"
     stated: dict[str, str | None] = {
         "modelspec.sai_model_spec": _MODEL_SPEC_VERSION,
@@ -169,7 +178,7 @@ def header(
         "modelspec.description": facts.description or f"IP-Adapter: {spec.family}",
         "modelspec.author": facts.author,
         "modelspec.license": facts.license,
-        "modelspec.date": datetime.now(timezone.utc).replace(microsecond=0).isoformat(),
+        "modelspec.date": facts.date,
         "modelspec.resolution": resolution,
         "modelspec.prediction_type": _PREDICTION_TYPES.get(facts.prediction_type or ""),
         HASH_KEY: f"0x{tensor_hash}",

@@ -7,7 +7,8 @@ from pathlib import Path
 
 from torch import Tensor
 
-from ipadapter_core.encoder.known import EncoderSpec, encoder_from_shapes, encoder_need, read_encoder_folder
+from ipadapter_core.encoder.choice import encoder_need
+from ipadapter_core.encoder.known import EncoderSpec, encoder_from_shapes, read_encoder_folder
 from ipadapter_core.errors import BadInputError, UnknownCheckpointError, UnreadableFileError, UnsupportedFamilyError
 from ipadapter_core.file.container import TensorFile, read_json
 from ipadapter_core.file.detect import canonical_name

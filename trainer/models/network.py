@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ipadapter_core.backbone.unet import UNET
-from ipadapter_core.encoder.known import encoder_need
+from ipadapter_core.encoder.choice import encoder_need
 from ipadapter_core.errors import MismatchError
 from ipadapter_core.file.detect import BASE_NAMES
 from ipadapter_core.file.spec import AdapterSpec, EncoderHint, Negative, Projection, ResamplerSpec
@@ -22,7 +22,6 @@ from ipadapter_core.strength.presets import resolve_preset
 
 from ..config import AdapterConfig
 from ..hub import find_file
-from ..seal import check_seal
 from .image_encoder import ImageEncoder
 from .processor import KV
 from .quantized import full_weight
@@ -96,9 +95,7 @@ def new_adapter(
     strengths = resolve_preset(config.blocks, sites, 1.0)
     trained = frozenset(index for index, strength in strengths.items() if strength.value and not strength.swap)
     start = None if config.pretrained is None or is_fresh else pretrained_file(config.pretrained)
-    if start is not None:
-        check_seal(start)
-    given = None if start is None else load_adapter(start)
+    given = None if start is None else load_adapter(start, verify_again=True)
     site_dims = tuple(site.dim for site in sites.sites)
     spec = _spec(config, _sizes_of_start(config, given), site_dims, sites.sites[0].context_dim, encoder)
     check_sites(spec, sites)

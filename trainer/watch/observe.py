@@ -14,13 +14,13 @@ from PIL import Image
 from tqdm import tqdm
 
 from ipadapter_core.file.container import write_aside, write_safetensors
+from ipadapter_core.file.seal import sealed
 
 from ..config import Config
 from ..data.loader import held_out_batches
 from ..meter import Reading
 from ..metrics_log import MetricsLog, best_so_far, untracked
 from ..run import Run
-from ..seal import sealed
 from ..sharding import SHARDED
 from ..state import BEST, BEST_STEP, adapter_weights
 from .contact_sheet import save_grid

@@ -21,7 +21,7 @@ from .embeds import SIDES
 
 _CATEGORY = "ipadapter"
 # Dimensions of embeds with both sides behind each other; a FaceID adapter reads none.
-_STACKED_RANKS = {Feature.IMAGE_EMBEDS: 3, Feature.HIDDEN_STATES: 4}
+_STACKED_RANKS = {Feature.IMAGE_EMBEDS: 3, Feature.HIDDEN_STATES: 4, Feature.LAST_HIDDEN_STATE: 4}
 
 
 class IPAdapterApply(io.ComfyNode):

@@ -1,0 +1,60 @@
+"""The image branch in models whose attention over text and picture it runs beside, over the picture's own keys: SD3."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from ...ipadapter_core.backbone.row import Place
+from ...ipadapter_core.backbone.sites import Address
+from ...ipadapter_core.branch.attention import add_to_tokens
+from ...ipadapter_core.branch.timed import joint_attention
+from .run import Step
+
+
+@dataclass(frozen=True)
+class Own:
+    """What a block's attention is called with.
+
+    Attributes:
+        q, k, v: (B, S, H·D), heads split or not, text first.
+        text: how many tokens are text.
+        patch_size: cells of the latent on a side that make one token.
+    """
+
+    q: Tensor
+    k: Tensor
+    v: Tensor
+    text: int
+    patch_size: int
+
+
+def add_images(step: Step, out: Tensor, own: Own, address: Address, options: Mapping[str, Any] | None) -> Tensor:
+    """What a block's attention gives with the image branch of every plan that acts there added to its picture.
+
+    Args:
+        out: (B, S, C); changed in place.
+        options: what the block was called with; None is what the model was.
+
+    Raises:
+        MismatchError: rows or tokens that fit no pattern.
+    """
+    rows = step.rows(own.q.shape[0], None, None if options is None else options.get("cond_or_uncond"))
+    grid = [-(-size // own.patch_size) for size in step.size]
+    shown = step.size if any(size % own.patch_size for size in step.size) else None
+    for plan, resident, slot in step.acting(address, Place.ATTENTION, rows, own.q):
+        site = plan.sites[slot]
+        q, k, v = (
+            part[:, own.text :].reshape(part.shape[0], -1, site.heads, site.head_dim) for part in (own.q, own.k, own.v)
+        )
+        of_query, of_key = resident.exchanges(slot, step.network)
+        attend = step.attention(site.heads, options, skip_output_reshape=True)
+        image = joint_attention(of_query(q), (of_key(k), v), resident.kv(slot, rows, step), attend)
+        mask = resident.mask(grid, q.shape[1], rows, step.frames, 0, shown)
+        strength, of_rows = resident.strength(slot, rows, step.frames)
+        gate = step.gate(plan, image)
+        if of_rows is not None:
+            gate = of_rows if gate is None else of_rows * gate
+        out = add_to_tokens(out, image, own.text, mask, gate, strength)
+    return out

@@ -1,0 +1,239 @@
+"""Every kind of base model beside UNets among what else acts on it: other packs, devices, errors, odd weights."""
+
+import copy
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch._subclasses import FakeTensorMode
+
+from support import comfy_host, families
+from support.families import FAMILIES, apply, sample
+
+pytestmark = pytest.mark.parametrize("name", FAMILIES)
+CLOSE = {"rtol": 1e-4, "atol": 1e-5}
+CUDA = "cuda:0"
+
+
+@pytest.fixture
+def setting(name: str, base_directory: Path) -> tuple[Any, Any, Any]:
+    """A MODEL, an adapter for it, and tokens of one reference."""
+    adapter = families.adapter_of(name, base_directory)
+    return families.model_of(name), adapter, families.tokens_of(name, adapter)
+
+
+def differs(one: Tensor, other: Tensor) -> bool:
+    return not torch.allclose(one, other, rtol=1e-3, atol=1e-4)
+
+
+def state(model: Any) -> tuple[object, ...]:
+    """What sampling must leave as it was."""
+    modules = list(model.model.modules())
+    hooks = sum(len(module._forward_hooks) + len(module._forward_pre_hooks) for module in modules)
+    weights = [parameter.clone() for parameter in model.model.parameters()]
+    return hooks, len(model.object_patches_backup), len(model.backup), [hash(w.sum().item()) for w in weights]
+
+
+@pytest.mark.parametrize("failing", ["a callback", "the model"])
+def test_nothing_is_left_after_an_error_while_sampling(name: str, setting: tuple, failing: str) -> None:
+    model = setting[0]
+    before, plain, patched = state(model), sample(name, model), apply(*setting)
+    wanted = sample(name, patched)
+
+    def fail(*_: object) -> None:
+        raise InterruptedError("stopped")
+
+    broken = patched.clone()
+    if failing == "the model":
+        broken.set_model_unet_function_wrapper(
+            lambda run, call: (run(call["input"], call["timestep"], **call["c"]), fail())
+        )
+    with pytest.raises(InterruptedError):
+        sample(name, broken, steps=3, callback=fail if failing == "a callback" else None)
+    patched.unpatch_model()
+    model.unpatch_model()
+    assert state(model) == before
+    assert torch.equal(sample(name, patched), wanted)
+    assert torch.equal(sample(name, model), plain)
+
+
+def halves(model: Any) -> Any:
+    """Each conditioning in a call of its own, as ComfyUI runs them where memory is short."""
+    clone = model.clone()
+
+    def wrapper(run: Callable[..., Tensor], call: dict[str, Any]) -> Tensor:
+        count, drawn = len(call["cond_or_uncond"]), []
+        for number in range(count):
+            part = slice(number, number + 1)
+            options = dict(call["c"]["transformer_options"])
+            options |= {key: options[key][part] for key in ("cond_or_uncond", "uuids") if key in options}
+
+            def cut(value: Any, number: int = number) -> Any:
+                return value.chunk(count)[number] if isinstance(value, Tensor) else value
+
+            given = {key: cut(value) for key, value in call["c"].items()} | {"transformer_options": options}
+            drawn.append(run(cut(call["input"]), cut(call["timestep"]), **given))
+        return torch.cat(drawn)
+
+    clone.set_model_unet_function_wrapper(wrapper)
+    return clone
+
+
+def test_a_split_batch_draws_the_same(name: str, setting: tuple) -> None:
+    patched = apply(*setting, mask=torch.ones(1, 8, 8).triu(), end_percent=0.7)
+    torch.testing.assert_close(sample(name, halves(patched)), sample(name, patched), **CLOSE)
+
+
+def test_options_that_another_pack_copies_whole(name: str, setting: tuple) -> None:
+    patched = apply(*setting)
+    copied = patched.clone()
+    copied.model_options = copy.deepcopy(patched.model_options)
+    assert torch.equal(sample(name, copied), sample(name, patched))
+
+
+def test_a_strength_may_differ_from_queue_to_queue(name: str, setting: tuple) -> None:
+    first = sample(name, apply(*setting, strength=0.4))
+    other = sample(name, apply(*setting, strength=0.9))
+    assert differs(first, other)
+    assert torch.equal(sample(name, apply(*setting, strength=0.4)), first)
+
+
+def overriding(model: Any, seen: list[int]) -> Any:
+    """As an attention pack does: an override that computes what was asked, and counts."""
+    clone = model.clone()
+    options = clone.model_options["transformer_options"] = dict(clone.model_options["transformer_options"])
+    found = options.get("optimized_attention_override")
+
+    def override(original: Callable[..., Tensor], *given: Any, **named: Any) -> Tensor:
+        seen.append(1)
+        return original(*given, **named) if found is None else found(original, *given, **named)
+
+    options["optimized_attention_override"] = override
+    return clone
+
+
+def test_attention_overrides_before_and_behind_are_called(name: str, setting: tuple) -> None:
+    model, adapter, tokens = setting
+    wanted, seen = sample(name, apply(*setting)), []
+    before = apply(overriding(model, seen), adapter, tokens)
+    torch.testing.assert_close(sample(name, before), wanted, **CLOSE)
+    assert seen
+    seen.clear()
+    behind = overriding(apply(*setting), seen)
+    torch.testing.assert_close(sample(name, behind), wanted, **CLOSE)
+    assert seen
+
+
+def replacing(model: Any, seen: list[tuple], keys: list[tuple[str, int]]) -> Any:
+    """As packs do that run blocks themselves: a replacement that calls the block and shifts what it gives."""
+    clone = model.clone()
+    for key in keys:
+
+        def replacement(given: dict[str, Any], extra: dict[str, Any], key: tuple[str, int] = key) -> dict[str, Any]:
+            seen.append(key)
+            out = extra["original_block"](given)
+            return {**out, "img": out["img"] * 1.01}
+
+        clone.set_model_patch_replace(replacement, "dit", *key)
+    return clone
+
+
+def test_block_replacements_before_and_behind_are_called(name: str, setting: tuple) -> None:
+    keys = [(f"{group}_block", number) for group, number, _ in FAMILIES[name].sites]
+    keys = [("double_block", number) if group == "joint_block" else (group, number) for group, number in keys]
+    if not FAMILIES[name].has_replacements:
+        pytest.skip("ComfyUI lets nobody replace its blocks")
+    model, adapter, tokens = setting
+    seen: list[tuple] = []
+    before = sample(name, apply(replacing(model, seen, keys), adapter, tokens), steps=1, cfg=1.0)
+    assert sorted(seen) == sorted(keys)
+    seen.clear()
+    behind = sample(name, replacing(apply(*setting), seen, keys), steps=1, cfg=1.0)
+    assert sorted(seen) == sorted(keys)
+    torch.testing.assert_close(before, behind, **CLOSE)
+    assert differs(before, sample(name, apply(*setting), steps=1, cfg=1.0))
+    assert differs(before, sample(name, replacing(model, seen, keys), steps=1, cfg=1.0))
+
+
+def applied_outside_inference_mode(name: str, setting: tuple, **use: Any) -> Any:
+    """A fake device cannot take tensors that were made in inference mode; the features differ from every other test's."""
+    application = comfy_host.pack("nodes.patching.application")
+    model, adapter, _ = setting
+    features = families.features_of(name, seed=77)
+    with torch.no_grad():
+        tokens = adapter.project(features, torch.zeros_like(features))
+        return application.apply_adapter(model, adapter, tokens, application.ApplySettings(**use))
+
+
+def on_a_fake_gpu(model: Any, dtype: torch.dtype, mode: FakeTensorMode) -> Any:
+    """ComfyUI's model with every weight on a device that is not there."""
+    base = copy.copy(model.model)
+    base._modules = dict(base._modules)
+    base.diffusion_model = copy.deepcopy(model.model.diffusion_model)
+    base.diffusion_model.dtype, base.manual_cast_dtype = dtype, None
+    with mode:
+        for module in base.diffusion_model.modules():
+            for kind in (module._parameters, module._buffers):
+                for key, tensor in kind.items():
+                    if tensor is not None:
+                        held = torch.empty(
+                            tensor.shape, device=CUDA, dtype=dtype if tensor.is_floating_point() else None
+                        )
+                        kind[key] = held if kind is module._buffers else torch.nn.Parameter(held, requires_grad=False)
+    return base
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize(
+    "use",
+    [{}, {"mask": torch.rand(2, 16, 16), "end_percent": 0.6}],
+    ids=["plain", "masks and range"],
+)
+def test_on_a_gpu_that_is_not_there(
+    name: str, setting: tuple, use: dict[str, Any], dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import comfy.patcher_extension
+    from comfy.ldm.modules import attention
+
+    model, family, batch = setting[0], FAMILIES[name], 3
+    patched = applied_outside_inference_mode(name, setting, **use)
+    monkeypatch.setattr(attention, "optimized_attention", attention.attention_pytorch)  # ComfyUI's choice on a GPU
+    families.use_attention(monkeypatch, attention.attention_pytorch)
+    mode = FakeTensorMode(allow_non_fake_inputs=True)
+    base = on_a_fake_gpu(model, dtype, mode)
+    rows = 2 * batch
+    with mode:
+        sigma = torch.full((rows,), 0.7, device=CUDA)
+        options = patched.model_options["transformer_options"] | {"cond_or_uncond": [1, 0], "sigmas": sigma}
+        options["wrappers"] = comfy.patcher_extension.merge_nested_dicts({}, patched.wrappers)  # as the sampler does
+        given = {
+            "c_crossattn": torch.zeros(rows, 7, family.text_dim, device=CUDA, dtype=dtype),
+            "y": torch.zeros(rows, family.pooled_dim, device=CUDA, dtype=dtype),
+            "guidance": torch.full((rows,), 3.5, device=CUDA),
+        }
+        x = torch.zeros(rows, family.channels, *family.depth, 8, 8, device=CUDA)
+        out = base.apply_model(x, sigma, transformer_options=options, **given)
+    assert (str(out.device), out.shape) == (CUDA, x.shape)
+
+
+def test_weights_in_eight_bits_that_are_cast_when_used(name: str, setting: tuple) -> None:
+    stored = FAMILIES[name].model_in(torch.float8_e4m3fn, torch.float32)
+    plain, drawn = sample(name, stored), sample(name, apply(stored, *setting[1:]))
+    assert drawn.isfinite().all()
+    assert differs(drawn, plain)
+
+
+def test_a_model_of_which_a_part_stays_on_the_host(name: str, setting: tuple) -> None:
+    model = setting[0]
+    wanted = sample(name, apply(*setting))
+    partly = apply(*setting)
+    partly.partially_load(torch.device("cpu"), 1)
+    try:
+        torch.testing.assert_close(sample(name, partly), wanted, **CLOSE)
+    finally:
+        partly.detach()
+    assert torch.equal(sample(name, apply(*setting)), wanted)
+    assert model.model is partly.model
