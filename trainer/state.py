@@ -9,6 +9,7 @@ import logging
 import shlex
 import shutil
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,7 @@ from .models.network import TrainableAdapter
 from .resume.earlier import differences_by_name
 from .resume.identify import default_settings
 from .resume.identity import Difference, RunIdentity
-from .resume.pickles import check_pickles
+from .resume.pickles import check_pickles, tensors_only
 from .resume.sums import FILES, SUM, changed_files, file_sums, is_whole, sealed
 from .sharding import SHARDED
 from .storage import GOES_ON, StorageError, storage
@@ -162,7 +163,8 @@ class State:
         scaler = self.accelerator.scaler
         if not (folder / _SCALER).is_file():  # saved with another precision
             self.accelerator.scaler = None
-        self.accelerator.load_state(str(folder))
+        with tensors_only(folder, _not_ours) if self.accelerator.distributed_type in SHARDED else nullcontext():
+            self.accelerator.load_state(str(folder))
         self.accelerator.scaler = scaler
         self.accelerator.step = 0  # forwards since the last optimiser step, which train.accumulate may count otherwise
 

@@ -90,9 +90,9 @@ class Sites:
     @property
     def family(self) -> str:
         """Name of the model family, as well as numbers can tell."""
-        width, number = self._size
-        named = self.backbone.families.get(self._size) or self.unserved
-        return named or f"{width or self.sites[0].dim}-wide, {number}-layer"
+        width, count = self._size
+        other = f"{width or self.sites[0].dim}-wide, {count}-layer"
+        return self.backbone.families.get(self._size) or self.unserved or other
 
     @property
     def unserved(self) -> str | None:

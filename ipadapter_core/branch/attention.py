@@ -48,7 +48,7 @@ def add_to_tokens(
         out: (B, S, H·D).
         image: (B, H, L, D), as the attention gives it, for tokens `first` to `first` + L.
         mask, strength: as `add_image_attention`'s.
-        gate: 0-dim, or (B, 1, 1).
+        gate: 0-dim, (B, 1, 1), or (B, 1 or L, H·D).
     """
     heads = image.transpose(1, 2)  # added as it lies, without a copy
     length = heads.shape[1]
@@ -56,7 +56,9 @@ def add_to_tokens(
     part = out if is_whole else out[:, first : first + length]
     part = part.view(len(part), length, *heads.shape[2:])
     weight = _weight(mask, gate)
-    weight = weight[..., None] if weight is not None and weight.ndim else weight
+    if weight is not None and weight.ndim:
+        is_of_channels = weight.shape[-1] > 1
+        weight = weight.view(*weight.shape[:-1], *heads.shape[2:]) if is_of_channels else weight[..., None]
     if is_whole:
         return add_image_attention(part, heads, weight, strength=strength).flatten(2)
     if weight is None:

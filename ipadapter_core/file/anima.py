@@ -20,7 +20,7 @@ _COMPRESSOR_LAYER = re.compile(r"image_proj\.siglip_compressor\.layers\.(\d+)\.q
 _RESAMPLER_BLOCK = re.compile(r"image_proj\.resampler\.blocks\.(\d+)\.ffn\.0\.weight")
 _PARTS = ("siglip_norm", "siglip_compressor", "ip_self_attn")
 _SIGLIP_2 = EncoderHint(kind="SigLIP", image_size=512, crop="pad", padding="black")
-_PE_CORE = EncoderHint(kind="PE-Core", image_size=336)
+_PE_CORE = EncoderHint(kind="PE-Core", image_size=336, crop="stretch")  # as anima_lora resizes
 _SWITCHES = {"ip_norm_keys": _NORMED, "ip_inject_before_mlp": _EARLY}
 _NUMBERS = ("ss_num_heads", "ss_resampler_heads")
 

@@ -7,11 +7,12 @@ from ..errors import UnsupportedFamilyError
 from .names import XLABS
 from .shapes import inconsistent, matrix, numbered
 from .signatures import Shapes, Signature, dim_of
-from .spec import AdapterSpec, Feature, Negative, Projection
+from .spec import AdapterSpec, EncoderHint, Feature, Negative, Projection
 
 INSTANTX_FLUX = "InstantX FLUX"
 _BASE, _BACKBONE = "FLUX.1", "FLUX"
 _HEAD_DIM = 128
+_ENCODER = EncoderHint(kind="SigLIP", image_size=384)
 _TOKEN_DIM = 4096
 _SITE = re.compile(r"ip_adapter\.(\d+)\.to_[kv]_ip\.weight")
 _VERSIONS = {4: "v1", 16: "v2"}  # by tokens
@@ -58,6 +59,7 @@ def _read_instantx(shapes: Shapes, _stated: Mapping[str, object]) -> AdapterSpec
         backbone=_BACKBONE,
         layout=INSTANTX_FLUX,
         head_dim=_HEAD_DIM,
+        encoder=_ENCODER,
         hidden_dim=hidden_dim,
     )
 

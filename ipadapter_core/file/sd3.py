@@ -7,9 +7,10 @@ from dataclasses import replace
 from .perceiver import read_resampler
 from .shapes import inconsistent, matrix, numbered
 from .signatures import Shapes, Signature, dim_of
-from .spec import AdapterSpec, Feature, Negative, Projection
+from .spec import AdapterSpec, EncoderHint, Feature, Negative, Projection
 
 INSTANTX_SD3 = "InstantX SD3.5"
+_ENCODER = EncoderHint(kind="SigLIP", image_size=384)
 _LARGE = (38, 2432)  # blocks, and their width
 _SITE = re.compile(r"ip_adapter\.(\d+)\.to_[kv]_ip\.weight")
 
@@ -41,6 +42,7 @@ def _read_instantx(shapes: Shapes, stated: Mapping[str, object]) -> AdapterSpec:
         backbone="SD3",
         layout=INSTANTX_SD3,
         head_dim=head_dim,
+        encoder=_ENCODER,
     )
 
 

@@ -15,69 +15,35 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from ...ipadapter_core.backbone.row import Place
-from ...ipadapter_core.backbone.sites import Address, Sites
+from ...ipadapter_core.backbone.sites import Sites
 from ...ipadapter_core.branch.plan import PatchPlan
 from ...ipadapter_core.errors import MismatchError
+from .anima_blocks import SEEN, add_at_attention, add_later, crossing_of, note_crossing
 from .applied import KEY, Applied, applied_to
-from .compiled import add_to_sequence
 from .replacement import Networks
-from .sequence import Part
+from .run import STEP, step_of
 
-_FORWARD = f"{KEY}_forward"  # in the options of one forward of the network
 _START, _BEFORE, _OVERRIDE = "post_input", "attn2_patch", "optimized_attention_override"
-_GROUP = "block"
-_running = threading.local()  # `block`: options and timestep embedding of the block that runs, for the hook in it
+_running = threading.local()  # `block`: options and timestep embedding of the block that runs, for the hook within
 Override = Callable[..., Tensor]
 
 
-class Forward:
-    """One forward of the network: what its parts leave for those that come later.
-
-    Attributes:
-        part: the tokens that take the image, which are all.
-        block: number of the block that runs.
-        is_crossing: the next attention is the block's cross-attention.
-        q: queries of the block, for what is added at its end.
-        image: what was added before the block's MLP.
-    """
-
-    def __init__(self, part: Part) -> None:
-        self.part = part
-        self.block = 0
-        self.is_crossing = False
-        self.q: Tensor | None = None
-        self.image: Tensor | None = None
-
-    @property
-    def address(self) -> Address:
-        return (_GROUP, self.block, 0)
-
-
 @dataclass(frozen=True, eq=False)
-class StartForward:
-    """In the list `post_input`: the options it is given are those of one forward.
-
-    Attributes:
-        patch_size: cells of the latent on a side that make one token.
-    """
-
-    patch_size: int
+class KeepStep:
+    """In the list `post_input`: one step for all of a forward, also of one past ComfyUI's model."""
 
     def __call__(self, arguments: dict[str, Any]) -> dict[str, Any]:
-        _, times, height, width, _ = arguments["img"].shape
-        part = Part(0, times * height * width, 0, 0, self.patch_size, times)
-        arguments["transformer_options"][_FORWARD] = Forward(part)
+        options = arguments["transformer_options"]
+        options.setdefault(STEP, step_of(options))
         return arguments
 
 
 @dataclass(frozen=True, eq=False)
 class NoteCrossAttention:
-    """In the list `attn2_patch`: the attention that runs next is a cross-attention."""
+    """In the list `attn2_patch`: the attention that runs next is a block's cross-attention."""
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, *, extra_options: dict[str, Any], **_: Any) -> dict[str, Any]:
-        forward = _forward(extra_options)
-        forward.block, forward.is_crossing = extra_options["block_index"], True
-        return {}
+        return {"k": note_crossing(extra_options, k, extra_options["block_index"])}
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,23 +51,18 @@ class AddToCrossAttention:
     """As the attention override: adds what acts on the cross-attention of a block.
 
     Attributes:
+        patch_size: cells of the latent on a side that make one token.
         base: an override of another pack found in its place; runs in the attention's stead.
     """
 
+    patch_size: int
     base: Override | None = None
 
     def __call__(self, attention: Override, q: Tensor, *inputs: Any, **named: Any) -> Tensor:
         options: dict[str, Any] = named.get("transformer_options") or {}
-        forward: Forward | None = options.get(_FORWARD)
-        is_crossing = forward is not None and forward.is_crossing
-        if forward is not None:
-            forward.is_crossing = False  # an override of ours may be within the base, and the image asks as well
+        address = crossing_of(options)
         out = attention(q, *inputs, **named) if self.base is None else self.base(attention, q, *inputs, **named)
-        if forward is None or not is_crossing:
-            return out
-        if torch.compiler.is_compiling() or _adds_to_blocks(options):
-            forward.q = q
-        return add_to_sequence(options, out, q, forward.address, Place.ATTENTION, forward.part)
+        return add_at_attention(options, out, q, self.patch_size, address)
 
 
 def install(model: ModelPatcher, sites: Sites, plan: PatchPlan, networks: tuple[ModelPatcher, ...]) -> None:
@@ -117,12 +78,12 @@ def install(model: ModelPatcher, sites: Sites, plan: PatchPlan, networks: tuple[
 def fill_slots(options: Mapping[str, Any], sites: Sites) -> dict[str, Any]:
     """`transformer_options` with our patches behind, and our override around, those of other packs."""
     lists = dict(options.get("patches", {}))
-    ours: tuple[tuple[str, Any], ...] = ((_START, StartForward(sites.patch_size)), (_BEFORE, NoteCrossAttention()))
+    ours: tuple[tuple[str, Any], ...] = ((_START, KeepStep()), (_BEFORE, NoteCrossAttention()))
     for name, patch in ours:
         lists[name] = [*(found for found in lists.get(name, ()) if not isinstance(found, type(patch))), patch]
     override = options.get(_OVERRIDE)
     if not isinstance(override, AddToCrossAttention):
-        override = AddToCrossAttention(override)
+        override = AddToCrossAttention(sites.patch_size, override)
     return {**options, "patches": lists, _OVERRIDE: override}
 
 
@@ -130,7 +91,7 @@ def fill_slots(options: Mapping[str, Any], sites: Sites) -> dict[str, Any]:
 def hooked(network: nn.Module, applied: Applied, *, is_compiled: bool) -> Iterator[None]:
     """Inside, what acts on whole blocks is added to them.
 
-    The hooks know nothing, and find what they need in what a block is called with: they may be there twice, or for a
+    The hooks hold nothing, and find what they need in what a block is called with: they may be there twice, or for a
     forward of another thread.
 
     Args:
@@ -162,65 +123,51 @@ def hooked(network: nn.Module, applied: Applied, *, is_compiled: bool) -> Iterat
     finally:
         for handle in handles:
             handle.remove()
-        _running.block = None
 
 
 def _in_network(executor: Callable[..., Any], *inputs: Any, **named: Any) -> Any:
     """DIFFUSION_MODEL: hooks for one forward; those of a compiled network are there before it runs."""
-    applied = None if torch.compiler.is_compiling() else applied_to(named.get("transformer_options") or {})
-    if applied is None:
+    options = None if torch.compiler.is_compiling() else named.get("transformer_options")
+    applied = None if options is None else applied_to(options)
+    if options is None or applied is None:
         return executor(*inputs, **named)
-    with hooked(executor.class_obj, applied, is_compiled=False):  # type: ignore[attr-defined]  # a WrapperExecutor
-        return executor(*inputs, **named)
+    try:
+        with hooked(executor.class_obj, applied, is_compiled=False):  # type: ignore[attr-defined]  # a WrapperExecutor
+            out = executor(*inputs, **named)
+    finally:
+        _running.block = None
+    if STEP in options and SEEN not in options[STEP].left:
+        raise MismatchError(
+            "a ComfyUI that asks no patches about Anima's cross-attention",
+            expected="ComfyUI 0.30 or newer, for adapters for Anima",
+            action="update ComfyUI",
+        )
+    return out
 
 
 def _before_block(_block: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any]) -> None:
-    _running.block = (named.get("transformer_options") or {}, inputs[1])
+    _running.block = (named.get("transformer_options") or {}, inputs[1], None)
 
 
 def _before_mlp(_norm: nn.Module, inputs: tuple[Any, ...]) -> tuple[Tensor] | None:
     """The MLP reads what is added as well; `_after_block` adds it to what the block gives."""
-    running: tuple[dict[str, Any], Tensor] | None = getattr(_running, "block", None)
-    if running is None:
+    running: tuple[dict[str, Any], Tensor, Tensor | None] | None = getattr(_running, "block", None)
+    if running is None or running[2] is not None:
         return None
-    options, embedding = running
-    forward: Forward | None = options.get(_FORWARD)
-    if forward is None or forward.q is None or forward.image is not None:
-        return None
-    forward.image = _added(options, torch.zeros_like(inputs[0]), forward, embedding, Place.BEFORE_MLP)
-    return (inputs[0] + forward.image,)
+    options, embedding, _ = running
+    image = _added(options, torch.zeros_like(inputs[0]), embedding, Place.BEFORE_MLP)
+    _running.block = (options, embedding, image)
+    return (inputs[0] + image,)
 
 
-def _after_block(_block: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any], out: Tensor) -> Tensor | None:
-    options: dict[str, Any] = named.get("transformer_options") or {}
-    forward: Forward | None = options.get(_FORWARD)
-    if forward is None or forward.q is None:
-        return None
-    if forward.image is not None:
-        out = out + forward.image
-    out = _added(options, out, forward, inputs[1], Place.BLOCK)
-    forward.q = forward.image = None
-    return out
+def _after_block(_block: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any], out: Tensor) -> Tensor:
+    if not torch.compiler.is_compiling() and (running := getattr(_running, "block", None)) is not None:
+        _running.block = None
+        if running[2] is not None:
+            out = out + running[2]
+    return _added(named.get("transformer_options") or {}, out, inputs[1], Place.BLOCK)
 
 
-def _added(options: dict[str, Any], out: Tensor, forward: Forward, embedding: Tensor, place: Place) -> Tensor:
-    """A block's (B, T, H, W, C) with what acts there."""
-    assert forward.q is not None
-    flat = out.flatten(1, 3)
-    return add_to_sequence(options, flat, forward.q, forward.address, place, forward.part, embedding).view_as(out)
-
-
-def _adds_to_blocks(options: Mapping[str, Any]) -> bool:
-    applied = applied_to(options)
-    return applied is not None and any(plan.place is not Place.ATTENTION for plan in applied.plans)
-
-
-def _forward(options: Mapping[str, Any]) -> Forward:
-    forward = options.get(_FORWARD)
-    if not isinstance(forward, Forward):
-        raise MismatchError(
-            "a ComfyUI that calls no patches when Anima starts",
-            expected="ComfyUI 0.30 or newer, for adapters for Anima",
-            action="update ComfyUI",
-        )
-    return forward
+def _added(options: dict[str, Any], out: Tensor, embedding: Tensor, place: Place) -> Tensor:
+    """(B, T, H, W, C) with what waits for a place."""
+    return add_later(options, out.flatten(1, 3), embedding, place).view_as(out)

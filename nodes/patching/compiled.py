@@ -10,7 +10,7 @@ the number of a block stand: code made for one of them is used for all. So
 """
 
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import astuple
 from typing import Any, cast
@@ -44,25 +44,23 @@ def _add_images(out: Tensor, q: Tensor, attn_precision: torch.dtype | None) -> T
     Raises:
         MismatchError: none is, as nothing showed that the model is compiled.
     """
-    step = _running_step()
+    step = running_step()
     added = step.add_images(out, q, _UNKNOWN, (), attn_precision)
     return out.clone() if added is out else added  # an operation must not hand out its input
 
 
-def _add_images_to_sequence(
-    out: Tensor, q: Tensor, place: str, group: str, part: Sequence[int], embedding: Tensor | None
-) -> Tensor:
+def _add_images_to_sequence(out: Tensor, q: Tensor, place: str, group: str, part: Sequence[int]) -> Tensor:
     """`sequence.add_images` of the step that is running. Errors as `_add_images`."""
-    step = _running_step()
+    step = running_step()
     address = step.next_site(q.shape[1] * q.shape[3], Place(place), group)
-    return sequence.add_images(step, out.clone(), q, address, Place(place), sequence.Part(*part), None, embedding)
+    return sequence.add_images(step, out.clone(), q, address, Place(place), sequence.Part(*part), None)
 
 
 def _add_images_to_joint(
     out: Tensor, q: Tensor, k: Tensor, v: Tensor, group: str, text: int, patch_size: int
 ) -> Tensor:
     """`joint.add_images` of the step that is running. Errors as `_add_images`."""
-    step = _running_step()
+    step = running_step()
     address = step.next_site(q.shape[-1], Place.ATTENTION, group)
     return joint.add_images(step, out.clone(), joint.Own(q, k, v, text, patch_size), address, None)
 
@@ -75,13 +73,12 @@ def _shape_of_images(out: Tensor, q: Tensor, attn_precision: torch.dtype | None)
     return torch.empty_like(out)
 
 
-def _shape_of_sequence(
-    out: Tensor, q: Tensor, place: str, group: str, part: Sequence[int], embedding: Tensor | None
-) -> Tensor:
+def _shape_of_sequence(out: Tensor, q: Tensor, place: str, group: str, part: Sequence[int]) -> Tensor:
     return torch.empty_like(out)
 
 
-def _running_step() -> Step:
+def running_step() -> Step:
+    """The step of this thread, in a compiled model. Errors as `_add_images`."""
     step: Step | None = getattr(_running, "step", None)
     if step is None:
         raise MismatchError(
@@ -92,24 +89,21 @@ def _running_step() -> Step:
     return step
 
 
-_operation = _define(
-    "ipadapter_studio::add_images",
-    mutates_args=(),
-    **({} if _UNRECORDED is None else {"tags": (_UNRECORDED,)}),
-)(_add_images)
-_operation.register_fake(_shape_of_images)
-_sequence_operation = _define(
-    "ipadapter_studio::add_images_to_sequence",
-    mutates_args=(),
-    **({} if _UNRECORDED is None else {"tags": (_UNRECORDED,)}),
-)(_add_images_to_sequence)
-_sequence_operation.register_fake(_shape_of_sequence)
-_joint_operation = _define(
-    "ipadapter_studio::add_images_to_joint",
-    mutates_args=(),
-    **({} if _UNRECORDED is None else {"tags": (_UNRECORDED,)}),
-)(_add_images_to_joint)
-_joint_operation.register_fake(_shape_of_joint)
+def operation(name: str, run: Callable[..., Tensor], shape: Callable[..., Tensor]) -> Any:
+    """An operation that the compiler does not look into.
+
+    Args:
+        shape: as `run`, with fake tensors.
+    """
+    tags = {} if _UNRECORDED is None else {"tags": (_UNRECORDED,)}
+    made = _define(f"ipadapter_studio::{name}", mutates_args=(), **tags)(run)
+    made.register_fake(shape)
+    return made
+
+
+_operation = operation("add_images", _add_images, _shape_of_images)
+_sequence_operation = operation("add_images_to_sequence", _add_images_to_sequence, _shape_of_sequence)
+_joint_operation = operation("add_images_to_joint", _add_images_to_joint, _shape_of_joint)
 
 
 def add_images(
@@ -127,18 +121,12 @@ def add_images(
 
 
 def add_to_sequence(
-    options: Mapping[str, Any],
-    out: Tensor,
-    q: Tensor,
-    address: Address,
-    place: Place,
-    part: sequence.Part,
-    embedding: Tensor | None = None,
+    options: Mapping[str, Any], out: Tensor, q: Tensor, address: Address, place: Place, part: sequence.Part
 ) -> Tensor:
     """`sequence.add_images` of the call of the model whose `transformer_options` these are, compiled or not."""
     if torch.compiler.is_compiling():
-        return cast(Tensor, _sequence_operation(out, q, place.value, address[0], list(astuple(part)), embedding))
-    return sequence.add_images(step_of(options), out, q, address, place, part, options, embedding)
+        return cast(Tensor, _sequence_operation(out, q, place.value, address[0], list(astuple(part))))
+    return sequence.add_images(step_of(options), out, q, address, place, part, options)
 
 
 def add_to_joint(options: Mapping[str, Any], out: Tensor, own: joint.Own, address: Address) -> Tensor:

@@ -23,6 +23,7 @@ _QUERIES = f"{KEY}_queries"  # in the options of one block
 _HOLDER = f"{KEY}_holder"  # in the options of one block: where a block leaves its queries for what comes after it
 _BEFORE, _AFTER = "attn1_patch", "attn1_output_patch"
 _DOUBLE = "double"
+_OVERRIDE = "optimized_attention_override"
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,6 +56,8 @@ class AddToAttention:
             Part(first, last, 0, 0, self.patch_size) if group == _DOUBLE else Part(0, last, first, 0, self.patch_size)
         )
         address = (group, extra_options["block_index"], 0)
+        if _OVERRIDE in extra_options:  # another pack may keep what it gave
+            attention = attention.clone()
         return add_to_sequence(extra_options, attention, q, address, Place.ATTENTION, part)
 
 

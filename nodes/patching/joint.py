@@ -49,7 +49,8 @@ def add_images(step: Step, out: Tensor, own: Own, address: Address, options: Map
             part[:, own.text :].reshape(part.shape[0], -1, site.heads, site.head_dim) for part in (own.q, own.k, own.v)
         )
         of_query, of_key = resident.exchanges(slot, step.network)
-        attend = step.attention(site.heads, options, skip_output_reshape=True)
+        # low precision: as long as the block's own
+        attend = step.attention(site.heads, options, low_precision=True, skip_output_reshape=True)
         image = joint_attention(of_query(q), (of_key(k), v), resident.kv(slot, rows, step), attend)
         mask = resident.mask(grid, q.shape[1], rows, step.frames, 0, shown)
         strength, of_rows = resident.strength(slot, rows, step.frames)

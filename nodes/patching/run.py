@@ -120,6 +120,7 @@ class Step:
         self._latents, self._is_partial = latents, is_partial
         self._options, self._applied = options, applied_to(options)
         self.is_compiled = False
+        self.left: dict[str, Any] = {}  # what parts of the network leave for those that run later
         self._calls: Counter[tuple[Place, str]] = Counter()
         self._numbers: Sequence[int] = options.get("cond_or_uncond") or (0,)
         self._window, self._sigmas = window_of(options), options.get("sigmas")
@@ -226,17 +227,27 @@ class Step:
                 yield plan, self.run.resident(plan, like.device, like.dtype), plan.slots[address]
 
     def attention(
-        self, heads: int, options: Mapping[str, Any] | None, precision: torch.dtype | None = None, **more: Any
+        self,
+        heads: int,
+        options: Mapping[str, Any] | None,
+        precision: torch.dtype | None = None,
+        *,
+        low_precision: bool = False,
+        **more: Any,
     ) -> AttentionFunction:
-        """ComfyUI's attention, for image tokens; arguments as those of `add_images`, and further ones of ComfyUI's."""
+        """ComfyUI's attention, for image tokens; arguments as those of `add_images`, and further ones of ComfyUI's.
+
+        Args:
+            low_precision: whether a kernel of low precision may run: the few image tokens alone lose more by it than
+                they gain.
+        """
         return partial(
             comfy_attention.optimized_attention,  # as it is now: packs and tests put another in its place
             heads=heads,
             attn_precision=precision,
             transformer_options=self._options if options is None else options,
             skip_reshape=True,
-            # the few image tokens lose more by a low-precision kernel than they gain
-            low_precision_attention=False,
+            low_precision_attention=low_precision,
             **more,
         )
 

@@ -1,6 +1,6 @@
 """The image branch in models whose attention runs over one sequence of text and picture: FLUX and its kin."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,6 +9,7 @@ from torch import Tensor
 from ...ipadapter_core.backbone.row import Place
 from ...ipadapter_core.backbone.sites import Address
 from ...ipadapter_core.branch.attention import add_to_tokens
+from ...ipadapter_core.branch.plan import PatchPlan
 from ...ipadapter_core.errors import MismatchError
 from .run import Step
 
@@ -22,7 +23,6 @@ class Part:
         text: how many of them are text, before those of the picture.
         skipped: tokens the queries have in front of those of the sequence the image is added to.
         patch_size: cells of the latent on a side that make one token.
-        times: pictures there are, one behind the other.
     """
 
     first: int
@@ -30,18 +30,10 @@ class Part:
     text: int
     skipped: int
     patch_size: int
-    times: int = 1
 
 
 def add_images(
-    step: Step,
-    out: Tensor,
-    q: Tensor,
-    address: Address,
-    place: Place,
-    part: Part,
-    options: Mapping[str, Any] | None,
-    embedding: Tensor | None = None,
+    step: Step, out: Tensor, q: Tensor, address: Address, place: Place, part: Part, options: Mapping[str, Any] | None
 ) -> Tensor:
     """What a site gives with the image branch of every plan that acts there added.
 
@@ -49,15 +41,41 @@ def add_images(
         out: (B, S, C).
         q: (B, H, skipped + S, D), without positions.
         options: what the site was called with; None is what the model was.
-        embedding: (B, 1 or `times`, C), of the timestep, for plans that have gates.
 
     Raises:
         MismatchError: rows or tokens that fit no pattern.
     """
+    for made in images(step, q, address, place, part, options):
+        out = add_to_tokens(out, made.image, part.first - part.skipped, made.mask, made.acting)
+    return out
+
+
+@dataclass(frozen=True)
+class Image:
+    """What a plan adds at a site.
+
+    Attributes:
+        slot: of the site in the plan.
+        image: (B, H, L, D).
+        mask, acting: as `mask` and `gate` of `add_image_attention`.
+    """
+
+    plan: PatchPlan
+    slot: int
+    image: Tensor
+    mask: Tensor | None
+    acting: Tensor | None
+
+
+def images(
+    step: Step, q: Tensor, address: Address, place: Place, part: Part, options: Mapping[str, Any] | None
+) -> Iterator[Image]:
+    """What every plan adds that acts at a site. Arguments and errors as those of `add_images`."""
     rows = step.rows(q.shape[0], None, None if options is None else options.get("cond_or_uncond"))
     grid = [-(-size // part.patch_size) for size in step.size]
     shown = step.size if any(size % part.patch_size for size in step.size) else None
-    cells = (part.last - part.first - part.text) // part.times
+    cells = part.last - part.first - part.text
+    times = cells // max(1, grid[0] * grid[1]) or 1  # pictures of a video lie one behind the other
     for plan, resident, slot in step.acting(address, place, rows, q):
         if plan.mask is not None and not all(step.size):
             raise MismatchError(
@@ -68,19 +86,7 @@ def add_images(
         asking = q[:, :, part.first : part.last]
         attend = step.attention(plan.sites[slot].heads, options, skip_output_reshape=True)
         image = attend(asking, *resident.kv(slot, rows, step, each_row=True))
-        mask = resident.mask(grid, cells, rows, step.frames, part.text, shown)
-        if mask is not None and part.times > 1:
-            mask = mask.repeat(1, part.times, 1)
-        gate = step.gate(plan, image)
-        if plan.gates:
-            assert embedding is not None
-            image, channels = image.to(out.dtype), _per_token(plan.gates[slot](embedding).to(out.dtype), image)
-            gate = channels if gate is None else channels * gate
-        out = add_to_tokens(out, image, part.first - part.skipped, mask, gate)
-    return out
-
-
-def _per_token(factors: Tensor, image: Tensor) -> Tensor:
-    """(B, T, C) as (B, L, C), or (B, 1, C) where one serves all."""
-    times = factors.shape[1]
-    return factors if times == 1 else factors.repeat_interleave(image.shape[1] // times, dim=1)
+        mask = resident.mask(grid, cells // times, rows, step.frames, part.text, shown)
+        if mask is not None and times > 1:
+            mask = mask.repeat(1, times, 1)
+        yield Image(plan, slot, image, mask, step.gate(plan, image))

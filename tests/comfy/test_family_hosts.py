@@ -1,7 +1,6 @@
-"""Every kind of base model beside UNets among what else acts on it: other packs, devices, errors, odd weights."""
+"""Every kind of base model beside UNets: errors while sampling, fake GPUs, odd weights. Other packs: `test_family_neighbours`."""
 
 import copy
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -60,102 +59,11 @@ def test_nothing_is_left_after_an_error_while_sampling(name: str, setting: tuple
     assert torch.equal(sample(name, model), plain)
 
 
-def halves(model: Any) -> Any:
-    """Each conditioning in a call of its own, as ComfyUI runs them where memory is short."""
-    clone = model.clone()
-
-    def wrapper(run: Callable[..., Tensor], call: dict[str, Any]) -> Tensor:
-        count, drawn = len(call["cond_or_uncond"]), []
-        for number in range(count):
-            part = slice(number, number + 1)
-            options = dict(call["c"]["transformer_options"])
-            options |= {key: options[key][part] for key in ("cond_or_uncond", "uuids") if key in options}
-
-            def cut(value: Any, number: int = number) -> Any:
-                return value.chunk(count)[number] if isinstance(value, Tensor) else value
-
-            given = {key: cut(value) for key, value in call["c"].items()} | {"transformer_options": options}
-            drawn.append(run(cut(call["input"]), cut(call["timestep"]), **given))
-        return torch.cat(drawn)
-
-    clone.set_model_unet_function_wrapper(wrapper)
-    return clone
-
-
-def test_a_split_batch_draws_the_same(name: str, setting: tuple) -> None:
-    patched = apply(*setting, mask=torch.ones(1, 8, 8).triu(), end_percent=0.7)
-    torch.testing.assert_close(sample(name, halves(patched)), sample(name, patched), **CLOSE)
-
-
-def test_options_that_another_pack_copies_whole(name: str, setting: tuple) -> None:
-    patched = apply(*setting)
-    copied = patched.clone()
-    copied.model_options = copy.deepcopy(patched.model_options)
-    assert torch.equal(sample(name, copied), sample(name, patched))
-
-
 def test_a_strength_may_differ_from_queue_to_queue(name: str, setting: tuple) -> None:
     first = sample(name, apply(*setting, strength=0.4))
     other = sample(name, apply(*setting, strength=0.9))
     assert differs(first, other)
     assert torch.equal(sample(name, apply(*setting, strength=0.4)), first)
-
-
-def overriding(model: Any, seen: list[int]) -> Any:
-    """As an attention pack does: an override that computes what was asked, and counts."""
-    clone = model.clone()
-    options = clone.model_options["transformer_options"] = dict(clone.model_options["transformer_options"])
-    found = options.get("optimized_attention_override")
-
-    def override(original: Callable[..., Tensor], *given: Any, **named: Any) -> Tensor:
-        seen.append(1)
-        return original(*given, **named) if found is None else found(original, *given, **named)
-
-    options["optimized_attention_override"] = override
-    return clone
-
-
-def test_attention_overrides_before_and_behind_are_called(name: str, setting: tuple) -> None:
-    model, adapter, tokens = setting
-    wanted, seen = sample(name, apply(*setting)), []
-    before = apply(overriding(model, seen), adapter, tokens)
-    torch.testing.assert_close(sample(name, before), wanted, **CLOSE)
-    assert seen
-    seen.clear()
-    behind = overriding(apply(*setting), seen)
-    torch.testing.assert_close(sample(name, behind), wanted, **CLOSE)
-    assert seen
-
-
-def replacing(model: Any, seen: list[tuple], keys: list[tuple[str, int]]) -> Any:
-    """As packs do that run blocks themselves: a replacement that calls the block and shifts what it gives."""
-    clone = model.clone()
-    for key in keys:
-
-        def replacement(given: dict[str, Any], extra: dict[str, Any], key: tuple[str, int] = key) -> dict[str, Any]:
-            seen.append(key)
-            out = extra["original_block"](given)
-            return {**out, "img": out["img"] * 1.01}
-
-        clone.set_model_patch_replace(replacement, "dit", *key)
-    return clone
-
-
-def test_block_replacements_before_and_behind_are_called(name: str, setting: tuple) -> None:
-    keys = [(f"{group}_block", number) for group, number, _ in FAMILIES[name].sites]
-    keys = [("double_block", number) if group == "joint_block" else (group, number) for group, number in keys]
-    if not FAMILIES[name].has_replacements:
-        pytest.skip("ComfyUI lets nobody replace its blocks")
-    model, adapter, tokens = setting
-    seen: list[tuple] = []
-    before = sample(name, apply(replacing(model, seen, keys), adapter, tokens), steps=1, cfg=1.0)
-    assert sorted(seen) == sorted(keys)
-    seen.clear()
-    behind = sample(name, replacing(apply(*setting), seen, keys), steps=1, cfg=1.0)
-    assert sorted(seen) == sorted(keys)
-    torch.testing.assert_close(before, behind, **CLOSE)
-    assert differs(before, sample(name, apply(*setting), steps=1, cfg=1.0))
-    assert differs(before, sample(name, replacing(model, seen, keys), steps=1, cfg=1.0))
 
 
 def applied_outside_inference_mode(name: str, setting: tuple, **use: Any) -> Any:

@@ -7,6 +7,7 @@ from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor
 
@@ -268,3 +269,9 @@ def use_attention(monkeypatch: Any, function: Callable[..., Tensor]) -> None:
         held = importlib.import_module(f"comfy.ldm.{module}")
         if hasattr(held, "optimized_attention"):
             monkeypatch.setattr(held, "optimized_attention", function)
+
+
+def needs_replacements(name: str) -> None:
+    """Skip a test about replaced blocks where ComfyUI lets nobody replace them."""
+    if not FAMILIES[name].has_replacements:
+        pytest.skip("ComfyUI lets nobody replace its blocks")

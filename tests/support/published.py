@@ -128,7 +128,7 @@ def xlabs_flux(tokens: int, *, blocks: int = 19, width: int = 3072, image: int =
     return merged(linear(name, width, text) for name in names) | proj
 
 
-def anima_lucifer(
+def anima_lucifer(  # noqa: PLR0913 - one for each part that a file may have
     *,
     blocks: int = 28,
     width: int = 2048,

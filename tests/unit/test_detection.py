@@ -133,6 +133,7 @@ SUPPORTED = {
         num_tokens=128,
         hidden_dim=2304,
         head_dim=128,
+        encoder=EncoderHint(kind="SigLIP", image_size=384),
         negative=Negative.ZERO_FEATURES,
         site_dims=(3072,) * 57,
         layout="InstantX FLUX",

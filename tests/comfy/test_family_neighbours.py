@@ -1,0 +1,139 @@
+"""Other packs beside ours, precisions, memory modes and errors, for every kind of base model beside UNets."""
+
+import copy
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from support import families
+from support.families import FAMILIES, apply, sample
+
+pytestmark = pytest.mark.parametrize("name", FAMILIES)
+BLOCK = ("dit", "double_block", 1)
+
+
+@pytest.fixture
+def setting(name: str, base_directory: Path) -> tuple[Any, Any, Any]:
+    """A MODEL, an adapter for it, and tokens of one reference."""
+    adapter = families.adapter_of(name, base_directory)
+    return families.model_of(name), adapter, families.tokens_of(name, adapter)
+
+
+class Around:
+    """A block replacement of another pack; it changes nothing, or what the block gives."""
+
+    def __init__(self, factor: float = 1.0) -> None:
+        self.calls, self.factor = 0, factor
+
+    def __call__(self, arguments: dict[str, Any], extra: dict[str, Any]) -> dict[str, Any]:
+        self.calls += 1
+        out = extra["original_block"](arguments)
+        return out if self.factor == 1 else {**out, "img": out["img"] * self.factor}
+
+
+def skip(arguments: dict[str, Any], _extra: dict[str, Any]) -> dict[str, Any]:
+    """As ComfyUI's SkipLayerGuidanceSD3 leaves a block out."""
+    return arguments
+
+
+def replacing(model: Any, replacement: Callable) -> Any:
+    clone = model.clone()
+    clone.set_model_patch_replace(replacement, *BLOCK)
+    return clone
+
+
+def overriding(model: Any, override: Callable) -> Any:
+    clone = model.clone()
+    clone.model_options["transformer_options"]["optimized_attention_override"] = override
+    return clone
+
+
+@pytest.mark.parametrize("factor", [1.0, 0.8])
+def test_block_replacements_before_and_behind_ours(name: str, setting: tuple, factor: float) -> None:
+    families.needs_replacements(name)
+    model, *rest = setting
+    patched = apply(model, *rest)
+    before, behind = Around(factor), Around(factor)
+    first = sample(name, apply(replacing(model, before), *rest))
+    second = sample(name, replacing(patched, behind))
+    assert before.calls == behind.calls == 2
+    torch.testing.assert_close(first, second, rtol=1e-5, atol=1e-5)
+    changed = sample(name, patched)
+    assert torch.equal(first, changed) if factor == 1 else not torch.allclose(first, changed, rtol=1e-3)
+
+
+def test_a_block_that_another_pack_leaves_out_gets_nothing(name: str, setting: tuple) -> None:
+    families.needs_replacements(name)
+    model, *rest = setting
+    without = replacing(model, skip)
+    first, second = sample(name, apply(without, *rest)), sample(name, replacing(apply(model, *rest), skip))
+    assert torch.equal(first, second)
+    assert not torch.allclose(first, sample(name, without), rtol=1e-3)
+
+
+def test_attention_overrides_are_kept_and_see_both_branches(name: str, setting: tuple) -> None:
+    model, *rest = setting
+    calls: list[int] = []
+
+    def override(function: Callable, *args: Any, **kwargs: Any) -> Tensor:
+        assert kwargs["transformer_options"]["optimized_attention_override"] is override
+        calls.append(1)
+        return function(*args, **kwargs)
+
+    sample(name, overriding(model, override), steps=1)
+    plain = len(calls)
+    wanted = sample(name, apply(model, *rest), steps=1)
+    for patched in (apply(overriding(model, override), *rest), overriding(apply(model, *rest), override)):
+        calls.clear()
+        assert torch.equal(sample(name, patched, steps=1), wanted)
+        assert len(calls) == plain + len(FAMILIES[name].sites)
+
+
+def test_an_override_that_hands_out_what_it_keeps(name: str, setting: tuple) -> None:
+    """A cache of attention: what it gave must not be changed behind its back."""
+    model, *rest = setting
+    given: list[tuple[Tensor, Tensor]] = []
+
+    def override(function: Callable, *args: Any, **kwargs: Any) -> Tensor:
+        out = function(*args, **kwargs)
+        given.append((out, out.clone()))
+        return out
+
+    sample(name, overriding(apply(model, *rest), override), steps=1)
+    assert given
+    assert all(torch.equal(*pair) for pair in given)
+
+
+def test_options_that_another_pack_copies_whole(name: str, setting: tuple) -> None:
+    model, *rest = setting
+    patched = apply(model, *rest)
+    copied = patched.clone()
+    copied.model_options = copy.deepcopy(patched.model_options)
+    assert copied.model_patches_models() == patched.model_patches_models()
+    assert torch.equal(sample(name, copied), sample(name, patched))
+
+
+def test_an_adapter_that_is_only_partly_on_the_device(name: str, setting: tuple) -> None:
+    from comfy.model_management import unload_all_models
+
+    model, adapter, tokens = setting
+    wanted = sample(name, apply(model, adapter, tokens))
+    unload_all_models()
+    adapter.patcher.partially_load(adapter.patcher.load_device, extra_memory=adapter.patcher.model_size() // 2)
+    try:
+        assert torch.equal(sample(name, apply(model, adapter, tokens)), wanted)
+    finally:
+        adapter.patcher.detach()
+
+
+def test_cond_and_uncond_apart_draw_what_they_draw_together(
+    name: str, setting: tuple, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, *rest = setting
+    together = sample(name, apply(model, *rest))
+    monkeypatch.setattr(type(model.model), "memory_required", lambda *_, **__: 1e30)
+    torch.testing.assert_close(sample(name, apply(model, *rest)), together, rtol=1e-4, atol=1e-5)
