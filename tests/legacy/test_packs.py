@@ -2,7 +2,8 @@
 
 import inspect
 import json
-from collections.abc import Callable, Iterator
+import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,17 +20,16 @@ from support.published import write_safetensors
 DOCS = comfy_host.ROOT / "nodes" / "web" / "docs"
 ENCODER = "siglip_of_packs/"
 SIZE = 224  # the smallest that Anima's node offers; a multiple of the tiny encoder's patches
-IMAGE = {"size": 40}
 ANIMA = {"ref_image_size": SIZE, "siglip_layer": -1, "ip_cfg_scale": 4.0, "ip_cfg_separate": False}
 ANIMA |= {"gray_null": False, "use_lora": True}
 # loader: its inputs but the file, apply node, its inputs by what they are, families of adapters, folder they lay in
-PAIRS: dict[str, tuple[str, dict[str, Any], str, dict[str, Any], str, str]] = {
+PAIRS: dict[str, tuple[str, dict[str, Any], str, dict[str, Any], tuple[str, ...], str]] = {
     "IPAdapterFluxLoader": (
         "ipadapter",
         {"clip_vision": "google/siglip-so400m-patch14-384", "provider": "cuda"},
         "ApplyIPAdapterFlux",
         {"adapter": "ipadapter_flux", "strength": "weight", "start_percent": "", "end_percent": ""},
-        "instantx",
+        ("instantx_flux", "instantx_chroma"),
         "ipadapter-flux",
     ),
     "LoadFluxIPAdapter": (
@@ -37,7 +37,7 @@ PAIRS: dict[str, tuple[str, dict[str, Any], str, dict[str, Any], str, str]] = {
         {"clip_vision": "no longer there.safetensors", "provider": "CPU"},
         "ApplyFluxIPAdapter",
         {"adapter": "ip_adapter_flux", "strength": "ip_scale"},
-        "xlabs",
+        ("xlabs_v1", "xlabs_v2", "xlabs_chroma"),
         "xlabs/ipadapters",
     ),
     "IPAdapterSD3Loader": (
@@ -45,7 +45,7 @@ PAIRS: dict[str, tuple[str, dict[str, Any], str, dict[str, Any], str, str]] = {
         {"clip_vision": "cuda"},  # as the page reads a later file
         "ApplyIPAdapterSD3",
         {"adapter": "ipadapter", "strength": "weight", "start_percent": "", "end_percent": ""},
-        "instantx_sd3",
+        ("instantx_sd35", "instantx_sd3"),
         "ipadapter",
     ),
     "AnimaIPAdapterLoader": (
@@ -53,14 +53,11 @@ PAIRS: dict[str, tuple[str, dict[str, Any], str, dict[str, Any], str, str]] = {
         {"auto_download": True},
         "AnimaIPAdapterApply",
         {"adapter": "ip_adapter", "image": "ref_image", "strength": ""},
-        "anima_lucifer",
+        ("anima_lucifer", "anima_lucifer_rich"),
         "ipadapter",
     ),
 }
-CASES = [(loader, name) for loader, pair in PAIRS.items() for name in FAMILIES if name.startswith(pair[4])]
-CASES = [case for case in CASES if case != ("IPAdapterFluxLoader", "instantx_sd35") and "instantx_sd3" not in case[1]] + [
-    case for case in CASES if case[0] == "IPAdapterSD3Loader"
-]
+CASES = [(loader, name) for loader, pair in PAIRS.items() for name in pair[4]]
 STRETCHED = ("IPAdapterFluxLoader", "IPAdapterSD3Loader")  # transformers' SigLIP reads the whole picture
 
 each_node = pytest.mark.parametrize("node_id", PACKS)
@@ -71,8 +68,6 @@ pytestmark = pytest.mark.smoke
 @pytest.fixture
 def encoder(base_directory: Path) -> Iterator[Path]:
     """The one image encoder there is: a tiny SigLIP, whose pooled and hidden states are as wide as adapters here read."""
-    import shutil
-
     folder = base_directory / "models" / "clip_vision" / ENCODER.rstrip("/")
     encoders.write_folder("siglip", folder)
     yield folder
@@ -84,7 +79,7 @@ def test_inputs_and_outputs_are_those_that_were_saved(base_directory: Path, node
     import nodes
 
     node, facts = comfy_host.node(node_id), PACKS[node_id]
-    groups = {**{"required": {}, "optional": {}}, **node.INPUT_TYPES()}
+    groups = {"required": {}, "optional": {}, **node.INPUT_TYPES()}
     given = {name: entry for group in ("required", "optional") for name, entry in groups[group].items()}
     assert list(given) == [item.name for item in facts.inputs]
     assert list(groups["optional"]) == [item.name for item in facts.inputs if item.optional]
@@ -174,7 +169,9 @@ def test_a_picture_that_comfyui_encoded_is_the_picture(
     base_directory: Path, encoder: Path, loader: str, name: str
 ) -> None:
     adapter, image = load(base_directory, loader, name), random_image(1, 40, 40)
-    pixels = comfy_host.pack("ipadapter_core.encoder.pixels").encoder_pixels(image, adapter.encoder.pixel_format, "stretch")
+    pixels = comfy_host.pack("ipadapter_core.encoder.pixels").encoder_pixels(
+        image, adapter.encoder.pixel_format, "stretch"
+    )
     features = adapter.encoder.encode(pixels, adapter.spec)
 
     class Output:  # CLIP_VISION_OUTPUT is a bag of attributes
@@ -185,7 +182,7 @@ def test_a_picture_that_comfyui_encoded_is_the_picture(
     wanted = applied(loader, name, adapter, image)
     torch.testing.assert_close(sample(name, given), sample(name, wanted), rtol=1e-4, atol=1e-5)
     Output.penultimate_hidden_states = features[..., :-1]
-    for embed, found in ((Output(), "encoded by another"), (None, "no reference")):
+    for embed, found in ((Output(), "a reference encoded by another"), (None, "no reference")):
         with pytest.raises(ValueError, match=f"Found: {found}.*connect the picture to image"):
             comfy_host.run("ApplyIPAdapterSD3", weight=0.7, image_embed=embed, **inputs)
 
@@ -195,10 +192,13 @@ def test_widgets_of_anima_act_or_are_refused(base_directory: Path, encoder: Path
     loader, image = "AnimaIPAdapterLoader", random_image(1, 40, 40)
     adapter = load(base_directory, loader, name)
     usual = sample(name, applied(loader, name, adapter, image))
-    for widgets, negative in (({"ip_cfg_scale": 1.0}, image), ({"gray_null": True}, torch.full((1, 30, 30, 3), 0.5))):
+    for widgets, negative in (
+        ({"ip_cfg_scale": 1.0}, image),
+        ({"gray_null": True}, torch.full((1, SIZE, SIZE, 3), 0.5)),
+    ):
         given = sample(name, applied(loader, name, adapter, image, **widgets))
         wanted = native(base_directory, loader, name, image, negative_image=negative)
-        torch.testing.assert_close(given, sample(name, wanted), rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(given, sample(name, wanted), rtol=1e-4, atol=1e-5, msg=str(widgets))
         assert not torch.equal(given, usual)
     without = applied(loader, name, adapter, image, use_lora=False)
     assert without.patches == {}
@@ -208,11 +208,18 @@ def test_widgets_of_anima_act_or_are_refused(base_directory: Path, encoder: Path
             applied(loader, name, adapter, image, **widgets)
 
 
+def test_a_size_with_other_tokens_than_those_for_no_image_is_refused(base_directory: Path, encoder: Path) -> None:
+    name = "anima_lucifer_early"
+    adapter = load(base_directory, "AnimaIPAdapterLoader", name)
+    with pytest.raises(
+        ValueError, match="Found: 256 image tokens, for an adapter with 6 tokens that stand for no image"
+    ):
+        applied("AnimaIPAdapterLoader", name, adapter, random_image(1, 40, 40))
+
+
 @pytest.mark.parametrize("loader", ["IPAdapterFluxLoader", "LoadFluxIPAdapter"])
-def test_the_pack_s_own_folder_goes_before_the_common_one(
-    base_directory: Path, encoder: Path, loader: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    key, widgets, *_, prefix, folder = PAIRS[loader]
+def test_the_pack_s_own_folder_goes_before_the_common_one(base_directory: Path, encoder: Path, loader: str) -> None:
+    key, widgets, _, _, _, folder = PAIRS[loader]
     name = next(each for of, each in CASES if of == loader)
     file = write(base_directory, name, folder)
     common = base_directory / "models" / "ipadapter" / file
@@ -236,14 +243,12 @@ def options_of(loader: str, key: str) -> list[str]:
 
 def test_the_file_of_an_encoder_that_is_there_is_taken(base_directory: Path, encoder: Path) -> None:
     file = write(base_directory, "xlabs_v1", "xlabs/ipadapters")
-    load_it: Callable[..., Any] = comfy_host.run
-    adapter = load_it("LoadFluxIPAdapter", ipadatper=file, clip_vision=ENCODER, provider="GPU")
+    adapter = comfy_host.run("LoadFluxIPAdapter", ipadatper=file, clip_vision=ENCODER, provider="GPU")
     assert adapter.encoder.name == ENCODER
-    with pytest.raises(ValueError, match="no-such|clip"):
-        encoders.write_folder("clip", encoder.parent / "other")
-        try:
-            load_it("LoadFluxIPAdapter", ipadatper=file, clip_vision="other/", provider="GPU")
-        finally:
-            import shutil
-
-            shutil.rmtree(encoder.parent / "other")
+    other = encoder.parent / "other"
+    encoders.write_folder("clip", other)
+    try:
+        with pytest.raises(ValueError, match=r"for XLabs FLUX v1: .* let it be found"):
+            comfy_host.run("LoadFluxIPAdapter", ipadatper=file, clip_vision="other/", provider="GPU")
+    finally:
+        shutil.rmtree(other)

@@ -1,6 +1,6 @@
 """Nodes that IPAdapter_plus dropped in March 2024, or that only a copy of it had, under the ids they are saved with.
 
-Beside them the nodes of packs for FLUX, SD3.5 and Anima that no ComfyUI of today runs any more.
+Beside them the nodes of packs for FLUX, SD3.5 and Anima that put other forwards in place of a model's.
 They are ours wherever no pack has them, beside IPAdapter_plus too: its last version no longer knows them.
 `renaming.py` and `web/former.js` do the rest: ids that became another, and ids whose inputs became others.
 """

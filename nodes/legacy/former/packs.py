@@ -1,4 +1,4 @@
-"""What the nodes of packs that no longer run share: where their files lie, and the one way from a picture to a model."""
+"""What the nodes of packs for FLUX, SD3.5 and Anima share: where their files lie, and the one way from a picture to a model."""
 
 from collections.abc import Callable
 from pathlib import Path
