@@ -36,17 +36,20 @@ logger = logging.getLogger(__name__)
 _SHARD = re.compile(r"-\d{5}-of-\d{5}\.")  # in the name of a part of a file
 
 
-def open_adapter(adapter_file: str, image_encoder: str, encoder_resolution: int = 0) -> LoadedAdapter:
+def open_adapter(
+    adapter_file: str, image_encoder: str, encoder_resolution: int = 0, folder: str = paths.ADAPTERS
+) -> LoadedAdapter:
     """Load a file of models/ipadapter, and an encoder: by its name, the one that fits (`auto`), or `none`.
 
     Args:
         encoder_resolution: side of what the encoder reads in pixels; 0 is what the adapter states, or the encoder's
             own.
+        folder: the file lies in, as ComfyUI knows it.
 
     Raises:
         IPAdapterError: a file that is no adapter we know, or no encoder that fits it.
     """
-    path = paths.adapter_path(adapter_file)
+    path = paths.adapter_path(adapter_file, folder)
     identity = hashlib.blake2b(repr(file_identity(path)).encode(), digest_size=8).hexdigest()
     network = load_adapter(path, WEIGHT_OPERATIONS, can_map=not comfy.utils.DISABLE_MMAP)
     if encoder_resolution:

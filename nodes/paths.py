@@ -40,9 +40,9 @@ def adapter_files() -> list[str]:
     return [name for name in folder_paths.get_filename_list(ADAPTERS) if name.endswith(ADAPTER_SUFFIXES)]
 
 
-def adapter_path(name: str) -> Path:
+def adapter_path(name: str, folder: str = ADAPTERS) -> Path:
     """Errors as `model_path`."""
-    return model_path(ADAPTERS, name, ADAPTER)
+    return model_path(folder, name, ADAPTER)
 
 
 def adapter_candidates(name: str | None) -> list[Path]:

@@ -109,7 +109,8 @@ SD3 = Backbone(
     site_projection=JointProjection,
     site_key=str,
     patch_size=lambda model: cast(int, model.patch_size),
-    families={(0, 38): "SD3.5-Large", (0, 24): "SD3-Medium or SD3.5-Medium"},
+    families={(0, 38): "SD3.5-Large"},
+    unserved={(0, 24): "SD3-Medium or SD3.5-Medium"},
     layouts={
         "InstantX SD3.5": SiteLayout(
             site_projection=JointProjection,

@@ -9,6 +9,7 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional
 
+from ..errors import MismatchError
 from ..file.spec import AdapterSpec, ResamplerSpec
 from ..operations import Operations
 
@@ -87,12 +88,18 @@ class PatchTokens(nn.Module):
             self.null_tokens = nn.Parameter(torch.empty(spec.no_image))
 
     def forward(self, features: Tensor) -> Tensor:
-        """(B, S, E) to (B, N, C)."""
+        """(B, S, E) to (B, N, C). Raises MismatchError where the file's tokens for no image are not as many."""
         tokens = features
         for part in self.children():
             tokens = part(tokens)
         nothing = torch.zeros_like(tokens)
         if (given := getattr(self, "null_tokens", None)) is not None:
+            if given.ndim > 1 and given.shape[-2] not in (1, tokens.shape[1]):
+                raise MismatchError(
+                    f"{tokens.shape[1]} image tokens, for an adapter with {given.shape[-2]} tokens that stand for no image",
+                    expected="pictures read at the size of the adapter's training",
+                    action="set the image encoder's resolution back to the adapter's own",
+                )
             nothing = given.to(tokens).expand_as(tokens)
         return torch.where((features == 0).all(dim=2, keepdim=True).all(dim=1, keepdim=True), nothing, tokens)
 

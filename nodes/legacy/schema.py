@@ -24,6 +24,7 @@ def legacy_schema(
     inputs: list[io.Input],
     outputs: list[io.Output],
     is_output_node: bool = False,
+    saved_with: str = "IPAdapter_plus",
 ) -> io.Schema:
     """The schema of a compatibility node: deprecated, so that search offers the native nodes first.
 
@@ -31,12 +32,13 @@ def legacy_schema(
         description: what the node does.
         native: the native way, as a clause such as "Apply IP-Adapter with layer_preset".
         is_output_node: it runs though nothing is connected to it.
+        saved_with: the pack that had this node.
     """
     return io.Schema(
         node_id=node_id,
         display_name=display_name,
         category=category,
-        description=f"{description} For workflows saved with IPAdapter_plus; in new ones use {native}.",
+        description=f"{description} For workflows saved with {saved_with}; in new ones use {native}.",
         inputs=inputs,
         outputs=outputs,
         is_deprecated=True,

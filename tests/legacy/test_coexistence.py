@@ -9,6 +9,7 @@ from demo.client import Client
 from demo.server import ComfyServer
 from legacy.facts import FACTS
 from legacy.former_facts import FORMER
+from legacy.pack_facts import PACKS
 
 THEIR_IDS = ("IPAdapterAdvanced", "IPAdapterModelLoader", "IPAdapterUnifiedLoader", "PrepImageForClipVision")
 THEIR_PACK = "another_pack"
@@ -50,6 +51,6 @@ def test_their_nodes_answer_and_none_of_ours_is_left(tmp_path: Path, is_first: b
         info = client.get("/object_info")
     assert set(FACTS) & set(info) == set(THEIR_IDS)
     assert {info[node_id]["category"] for node_id in THEIR_IDS} == {"theirs"}
-    assert {"IPAApply", *FORMER} <= info.keys()  # what it has dropped it cannot run
+    assert {"IPAApply", *FORMER, *PACKS} <= info.keys()  # what it has dropped it cannot run
     log = server.log.read_text(encoding="utf-8")
     assert log.count("IPAdapter_plus is installed: its own nodes run its workflows") == 1

@@ -9,6 +9,7 @@ from ipadapter_core.strength.presets import PRESETS
 from legacy.facts import FACTS
 from legacy.facts import WEIGHT_TYPES as OLD_WEIGHT_TYPES
 from legacy.former_facts import FORMER, SCALINGS
+from legacy.pack_facts import PACKS
 from support import comfy_host
 
 TEXT = (comfy_host.ROOT / "docs" / "migrating.md").read_text(encoding="utf-8")
@@ -68,11 +69,16 @@ def test_every_dropped_node_is_named_with_what_it_becomes(base_directory: Path) 
     assert [name for name, scaling in SCALINGS.items() if f"*{name}* is *{scaling}*" not in section] == []
 
 
-def test_ids_of_other_families_are_listed_and_not_here(base_directory: Path) -> None:
+def test_nodes_of_other_packs_are_named_with_their_inputs_and_are_here(base_directory: Path) -> None:
     import nodes
 
-    rows = table("Nodes of packs for FLUX, SD3 and Anima")
-    assert all(re.fullmatch(r"[\w-]+/[\w-]+", pack) for pack, _ in rows)
-    ids = {name for _, cell in rows for name in re.findall(r"`(\w+)`", cell)}
-    assert len(ids) == 8
-    assert not ids & nodes.NODE_CLASS_MAPPINGS.keys()
+    section = TEXT.split("\n## Nodes of packs for FLUX, SD3 and Anima\n")[1]
+    rows = re.findall(r"^\| ([\w-]+/[\w-]+) \| `(\w+)` \| (.*?) \| \*(.*?)\* \|$", section, re.MULTILINE)
+    assert {node_id for _, node_id, *_ in rows} == set(PACKS)
+    assert set(PACKS) <= nodes.NODE_CLASS_MAPPINGS.keys()
+    titles = {node.define_schema().display_name for node in comfy_host.pack("nodes").NODES}
+    for _, node_id, inputs, way in rows:
+        assert set(re.findall(r"\b[a-z_]+\b", re.sub(r"\(.*?\)", "", inputs))) - {"or"} == {
+            item.name for item in PACKS[node_id].inputs
+        }, node_id
+        assert way in titles
