@@ -13,7 +13,7 @@ from torch import Tensor
 
 from legacy.pack_facts import PACKS
 from legacy.running import random_image
-from support import comfy_host, encoders, families
+from support import comfy_host, encoders, executor, families
 from support.families import FAMILIES, sample
 from support.published import write_safetensors
 
@@ -206,6 +206,29 @@ def test_widgets_of_anima_act_or_are_refused(base_directory: Path, encoder: Path
     for widgets in ({"siglip_layer": 3}, {"ip_cfg_separate": True}):
         with pytest.raises(ValueError, match="What to do: set them so"):
             applied(loader, name, adapter, image, **widgets)
+
+
+SAVED = [
+    *((loader, pair[1]) for loader, pair in PAIRS.items()),
+    ("IPAdapterSD3Loader", {"clip_vision": "google/siglip-so400m-patch14-384", "provider": "cuda"}),
+    ("IPAdapterSD3Loader", {"provider": "cuda"}),
+]
+
+
+@pytest.mark.parametrize(("loader", "widgets"), SAVED, ids=str)
+def test_comfyui_takes_saved_values_and_runs_them(
+    base_directory: Path, encoder: Path, loader: str, widgets: dict[str, Any]
+) -> None:
+    key, _, _, _, (name, *_), folder = PAIRS[loader]
+    inputs = {key: write(base_directory, name, folder)} | widgets
+    graph = {
+        "1": {"class_type": loader, "inputs": inputs},
+        "sink": {"class_type": executor.SINK, "inputs": {"value": ["1", 0]}},
+    }
+    with executor.nodes_of_tests():
+        runner = executor.Executor()
+        assert runner.queue(graph) == {"1", "sink"}
+        assert runner.queue(graph) == set()
 
 
 def test_a_size_with_other_tokens_than_those_for_no_image_is_refused(base_directory: Path, encoder: Path) -> None:
