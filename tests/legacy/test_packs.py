@@ -13,9 +13,9 @@ from torch import Tensor
 
 from legacy.pack_facts import PACKS
 from legacy.running import random_image
-from support import comfy_host, encoders, families
+from support import comfy_host, encoders, executor, families, tiny_anima
 from support.families import FAMILIES, sample
-from support.published import write_safetensors
+from support.published import anima_lucifer, random_tensors, write_safetensors
 
 DOCS = comfy_host.ROOT / "nodes" / "web" / "docs"
 ENCODER = "siglip_of_packs/"
@@ -200,12 +200,44 @@ def test_widgets_of_anima_act_or_are_refused(base_directory: Path, encoder: Path
         wanted = native(base_directory, loader, name, image, negative_image=negative)
         torch.testing.assert_close(given, sample(name, wanted), rtol=1e-4, atol=1e-5, msg=str(widgets))
         assert not torch.equal(given, usual)
-    without = applied(loader, name, adapter, image, use_lora=False)
-    assert without.patches == {}
-    assert bool(applied(loader, name, adapter, image).patches) == bool(adapter.network.model_lora)
     for widgets in ({"siglip_layer": 3}, {"ip_cfg_separate": True}):
         with pytest.raises(ValueError, match="What to do: set them so"):
             applied(loader, name, adapter, image, **widgets)
+
+
+def test_the_lora_in_a_file_of_anima_is_a_switch(base_directory: Path, encoder: Path) -> None:
+    name, loader, image = "anima_lucifer", "AnimaIPAdapterLoader", random_image(1, 40, 40)
+    lora = anima_lucifer(blocks=tiny_anima.BLOCKS, width=tiny_anima.WIDTH, image=24, text=tiny_anima.TEXT_DIM, rank=2)
+    stated = FAMILIES[name].spec | {"encoder": {"image_size": encoders.IMAGE_SIZE}}
+    path = base_directory / "models" / "ipadapter" / "of-a-pack-with-lora.safetensors"
+    write_safetensors(path, random_tensors(lora, scale=0.05), {"ipadapter.spec": json.dumps(stated)})
+    adapter = comfy_host.run(loader, ip_adapter_name=path.name, auto_download=False)
+    assert adapter.network.model_lora
+    assert applied(loader, name, adapter, image, use_lora=False).patches == {}
+    assert applied(loader, name, adapter, image).patches != {}
+
+
+SAVED = [
+    *((loader, pair[1]) for loader, pair in PAIRS.items()),
+    ("IPAdapterSD3Loader", {"clip_vision": "google/siglip-so400m-patch14-384", "provider": "cuda"}),
+    ("IPAdapterSD3Loader", {"provider": "cuda"}),
+]
+
+
+@pytest.mark.parametrize(("loader", "widgets"), SAVED, ids=str)
+def test_comfyui_takes_saved_values_and_runs_them(
+    base_directory: Path, encoder: Path, loader: str, widgets: dict[str, Any]
+) -> None:
+    key, _, _, _, (name, *_), folder = PAIRS[loader]
+    inputs = {key: write(base_directory, name, folder)} | widgets
+    graph = {
+        "1": {"class_type": loader, "inputs": inputs},
+        "sink": {"class_type": executor.SINK, "inputs": {"value": ["1", 0]}},
+    }
+    with executor.nodes_of_tests():
+        runner = executor.Executor()
+        assert runner.queue(graph) == {"1", "sink"}
+        assert runner.queue(graph) == set()
 
 
 def test_a_size_with_other_tokens_than_those_for_no_image_is_refused(base_directory: Path, encoder: Path) -> None:
