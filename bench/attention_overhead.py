@@ -38,6 +38,7 @@ CASES: dict[str, dict[str, Any]] = {
 BACKBONES = {
     "FLUX": ("xlabs_v1", "xlabs_v2", "instantx_flux"),
     "Chroma": ("xlabs_chroma", "instantx_chroma"),
+    "Anima": ("anima_lucifer", "anima_pe", "anima_pe_gated"),
 }
 # Bring a number to the host, or need one there to go on.
 HOST_OPERATIONS = {"aten::_local_scalar_dense", "aten::nonzero", "aten::equal", "aten::masked_select", "aten::_unique2"}

@@ -4,6 +4,7 @@ import copy
 import re
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -36,14 +37,21 @@ def load(file: str, tensors: dict[str, Tensor], name: str, base_directory: Path)
     return comfy_host.run("IPALoadAdapter", adapter_file=file, image_encoder="none")
 
 
-def formula(name: str, tensors: dict[str, Tensor], sides: list[Tensor], network: Any, strength: float) -> Any:
-    """A copy of the network that draws with the image."""
+def formula(
+    name: str,
+    tensors: dict[str, Tensor],
+    sides: list[Tensor],
+    network: Any,
+    strength: float,
+    change: Callable[[Tensor], Tensor] = lambda image: image,
+) -> Any:
+    """A copy of the network that draws with the image, which `change` is given."""
     if name in PLACES:
         is_normed = FAMILIES[name].metadata.get("ip_norm_keys") == "True"
         image = plain_anima.lucifer_image(tensors, sides[0], strength, is_normed=is_normed)
     else:
         image = plain_anima.pe_image(tensors, sides, strength, network)
-    return plain_anima.network_with(network, image, PLACES.get(name, "attention"))
+    return plain_anima.network_with(network, lambda *given: change(image(*given)), PLACES.get(name, "attention"))
 
 
 def inputs(size: Size, batch: int, dtype: torch.dtype) -> dict[str, Any]:
@@ -293,3 +301,18 @@ def test_a_tune_with_more_blocks_needs_an_adapter_with_as_many(base_directory: P
     tune = with_network(families.model_of(name), tiny_anima.anima_network(blocks=tiny_anima.BLOCKS + 1))
     with pytest.raises(ValueError, match=r"3 attention layers.* and a model of .*4 attention layers"):
         apply(tune, adapter, families.tokens_of(name, adapter))
+
+
+def test_a_mask_lies_on_every_frame_of_a_video(
+    name: str, base_directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(FAMILIES, name, replace(FAMILIES[name], depth=(2,)))
+    model, adapter = families.model_of(name), families.adapter_of(name, base_directory)
+    features, tensors, network = families.features_of(name), families.tensors_of(name), plain_network(model)
+    left = torch.zeros(1, 8, 8)
+    left[..., :4] = 1
+    cells = left[:, ::2, ::2].flatten(1).repeat(1, 2)[..., None]
+    sides = [features, torch.zeros_like(features)]
+    masked = formula(name, tensors, sides, network, 1.0, lambda image: image * cells)
+    drawn = sample(name, apply(model, adapter, families.tokens_of(name, adapter), mask=left))
+    assert error(drawn, sample(name, with_network(model, masked))) < WHOLE
