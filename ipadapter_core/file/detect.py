@@ -41,6 +41,7 @@ _KOLORS_ENCODER = EncoderHint(image_size=336)
 _KOLORS_CROP = 336
 _ONLY_V2 = 2048  # text width of the base for which FaceID-Plus was published as v2 alone
 _LARGEST_SIDE = 2**24  # of a tensor
+_TRANSFORMERS = (*FLUX_ADAPTERS, *SD3_ADAPTERS, *ANIMA_ADAPTERS)
 _LORA_MARKS = ("lora", "hada_w1")
 
 
@@ -62,7 +63,7 @@ def detect(shapes: Shapes, metadata: Mapping[str, str]) -> AdapterSpec:
         for signature in UNSUPPORTED:
             if signature.matches(shapes):
                 raise _unsupported(signature)
-    for signature, read in (*FLUX_ADAPTERS, *SD3_ADAPTERS, *ANIMA_ADAPTERS, *_PROJECTIONS):
+    for signature, read in (*_TRANSFORMERS, *_PROJECTIONS):
         if signature.matches(shapes):
             _check_sizes(shapes)
             return with_metadata(read(shapes, published_facts(metadata) | stated), metadata)
@@ -297,7 +298,7 @@ def _check_sizes(shapes: Shapes) -> None:
 
 
 def _unsupported(signature: Signature) -> UnsupportedFamilyError:
-    others = " or ".join(other.name for other, _ in FLUX_ADAPTERS)
+    others = " or ".join(other.name for other, _ in _TRANSFORMERS)
     return UnsupportedFamilyError(
         f"this is {signature.name}: not supported yet{f' ({signature.known})' if signature.known else ''}",
         expected=f"an SD1.5, SDXL or Kolors adapter (base, plus, plus-face, composition, full-face, FaceID), or {others}",

@@ -10,9 +10,9 @@ from torch import Tensor
 from torch._subclasses import FakeTensorMode
 
 from support import comfy_host, families
-from support.families import FAMILIES, apply, sample
+from support.families import EACH, FAMILIES, apply, sample
 
-pytestmark = pytest.mark.parametrize("name", FAMILIES)
+pytestmark = pytest.mark.parametrize("name", EACH)
 CLOSE = {"rtol": 1e-4, "atol": 1e-5}
 CUDA = "cuda:0"
 

@@ -9,11 +9,10 @@ import torch
 from torch import Tensor
 
 from support import comfy_host, families
-from support.families import FAMILIES, apply, sample
+from support.families import EACH, FAMILIES, apply, sample
 
-pytestmark = [pytest.mark.smoke, pytest.mark.parametrize("name", FAMILIES)]
+pytestmark = [pytest.mark.smoke, pytest.mark.parametrize("name", EACH)]
 CLOSE = {"rtol": 1e-4, "atol": 1e-5}
-UNCOMPILED = ("anima_lucifer_early",)  # acts within a block, for which compiled code cannot be told apart
 
 
 @pytest.fixture
@@ -126,27 +125,6 @@ def test_layer_weights_name_the_blocks(name: str, setting: tuple) -> None:
     assert differs(drawn, sample(name, apply(*setting)))
     with pytest.raises(ValueError, match="which this model does not have"):
         apply(*setting, layer_weights=comfy_host.run("IPALayerWeights", site_factors="output.1: 0", **neutral))
-
-
-def compiled_clone(model: Any) -> Any:
-    from comfy_api.torch_helpers import set_torch_compile_wrapper
-    from comfy_extras.nodes_torch_compile import skip_torch_compile_dict
-
-    compiled = model.clone()
-    set_torch_compile_wrapper(model=compiled, backend="eager", options={"guard_filter_fn": skip_torch_compile_dict})
-    return compiled
-
-
-def test_a_compiled_model_draws_the_same(name: str, setting: tuple) -> None:
-    model = setting[0]
-    compiled = compiled_clone(model)
-    if name in UNCOMPILED:
-        with pytest.raises(ValueError, match="What to do: remove TorchCompileModel"):
-            sample(name, apply(compiled, *setting[1:]), steps=1)
-        return
-    bare, patched = sample(name, model, steps=1), sample(name, apply(*setting), steps=1)
-    for onto, wanted in ((compiled, bare), (apply(compiled, *setting[1:]), patched), (compiled, bare)):
-        torch.testing.assert_close(sample(name, onto, steps=1), wanted, rtol=1e-3, atol=1e-3)
 
 
 def test_an_adapter_of_another_base_is_refused(name: str, setting: tuple, model: Any, make_adapter: Any) -> None:

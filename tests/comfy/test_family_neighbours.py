@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from support import families
-from support.families import FAMILIES, apply, sample
+from support.families import EACH, FAMILIES, apply, sample
 
-pytestmark = pytest.mark.parametrize("name", FAMILIES)
+pytestmark = pytest.mark.parametrize("name", EACH)
 BLOCK = ("dit", "double_block", 1)
 
 
@@ -80,7 +80,8 @@ def test_attention_overrides_are_kept_and_see_both_branches(name: str, setting: 
     calls: list[int] = []
 
     def override(function: Callable, *args: Any, **kwargs: Any) -> Tensor:
-        assert kwargs["transformer_options"]["optimized_attention_override"] is override
+        given = kwargs["transformer_options"]["optimized_attention_override"]
+        assert override in (given, getattr(given, "base", None))  # ours around it stands in no block's way
         calls.append(1)
         return function(*args, **kwargs)
 

@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from support import comfy_host, families
-from support.families import FAMILIES, apply, sample
+from support.families import EACH, FAMILIES, apply, sample
 
-pytestmark = [pytest.mark.smoke, pytest.mark.parametrize("name", FAMILIES)]
+pytestmark = [pytest.mark.smoke, pytest.mark.parametrize("name", EACH)]
 GROUPS = ("input", "middle", "output", "style", "composition")
 FOR_UNETS = ("style", "composition", "strong style", "precise composition", "weak input", "strong middle")
 BY_BLOCKS = {"double blocks": "double", "single blocks": "single"}
@@ -85,7 +85,7 @@ def test_a_group_of_unets_is_refused_with_the_blocks_there_are(name: str, settin
 
 
 def test_texts_name_the_base_model(name: str, setting: tuple) -> None:
-    base = setting[1].spec.base
+    base = FAMILIES[name].base
     inputs = {item.id: item for item in comfy_host.schema("IPAApply").inputs}
     assert base in inputs["model"].tooltip
     for page in ("IPAApply", "IPAApplyImage", "IPALayerWeights"):

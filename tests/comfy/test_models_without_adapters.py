@@ -9,7 +9,7 @@ import torch
 
 from ipadapter_core.backbone.others import OTHERS
 from support import families, tiny_flux
-from support.families import FAMILIES, apply
+from support.families import EACH, apply
 
 pytestmark = pytest.mark.smoke
 FLUX_2 = {
@@ -104,7 +104,7 @@ def other(request: pytest.FixtureRequest, base_directory: Path) -> tuple[str, An
     return kind, model
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", EACH)
 def test_it_is_named_and_so_is_what_the_adapter_was_made_for(
     name: str, other: tuple[str, Any], base_directory: Path
 ) -> None:

@@ -37,6 +37,7 @@ class Family:
         features: shape of what its image encoder gives for one reference.
         text_dim, pooled_dim: of a prompt.
         channels: of the latent.
+        base: the published base model it is a tiny one of.
         metadata: what the author's file says beside.
         depth: dimensions of the latent between channels and height.
         model_in: makes the MODEL with weights stored in a first and computed in a second dtype.
@@ -52,6 +53,7 @@ class Family:
     text_dim: int
     pooled_dim: int
     channels: int
+    base: str
     metadata: dict[str, str] = field(default_factory=dict)
     depth: tuple[int, ...] = ()
     has_replacements: bool = True
@@ -63,6 +65,7 @@ _FLUX: dict[str, Any] = {
     "text_dim": tiny_flux.TEXT_DIM,
     "pooled_dim": tiny_flux.POOLED_DIM,
     "channels": tiny_flux.LATENT_CHANNELS,
+    "base": "FLUX.1",
 }
 
 
@@ -110,6 +113,7 @@ _SD3: dict[str, Any] = {
     "text_dim": tiny_sd3.TEXT_DIM,
     "pooled_dim": tiny_sd3.POOLED_DIM,
     "channels": tiny_sd3.LATENT_CHANNELS,
+    "base": "SD3.5-Large",
 }
 
 
@@ -137,6 +141,7 @@ def _anima(shapes: Callable[[], Shapes], features: tuple[int, ...], **metadata: 
         text_dim=tiny_anima.TEXT_DIM,
         pooled_dim=8,
         channels=tiny_anima.LATENT_CHANNELS,
+        base="Anima",
         metadata=metadata,
         depth=(1,),
         has_replacements=False,
@@ -176,6 +181,21 @@ FAMILIES: dict[str, Family] = {
     "anima_pe": _anima(_pe(), (6, 12)),
     "anima_pe_gated": _anima(_pe(gated=True), (6, 12)),
 }
+
+
+# What only differs in a part from another one: `scripts/test.sh --long` tries them too.
+VARIANTS = frozenset(
+    {
+        "xlabs_v2",
+        "instantx_chroma",
+        "instantx_sd35_medium",
+        "instantx_sd3",
+        "anima_lucifer",
+        "anima_lucifer_early",
+        "anima_pe_gated",
+    }
+)
+EACH = [pytest.param(name, marks=pytest.mark.long) if name in VARIANTS else name for name in FAMILIES]
 
 
 @lru_cache

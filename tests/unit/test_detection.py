@@ -169,6 +169,7 @@ SUPPORTED = {
             dim=1280, depth=4, num_heads=20, head_dim=64, ff_dim=5120, num_queries=64, time_dim=320
         ),
         layout="InstantX SD3.5",
+        encoder=EncoderHint(kind="SigLIP", image_size=384),
     ),
     "anima_lucifer": AdapterSpec(
         family="Anima LuciferTC",

@@ -1,0 +1,44 @@
+"""The law about torch.compile, for every kind of base model beside UNets; compiling a whole model takes half a minute."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from support import families
+from support.families import FAMILIES, apply, sample
+
+USUAL = "xlabs_chroma"  # both places of an image branch in it; the others with `scripts/test.sh --long`
+UNCOMPILED = ("anima_lucifer_early",)  # acts within a block, for which compiled code cannot be told apart
+pytestmark = pytest.mark.parametrize(
+    "name", [USUAL, *(pytest.param(name, marks=pytest.mark.long) for name in FAMILIES if name != USUAL)]
+)
+
+
+@pytest.fixture
+def setting(name: str, base_directory: Path) -> tuple[Any, Any, Any]:
+    """A MODEL, an adapter for it, and tokens of one reference."""
+    adapter = families.adapter_of(name, base_directory)
+    return families.model_of(name), adapter, families.tokens_of(name, adapter)
+
+
+def compiled_clone(model: Any) -> Any:
+    from comfy_api.torch_helpers import set_torch_compile_wrapper
+    from comfy_extras.nodes_torch_compile import skip_torch_compile_dict
+
+    compiled = model.clone()
+    set_torch_compile_wrapper(model=compiled, backend="eager", options={"guard_filter_fn": skip_torch_compile_dict})
+    return compiled
+
+
+def test_a_compiled_model_draws_the_same(name: str, setting: tuple) -> None:
+    model = setting[0]
+    compiled = compiled_clone(model)
+    if name in UNCOMPILED:
+        with pytest.raises(ValueError, match="What to do: remove TorchCompileModel"):
+            sample(name, apply(compiled, *setting[1:]), steps=1)
+        return
+    bare, patched = sample(name, model, steps=1), sample(name, apply(*setting), steps=1)
+    for onto, wanted in ((compiled, bare), (apply(compiled, *setting[1:]), patched), (compiled, bare)):
+        torch.testing.assert_close(sample(name, onto, steps=1), wanted, rtol=1e-3, atol=1e-3)
