@@ -38,6 +38,7 @@ CASES: dict[str, dict[str, Any]] = {
 BACKBONES = {
     "FLUX": ("xlabs_v1", "xlabs_v2", "instantx_flux"),
     "Chroma": ("xlabs_chroma", "instantx_chroma"),
+    "SD3": ("instantx_sd35",),
     "Anima": ("anima_lucifer", "anima_pe", "anima_pe_gated"),
 }
 # Bring a number to the host, or need one there to go on.

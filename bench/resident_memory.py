@@ -18,7 +18,16 @@ from harness import applied, apply, installed_patches, main, random_tokens
 from support import comfy_host, full_transformers, full_unet, published
 
 FAMILIES = ("sd15_base", "sd15_vit_g", "sd15_plus", "sd15_full_face", "sdxl_vit_h", "sdxl_big_g", "sdxl_plus")
-TRANSFORMERS = {"xlabs_v1": "FLUX", "xlabs_v2": "FLUX", "instantx_flux": "FLUX"}  # with the kind of base model
+# with the kind of base model
+TRANSFORMERS = {
+    "xlabs_v1": "FLUX",
+    "xlabs_v2": "FLUX",
+    "instantx_flux": "FLUX",
+    "anima_lucifer": "Anima",
+}
+TIMED = {"instantx_sd35": "SD3"}
+PATCHES = 32 * 32  # of SigLIP 2 base at 512 pixels: LuciferTC's adapter makes one token of each
+SIGLIP_POSITIONS = 27 * 27  # of so400m at 384 pixels
 FULL_FACE_POSITIONS = 257  # of CLIP ViT-H/14 at 224 pixels; the other families state their number of tokens
 FRAMES, WINDOW = 300, 16
 LENGTH, TEXT_LENGTH = 4, 77  # queries do not matter here; an SD1.5 or SDXL prompt
@@ -35,6 +44,9 @@ def measure(_folder: Path) -> dict[str, Any]:
     frames = measure_frames(model, published.PUBLISHED["sdxl_plus"]())
     for family in TRANSFORMERS:
         details[family] = measure_transformer(family)
+        result[f"{family}_row_bytes"] = details[family]["bytes"]
+    for family in TIMED:
+        details[family] = measure_timed(family)
         result[f"{family}_row_bytes"] = details[family]["bytes"]
     return {
         **result,
@@ -65,7 +77,7 @@ def measure_transformer(family: str) -> dict[str, Any]:
     """An adapter of published shape on a model of the real size, whose weights are on the meta device."""
     backbone, dtype = TRANSFORMERS[family], torch.bfloat16
     model, adapter = full_transformers.comfy_model(backbone), load(published.PUBLISHED[family]())
-    count, width = adapter.spec.num_tokens, adapter.spec.cross_attention_dim
+    count, width = adapter.spec.num_tokens or PATCHES, adapter.spec.cross_attention_dim
     patched = apply(model, adapter, random_tokens(adapter, count, width))
     (plan,) = applied(patched).plans
     run_module, rows = comfy_host.pack("nodes.patching.run"), comfy_host.pack("ipadapter_core.branch.rows")
@@ -80,6 +92,26 @@ def measure_transformer(family: str) -> dict[str, Any]:
         "layers": len(plan.sites),
         "file_bytes": sum(tensor.nbytes for tensor in adapter.network.state_dict().values()),
         "models_while_sampling": len(patched.model_patches_models()),
+    }
+
+
+def measure_timed(family: str) -> dict[str, Any]:
+    """An adapter whose keys and values are made anew at every step, so that its network has to stay."""
+    model, adapter = full_transformers.comfy_model(TIMED[family]), load(published.PUBLISHED[family]())
+    sites = comfy_host.pack("nodes.patching.application").fitting_sites(model, adapter).sites
+    features = comfy_host.pack("ipadapter_core.branch.tokens").ImageTokens(
+        *torch.zeros(2, 1, SIGLIP_POSITIONS, adapter.spec.image_dim), adapter.adapter_id
+    )
+    every = {site.index: features for site in sites}
+    source = comfy_host.pack("ipadapter_core.branch.timed").TimedKV(sites, dict.fromkeys(every), adapter.network, every)
+    weights = {name: sum(x.nbytes for x in part.parameters()) for name, part in adapter.network.named_children()}
+    return {
+        "bytes": source.num_bytes(1, torch.bfloat16.itemsize) // 2,
+        "tokens": adapter.spec.num_tokens,
+        "layers": len(sites),
+        "stays_bytes": weights,
+        "stays_because": "keys and values depend on the noise level: the resampler, the norms and the projections of every "
+        "block run at every step; ComfyUI's model management may leave a part of them on the host",
     }
 
 

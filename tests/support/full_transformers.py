@@ -47,6 +47,26 @@ CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
             "vec_in_dim": None,
         },
     ),
+    "SD3": (
+        "SD3",
+        {
+            "in_channels": 16,
+            "patch_size": 2,
+            "out_channels": 16,
+            "depth": 38,
+            "input_size": None,
+            "adm_in_channels": 2048,
+            "context_embedder_config": {
+                "target": "torch.nn.Linear",
+                "params": {"in_features": 4096, "out_features": 2432},
+            },
+            "num_patches": 192**2,
+            "pos_embed_max_size": 192,
+            "pos_embed_scaling_factor": None,
+            "qk_norm": "rms",
+            "x_block_self_attn_layers": [],
+        },
+    ),
     "Anima": ("Anima", {**tiny_anima.description(**_ANIMA, blocks=28), "adaln_lora_dim": 256}),
     "Anima of 36 blocks": ("Anima", {**tiny_anima.description(**_ANIMA, blocks=36), "adaln_lora_dim": 256}),
 }
