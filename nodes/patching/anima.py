@@ -3,9 +3,10 @@ on its blocks add to what a block gives. The hooks are there while the network r
 """
 
 import threading
+import weakref
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, cast
 
 import torch
@@ -24,8 +25,33 @@ from .replacement import Networks
 from .run import STEP, step_of
 
 _START, _BEFORE, _OVERRIDE = "post_input", "attn2_patch", "optimized_attention_override"
+_changing = threading.Lock()
 _running = threading.local()  # `block`: options and timestep embedding of the block that runs, for the hook within
 Override = Callable[..., Tensor]
+
+
+@dataclass(eq=False)
+class _Hooks:
+    """Those on one network, which stay until the last of the forwards that need them has ended.
+
+    Attributes:
+        forwards: that run now. PyTorch calls a hook wrongly that is removed while another thread is about to call it.
+        handles: by number of the block, and kind.
+    """
+
+    forwards: int = 0
+    handles: dict[tuple[int, str], RemovableHandle] = field(default_factory=dict)
+
+    def add(self, index: int, kind: str, register: Callable[..., RemovableHandle], hook: object, **how: bool) -> None:
+        if (index, kind) not in self.handles:
+            self.handles[index, kind] = register(hook, **how)
+
+    def remove(self) -> None:
+        for handle in self.handles.values():
+            handle.remove()
+
+
+_held: "weakref.WeakKeyDictionary[nn.Module, _Hooks]" = weakref.WeakKeyDictionary()
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,8 +117,8 @@ def fill_slots(options: Mapping[str, Any], sites: Sites) -> dict[str, Any]:
 def hooked(network: nn.Module, applied: Applied, *, is_compiled: bool) -> Iterator[None]:
     """Inside, what acts on whole blocks is added to them.
 
-    The hooks hold nothing, and find what they need in what a block is called with: they may be there twice, or for a
-    forward of another thread.
+    The hooks hold nothing, and find what they need in what a block is called with: they may be there for a forward of
+    another thread.
 
     Args:
         is_compiled: the network is about to run compiled, and code made for these plans is used for others.
@@ -110,19 +136,24 @@ def hooked(network: nn.Module, applied: Applied, *, is_compiled: bool) -> Iterat
             expected="a model that is not compiled, for this adapter",
             action="remove TorchCompileModel, or the node that compiles the model",
         )
-    handles: list[RemovableHandle] = []
-    try:
+    with _changing:
+        held = _held.setdefault(network, _Hooks())
+        held.forwards += 1
         for index, block in enumerate(cast(Any, network).blocks):
             found = places.get(index, set())
             if is_compiled or found - {Place.ATTENTION}:
-                handles.append(block.register_forward_hook(_after_block, with_kwargs=True))
+                held.add(index, "after", block.register_forward_hook, _after_block, with_kwargs=True)
             if Place.BEFORE_MLP in found:
-                handles.append(block.register_forward_pre_hook(_before_block, with_kwargs=True))
-                handles.append(block.layer_norm_mlp.register_forward_pre_hook(_before_mlp))
+                held.add(index, "before", block.register_forward_pre_hook, _before_block, with_kwargs=True)
+                held.add(index, "mlp", block.layer_norm_mlp.register_forward_pre_hook, _before_mlp)
+    try:
         yield
     finally:
-        for handle in handles:
-            handle.remove()
+        with _changing:
+            held.forwards -= 1
+            if not held.forwards:
+                held.remove()
+                del _held[network]
 
 
 def _in_network(executor: Callable[..., Any], *inputs: Any, **named: Any) -> Any:
@@ -145,7 +176,9 @@ def _in_network(executor: Callable[..., Any], *inputs: Any, **named: Any) -> Any
     return out
 
 
-def _before_block(_block: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any]) -> None:
+def _before_block(_block: nn.Module, inputs: tuple[Any, ...], named: Mapping[str, Any] | None = None) -> None:
+    if named is None:  # removed meanwhile, so it is a forward without adapters
+        return
     _running.block = (named.get("transformer_options") or {}, inputs[1], None)
 
 
@@ -160,7 +193,11 @@ def _before_mlp(_norm: nn.Module, inputs: tuple[Any, ...]) -> tuple[Tensor] | No
     return (inputs[0] + image,)
 
 
-def _after_block(_block: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any], out: Tensor) -> Tensor:
+def _after_block(_block: nn.Module, inputs: tuple[Any, ...], *given: Any) -> Tensor:
+    *names, out = given
+    if not names:  # as in `_before_block`
+        return cast(Tensor, out)
+    (named,) = names
     if not torch.compiler.is_compiling() and (running := getattr(_running, "block", None)) is not None:
         _running.block = None
         if running[2] is not None:

@@ -4,6 +4,7 @@ import copy
 import re
 import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -271,20 +272,22 @@ def test_two_threads_in_one_network_do_not_mix(name: str, base_directory: Path) 
             return network(**given, transformer_options=dict(options[number]))
 
     wanted = [forward(number) for number in range(3)]
-    ready, failed = threading.Barrier(3), []
+    ready = threading.Barrier(3)
 
-    def run(number: int) -> None:
-        for _ in range(10):
-            ready.wait(timeout=60)
-            if not torch.allclose(forward(number), wanted[number], rtol=1e-5, atol=1e-6):
-                failed.append(number)
+    def run(number: int) -> bool:
+        same = True
+        try:
+            for _ in range(10):
+                ready.wait(timeout=60)
+                same &= torch.allclose(forward(number), wanted[number], rtol=1e-5, atol=1e-6)
+        except threading.BrokenBarrierError:
+            return True  # another thread failed, and says why
+        finally:
+            ready.abort() if not same else None
+        return same
 
-    threads = [threading.Thread(target=run, args=(number,)) for number in range(3)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert not failed
+    with ThreadPoolExecutor(3) as pool:
+        assert list(pool.map(run, range(3))) == [True] * 3
     assert hooks_of(network) == 0
 
 

@@ -229,6 +229,7 @@ def test_a_dinov3_file_says_that_comfyui_gives_no_layer_of_it(plus: Any) -> None
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_a_whole_so400m_file_with_its_head_equals_transformers(
     clip_vision: Path, adapter_for: Callable[..., str]
 ) -> None:

@@ -1,12 +1,13 @@
 """Adapters of published shape on base models of their real size: which sites, how many bytes."""
 
+import copy
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from support import comfy_host, full_transformers
+from support import comfy_host, families, full_transformers
 from support.published import PUBLISHED, Shapes, anima_lucifer, parameter_count
 
 # adapter: base model, sites, bytes of K and V of one row in bfloat16
@@ -54,3 +55,14 @@ def test_a_tune_of_anima_has_as_many_sites_as_its_blocks(base_directory: Path) -
 def test_lucifers_file_is_as_large_as_the_published_one_with_a_lora_on_every_linear_layer() -> None:
     """503 MB, in bfloat16; a LoRA of the cross-attention alone would make 437."""
     assert round(2 * parameter_count(PUBLISHED["anima_lucifer"]()) / 1e6) == 503
+
+
+@pytest.mark.parametrize("name", families.EACH)
+def test_weights_that_are_stored_as_bytes_do_not_hide_the_sites(name: str, base_directory: Path) -> None:
+    """As a GGUF loader leaves them: packed, with another shape; layers keep their sizes as attributes."""
+    model = copy.deepcopy(families.model_of(name).model.diffusion_model)
+    for module in model.modules():
+        if isinstance(module, torch.nn.Linear):
+            module.weight = torch.nn.Parameter(torch.zeros(7, dtype=torch.uint8), requires_grad=False)
+    discover = comfy_host.pack("ipadapter_core.backbone.registry").discover_sites
+    assert discover(model).sites == discover(families.model_of(name).model.diffusion_model).sites
