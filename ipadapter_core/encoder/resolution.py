@@ -27,7 +27,7 @@ def input_size(encoder: EncoderSpec, own: int, wanted: int | None) -> int:
         return own
     if patch is None or encoder.kind == PE_CORE:
         raise _bad_resolution(encoder, wanted, f"{own} pixels, its own", own)
-    if wanted % patch or wanted > LARGEST_RESOLUTION:
+    if wanted % patch or not patch <= wanted <= LARGEST_RESOLUTION:
         nearest = max(1, round(min(wanted, LARGEST_RESOLUTION - patch / 2) / patch)) * patch
         raise _bad_resolution(
             encoder, wanted, f"a multiple of its patch, {patch} pixels, up to {LARGEST_RESOLUTION}", nearest

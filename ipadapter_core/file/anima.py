@@ -25,10 +25,13 @@ _SWITCHES = {"ip_norm_keys": _NORMED, "ip_inject_before_mlp": _EARLY}
 _NUMBERS = ("ss_num_heads", "ss_resampler_heads")
 
 
+_A_NUMBER = re.compile(r"[0-9]{1,6}")  # of a file: none has as many heads
+
+
 def published_facts(metadata: Mapping[str, str]) -> dict[str, object]:
     """What the authors' own metadata says that tensors do not show."""
     facts: dict[str, object] = {name: metadata.get(name, "").lower() == "true" for name in _SWITCHES}
-    facts |= {name: int(metadata[name]) for name in _NUMBERS if metadata.get(name, "").isdecimal()}
+    facts |= {name: int(metadata[name]) for name in _NUMBERS if _A_NUMBER.fullmatch(metadata.get(name, ""))}
     return facts | {name: metadata[name] for name in ("ss_encoder",) if name in metadata}
 
 
@@ -45,6 +48,11 @@ def _read_lucifer(shapes: Shapes, stated: Mapping[str, object]) -> AdapterSpec:
     token_dim = matrix(shapes, first)[1]
     parts = tuple(part for part in _PARTS if has_tensor(shapes, f"image_proj.{part}.*"))
     compressor = _compressor(shapes) if "siglip_compressor" in parts else None
+    no_image = shapes.get("image_proj.null_tokens", ())
+    if no_image and (
+        len(no_image) not in (1, 2, 3) or no_image[-1] != token_dim or (len(no_image) == 3 and no_image[0] != 1)
+    ):
+        raise inconsistent(f"null_tokens has shape {list(no_image)}, for tokens that are {token_dim} wide")
     variants = [_SHARED] if is_shared else []
     variants += [
         variant for name, variant in _SWITCHES.items() if stated.get(name) or variant in _stated_layout(stated)
@@ -66,7 +74,7 @@ def _read_lucifer(shapes: Shapes, stated: Mapping[str, object]) -> AdapterSpec:
         layout=LUCIFER + "".join(variants),
         head_dim=_HEAD_DIM,
         parts=parts,
-        no_image=shapes.get("image_proj.null_tokens", ()),
+        no_image=no_image,
     )
 
 
@@ -102,7 +110,9 @@ def _read_pe(shapes: Shapes, stated: Mapping[str, object]) -> AdapterSpec:
     site_dims = tuple(
         matrix(shapes, f"ip_adapter.{index}.to_k_ip.weight")[0] for index in range(numbered(shapes, _KEY))
     )
-    model_heads = stated.get("ss_num_heads")
+    model_heads = stated.get("ss_num_heads", max(1, site_dims[0] // _HEAD_DIM))
+    if not is_whole(model_heads) or not 0 < model_heads <= site_dims[0] or site_dims[0] % model_heads:
+        raise inconsistent(f"the blocks are {site_dims[0]} wide, which {model_heads!r} heads do not divide")
     return AdapterSpec(
         family=PE,
         base=_BASE,
@@ -125,7 +135,7 @@ def _read_pe(shapes: Shapes, stated: Mapping[str, object]) -> AdapterSpec:
         encoder=_PE_CORE if stated.get("ss_encoder", "pe") == "pe" else EncoderHint(),
         # the author took the model's norm off the keys when each block got a gate
         layout=PE + (_GATED if has_tensor(shapes, "ip_adapter.0.gate") else ""),
-        head_dim=site_dims[0] // model_heads if is_whole(model_heads) and model_heads > 0 else _HEAD_DIM,
+        head_dim=site_dims[0] // model_heads,
         parts=tuple(part for part in ("ip_centroid",) if has_tensor(shapes, f"image_proj.{part}")),
     )
 

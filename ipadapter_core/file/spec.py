@@ -229,7 +229,7 @@ def with_metadata(spec: AdapterSpec, metadata: Mapping[str, str]) -> AdapterSpec
     hint = _stated_hint(spec.encoder, encoder)
     face = _stated_face(spec.face, stated.get("face")) if spec.face else None
     head_dim = stated.get("head_dim", spec.head_dim) if spec.head_dim else 0
-    if not is_whole(head_dim) or head_dim < 0 or (head_dim and any(dim % head_dim for dim in spec.site_dims)):
+    if not is_whole(head_dim) or (spec.head_dim and (head_dim < 1 or any(dim % head_dim for dim in spec.site_dims))):
         raise _bad_metadata(f"metadata {SPEC_KEY} has head_dim {head_dim!r}, which does not divide {spec.site_dims[0]}")
     return replace(spec, negative=negative, layer=layer, backbone=backbone, encoder=hint, face=face, head_dim=head_dim)
 

@@ -8,7 +8,7 @@ from ...ipadapter_core.branch.masks import check_mask
 from ...ipadapter_core.branch.tokens import ImageTokens
 from ...ipadapter_core.encoder.pixels import check_image
 from ...ipadapter_core.errors import MismatchError
-from ...ipadapter_core.file.spec import Feature
+from ...ipadapter_core.file.spec import USUAL_BACKBONE, Feature, Negative
 from ...ipadapter_core.legacy.preparation import square_masks
 from ..cache import CACHE
 from ..encoding.encoder import VisionEncoder
@@ -46,10 +46,18 @@ def positive_features(payload: Payload, image: Tensor, mask: Tensor | None = Non
 
 
 def negative_features(payload: Payload, positive: Tensor, image_negative: Tensor | None = None) -> Tensor:
-    """Features of a negative image; without one zeros for adapters that read pooled embeds, else a black picture."""
+    """Features of a negative image; without one zeros for adapters that read pooled embeds, else a black picture.
+
+    So did IPAdapter_plus, for UNets; adapters of other base models get what they were trained with.
+    """
     if image_negative is not None:
         return positive_features(payload, image_negative)
-    if payload.adapter.spec.feature is Feature.IMAGE_EMBEDS:
+    spec = payload.adapter.spec
+    if spec.backbone != USUAL_BACKBONE and spec.negative is Negative.ZERO_FEATURES:
+        return torch.zeros_like(positive)
+    if spec.backbone != USUAL_BACKBONE and spec.negative is Negative.SAME_PICTURE:
+        return positive
+    if spec.feature is Feature.IMAGE_EMBEDS and spec.negative is not Negative.BLACK_PICTURE:
         return torch.zeros_like(positive)
     encoder = payload.encoder()
     size = encoder.pixel_format.size

@@ -47,7 +47,7 @@ class RawAdapter(dict[str, Any]):
         parts: dict[str, dict[str, Tensor]] = {part: {} for part in PARTS}
         for name, tensor in {**loaded.network.state_dict(), **loaded.network.lora}.items():
             part, _, rest = name.partition(".")
-            parts[part][rest] = tensor
+            parts.setdefault(part, {})[rest] = tensor  # some kinds have parts beside
         name = loaded.name.lower()
         super().__init__({**parts, PLUS_V2: "plusv2" in name, UNNORM: "unnorm" in name})
         self.loaded = loaded

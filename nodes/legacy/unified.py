@@ -12,7 +12,7 @@ from comfy_api.latest import io
 
 from ...ipadapter_core.backbone.registry import discover_sites
 from ...ipadapter_core.backbone.sites import Sites
-from ...ipadapter_core.errors import IPAdapterError, MismatchError, UnreadableFileError, one_of
+from ...ipadapter_core.errors import IPAdapterError, MismatchError, UnreadableFileError, UnsupportedFamilyError, one_of
 from ...ipadapter_core.file.container import FileIdentity, file_identity
 from ...ipadapter_core.file.spec import AdapterSpec, Projection
 from ...ipadapter_core.legacy.catalog import Wanted, choose_adapter
@@ -129,7 +129,7 @@ def _spec_of(path: Path, _identity: FileIdentity) -> AdapterSpec | None:
 def _was_made_for(spec: AdapterSpec, sites: Sites) -> bool:
     try:
         check_sites(spec, sites)
-    except MismatchError:
+    except (MismatchError, UnsupportedFamilyError):  # the second: of a kind of base model that is not known here
         return False
     return True
 

@@ -19,7 +19,7 @@ from ...ipadapter_core.backbone.row import Place
 from ...ipadapter_core.backbone.sites import Sites
 from ...ipadapter_core.branch.plan import PatchPlan
 from ...ipadapter_core.errors import MismatchError
-from .anima_blocks import SEEN, add_at_attention, add_later, crossing_of, note_crossing
+from .anima_blocks import add_at_attention, add_later, crossing_of, note_crossing
 from .applied import KEY, Applied, applied_to
 from .replacement import Networks
 from .run import STEP, step_of
@@ -164,16 +164,9 @@ def _in_network(executor: Callable[..., Any], *inputs: Any, **named: Any) -> Any
         return executor(*inputs, **named)
     try:
         with hooked(executor.class_obj, applied, is_compiled=False):  # type: ignore[attr-defined]  # a WrapperExecutor
-            out = executor(*inputs, **named)
+            return executor(*inputs, **named)
     finally:
         _running.block = None
-    if STEP in options and SEEN not in options[STEP].left:
-        raise MismatchError(
-            "a ComfyUI that asks no patches about Anima's cross-attention",
-            expected="ComfyUI 0.30 or newer, for adapters for Anima",
-            action="update ComfyUI",
-        )
-    return out
 
 
 def _before_block(_block: nn.Module, inputs: tuple[Any, ...], named: Mapping[str, Any] | None = None) -> None:

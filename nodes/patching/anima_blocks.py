@@ -22,7 +22,6 @@ GROUP = "block"
 _CROSSING = "crossing"  # in `Step.left`: address of the block whose cross-attention is about to run
 _WAITING = "waiting"  # likewise: what the places of a block that come later have to add
 _LATER = (Place.BEFORE_MLP, Place.BLOCK)
-SEEN = "seen"  # likewise: a cross-attention was
 
 
 @dataclass(frozen=True)
@@ -84,7 +83,6 @@ def _note(step: Step, number: int) -> None:
 def _add_at_attention(
     step: Step, out: Tensor, q: Tensor, patch_size: int, address: Address, options: Mapping[str, Any] | None
 ) -> Tensor:
-    step.left[SEEN] = True
     if step.is_compiled:
         address = step.next_site(q.shape[1] * q.shape[3], Place.ATTENTION, GROUP)
     part = Part(0, q.shape[2], 0, 0, patch_size)

@@ -24,6 +24,7 @@ from ...ipadapter_core.strength.scaling import VALUE_ONLY, Scaling
 from ...ipadapter_core.strength.site import AnyStrength
 from ..cache import CACHE
 from ..sockets import LoadedAdapter
+from .applied import applied_to
 from .install import install
 from .model_lora import add_model_lora, check_model_lora
 from .narrowing import narrowed
@@ -145,10 +146,14 @@ def patch_sites(
     is_everywhere = limits.mask is None or bool(torch.all(limits.mask == 1))
     mask = None if is_everywhere else limits.mask
     outside = tuple(strengths[site.index] for site in active) if adapter.spec.is_timed else ()
-    plan = PatchPlan(active, source, limits.acting, mask, limits.resampling, layout.place, outside, gates)
+    plan = PatchPlan(
+        active, source, limits.acting, mask, limits.resampling, layout.place, outside, gates, adapter.adapter_id
+    )
     is_needed = per_frame or adapter.spec.is_timed or bool(gates)
     patched = install(model, sites, plan, (adapter.patcher,) if is_needed else ())
-    add_model_lora(patched, adapter)
+    before = applied_to(model.model_options["transformer_options"])
+    if all(other.adapter_id != adapter.adapter_id for other in (before.plans if before else ())):
+        add_model_lora(patched, adapter)  # once, however often the adapter is applied
     return patched
 
 

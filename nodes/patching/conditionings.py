@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ...ipadapter_core.branch.rows import COND, UNCOND, Group, Place
 
+_PICTURES = (4, 5)  # dimensions of a latent that is a picture, or pictures of a video
 # What guiders call the conditionings that go without the image. DualCFG's middle one is what the positive is compared
 # with, as ComfyUI counts it among the negatives. What a guider of another pack calls otherwise is a positive.
 _WITHOUT_IMAGE = ("neg", "middle", "empty", "uncond")
@@ -72,7 +73,7 @@ def read_conditionings(
         (number, entry.get("uuid")): place
         for number, conditionings in enumerate(lists)
         for entry in conditionings or ()
-        if x.ndim == 4 and (place := _place(entry.get("area"), size))
+        if x.ndim in _PICTURES and (place := _place(entry.get("area"), size))
     }
     return Conditionings(tuple(sides), places, x.shape[0], size)
 
@@ -107,8 +108,9 @@ def _side_of_known(name: str, conditionings: Sequence[Mapping[str, Any]]) -> int
 
 def _place(area: Sequence[int] | None, whole: tuple[int, int]) -> Place | None:
     """A conditioning's area as the sampler cuts it out."""
-    if area is None or len(area) != 4:
+    if area is None or len(area) not in (4, 6):
         return None
-    height, width, top, left = area
+    half = len(area) // 2  # sizes, then offsets; of a video the frames come first in both
+    (height, width), (top, left) = area[half - 2 : half], area[-2:]
     place = Place(top, left, min(whole[0] - top, height), min(whole[1] - left, width), whole)
     return None if (place.height, place.width) == whole else place

@@ -74,7 +74,8 @@ class AddToBlock(Replacement):
             return out
         q, first, last = holder[-1]
         part = Part(first, last, 0, first, self.patch_size)
-        return {**out, "img": add_to_sequence(options, out["img"], q, self.address, Place.BLOCK, part)}
+        img = out["img"] if self.base is None else out["img"].clone()  # another pack may keep what it gave
+        return {**out, "img": add_to_sequence(options, img, q, self.address, Place.BLOCK, part)}
 
 
 def install(model: ModelPatcher, sites: Sites, plan: PatchPlan, networks: tuple[ModelPatcher, ...]) -> None:

@@ -10,6 +10,7 @@ from ...ipadapter_core.backbone.sites import Sites
 from ...ipadapter_core.branch.plan import PatchPlan
 from . import anima, flux, sd3, unet
 from .applied import KEY, Applied, Hooked, applied_to
+from .hooks import check_hooks
 from .wrappers import add_wrappers
 
 # Puts the plan of sites into a clone of the model, and has networks brought to the device for sampling.
@@ -42,6 +43,7 @@ def install(
         networks: what the plan's keys and values are made with while sampling, if anything.
     """
     name, clone = sites.backbone.name, model.clone()
+    check_hooks(name, original(clone.get_model_object("diffusion_model")))
     INSTALL[name](clone, sites, plan, networks)
     options = clone.model_options["transformer_options"]
     before = applied_to(options)

@@ -11,10 +11,11 @@ from ..sockets import LoadedAdapter
 
 def check_model_lora(model: ModelPatcher, adapter: LoadedAdapter) -> None:
     """Raises MismatchError if the model lacks a layer that the adapter's own LoRA changes, or has another size there."""
-    weights = dict(original(model.get_model_object("diffusion_model")).named_parameters())
+    modules = dict(original(model.get_model_object("diffusion_model")).named_modules())
     for layer, pair in lora_layers(adapter.network.model_lora).items():
-        weight, shape = weights.get(f"{layer}.weight"), (len(pair["up"]), pair["down"].shape[1])
-        if weight is None or weight.numel() != shape[0] * shape[1]:
+        module, shape = modules.get(layer), (len(pair["up"]), pair["down"].shape[1])
+        # a layer's own numbers: quantised weights have another shape
+        if (getattr(module, "out_features", None), getattr(module, "in_features", None)) != shape:
             raise MismatchError(
                 f"{adapter.name}, whose LoRA changes {layer}, {shape[0]} x {shape[1]}, which this model does not have so",
                 expected="a LoRA and a model of the same base",

@@ -275,6 +275,23 @@ class Step:
             )
         return site.address
 
+    def check_turns(self) -> None:
+        """Whether a compiled model ran whole rounds of its sites: else some took the image of others.
+
+        Raises:
+            MismatchError: it left some out.
+        """
+        for (place, group), calls in self._calls.items():
+            order = [
+                site for site in (self._applied.running_order if self._applied else ()) if group in ("", site.group)
+            ]
+            if order and calls % len(order):
+                raise MismatchError(
+                    f"a compiled model that ran {calls} of its {len(order)} attention layers ({place.value})",
+                    expected="a model that runs all its attention layers in their order",
+                    action="remove TorchCompileModel, or the node that skips layers",
+                )
+
     def _feature_map(self, cells: int) -> tuple[int, int]:
         """Height and width of a feature map with so many cells, each half of another but for the size of the latent."""
         height, width = self.size

@@ -17,7 +17,7 @@ def place_of(x: Tensor, groups: Sequence[Group], whole: tuple[int, int]) -> tupl
     """
     size = tuple(x.shape[-2:])
     expected = {whole if group.place is None else (group.place.height, group.place.width) for group in groups}
-    if x.ndim != 4 or expected == {size}:
+    if x.ndim not in (4, 5) or expected == {size}:
         return None, False
     if expected != {whole}:
         return None, True  # a tile of an area

@@ -120,7 +120,9 @@ def _in_step(
         else applied.hooked(original(model.diffusion_model), applied, is_compiled=True)
     )
     with apart(step), hooks:
-        return executor(x, t, c_concat, c_crossattn, control, options, **named)
+        out = executor(x, t, c_concat, c_crossattn, control, options, **named)
+    step.check_turns()
+    return out
 
 
 def _step(run: Run, x: Tensor, options: Mapping[str, Any]) -> Step:

@@ -178,6 +178,25 @@ def test_the_lora_of_a_file_is_on_with_the_adapter_and_off_without(with_lora: Ca
     assert not model.patches
 
 
+def test_a_lora_is_on_once_however_often_its_adapter_is_applied(with_lora: Callable) -> None:
+    model, (adapter, _) = families.model_of(LORA), with_lora(1)
+    once = apply(model, adapter, families.tokens_of(LORA, adapter))
+    twice = apply(once, adapter, families.tokens_of(LORA, adapter, seed=3))
+    assert {key: len(patches) for key, patches in once.patches.items()} == {
+        key: len(patches) for key, patches in twice.patches.items()
+    }
+
+
+def test_a_lora_fits_a_model_of_packed_weights(with_lora: Callable) -> None:
+    model, (adapter, _) = families.model_of(LORA).clone(), with_lora(1)
+    packed = copy.deepcopy(model.model.diffusion_model)
+    for module in packed.modules():
+        if isinstance(module, torch.nn.Linear):
+            module.weight = torch.nn.Parameter(torch.zeros(7, dtype=torch.uint8), requires_grad=False)
+    model.add_object_patch("diffusion_model", packed)
+    comfy_host.pack("nodes.patching.model_lora").check_model_lora(model, adapter)
+
+
 def test_a_lora_is_not_on_at_strength_0(with_lora: Callable) -> None:
     model, (adapter, _) = families.model_of(LORA), with_lora(1)
     unused = apply(model, adapter, families.tokens_of(LORA, adapter), strength=0.0)

@@ -71,6 +71,19 @@ def test_a_mask_of_zeros_and_ones_per_latent_acts_per_latent(name: str, setting:
     torch.testing.assert_close(mixed[1], sample(name, apply(*setting), batch=2)[1], **CLOSE)
 
 
+@pytest.mark.parametrize("left", [True, False], ids=["left", "right"])
+def test_a_prompt_for_an_area_gets_the_part_of_the_mask_that_lies_there(name: str, setting: tuple, left: bool) -> None:
+    mask = torch.zeros(1, 64, 64)
+    mask[..., :32] = 1
+    there, elsewhere = (mask, 1 - mask) if left else (1 - mask, mask)
+    prompts = families.prompts_of(name, area=(16, 8, 0, 0 if left else 8), strength=1.0)
+    how: dict[str, Any] = {"prompts": prompts, "size": (16, 16), "cfg": 1.0}
+    without, whole = sample(name, setting[0], **how), sample(name, apply(*setting), **how)
+    assert differs(without, whole)
+    assert torch.equal(sample(name, apply(*setting, mask=elsewhere), **how), without)
+    torch.testing.assert_close(sample(name, apply(*setting, mask=there), **how), whole, **CLOSE)
+
+
 def test_two_adapters_commute(name: str, setting: tuple, base_directory: Path) -> None:
     model, first, tokens = setting
     second = families.adapter_of(name, base_directory, seed=5)

@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from support import families
+from support import comfy_host, families
 from support.families import EACH, FAMILIES, apply, sample
 
 pytestmark = pytest.mark.parametrize("name", EACH)
@@ -138,3 +139,51 @@ def test_cond_and_uncond_apart_draw_what_they_draw_together(
     together = sample(name, apply(model, *rest))
     monkeypatch.setattr(type(model.model), "memory_required", lambda *_, **__: 1e30)
     torch.testing.assert_close(sample(name, apply(model, *rest)), together, rtol=1e-4, atol=1e-5)
+
+
+def test_the_old_loader_gives_it_to_the_old_nodes(name: str, setting: tuple, base_directory: Path) -> None:
+    pipeline = comfy_host.run("IPAdapterModelLoader", ipadapter_file=f"{name}-0.safetensors")
+    assert {"image_proj", "ip_adapter"} <= set(pipeline)
+
+
+def test_a_comfyui_that_asks_no_patches_is_named_before_anything_is_patched(
+    name: str, setting: tuple, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hooks = comfy_host.pack("nodes.patching.hooks")
+    kind = setting[1].spec.backbone
+    if kind not in hooks.NEEDED:
+        pytest.skip("every ComfyUI from 0.16.3 on has its hooks")
+    monkeypatch.setitem(hooks.NEEDED, kind, replace(hooks.NEEDED[kind], names=("patch_of_another_time",)))
+    with pytest.raises(ValueError, match=r"models ask no patch_of_another_time.*What to do: update ComfyUI"):
+        apply(*setting)
+
+
+def test_what_another_packs_replacement_keeps_is_not_changed(name: str, setting: tuple) -> None:
+    families.needs_replacements(name)
+    kept: list[tuple[Tensor, Tensor]] = []
+
+    def keep(arguments: dict[str, Any], extra: dict[str, Any]) -> dict[str, Any]:
+        out = extra["original_block"](arguments)
+        given = out["img"].clone()
+        kept.append((given, given.clone()))
+        return {**out, "img": given}
+
+    model, *rest = setting
+    references = [torch.randn(1, FAMILIES[name].channels, 8, 4)] if rest[0].spec.backbone == "FLUX" else None
+    prompts = families.prompts_of(name, **({"reference_latents": references} if references else {}))
+    seen = []
+    patched = apply(replacing(model, keep), *rest)
+    group = patched.model_options["transformer_options"]["patches_replace"]["dit"][BLOCK[1:]]
+    add = type(group).__call__
+
+    def after(self: Any, arguments: dict[str, Any], extra: dict[str, Any]) -> dict[str, Any]:
+        out = add(self, arguments, extra)
+        seen.append(all(torch.equal(*pair) for pair in kept))
+        kept.clear()  # the model goes on with it, and changes it
+        return out
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(type(group), "__call__", after)
+        sample(name, patched, steps=1, prompts=prompts)
+    assert seen
+    assert all(seen)

@@ -9,8 +9,9 @@ from comfy.model_patcher import ModelPatcher
 from comfy_api.latest import io
 from torch import Tensor
 
-from ....ipadapter_core.errors import BadInputError
-from ...patching.application import ApplySettings, apply_adapter
+from ....ipadapter_core.errors import BadInputError, MismatchError
+from ....ipadapter_core.file.spec import Feature
+from ...patching.application import ApplySettings, apply_adapter, fitting_sites
 from ...sockets import LoadedAdapter
 from .. import schema
 from . import packs
@@ -108,6 +109,13 @@ class ApplyIPAdapterSD3(io.ComfyNode):
         settings = ApplySettings(weight, start_percent, end_percent)
         if image_embed is None and image is not None:
             return io.NodeOutput(packs.apply_picture(model, ipadapter, image, settings, crop=STRETCH))
+        fitting_sites(model, ipadapter)
+        if ipadapter.spec.feature is not Feature.HIDDEN_STATES:
+            raise MismatchError(
+                f"{ipadapter.name}, which reads another output of its encoder than image_embed has",
+                expected="an adapter for SD3.5, where image_embed is connected",
+                action="connect the picture to image",
+            )
         features = getattr(image_embed, "penultimate_hidden_states", None)
         width = ipadapter.spec.image_dim
         if not isinstance(features, Tensor) or features.ndim != 3 or features.shape[-1] != width:
