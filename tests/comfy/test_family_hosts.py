@@ -39,6 +39,7 @@ def state(model: Any) -> tuple[object, ...]:
 @pytest.mark.parametrize("failing", ["a callback", "the model"])
 def test_nothing_is_left_after_an_error_while_sampling(name: str, setting: tuple, failing: str) -> None:
     model = setting[0]
+    model.unpatch_model()
     before, plain, patched = state(model), sample(name, model), apply(*setting)
     wanted = sample(name, patched)
 

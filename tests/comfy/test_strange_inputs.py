@@ -22,6 +22,14 @@ from support.strange import ANYTHING, TENSORS
 
 LAYOUT = "sdxl"
 SPEAKING = (  # have no file here that they look for, or have but a message
+    "AnimaIPAdapterApply",
+    "AnimaIPAdapterLoader",
+    "ApplyFluxIPAdapter",
+    "ApplyIPAdapterFlux",
+    "ApplyIPAdapterSD3",
+    "IPAdapterFluxLoader",
+    "IPAdapterSD3Loader",
+    "LoadFluxIPAdapter",
     "IPAdapterUnifiedLoader",
     "IPAdapterUnifiedLoaderCommunity",
     "IPAdapterUnifiedLoaderFaceID",

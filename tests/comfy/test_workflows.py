@@ -212,7 +212,8 @@ def test_page_opens_each_workflow(page: Page, tmp_path: Path):
         workflow = read(path)
         page.evaluate(f"app.loadGraphData({json.dumps(workflow)})")
         page.wait_for(f"app.graph._nodes.length === {len(workflow['nodes'])}")
-        unknown = "n.has_errors || !(n.type in LiteGraph.registered_node_types)"
+        unknown = "!(n.type in LiteGraph.registered_node_types)"
+        unknown += "" if path.stem in TRANSFORMERS else " || n.has_errors"  # the server has no files of such models
         assert page.evaluate(f"app.graph._nodes.filter(n => {unknown}).map(n => n.type)") == []
         saved = page.evaluate("app.graph.serialize()")
         assert widget_values(saved) == widget_values(workflow)
