@@ -87,6 +87,8 @@ class Payload:
         given = self.clip_vision
         encoder = given if isinstance(given, VisionEncoder) else from_clip_vision(given)
         check_encoder(encoder.spec, self.adapter.spec)
+        if self.adapter.spec.base == "Kolors":  # no file says 336, and IPAdapter_plus took any encoder as it is
+            return encoder
         return encoder.at(self.adapter.spec.encoder.image_size)
 
 
