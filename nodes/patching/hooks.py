@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from types import CodeType, FunctionType
-from typing import Any
+from typing import Any, cast
 
 from torch import nn
 
@@ -28,7 +28,7 @@ class Hooks:
 
 NEEDED: dict[str, Hooks] = {
     "FLUX": Hooks(lambda model: model.double_blocks[0], ("attn1_patch", "attn1_output_patch"), "0.18.2"),
-    "Anima": Hooks(lambda model: original(model.blocks[0]).cross_attn, ("attn2_patch",), "0.30"),
+    "Anima": Hooks(lambda model: cast(Any, original(model.blocks[0])).cross_attn, ("attn2_patch",), "0.30"),
 }
 
 
