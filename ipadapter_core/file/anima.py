@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from ..errors import UnsupportedFamilyError
 from ..numbers import is_whole
 from .names import LUCIFER, PE
-from .shapes import inconsistent, matrix, numbered
+from .shapes import block_dims, inconsistent, matrix, numbered
 from .signatures import Shapes, Signature, has_tensor
 from .spec import AdapterSpec, EncoderHint, Feature, Negative, Projection, ResamplerSpec
 
@@ -107,9 +107,7 @@ def _read_pe(shapes: Shapes, stated: Mapping[str, object]) -> AdapterSpec:
     heads = given.get("num_heads") if isinstance(given, dict) else stated.get("ss_resampler_heads", _HEADS)
     if not is_whole(heads) or heads < 1 or dim % heads:
         raise inconsistent(f"the resampler is {dim} wide, which {heads!r} heads do not divide")
-    site_dims = tuple(
-        matrix(shapes, f"ip_adapter.{index}.to_k_ip.weight")[0] for index in range(numbered(shapes, _KEY))
-    )
+    site_dims = block_dims(shapes, _KEY)
     model_heads = stated.get("ss_num_heads", max(1, site_dims[0] // _HEAD_DIM))
     if not is_whole(model_heads) or not 0 < model_heads <= site_dims[0] or site_dims[0] % model_heads:
         raise inconsistent(f"the blocks are {site_dims[0]} wide, which {model_heads!r} heads do not divide")

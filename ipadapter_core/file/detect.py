@@ -15,7 +15,7 @@ from .flux import FLUX_ADAPTERS
 from .names import canonical_name
 from .perceiver import read_resampler
 from .sd3 import SD3_ADAPTERS
-from .shapes import inconsistent, matrix
+from .shapes import inconsistent, matrix, tokens_of
 from .signatures import FOREIGN, UNSUPPORTED, Shapes, Signature, dim_of
 from .spec import (
     AdapterSpec,
@@ -71,10 +71,8 @@ def detect(shapes: Shapes, metadata: Mapping[str, str]) -> AdapterSpec:
 
 
 def _read_linear(shapes: Shapes, _stated: Mapping[str, object]) -> AdapterSpec:
-    rows, image_dim = matrix(shapes, "image_proj.proj.weight")
-    dim = dim_of(shapes, "image_proj.norm.weight", 0)
-    if not dim or rows % dim:
-        raise inconsistent(f"image_proj.proj.weight has {rows} rows, not a multiple of image_proj.norm.weight's {dim}")
+    _, image_dim = matrix(shapes, "image_proj.proj.weight")
+    num_tokens, dim = tokens_of(shapes, "image_proj.proj.weight")
     kind = {(768, 1024): "base or light", (768, 1280): "vit-G", (2048, 1024): "vit-H", (2048, 1280): "bigG"}
     return _spec(
         shapes,
@@ -83,7 +81,7 @@ def _read_linear(shapes: Shapes, _stated: Mapping[str, object]) -> AdapterSpec:
         feature=Feature.IMAGE_EMBEDS,
         negative=Negative.ZERO_FEATURES,
         image_dim=image_dim,
-        num_tokens=rows // dim,
+        num_tokens=num_tokens,
     )
 
 
@@ -161,16 +159,11 @@ def _read_identity_and_face(shapes: Shapes, stated: Mapping[str, object]) -> Ada
 def _identity(shapes: Shapes) -> tuple[FaceSpec, int]:
     """What the MLP over a face's embedding reads, and the number of tokens it makes."""
     hidden_dim, identity_dim = matrix(shapes, "image_proj.proj.0.weight")
-    rows, _ = matrix(shapes, "image_proj.proj.2.weight")
-    token_dim = dim_of(shapes, "image_proj.norm.weight", 0)
-    if not token_dim or rows % token_dim:
-        raise inconsistent(
-            f"image_proj.proj.2.weight has {rows} rows, not a multiple of image_proj.norm.weight's {token_dim}"
-        )
+    num_tokens, token_dim = tokens_of(shapes, "image_proj.proj.2.weight")
     face = FaceSpec(
         identity_dim=identity_dim, crop_size=_crop_size(token_dim), token_dim=token_dim, hidden_dim=hidden_dim
     )
-    return face, rows // token_dim
+    return face, num_tokens
 
 
 def _crop_size(token_dim: int) -> int:

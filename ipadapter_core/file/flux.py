@@ -5,8 +5,8 @@ from collections.abc import Callable, Mapping
 
 from ..errors import UnsupportedFamilyError
 from .names import XLABS
-from .shapes import inconsistent, matrix, numbered
-from .signatures import Shapes, Signature, dim_of
+from .shapes import block_dims, inconsistent, matrix, tokens_of
+from .signatures import Shapes, Signature
 from .spec import AdapterSpec, EncoderHint, Feature, Negative, Projection
 
 INSTANTX_FLUX = "InstantX FLUX"
@@ -19,8 +19,8 @@ _VERSIONS = {4: "v1", 16: "v2"}  # by tokens
 
 
 def _read_xlabs(shapes: Shapes, _stated: Mapping[str, object]) -> AdapterSpec:
-    rows, image_dim = matrix(shapes, "image_proj.proj.weight")
-    num_tokens = _tokens(rows, shapes, "image_proj.proj.weight")
+    _, image_dim = matrix(shapes, "image_proj.proj.weight")
+    num_tokens, _ = tokens_of(shapes, "image_proj.proj.weight")
     numbers = {int(match[1]) for name in shapes if (match := _SITE.fullmatch(name))}
     if numbers != set(range(len(numbers))):
         raise UnsupportedFamilyError(
@@ -36,7 +36,7 @@ def _read_xlabs(shapes: Shapes, _stated: Mapping[str, object]) -> AdapterSpec:
         image_dim=image_dim,
         cross_attention_dim=_token_dim(shapes),
         num_tokens=num_tokens,
-        site_dims=_site_dims(shapes),
+        site_dims=block_dims(shapes, _SITE),
         negative=Negative.BLACK_PICTURE,  # x-flux: a picture of zeros where no negative one is given
         backbone=_BACKBONE,
         layout=XLABS,
@@ -45,7 +45,7 @@ def _read_xlabs(shapes: Shapes, _stated: Mapping[str, object]) -> AdapterSpec:
 
 def _read_instantx(shapes: Shapes, _stated: Mapping[str, object]) -> AdapterSpec:
     hidden_dim, image_dim = matrix(shapes, "image_proj.proj.0.weight")
-    rows, _ = matrix(shapes, "image_proj.proj.2.weight")
+    num_tokens, _ = tokens_of(shapes, "image_proj.proj.2.weight")
     return AdapterSpec(
         family=INSTANTX_FLUX,
         base=_BASE,
@@ -53,8 +53,8 @@ def _read_instantx(shapes: Shapes, _stated: Mapping[str, object]) -> AdapterSpec
         feature=Feature.IMAGE_EMBEDS,
         image_dim=image_dim,
         cross_attention_dim=_token_dim(shapes),
-        num_tokens=_tokens(rows, shapes, "image_proj.proj.2.weight"),
-        site_dims=_site_dims(shapes),
+        num_tokens=num_tokens,
+        site_dims=block_dims(shapes, _SITE),
         negative=Negative.ZERO_FEATURES,
         backbone=_BACKBONE,
         layout=INSTANTX_FLUX,
@@ -98,15 +98,3 @@ def _token_dim(shapes: Shapes) -> int:
     if len(dims) != 1:
         raise inconsistent(f"to_k_ip and to_v_ip expect image tokens of different widths: {sorted(dims)}")
     return dims.pop()
-
-
-def _tokens(rows: int, shapes: Shapes, name: str) -> int:
-    dim = dim_of(shapes, "image_proj.norm.weight", 0)
-    if not dim or rows % dim:
-        raise inconsistent(f"{name} has {rows} rows, not a multiple of image_proj.norm.weight's {dim}")
-    return rows // dim
-
-
-def _site_dims(shapes: Shapes) -> tuple[int, ...]:
-    """Channels of each block; blocks are numbered 0, 1, 2 …, as a UNet's layers never are."""
-    return tuple(matrix(shapes, f"ip_adapter.{index}.to_k_ip.weight")[0] for index in range(numbered(shapes, _SITE)))

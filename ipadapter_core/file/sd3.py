@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 from .perceiver import read_resampler
-from .shapes import inconsistent, matrix, numbered
+from .shapes import block_dims, inconsistent, matrix
 from .signatures import Shapes, Signature, dim_of
 from .spec import AdapterSpec, EncoderHint, Feature, Negative, Projection
 
@@ -20,9 +20,7 @@ def _read_instantx(shapes: Shapes, stated: Mapping[str, object]) -> AdapterSpec:
     _, time_dim = matrix(shapes, "image_proj.time_embedding.linear_1.weight")
     token_dim, _ = matrix(shapes, "image_proj.proj_out.weight")
     head_dim = dim_of(shapes, "ip_adapter.0.norm_q.weight", 0)
-    site_dims = tuple(
-        matrix(shapes, f"ip_adapter.{index}.to_k_ip.weight")[0] for index in range(numbered(shapes, _SITE))
-    )
+    site_dims = block_dims(shapes, _SITE)
     if time_dim % 2:  # pairs of a sine and a cosine
         raise inconsistent(f"image_proj.time_embedding.linear_1.weight has {time_dim} columns, not an even number")
     if not head_dim or any(dim % head_dim for dim in site_dims):

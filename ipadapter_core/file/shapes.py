@@ -4,7 +4,7 @@ import re
 from collections.abc import Collection
 
 from ..errors import UnreadableFileError
-from .signatures import Shapes
+from .signatures import Shapes, dim_of
 
 
 def matrix(shapes: Shapes, name: str) -> tuple[int, int]:
@@ -29,6 +29,27 @@ def numbered(shapes: Shapes, pattern: re.Pattern[str]) -> int:
     if gap := set(range(max(found) + 1)) - found:
         raise inconsistent(f"layer numbers do not run 0, 1, 2 …: {_first(gap)} missing")
     return len(found)
+
+
+def block_dims(shapes: Shapes, pattern: re.Pattern[str]) -> tuple[int, ...]:
+    """Channels of each block of a transformer, whose layers are numbered 0, 1, 2 …, as a UNet's never are.
+
+    Arguments and errors as those of `numbered` and `matrix`.
+    """
+    return tuple(matrix(shapes, f"ip_adapter.{index}.to_k_ip.weight")[0] for index in range(numbered(shapes, pattern)))
+
+
+def tokens_of(shapes: Shapes, name: str) -> tuple[int, int]:
+    """How many tokens a last layer of this name makes for a reference, and how wide the norm behind it says they are.
+
+    Raises:
+        UnreadableFileError: its rows are no multiple of that width.
+    """
+    rows, _ = matrix(shapes, name)
+    dim = dim_of(shapes, "image_proj.norm.weight", 0)
+    if not dim or rows % dim:
+        raise inconsistent(f"{name} has {rows} rows, not a multiple of image_proj.norm.weight's {dim}")
+    return rows // dim, dim
 
 
 def _first(numbers: Collection[int]) -> str:

@@ -161,10 +161,10 @@ def read_spec(path: Path) -> AdapterSpec:
     """What adapter a file is, of safetensors from the header alone. Errors as `read_tensors` and `detect`."""
     if path.suffix not in SAFETENSORS_SUFFIXES:
         file = read_tensors(path)
-        return detect({canonical_name(name): tuple(x.shape) for name, x in file.tensors.items()}, file.metadata)
+        return detect({name: tuple(x.shape) for name, x in file.tensors.items()}, file.metadata)
     header = read_header(path, is_whole=True)
     metadata = {name: str(value) for name, value in header.pop("__metadata__", {}).items()}
-    shapes = {canonical_name(name): entry.get("shape") for name, entry in header.items()}
+    shapes = {name: entry.get("shape") for name, entry in header.items()}
     return detect({name: tuple(shape) for name, shape in shapes.items() if isinstance(shape, list)}, metadata)
 
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ipadapter_core.errors import UnreadableFileError, UnsupportedFamilyError
 from ipadapter_core.file.container import publish, read_tensors, write_safetensors
-from ipadapter_core.file.detect import canonical_name, detect
+from ipadapter_core.file.detect import detect
 from ipadapter_core.file.json_text import parse_json
 from ipadapter_core.file.spec import AdapterSpec, EncoderHint, Feature, Negative
 from ipadapter_core.network.adapter import build_adapter
@@ -141,7 +141,7 @@ def _completed(parts: Parts, source: Path, state: Path | None) -> Parts:
 
 def _explain(tensors: Mapping[str, Tensor], source: Path) -> None:
     """Raise the core's error about what this is instead of an adapter."""
-    detect({canonical_name(name): tuple(tensor.shape) for name, tensor in tensors.items()}, {})
+    detect({name: tuple(tensor.shape) for name, tensor in tensors.items()}, {})
     raise ConvertError(
         f"{source.name} has K/V projections but no image projection",
         expected="image_proj_model.* or image_proj.* beside them",
