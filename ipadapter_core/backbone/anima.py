@@ -10,8 +10,8 @@ from torch.nn import functional
 
 from ..errors import MismatchError
 from ..operations import Operations
-from .flux import CrossAttentionProjection
-from .row import Backbone, Place, SiteLayout, plain_kv
+from .projections import CrossAttentionProjection
+from .row import Backbone, Place, SiteLayout, in_heads, plain_kv
 from .sites import Site
 
 _GROUP = "block"
@@ -101,18 +101,14 @@ def _lucifer_kv(projection: nn.Module, tokens: Tensor, head_dim: int, *, is_norm
     """Tokens of zeros are no image, though the projections have biases."""
     key, value = plain_kv(projection, tokens, head_dim)
     if is_normed:
-        key = functional.layer_norm(_in_heads(key, head_dim), (head_dim,), eps=_EPSILON).flatten(-2)
+        key = functional.layer_norm(in_heads(key, head_dim), (head_dim,), eps=_EPSILON).flatten(-2)
     return key, value * (tokens.abs().sum(dim=(-2, -1), keepdim=True) > _NOTHING)
 
 
 def _normed_kv(projection: nn.Module, tokens: Tensor, head_dim: int) -> tuple[Tensor, Tensor]:
     """Keys have a root mean square of 1 over each head; the weights of that norm are the model's."""
     key, value = plain_kv(projection, tokens, head_dim)
-    return functional.rms_norm(_in_heads(key, head_dim), (head_dim,), eps=_EPSILON).flatten(-2), value
-
-
-def _in_heads(x: Tensor, head_dim: int) -> Tensor:
-    return x.view(*x.shape[:-1], -1, head_dim)
+    return functional.rms_norm(in_heads(key, head_dim), (head_dim,), eps=_EPSILON).flatten(-2), value
 
 
 def _scaled_kv(projection: nn.Module, tokens: Tensor, head_dim: int) -> tuple[Tensor, Tensor]:

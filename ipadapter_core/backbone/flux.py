@@ -1,35 +1,18 @@
 """FLUX.1 and what has its blocks (Chroma): double blocks for text and picture side by side, then single ones for both."""
 
+from functools import partial
 from typing import Any, cast
 
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ..operations import Operations
 from .others import has_shared_modulation
-from .row import Backbone, Place, SiteLayout
+from .projections import CrossAttentionProjection
+from .row import Backbone, Place, SiteLayout, in_heads, plain_kv
 from .sites import Site
 
 _GROUPS = ("double", "single")
 _EPSILON = 1e-5
-
-
-class BiasedProjection(nn.Module):
-    """`to_k_ip` and `to_v_ip` of XLabs' adapters, which have a bias."""
-
-    def __init__(self, cross_attention_dim: int, site_dim: int, ops: Operations) -> None:
-        super().__init__()
-        self.to_k_ip = ops.Linear(cross_attention_dim, site_dim)
-        self.to_v_ip = ops.Linear(cross_attention_dim, site_dim)
-
-
-class CrossAttentionProjection(nn.Module):
-    """`to_k_ip` and `to_v_ip` of InstantX's adapters."""
-
-    def __init__(self, cross_attention_dim: int, site_dim: int, ops: Operations) -> None:
-        super().__init__()
-        self.to_k_ip = ops.Linear(cross_attention_dim, site_dim, bias=False)
-        self.to_v_ip = ops.Linear(cross_attention_dim, site_dim, bias=False)
 
 
 def find_sites(diffusion_model: nn.Module) -> tuple[Site, ...]:
@@ -57,9 +40,9 @@ def find_sites(diffusion_model: nn.Module) -> tuple[Site, ...]:
 
 def _normed_kv(projection: nn.Module, tokens: Tensor, head_dim: int) -> tuple[Tensor, Tensor]:
     """Both have a root mean square of 1 over each head, without weights."""
-    both = (projection.to_k_ip(tokens), projection.to_v_ip(tokens))  # type: ignore[operator]
     key, value = (
-        functional.rms_norm(part.unflatten(-1, (-1, head_dim)), (head_dim,), eps=_EPSILON).flatten(-2) for part in both
+        functional.rms_norm(in_heads(part, head_dim), (head_dim,), eps=_EPSILON).flatten(-2)
+        for part in plain_kv(projection, tokens, head_dim)
     )
     return key, value
 
@@ -76,7 +59,7 @@ FLUX = Backbone(
     unserved={(3584, 30): "LongCat-Image"},
     layouts={
         "XLabs FLUX": SiteLayout(
-            site_projection=BiasedProjection,
+            site_projection=partial(CrossAttentionProjection, bias=True),
             site_key=str,
             acts_at=lambda site: site.group == "double",
             place=Place.BLOCK,

@@ -28,6 +28,11 @@ def plain_kv(projection: nn.Module, tokens: Tensor, _head_dim: int) -> tuple[Ten
     return projection.to_k_ip(tokens), projection.to_v_ip(tokens)  # type: ignore[operator]
 
 
+def in_heads(x: Tensor, head_dim: int) -> Tensor:
+    """(…, H·D) to (…, H, D)."""
+    return x.view(*x.shape[:-1], -1, head_dim)
+
+
 def _everywhere(_site: Site) -> bool:
     return True
 

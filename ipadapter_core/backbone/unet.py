@@ -5,7 +5,7 @@ from typing import cast
 
 from torch import nn
 
-from ..operations import Operations
+from .projections import CrossAttentionProjection
 from .row import Backbone
 from .sites import Block, Role, Roles, Site
 
@@ -22,15 +22,6 @@ _SD15_ROLES: dict[Block, tuple[Role, float]] = {
     ("input", 7): (Role.COMPOSITION, 0.25),
     ("input", 8): (Role.COMPOSITION, 1.0),
 }
-
-
-class CrossAttentionProjection(nn.Module):
-    """`to_k_ip` and `to_v_ip` of one attention site (arXiv 2308.06721, equation 4)."""
-
-    def __init__(self, cross_attention_dim: int, site_dim: int, ops: Operations) -> None:
-        super().__init__()
-        self.to_k_ip = ops.Linear(cross_attention_dim, site_dim, bias=False)
-        self.to_v_ip = ops.Linear(cross_attention_dim, site_dim, bias=False)
 
 
 def find_sites(diffusion_model: nn.Module) -> tuple[Site, ...]:

@@ -7,31 +7,20 @@ Arithmetic and names of tensors are those of tencent-ailab/IP-Adapter (ip_adapte
 
 from typing import cast
 
-from einops import rearrange
 from torch import Tensor, nn
 
 from ..file.spec import FaceSpec, ResamplerSpec
 from ..operations import Operations
 from .resampler import perceive, perceiver_layers
+from .two_layers import TwoLayerProjection
 
 
-class IdentityProjection(nn.Module):
+class IdentityProjection(TwoLayerProjection):
     """Two-layer MLP over the face's embedding (FaceID and portrait)."""
 
     def __init__(self, face: FaceSpec, num_tokens: int, ops: Operations) -> None:
-        super().__init__()
         assert face.hidden_dim is not None
-        self.num_tokens = num_tokens
-        self.proj = nn.Sequential(
-            ops.Linear(face.identity_dim, face.hidden_dim),
-            nn.GELU(),
-            ops.Linear(face.hidden_dim, num_tokens * face.token_dim),
-        )
-        self.norm = ops.LayerNorm(face.token_dim)
-
-    def forward(self, identity: Tensor) -> Tensor:
-        """(B, I) to (B, N, W)."""
-        return cast(Tensor, self.norm(rearrange(self.proj(identity), "b (n w) -> b n w", n=self.num_tokens)))
+        super().__init__(face.identity_dim, face.hidden_dim, face.token_dim, num_tokens, ops)
 
 
 class FacePerceiver(nn.Module):

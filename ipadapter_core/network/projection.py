@@ -13,6 +13,7 @@ from .anima import PatchTokens, PerceiverTokens
 from .face_projection import IdentityAndFaceProjection, IdentityProjection
 from .resampler import Resampler
 from .timed_resampler import TimedResampler
+from .two_layers import TwoLayerProjection
 
 
 class ImageProjection(nn.Module):
@@ -28,26 +29,6 @@ class ImageProjection(nn.Module):
         """(B, E) to (B, N, C)."""
         tokens = rearrange(self.proj(image_embeds), "b (n c) -> b n c", n=self.num_tokens)
         return cast(Tensor, self.norm(tokens))
-
-
-class TwoLayerProjection(nn.Module):
-    """MLP of two layers and LayerNorm over the pooled embedding (`MLPProjModel` of InstantX/FLUX.1-dev-IP-Adapter)."""
-
-    def __init__(
-        self, image_dim: int, hidden_dim: int, cross_attention_dim: int, num_tokens: int, ops: Operations
-    ) -> None:
-        super().__init__()
-        self.num_tokens = num_tokens
-        self.proj = nn.Sequential(
-            ops.Linear(image_dim, hidden_dim),
-            nn.GELU(),
-            ops.Linear(hidden_dim, num_tokens * cross_attention_dim),
-        )
-        self.norm = ops.LayerNorm(cross_attention_dim)
-
-    def forward(self, image_embeds: Tensor) -> Tensor:
-        """(B, E) to (B, N, C)."""
-        return cast(Tensor, self.norm(rearrange(self.proj(image_embeds), "b (n c) -> b n c", n=self.num_tokens)))
 
 
 class FullProjection(nn.Module):

@@ -83,14 +83,15 @@ def perceive(layers: nn.ModuleList, features: Tensor, latents: Tensor) -> Tensor
 
 def perceiver_layers(spec: ResamplerSpec, ops: Operations) -> nn.ModuleList:
     """Attention and feed-forward `depth` times, under the published names."""
-    return nn.ModuleList(_layer(spec, ops) for _ in range(spec.depth))
+    return nn.ModuleList(nn.ModuleList(attention_and_feed_forward(spec, ops)) for _ in range(spec.depth))
 
 
-def _layer(spec: ResamplerSpec, ops: Operations) -> nn.ModuleList:
+def attention_and_feed_forward(spec: ResamplerSpec, ops: Operations) -> tuple[PerceiverAttention, nn.Sequential]:
+    """The two parts of a layer, under the published names."""
     feed_forward = nn.Sequential(
         ops.LayerNorm(spec.dim),
         ops.Linear(spec.dim, spec.ff_dim, bias=False),
         nn.GELU(),
         ops.Linear(spec.ff_dim, spec.dim, bias=False),
     )
-    return nn.ModuleList((PerceiverAttention(spec.dim, spec.num_heads, spec.head_dim, ops), feed_forward))
+    return PerceiverAttention(spec.dim, spec.num_heads, spec.head_dim, ops), feed_forward

@@ -12,7 +12,7 @@ from torch.nn import functional
 
 from ..file.spec import ResamplerSpec
 from ..operations import Operations
-from .resampler import PerceiverAttention
+from .resampler import PerceiverAttention, attention_and_feed_forward
 
 _LONGEST_PERIOD = 10000
 
@@ -41,14 +41,8 @@ class TimedLayer(nn.ModuleList):
     """Attention, feed-forward, and how the noise level moves what both read; numbered as published."""
 
     def __init__(self, spec: ResamplerSpec, ops: Operations) -> None:
-        feed_forward = nn.Sequential(
-            ops.LayerNorm(spec.dim),
-            ops.Linear(spec.dim, spec.ff_dim, bias=False),
-            nn.GELU(),
-            ops.Linear(spec.ff_dim, spec.dim, bias=False),
-        )
-        attention = PerceiverAttention(spec.dim, spec.num_heads, spec.head_dim, ops)
-        super().__init__((attention, feed_forward, nn.Sequential(nn.SiLU(), ops.Linear(spec.dim, 4 * spec.dim))))
+        parts = attention_and_feed_forward(spec, ops)
+        super().__init__((*parts, nn.Sequential(nn.SiLU(), ops.Linear(spec.dim, 4 * spec.dim))))
 
     def forward(self, features: Tensor, latents: Tensor, time: Tensor) -> Tensor:
         """(B, S, W), (B, Q, W) and (B, W) to (B, Q, W)."""
