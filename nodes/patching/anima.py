@@ -20,11 +20,11 @@ from ...ipadapter_core.backbone.sites import Sites
 from ...ipadapter_core.branch.plan import PatchPlan
 from ...ipadapter_core.errors import MismatchError
 from .anima_blocks import add_at_attention, add_later, crossing_of, note_crossing
-from .applied import KEY, Applied, applied_to
-from .replacement import Networks
+from .applied import KEY, OVERRIDE, Applied, applied_to
+from .replacement import install_in_slots
 from .run import STEP, step_of
 
-_START, _BEFORE, _OVERRIDE = "post_input", "attn2_patch", "optimized_attention_override"
+_START, _BEFORE = "post_input", "attn2_patch"
 _changing = threading.Lock()
 _running = threading.local()  # `block`: options and timestep embedding of the block that runs, for the hook within
 Override = Callable[..., Tensor]
@@ -93,12 +93,9 @@ class AddToCrossAttention:
 
 def install(model: ModelPatcher, sites: Sites, plan: PatchPlan, networks: tuple[ModelPatcher, ...]) -> None:
     """Put a plan into the model, a clone made for it."""
-    options = model.model_options["transformer_options"]
-    options.update(fill_slots(options, sites))
+    install_in_slots(fill_slots, model, sites, plan, networks)
     if not model.get_wrappers(WrappersMP.DIFFUSION_MODEL, KEY):
         model.add_wrapper_with_key(WrappersMP.DIFFUSION_MODEL, KEY, _in_network)
-    if networks:
-        model.set_model_patch(Networks(networks), KEY)
 
 
 def fill_slots(options: Mapping[str, Any], sites: Sites) -> dict[str, Any]:
@@ -107,10 +104,10 @@ def fill_slots(options: Mapping[str, Any], sites: Sites) -> dict[str, Any]:
     ours: tuple[tuple[str, Any], ...] = ((_START, KeepStep()), (_BEFORE, NoteCrossAttention()))
     for name, patch in ours:
         lists[name] = [*(found for found in lists.get(name, ()) if not isinstance(found, type(patch))), patch]
-    override = options.get(_OVERRIDE)
+    override = options.get(OVERRIDE)
     if not isinstance(override, AddToCrossAttention):
         override = AddToCrossAttention(sites.patch_size, override)
-    return {**options, "patches": lists, _OVERRIDE: override}
+    return {**options, "patches": lists, OVERRIDE: override}
 
 
 @contextmanager

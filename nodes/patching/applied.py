@@ -12,6 +12,7 @@ from ...ipadapter_core.backbone.sites import Site, Sites
 from ...ipadapter_core.branch.plan import PatchPlan
 
 KEY = "ipadapter_studio"
+OVERRIDE = "optimized_attention_override"  # ComfyUI's, in transformer_options
 
 
 @dataclass(frozen=True, eq=False)

@@ -5,25 +5,22 @@ of the block's attention, as they are before positions are put into them.
 """
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
-from comfy.model_patcher import ModelPatcher
 from torch import Tensor
 
 from ...ipadapter_core.backbone.row import Place
 from ...ipadapter_core.backbone.sites import Sites
-from ...ipadapter_core.branch.plan import PatchPlan
-from .applied import KEY
+from .applied import KEY, OVERRIDE
 from .compiled import add_to_sequence
-from .replacement import BLOCKS, Networks, Replacement
+from .replacement import BLOCKS, Replacement
 from .sequence import Part
 
 _QUERIES = f"{KEY}_queries"  # in the options of one block
 _HOLDER = f"{KEY}_holder"  # in the options of one block: where a block leaves its queries for what comes after it
 _BEFORE, _AFTER = "attn1_patch", "attn1_output_patch"
 _DOUBLE = "double"
-_OVERRIDE = "optimized_attention_override"
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,7 +53,7 @@ class AddToAttention:
             Part(first, last, 0, 0, self.patch_size) if group == _DOUBLE else Part(0, last, first, 0, self.patch_size)
         )
         address = (group, extra_options["block_index"], 0)
-        if _OVERRIDE in extra_options:  # another pack may keep what it gave
+        if OVERRIDE in extra_options:  # another pack may keep what it gave
             attention = attention.clone()
         return add_to_sequence(extra_options, attention, q, address, Place.ATTENTION, part)
 
@@ -76,14 +73,6 @@ class AddToBlock(Replacement):
         part = Part(first, last, 0, first, self.patch_size)
         img = out["img"] if self.base is None else out["img"].clone()  # another pack may keep what it gave
         return {**out, "img": add_to_sequence(options, img, q, self.address, Place.BLOCK, part)}
-
-
-def install(model: ModelPatcher, sites: Sites, plan: PatchPlan, networks: tuple[ModelPatcher, ...]) -> None:
-    """Put a plan into the model, a clone made for it."""
-    options = model.model_options["transformer_options"]
-    options.update(fill_slots(options, replace(sites, sites=plan.sites)))
-    if networks:
-        model.set_model_patch(Networks(networks), KEY)
 
 
 def fill_slots(options: Mapping[str, Any], sites: Sites) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """How a plan is hung into a model: one row for each kind of base model."""
 
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable
+from functools import partial
 
 from comfy.model_patcher import ModelPatcher
 
@@ -11,26 +11,25 @@ from ...ipadapter_core.branch.plan import PatchPlan
 from . import anima, flux, sd3, unet
 from .applied import KEY, Applied, Hooked, applied_to
 from .hooks import check_hooks
+from .replacement import FillSlots, install_in_slots
 from .wrappers import add_wrappers
 
 # Puts the plan of sites into a clone of the model, and has networks brought to the device for sampling.
 Install = Callable[[ModelPatcher, Sites, PatchPlan, tuple[ModelPatcher, ...]], None]
-# `transformer_options` in which every site has a patch of ours, for a compiled model; see `Applied`.
-FillSlots = Callable[[Mapping[str, Any], Sites], dict[str, Any]]
 
-INSTALL: dict[str, Install] = {
-    "UNet": unet.install,
-    "FLUX": flux.install,
-    "SD3": sd3.install,
-    "Anima": anima.install,
-}
+# a kind that needs no patch at every site has no row here
 FILL_SLOTS: dict[str, FillSlots] = {
     "UNet": unet.fill_slots,
     "FLUX": flux.fill_slots,
     "SD3": sd3.fill_slots,
     "Anima": anima.fill_slots,
 }
-# a kind that needs no patch at every site has no row
+INSTALL: dict[str, Install] = {
+    "UNet": unet.install,
+    "FLUX": partial(install_in_slots, flux.fill_slots),
+    "SD3": partial(install_in_slots, sd3.fill_slots),
+    "Anima": anima.install,
+}
 HOOKED: dict[str, Hooked] = {"Anima": anima.hooked}
 
 
@@ -43,12 +42,12 @@ def install(
         networks: what the plan's keys and values are made with while sampling, if anything.
     """
     name, clone = sites.backbone.name, model.clone()
-    check_hooks(name, original(clone.get_model_object("diffusion_model")))
+    network = original(clone.get_model_object("diffusion_model"))
+    check_hooks(name, network)
     INSTALL[name](clone, sites, plan, networks)
     options = clone.model_options["transformer_options"]
     before = applied_to(options)
     plans = (*(before.plans if before else ()), plan)
-    network = original(clone.get_model_object("diffusion_model"))
     whole = before.sites if before else discover_sites(network)
     options[KEY] = Applied(
         whole, plans, clone.get_model_object("model_sampling"), network, FILL_SLOTS.get(name), HOOKED.get(name)

@@ -1,16 +1,20 @@
 """What stands in a block's slot of `patches_replace`, whatever is done there, and what a sampling needs on the device."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 import torch
 from comfy.model_patcher import ModelPatcher
 
-from ...ipadapter_core.backbone.sites import Address
+from ...ipadapter_core.backbone.sites import Address, Sites
+from ...ipadapter_core.branch.plan import PatchPlan
+from .applied import KEY
 
 BLOCKS = "dit"  # the kind of slot
 BlockReplacement = Callable[[dict[str, Any], dict[str, Any]], dict[str, Any]]
+# `transformer_options` in which every site has a patch of ours, for a compiled model; see `Applied`.
+FillSlots = Callable[[Mapping[str, Any], Sites], dict[str, Any]]
 _SomeReplacement = TypeVar("_SomeReplacement", bound="Replacement")
 
 
@@ -43,6 +47,16 @@ class Replacement:
         """ComfyUI calls this after sampling; what a foreign base keeps is its own business."""
         if (clean := getattr(self.base, "cleanup", None)) is not None:
             clean()
+
+
+def install_in_slots(
+    fill_slots: FillSlots, model: ModelPatcher, sites: Sites, plan: PatchPlan, networks: tuple[ModelPatcher, ...]
+) -> None:
+    """Fill the slots of a plan's sites in a clone made for it: all that a kind needs whose patches serve every plan."""
+    options = model.model_options["transformer_options"]
+    options.update(fill_slots(options, replace(sites, sites=plan.sites)))
+    if networks:
+        model.set_model_patch(Networks(networks), KEY)
 
 
 @dataclass(frozen=True, eq=False)

@@ -12,7 +12,7 @@ from comfy.ldm.modules import attention as comfy_attention
 from torch import Tensor, nn
 
 from ...ipadapter_core.backbone.row import Place
-from ...ipadapter_core.backbone.sites import Address
+from ...ipadapter_core.backbone.sites import Address, Site
 from ...ipadapter_core.branch.attention import AttentionFunction, add_image_attention, image_attention
 from ...ipadapter_core.branch.plan import PatchPlan
 from ...ipadapter_core.branch.resident import Resident
@@ -262,8 +262,7 @@ class Step:
         Raises:
             MismatchError: the model does not run its sites in their order.
         """
-        order = self._applied.running_order if self._applied else ()
-        order = tuple(site for site in order if group in ("", site.group))
+        order = self._order(group)
         number = self._calls[place, group]
         site = order[number % len(order)] if order else None  # a pack may run the network several times
         self._calls[place, group] += 1
@@ -275,6 +274,11 @@ class Step:
             )
         return site.address
 
+    def _order(self, group: str) -> tuple[Site, ...]:
+        """The sites of a group as the model runs them; of all groups if it is empty."""
+        order = self._applied.running_order if self._applied else ()
+        return tuple(site for site in order if group in ("", site.group))
+
     def check_turns(self) -> None:
         """Whether a compiled model ran whole rounds of its sites: else some took the image of others.
 
@@ -282,9 +286,7 @@ class Step:
             MismatchError: it left some out.
         """
         for (place, group), calls in self._calls.items():
-            order = [
-                site for site in (self._applied.running_order if self._applied else ()) if group in ("", site.group)
-            ]
+            order = self._order(group)
             if order and calls % len(order):
                 raise MismatchError(
                     f"a compiled model that ran {calls} of its {len(order)} attention layers ({place.value})",

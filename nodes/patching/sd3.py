@@ -5,20 +5,17 @@ of the options, handed to the block alone.
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
-from comfy.model_patcher import ModelPatcher
 from torch import Tensor
 
 from ...ipadapter_core.backbone.sites import Address, Sites
-from ...ipadapter_core.branch.plan import PatchPlan
-from .applied import KEY
+from .applied import OVERRIDE
 from .compiled import add_to_joint
 from .joint import Own
-from .replacement import BLOCKS, Networks, Replacement
+from .replacement import BLOCKS, Replacement
 
-_OVERRIDE = "optimized_attention_override"
 _SLOT = "double_block"  # what ComfyUI calls the slot of a joint block
 
 
@@ -44,7 +41,7 @@ class AddToAttention:
     ) -> Tensor:
         if "transformer_options" in named:
             named["transformer_options"] = self.options
-        theirs = self.options.get(_OVERRIDE)
+        theirs = self.options.get(OVERRIDE)
         out = attention(q, k, v, *args, **named) if theirs is None else theirs(attention, q, k, v, *args, **named)
         if q.shape[1] != self.text + self.picture:  # the picture's attention to itself alone (SD3.5-Medium)
             return out
@@ -63,20 +60,12 @@ class AddToBlock(Replacement):
             options = given["transformer_options"]
             lengths = (given["txt"].shape[1], given["img"].shape[1])
             override = AddToAttention(self.address, self.patch_size, options, *lengths)
-            out: dict[str, Any] = original({**given, "transformer_options": {**options, _OVERRIDE: override}})
+            out: dict[str, Any] = original({**given, "transformer_options": {**options, OVERRIDE: override}})
             return out
 
         if self.base is None:
             return run(arguments)
         return self.base(arguments, {**extra, "original_block": run})
-
-
-def install(model: ModelPatcher, sites: Sites, plan: PatchPlan, networks: tuple[ModelPatcher, ...]) -> None:
-    """Put a plan into the model, a clone made for it."""
-    options = model.model_options["transformer_options"]
-    options.update(fill_slots(options, replace(sites, sites=plan.sites)))
-    if networks:
-        model.set_model_patch(Networks(networks), KEY)
 
 
 def fill_slots(options: Mapping[str, Any], sites: Sites) -> dict[str, Any]:
