@@ -2,25 +2,24 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, TypeVar
+from typing import Any
 
-import torch
 from comfy.model_patcher import ModelPatcher
 
 from ...ipadapter_core.backbone.sites import Address, Sites
 from ...ipadapter_core.branch.plan import PatchPlan
 from .applied import KEY
+from .around import Around
 
 BLOCKS = "dit"  # the kind of slot
 BlockReplacement = Callable[[dict[str, Any], dict[str, Any]], dict[str, Any]]
 # `transformer_options` in which every site has a patch of ours, for a compiled model; see `Applied`.
 FillSlots = Callable[[Mapping[str, Any], Sites], dict[str, Any]]
-_SomeReplacement = TypeVar("_SomeReplacement", bound="Replacement")
 
 
 @dataclass(frozen=True, eq=False)
-class Replacement:
-    """What ours have in common.
+class Replacement(Around):
+    """What ours around blocks have in common.
 
     Attributes:
         address: of the block.
@@ -31,22 +30,6 @@ class Replacement:
     address: Address
     patch_size: int
     base: BlockReplacement | None = None
-
-    def to(self: _SomeReplacement, device_or_dtype: torch.device | torch.dtype) -> _SomeReplacement:
-        """ComfyUI calls this with a device, then with a dtype; ours has nothing to move."""
-        move = getattr(self.base, "to", None)
-        moved = self.base if move is None else move(device_or_dtype)
-        return self if moved is self.base else replace(self, base=moved)
-
-    def models(self) -> list[ModelPatcher]:
-        """What a foreign base needs on the device."""
-        theirs = getattr(self.base, "models", None)
-        return [] if theirs is None else list(theirs())
-
-    def cleanup(self) -> None:
-        """ComfyUI calls this after sampling; what a foreign base keeps is its own business."""
-        if (clean := getattr(self.base, "cleanup", None)) is not None:
-            clean()
 
 
 def install_in_slots(

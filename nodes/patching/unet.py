@@ -4,7 +4,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-import torch
 from comfy.ldm.modules import attention as comfy_attention
 from comfy.model_patcher import ModelPatcher
 from comfy.patcher_extension import CallbacksMP
@@ -15,6 +14,7 @@ from ...ipadapter_core.backbone.unet import is_deep
 from ...ipadapter_core.branch.plan import PatchPlan
 from ...ipadapter_core.branch.schedule import SigmaRange
 from .applied import KEY
+from .around import Around
 from .compiled import add_images
 
 AttentionPatch = Callable[[Tensor, Tensor, Tensor, dict[str, Any]], Tensor]
@@ -35,7 +35,7 @@ class Follower:
 
 
 @dataclass(eq=False)
-class IPAttentionPatch:
+class IPAttentionPatch(Around):
     """Text attention plus the image branch of every adapter stacked on this site.
 
     Our own code never changes a patch: stacking makes a new one, and each clone of a model gets its own (`_fork`).
@@ -76,21 +76,9 @@ class IPAttentionPatch:
         """Protocol of other packs: also call `callback(out, q, k, v, extra_options, **kwargs)` and add its result."""
         self.followers.append(Follower(callback, kwargs))
 
-    def to(self, device_or_dtype: torch.device | torch.dtype) -> "IPAttentionPatch":
-        """ComfyUI calls this with a device, then with a dtype; ours follow q instead, a foreign base follows this."""
-        move = getattr(self.base, "to", None)
-        moved = self.base if move is None else move(device_or_dtype)
-        return self if moved is self.base else replace(self, base=moved)
-
     def models(self) -> list[ModelPatcher]:
-        """Networks needed while sampling: those that make the keys of single frames, and those of a foreign base."""
-        theirs = getattr(self.base, "models", None)
-        return [*self.networks, *(theirs() if theirs is not None else ())]
-
-    def cleanup(self) -> None:
-        """ComfyUI calls this after sampling; what a foreign base keeps is its own business."""
-        if (clean := getattr(self.base, "cleanup", None)) is not None:
-            clean()
+        """Those that make the keys of single frames, and those of a foreign base."""
+        return [*self.networks, *super().models()]
 
 
 def install(model: ModelPatcher, sites: Sites, plan: PatchPlan, networks: tuple[ModelPatcher, ...]) -> None:
