@@ -52,21 +52,14 @@ def joint_attention(
     Args:
         q: (G·B, L, H, D), groups outermost.
         own: the picture's keys and values, each as `q`.
-        images: (G or G·B, T, H, D) each.
+        images: (G·B, T, H, D) each.
         attention: of (G·B, H, …, D) each.
 
     Returns:
         What the attention gives.
     """
-    latents = q.shape[0] // images[0].shape[0]
-    if latents > 1:
-        images = (_repeated(images[0], latents), _repeated(images[1], latents))
     key, value = (torch.cat(pair, dim=1).transpose(1, 2) for pair in zip(own, images, strict=True))
     return attention(q.transpose(1, 2), key, value)
-
-
-def _repeated(x: Tensor, latents: int) -> Tensor:
-    return x[:, None].expand(-1, latents, -1, -1, -1).flatten(0, 1)
 
 
 @dataclass(frozen=True, eq=False)

@@ -11,6 +11,7 @@ from ...ipadapter_core.backbone.sites import Address
 from ...ipadapter_core.branch.attention import add_to_tokens
 from ...ipadapter_core.branch.timed import joint_attention
 from .run import Step
+from .sequence import patch_mask
 
 
 @dataclass(frozen=True)
@@ -41,8 +42,6 @@ def add_images(step: Step, out: Tensor, own: Own, address: Address, options: Map
         MismatchError: rows or tokens that fit no pattern.
     """
     rows = step.rows(own.q.shape[0], None, None if options is None else options.get("cond_or_uncond"))
-    grid = [-(-size // own.patch_size) for size in step.size]
-    shown = step.size if any(size % own.patch_size for size in step.size) else None
     for plan, resident, slot in step.acting(address, Place.ATTENTION, rows, own.q):
         site = plan.sites[slot]
         q, k, v = (
@@ -51,8 +50,9 @@ def add_images(step: Step, out: Tensor, own: Own, address: Address, options: Map
         of_query, of_key = resident.exchanges(slot, step.network)
         # low precision: as long as the block's own
         attend = step.attention(site.heads, options, low_precision=True, skip_output_reshape=True)
-        image = joint_attention(of_query(q), (of_key(k), v), resident.kv(slot, rows, step), attend)
-        mask = resident.mask(grid, q.shape[1], rows, step.frames, 0, shown)
+        keys = resident.kv(slot, rows, step, each_row=True)
+        image = joint_attention(of_query(q), (of_key(k), v), keys, attend)
+        mask = patch_mask(step, resident, rows, q.shape[1], own.patch_size)
         strength, of_rows = resident.strength(slot, rows, step.frames)
         gate = step.gate(plan, image)
         if of_rows is not None:

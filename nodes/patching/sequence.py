@@ -10,6 +10,8 @@ from ...ipadapter_core.backbone.row import Place
 from ...ipadapter_core.backbone.sites import Address
 from ...ipadapter_core.branch.attention import add_to_tokens
 from ...ipadapter_core.branch.plan import PatchPlan
+from ...ipadapter_core.branch.resident import Resident
+from ...ipadapter_core.branch.rows import Rows
 from ...ipadapter_core.errors import MismatchError
 from .run import Step
 
@@ -72,21 +74,36 @@ def images(
 ) -> Iterator[Image]:
     """What every plan adds that acts at a site. Arguments and errors as those of `add_images`."""
     rows = step.rows(q.shape[0], None, None if options is None else options.get("cond_or_uncond"))
-    grid = [-(-size // part.patch_size) for size in step.size]
-    shown = step.size if any(size % part.patch_size for size in step.size) else None
     cells = part.last - part.first - part.text
-    times = cells // max(1, grid[0] * grid[1]) or 1  # pictures of a video lie one behind the other
     for plan, resident, slot in step.acting(address, place, rows, q):
-        if plan.mask is not None and not all(step.size):
-            raise MismatchError(
-                "a network that another node calls by itself, and an IP-Adapter with a mask on it",
-                expected="a call by ComfyUI's sampler, which tells how large the picture is",
-                action="remove the mask of the IP-Adapter, or the node that calls the network",
-            )
         asking = q[:, :, part.first : part.last]
         attend = step.attention(plan.sites[slot].heads, options, skip_output_reshape=True)
         image = attend(asking, *resident.kv(slot, rows, step, each_row=True))
-        mask = resident.mask(grid, cells // times, rows, step.frames, part.text, shown)
-        if mask is not None and times > 1:
-            mask = mask.repeat(1, times, 1)
+        mask = patch_mask(step, resident, rows, cells, part.patch_size, part.text)
         yield Image(plan, slot, image, mask, step.gate(plan, image))
+
+
+def patch_mask(step: Step, resident: Resident, rows: Rows, cells: int, patch_size: int, text: int = 0) -> Tensor | None:
+    """The mask of a plan where tokens are patches of the latent, (1 or B, text + L, 1); None if there is none.
+
+    Args:
+        cells: tokens of the picture, L; those of a video's pictures lie one behind the other.
+        patch_size: cells of the latent on a side that make one token.
+        text: as `Resident.mask`.
+
+    Raises:
+        MismatchError: nobody told how large the picture is; or as `Resident.mask`.
+    """
+    if resident.plan.mask is None:
+        return None
+    if not all(step.size):
+        raise MismatchError(
+            "a network that another node calls by itself, and an IP-Adapter with a mask on it",
+            expected="a call by ComfyUI's sampler, which tells how large the picture is",
+            action="remove the mask of the IP-Adapter, or the node that calls the network",
+        )
+    grid = [-(-size // patch_size) for size in step.size]
+    shown = step.size if any(size % patch_size for size in step.size) else None
+    times = cells // (grid[0] * grid[1]) or 1
+    mask = resident.mask(grid, cells // times, rows, step.frames, text, shown)
+    return mask if mask is None or times == 1 else mask.repeat(1, times, 1)

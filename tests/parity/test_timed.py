@@ -116,7 +116,9 @@ class Block:
         resident = Resident(plan, CPU, DOUBLE)
         rows = Rows(tuple(Group(side, side) for side in sides), len(q) // len(sides))
         of_query, of_key = resident.exchanges(0, network)
-        image = joint_attention(of_query(q), (of_key(k), v), resident.kv(0, rows, moment), scaled_dot_product_attention)
+        image = joint_attention(
+            of_query(q), (of_key(k), v), resident.kv(0, rows, moment, each_row=True), scaled_dot_product_attention
+        )
         strength, of_rows = resident.strength(0, rows, moment.frames)
         out = add_to_tokens(out, image, TEXT, None, of_rows, strength)
         return attention.to_out[0](out[:, TEXT:])
