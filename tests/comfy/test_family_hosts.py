@@ -6,11 +6,10 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
 from torch._subclasses import FakeTensorMode
 
 from support import comfy_host, families
-from support.families import EACH, FAMILIES, apply, sample
+from support.families import EACH, FAMILIES, apply, differs, sample
 
 pytestmark = pytest.mark.parametrize("name", EACH)
 CLOSE = {"rtol": 1e-4, "atol": 1e-5}
@@ -18,14 +17,8 @@ CUDA = "cuda:0"
 
 
 @pytest.fixture
-def setting(name: str, base_directory: Path) -> tuple[Any, Any, Any]:
-    """A MODEL, an adapter for it, and tokens of one reference."""
-    adapter = families.adapter_of(name, base_directory)
-    return families.model_of(name), adapter, families.tokens_of(name, adapter)
-
-
-def differs(one: Tensor, other: Tensor) -> bool:
-    return not torch.allclose(one, other, rtol=1e-3, atol=1e-4)
+def setting(name: str, base_directory: Path) -> families.Setting:
+    return families.setting_of(name, base_directory)
 
 
 def state(model: Any) -> tuple[object, ...]:

@@ -9,21 +9,15 @@ import torch
 from torch import Tensor
 
 from support import comfy_host, families
-from support.families import EACH, FAMILIES, apply, sample
+from support.families import EACH, FAMILIES, apply, differs, sample
 
 pytestmark = [pytest.mark.smoke, pytest.mark.parametrize("name", EACH)]
 CLOSE = {"rtol": 1e-4, "atol": 1e-5}
 
 
 @pytest.fixture
-def setting(name: str, base_directory: Path) -> tuple[Any, Any, Any]:
-    """A MODEL, an adapter for it, and tokens of one reference."""
-    adapter = families.adapter_of(name, base_directory)
-    return families.model_of(name), adapter, families.tokens_of(name, adapter)
-
-
-def differs(one: Tensor, other: Tensor) -> bool:
-    return not torch.allclose(one, other, rtol=1e-3, atol=1e-4)
+def setting(name: str, base_directory: Path) -> families.Setting:
+    return families.setting_of(name, base_directory)
 
 
 def test_the_image_changes_the_picture_and_leaves_the_model_alone(name: str, setting: tuple) -> None:

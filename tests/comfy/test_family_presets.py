@@ -17,10 +17,8 @@ DOCS = comfy_host.ROOT / "nodes" / "web" / "docs"
 
 
 @pytest.fixture
-def setting(name: str, base_directory: Path) -> tuple[Any, Any, Any]:
-    """A MODEL, an adapter for it, and tokens of one reference."""
-    adapter = families.adapter_of(name, base_directory)
-    return families.model_of(name), adapter, families.tokens_of(name, adapter)
+def setting(name: str, base_directory: Path) -> families.Setting:
+    return families.setting_of(name, base_directory)
 
 
 def weights(text: str = "", **groups: float) -> Any:

@@ -24,6 +24,8 @@ from .published import (
     xlabs_flux,
 )
 
+Setting = tuple[Any, Any, Any]  # MODEL, adapter, tokens
+
 
 @dataclass(frozen=True, kw_only=True)
 class Family:
@@ -229,6 +231,17 @@ def tokens_of(name: str, adapter: Any, references: int = 1, seed: int = 0) -> An
     features = features_of(name, references, seed)
     with torch.inference_mode():
         return adapter.project(features, torch.zeros_like(features[:1]))
+
+
+def setting_of(name: str, base_directory: Path) -> Setting:
+    """A MODEL, an adapter for it, and tokens of one reference."""
+    adapter = adapter_of(name, base_directory)
+    return model_of(name), adapter, tokens_of(name, adapter)
+
+
+def differs(one: Tensor, other: Tensor) -> bool:
+    """Whether two latents are apart by more than rounding."""
+    return not torch.allclose(one, other, rtol=1e-3, atol=1e-4)
 
 
 def apply(model: Any, adapter: Any, tokens: Any, **settings: Any) -> Any:

@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 import torch
 from diffusers import FluxTransformer2DModel
-from torch import Tensor
+
+from .diffusers_weights import load_into
 
 DOUBLES, SINGLES, HEADS, HEAD_DIM = 2, 3, 2, 16
 WIDTH = HEADS * HEAD_DIM
@@ -14,6 +15,21 @@ TEXT_DIM = 4096  # as published: by it adapters are told from a UNet's
 POOLED_DIM, LATENT_CHANNELS, PATCH = 12, 4, 2
 AXES = [4, 6, 6]  # of the positions; together a head
 CHROMA_MODULATIONS = 344  # which ComfyUI's class makes, however many blocks there are
+
+# what both kinds are told of their blocks
+_BLOCKS = {
+    "context_in_dim": TEXT_DIM,
+    "hidden_size": WIDTH,
+    "mlp_ratio": 4.0,
+    "num_heads": HEADS,
+    "depth": DOUBLES,
+    "depth_single_blocks": SINGLES,
+    "axes_dim": AXES,
+    "theta": 10000,
+    "patch_size": PATCH,
+    "qkv_bias": True,
+    "txt_ids_dims": [],
+}
 
 
 def diffusers_flux(seed: int = 0) -> FluxTransformer2DModel:
@@ -45,38 +61,15 @@ def comfy_flux(
     import comfy.utils
 
     description = {
+        **_BLOCKS,
         "image_model": "flux",
         "in_channels": LATENT_CHANNELS,
         "out_channels": LATENT_CHANNELS,
         "vec_in_dim": POOLED_DIM,
-        "context_in_dim": TEXT_DIM,
-        "hidden_size": WIDTH,
-        "mlp_ratio": 4.0,
-        "num_heads": HEADS,
-        "depth": DOUBLES,
-        "depth_single_blocks": SINGLES,
-        "axes_dim": AXES,
-        "theta": 10000,
-        "patch_size": PATCH,
-        "qkv_bias": True,
         "guidance_embed": True,
-        "txt_ids_dims": [],
     }
-    weights: dict[str, Tensor] = {}
-    names = comfy.utils.flux_to_diffusers(description)
     model = _model(comfy.supported_models.Flux, description, dtype, compute)
-    wanted = model.model.diffusion_model.state_dict()
-    for name, tensor in transformer.state_dict().items():
-        target, *how = (names[name],) if isinstance(names[name], str) else names[name]
-        if target.replace("_norm.weight", "_norm.scale") in wanted:  # as older versions call it
-            target = target.replace("_norm.weight", "_norm.scale")
-        tensor = how[1](tensor) if len(how) > 1 else tensor
-        if how and how[0] is not None:
-            dim, start, size = how[0]
-            weights.setdefault(target, torch.zeros(wanted[target].shape)).narrow(dim, start, size).copy_(tensor)
-        else:
-            weights[target] = tensor
-    model.model.diffusion_model.load_state_dict(weights, strict=True)
+    load_into(model.model.diffusion_model, transformer.state_dict(), comfy.utils.flux_to_diffusers(description))
     return model
 
 
@@ -86,24 +79,14 @@ def comfy_chroma(seed: int = 0, dtype: torch.dtype = torch.float32, compute: tor
 
     torch.manual_seed(seed)
     description = {
+        **_BLOCKS,
         "image_model": "chroma",
         "in_channels": LATENT_CHANNELS * PATCH**2,
         "out_channels": LATENT_CHANNELS * PATCH**2,
-        "context_in_dim": TEXT_DIM,
-        "hidden_size": WIDTH,
-        "mlp_ratio": 4.0,
-        "num_heads": HEADS,
-        "depth": DOUBLES,
-        "depth_single_blocks": SINGLES,
-        "axes_dim": AXES,
-        "theta": 10000,
-        "patch_size": PATCH,
-        "qkv_bias": True,
         "in_dim": 64,
         "out_dim": WIDTH,
         "hidden_dim": 16,
         "n_layers": 1,
-        "txt_ids_dims": [],
         "vec_in_dim": None,
     }
     model = _model(comfy.supported_models.Chroma, description, dtype, compute)

@@ -4,7 +4,8 @@ from typing import Any
 
 import torch
 from diffusers import SD3Transformer2DModel
-from torch import Tensor
+
+from .diffusers_weights import load_into
 
 BLOCKS = HEADS = 3  # ComfyUI makes as many heads as blocks, each of 64 channels
 HEAD_DIM = 64
@@ -73,16 +74,6 @@ def comfy_sd3(
     config = comfy.supported_models.SD3(dict(description))
     config.set_inference_dtype(dtype, compute)
     model = config.get_model({}, "", device="cpu").eval().requires_grad_(False)
-    wanted, names = model.diffusion_model.state_dict(), comfy.utils.mmdit_to_diffusers(description)
-    weights: dict[str, Tensor] = {}
-    for name, tensor in transformer.state_dict().items():
-        target, *how = (names[name],) if isinstance(names[name], str) else names[name]
-        tensor = how[1](tensor) if len(how) > 1 else tensor
-        if how and how[0] is not None:
-            dim, start, size = how[0]
-            weights.setdefault(target, torch.zeros(wanted[target].shape)).narrow(dim, start, size).copy_(tensor)
-        else:
-            weights[target] = tensor
-    model.diffusion_model.load_state_dict(weights, strict=True)
+    load_into(model.diffusion_model, transformer.state_dict(), comfy.utils.mmdit_to_diffusers(description))
     cpu = torch.device("cpu")
     return comfy.model_patcher.ModelPatcher(model, load_device=cpu, offload_device=cpu)
