@@ -19,8 +19,6 @@ SHAKKER, XLABS = "ComfyUI-IPAdapter-Flux", "x-flux-comfyui"
 SHAKKER_FOLDER, XLABS_FOLDER = "ipadapter-flux", "xlabs_ipadapters"
 ShakkerSocket = io.Custom("IP_ADAPTER_FLUX_INSTANTX")  # LoadedAdapter
 XLabsSocket = io.Custom("IP_ADAPTER_FLUX")  # LoadedAdapter
-SIGLIP = "google/siglip-so400m-patch14-384"
-STRETCH = "stretch"  # how transformers' processor of SigLIP makes a square
 _LOADERS = ("Load IPAdapter Flux Model", "Load Flux IPAdatpter")  # the second so spelt
 _checked = packs.checked_for((ShakkerSocket, _LOADERS[0]), (XLabsSocket, _LOADERS[1]))
 
@@ -39,12 +37,7 @@ class IPAdapterFluxLoader(io.ComfyNode):
             saved_with=SHAKKER,
             inputs=[
                 packs.adapter_input("ipadapter", SHAKKER_FOLDER),
-                io.Combo.Input(
-                    "clip_vision",
-                    options=[SIGLIP],
-                    default=SIGLIP,
-                    tooltip="Without effect: the encoder is found in models/clip_vision. Neutral: any.",
-                ),
+                packs.siglip_input(),
                 packs.provider_input("cuda", "cpu", "mps"),
             ],
             outputs=[ShakkerSocket.Output(display_name="ipadapterFlux", tooltip="The adapter with its encoder.")],
@@ -94,7 +87,7 @@ class ApplyIPAdapterFlux(io.ComfyNode):
         end_percent: float,
     ) -> io.NodeOutput:
         settings = ApplySettings(weight, start_percent, end_percent)
-        return io.NodeOutput(packs.apply_picture(model, ipadapter_flux, image, settings, crop=STRETCH))
+        return io.NodeOutput(packs.apply_picture(model, ipadapter_flux, image, settings, crop=packs.STRETCH))
 
 
 class LoadFluxIPAdapter(io.ComfyNode):

@@ -1,6 +1,6 @@
 """What the nodes of packs for FLUX, SD3.5 and Anima share: where their files lie, and the one way from a picture to a model."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,8 @@ from ...sockets import IPAAdapter, LoadedAdapter
 
 # A pack's own folder of adapters, by the key it had in ComfyUI: where it is below ComfyUI's models.
 FOLDERS = {"ipadapter-flux": ("ipadapter-flux",), "xlabs_ipadapters": ("xlabs", "ipadapters")}
+SIGLIP = "google/siglip-so400m-patch14-384"
+STRETCH = "stretch"  # how transformers' processor of SigLIP makes a square
 UNREAD = ("clip_vision", "provider", "auto_download")  # the encoder is found, and ComfyUI says what runs where
 
 
@@ -43,13 +45,23 @@ def adapter_input(name: str, folder: str = paths.ADAPTERS) -> io.Input:
 
 
 def provider_input(*options: str, optional: bool = False) -> io.Input:
+    """Of onnxruntime, which runs nothing here."""
+    return _unread("provider", options, "ComfyUI decides what runs where", optional)
+
+
+def siglip_input(*, optional: bool = False) -> io.Input:
+    """The name of a repository."""
+    return _unread("clip_vision", (SIGLIP,), "the encoder is found in models/clip_vision", optional)
+
+
+def _unread(name: str, options: Sequence[str], why: str, optional: bool) -> io.Input:
     """A widget that has lost its meaning."""
     return io.Combo.Input(
-        "provider",
+        name,
         options=list(options),
         default=options[0],
         optional=optional,
-        tooltip="Without effect: ComfyUI decides what runs where. Neutral: any.",
+        tooltip=f"Without effect: {why}. Neutral: any.",
     )
 
 

@@ -15,7 +15,6 @@ from ...patching.application import ApplySettings, apply_adapter, fitting_sites
 from ...sockets import LoadedAdapter
 from .. import schema
 from . import packs
-from .flux_packs import SIGLIP, STRETCH
 
 PACK = "ComfyUI-InstantX-IPAdapter-SD3"
 Socket = io.Custom("IP_ADAPTER_SD3_INSTANTX")  # LoadedAdapter
@@ -37,13 +36,7 @@ class IPAdapterSD3Loader(io.ComfyNode):
             saved_with=PACK,
             inputs=[
                 packs.adapter_input("ipadapter"),
-                io.Combo.Input(
-                    "clip_vision",
-                    options=[SIGLIP],
-                    default=SIGLIP,
-                    optional=True,
-                    tooltip="Without effect: the encoder is found in models/clip_vision. Neutral: any.",
-                ),
+                packs.siglip_input(optional=True),
                 packs.provider_input("cuda", "cpu", "mps", optional=True),
             ],
             outputs=[Socket.Output(display_name="ipadapter", tooltip="The adapter with its encoder.")],
@@ -108,7 +101,7 @@ class ApplyIPAdapterSD3(io.ComfyNode):
     ) -> io.NodeOutput:
         settings = ApplySettings(weight, start_percent, end_percent)
         if image_embed is None and image is not None:
-            return io.NodeOutput(packs.apply_picture(model, ipadapter, image, settings, crop=STRETCH))
+            return io.NodeOutput(packs.apply_picture(model, ipadapter, image, settings, crop=packs.STRETCH))
         fitting_sites(model, ipadapter)
         if ipadapter.spec.feature is not Feature.HIDDEN_STATES:
             raise MismatchError(
