@@ -4,7 +4,7 @@ The tables follow the loader code of tencent-ailab/IP-Adapter, InstantX, XLabs, 
 """
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Literal, TypeVar
 
@@ -12,7 +12,21 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-Shapes = dict[str, tuple[int, ...]]
+from .published_transformers import (
+    anima,
+    anima_lucifer,
+    anima_modulation,
+    anima_pe,
+    anima_qwen,
+    hunyuan_dit,
+    infinite_you,
+    instant_character,
+    instantx_flux,
+    instantx_sd35,
+    xlabs_flux,
+)
+from .tensor_shapes import Shapes, id_proj, linear, lora, norm, resampler, sites
+
 T = TypeVar("T")
 
 # Channels of the cross-attention layers in checkpoint order: down, up, middle.
@@ -22,59 +36,6 @@ SD15_DIM, SDXL_DIM = 768, 2048
 TINY_RESAMPLER_DIM = 20  # equal to no other default of `tiny_adapter`, so a mixed-up dimension shows
 
 
-def linear(name: str, rows: int, columns: int, *, bias: bool = True) -> Shapes:
-    return {f"{name}.weight": (rows, columns)} | ({f"{name}.bias": (rows,)} if bias else {})
-
-
-def norm(name: str, dim: int) -> Shapes:
-    return {f"{name}.weight": (dim,), f"{name}.bias": (dim,)}
-
-
-def merged(parts: Iterable[Shapes]) -> Shapes:
-    return {name: shape for part in parts for name, shape in part.items()}
-
-
-def sites(dims: Sequence[int], width: int, *, prefix: str = "ip_adapter") -> Shapes:
-    """`to_k_ip` and `to_v_ip` of each cross-attention layer, numbered 1, 3, 5 …"""
-    return {f"{prefix}.{2 * n + 1}.to_{kv}_ip.weight": (dim, width) for n, dim in enumerate(dims) for kv in "kv"}
-
-
-def lora(dims: Sequence[int], width: int, *, rank: int = 128) -> Shapes:
-    """FaceID's LoRA on every attention layer: even numbers self-attention, odd numbers cross-attention."""
-    shapes: Shapes = {}
-    for n, dim in enumerate(dims):
-        for number, context in ((2 * n, dim), (2 * n + 1, width)):
-            for part, columns in (("q", dim), ("k", context), ("v", context), ("out", dim)):
-                name = f"ip_adapter.{number}.to_{part}_lora"
-                shapes |= {f"{name}.down.weight": (rank, columns), f"{name}.up.weight": (dim, rank)}
-    return shapes
-
-
-def perceiver_layer(name: str, *, dim: int, inner: int, norms: Sequence[str] = ("norm1", "norm2")) -> Shapes:
-    return {
-        **merged(norm(f"{name}.0.{part}", dim) for part in norms),
-        **linear(f"{name}.0.to_q", inner, dim, bias=False),
-        **linear(f"{name}.0.to_kv", 2 * inner, dim, bias=False),
-        **linear(f"{name}.0.to_out", dim, inner, bias=False),
-        **norm(f"{name}.1.0", dim),
-        **linear(f"{name}.1.1", 4 * dim, dim, bias=False),
-        **linear(f"{name}.1.3", dim, 4 * dim, bias=False),
-    }
-
-
-def resampler(
-    *, dim: int, inner: int, image: int, out: int, queries: int = 16, depth: int = 4, prefix: str = "image_proj"
-) -> Shapes:
-    """`queries` 0: the queries are tokens from elsewhere (FaceID-Plus), so there are no `latents`."""
-    return {
-        **({f"{prefix}.latents": (1, queries, dim)} if queries else {}),
-        **linear(f"{prefix}.proj_in", dim, image),
-        **linear(f"{prefix}.proj_out", out, dim),
-        **norm(f"{prefix}.norm_out", out),
-        **merged(perceiver_layer(f"{prefix}.layers.{n}", dim=dim, inner=inner) for n in range(depth)),
-    }
-
-
 def _linear_proj(width: int, image: int, tokens: int = 4) -> Shapes:
     return linear("image_proj.proj", tokens * width, image) | norm("image_proj.norm", width)
 
@@ -82,194 +43,6 @@ def _linear_proj(width: int, image: int, tokens: int = 4) -> Shapes:
 def _full_proj(width: int, image: int) -> Shapes:
     proj = "image_proj.proj"
     return linear(f"{proj}.0", image, image) | linear(f"{proj}.2", width, image) | norm(f"{proj}.3", width)
-
-
-def _id_proj(width: int, tokens: int = 4, *, identity: int = 512, face: int = 0) -> Shapes:
-    """FaceID's MLP; with `face`, the width of a face image's features, FaceID-Plus's resampler as well."""
-    proj, prefix = "image_proj.proj", "image_proj.perceiver_resampler"
-    shapes = linear(f"{proj}.0", 2 * identity, identity) | linear(f"{proj}.2", tokens * width, 2 * identity)
-    shapes |= norm("image_proj.norm", width)
-    if face:
-        shapes |= resampler(dim=width, inner=width, image=face, out=width, queries=0, prefix=prefix)
-    return shapes
-
-
-def instantx_sd35(
-    *,
-    blocks: int = 38,
-    width: int = 2432,
-    image: int = 1152,
-    tokens: int = 64,
-    dim: int = 1280,
-    inner: int = 1280,
-    time: int = 320,
-    depth: int = 4,
-) -> Shapes:
-    shapes = resampler(dim=dim, inner=inner, image=image, out=width, queries=tokens, depth=depth)
-    shapes |= merged(linear(f"image_proj.layers.{n}.2.1", 4 * dim, dim) for n in range(depth))
-    shapes |= merged(linear(f"image_proj.time_embedding.linear_{n}", dim, size) for n, size in ((1, time), (2, dim)))
-    for name in (f"ip_adapter.{n}" for n in range(blocks)):
-        shapes |= linear(f"{name}.norm_ip.linear", 2 * width, dim)
-        shapes |= {f"{name}.to_{kv}_ip.weight": (width, width) for kv in "kv"}
-        shapes |= {f"{name}.{part}.weight": (64,) for part in ("norm_q", "norm_k", "norm_ip_k")}
-    return shapes
-
-
-def instantx_flux(
-    *, blocks: int = 57, width: int = 3072, image: int = 1152, tokens: int = 128, text: int = 4096
-) -> Shapes:
-    layers = {f"ip_adapter.{n}.to_{kv}_ip.weight": (width, text) for n in range(blocks) for kv in "kv"}
-    return _id_proj(text, tokens, identity=image) | layers
-
-
-def xlabs_flux(tokens: int, *, blocks: int = 19, width: int = 3072, image: int = 768, text: int = 4096) -> Shapes:
-    names = [f"double_blocks.{n}.processor.ip_adapter_double_stream_{kv}_proj" for n in range(blocks) for kv in "kv"]
-    proj = linear("ip_adapter_proj_model.proj", tokens * text, image) | norm("ip_adapter_proj_model.norm", text)
-    return merged(linear(name, width, text) for name in names) | proj
-
-
-def anima_lucifer(  # noqa: PLR0913 - one for each part that a file may have
-    *,
-    blocks: int = 28,
-    width: int = 2048,
-    image: int = 768,
-    shared: bool = False,
-    queries: int = 0,
-    norm_features: bool = False,
-    self_attention: bool = False,
-    null_tokens: tuple[int, ...] = (),
-    rank: int = 0,
-    text: int = 1024,
-) -> Shapes:
-    """LuciferTC's adapter, with what its loader knows beside: parts over the features, and a LoRA of this rank."""
-    shapes: Shapes = {"null_tokens": null_tokens} if null_tokens else {}
-    for n in range(blocks):
-        shapes |= linear(f"blocks.{n}.adaln_ip.1", width, width)
-        if not shared:
-            shapes |= merged(linear(f"blocks.{n}.ip_{kv}_proj", width, image) for kv in "kv")
-        layers = {
-            **{f"{part}_attn.{name}_proj": (width, width) for part in ("self", "cross") for name in ("q", "output")},
-            **{f"self_attn.{name}_proj": (width, width) for name in "kv"},
-            **{f"cross_attn.{name}_proj": (width, text) for name in "kv"},
-            "mlp.layer1": (4 * width, width),
-            "mlp.layer2": (width, 4 * width),
-        }
-        for layer, (rows, columns) in layers.items() if rank else ():
-            prefix = f"lora.base_model.model.blocks.{n}.{layer}"
-            shapes |= {
-                f"{prefix}.lora_A.default.weight": (rank, columns),
-                f"{prefix}.lora_B.default.weight": (rows, rank),
-            }
-    for kv in "kv" if shared else ():
-        shapes |= linear(f"shared_ip_{kv}_proj.expand", width, image) | linear(
-            f"shared_ip_{kv}_proj.project", width, width
-        )
-    if norm_features:
-        shapes |= norm("siglip_norm", image)
-    if queries:
-        shapes |= {"siglip_compressor.queries": (queries, image)} | norm("siglip_compressor.final_norm", image)
-        for name in ("siglip_compressor.layers.0", "siglip_compressor.layers.1"):
-            shapes |= merged(norm(f"{name}.norm_{part}", image) for part in ("q", "kv", "self", "ffn"))
-            shapes |= merged(linear(f"{name}.{p}_proj", image, image, bias=False) for p in ("q", "k", "v", "out"))
-            shapes |= linear(f"{name}.self_qkv", 3 * image, image, bias=False)
-            shapes |= linear(f"{name}.self_out", image, image, bias=False)
-            shapes |= linear(f"{name}.ffn.0", 4 * image, image) | linear(f"{name}.ffn.2", image, 4 * image)
-    if self_attention:
-        shapes |= norm("ip_self_attn.norm1", image) | norm("ip_self_attn.norm2", image)
-        shapes |= linear("ip_self_attn.qkv", 3 * image, image, bias=False)
-        shapes |= linear("ip_self_attn.out_proj", image, image, bias=False)
-        shapes |= linear("ip_self_attn.ffn.0", 4 * image, image) | linear("ip_self_attn.ffn.2", image, 4 * image)
-    return shapes
-
-
-def anima_pe(
-    *,
-    blocks: int = 28,
-    width: int = 2048,
-    image: int = 1024,
-    token: int = 1024,
-    tokens: int = 16,
-    depth: int = 2,
-    gated: bool = False,
-) -> Shapes:
-    """An adapter of anima_lora; `gated` as newer versions write it."""
-    shapes: Shapes = {"resampler.queries": (1, tokens, token), **linear("resampler.kv_proj", token, image)}
-    shapes |= norm("resampler.out_norm", token) | linear("resampler.out", token, token)
-    for name in (f"resampler.blocks.{n}" for n in range(depth)):
-        shapes |= merged(norm(f"{name}.{part}", token) for part in ("q_norm_x", "kv_norm_x", "norm_s", "norm_f"))
-        for part in ("xattn", "sattn"):
-            shapes |= {f"{name}.{part}.in_proj_weight": (3 * token, token), f"{name}.{part}.in_proj_bias": (3 * token,)}
-            shapes |= linear(f"{name}.{part}.out_proj", token, token)
-        shapes |= linear(f"{name}.ffn.0", 4 * token, token) | linear(f"{name}.ffn.2", token, 4 * token)
-    shapes |= {f"to_{kv}_ip.{n}.weight": (width, token) for n in range(blocks) for kv in "kv"}
-    return shapes | ({f"ip_gate.{n}": () for n in range(blocks)} | {"ip_centroid": (image,)} if gated else {})
-
-
-def _anima(*, intermediate: bool = False) -> Shapes:
-    shapes: Shapes = {"resampler.latents": (1, 32, 1024), **norm("resampler.norm_out", 2048)}
-    shapes |= linear("resampler.proj_in", 1024, 768, bias=False) | linear("resampler.proj_out", 2048, 1024, bias=False)
-    shapes |= linear("resampler.time_proj", 320, 1) | linear("resampler.time_mlp.0", 1024, 320)
-    shapes |= linear("resampler.time_mlp.2", 1024, 1024)
-    for name in (f"resampler.layers.{n}" for n in range(4)):
-        shapes |= perceiver_layer(name, dim=1024, inner=1024, norms=("norm_kv", "norm_q"))
-        shapes |= linear(f"{name}.2.1", 4 * 1024, 1024)
-    for n in range(28):
-        name = f"ip_cross_attns.{n}"
-        shapes |= {f"{name}.norm_ip_q.scale": (128,), f"{name}.norm_ip_k.scale": (128,), f"ip_scales.{n}": (1,)}
-        shapes |= {f"{name}.to_{kv}_ip.weight": (2048, 2048) for kv in "kv"}
-    for stream in ("shallow", "deep") if intermediate else ():
-        shapes |= linear(f"intermediate_encoder.{stream}_proj", 768, 768, bias=False)
-        shapes |= {f"intermediate_encoder.norm_{stream}.scale": (768,)}
-    return shapes
-
-
-def _anima_qwen() -> Shapes:
-    """Wenaka2004's first kind: a perceiver over Qwen3-VL's embedding."""
-    shapes: Shapes = {"resampler.latents": (16, 1024), **norm("resampler.norm", 1024)}
-    for n in range(28):
-        name = f"ip_cross_attns.{n}"
-        shapes |= linear(f"{name}.q_proj", 2048, 2048, bias=False) | linear(
-            f"{name}.output_proj", 2048, 2048, bias=False
-        )
-        shapes |= {f"{name}.{part}_proj.weight": (2048, 1024) for part in "kv"}
-        shapes |= {f"{name}.{part}_norm.weight": (128,) for part in "qk"} | {f"ip_scales.{n}": (1,)}
-    return shapes
-
-
-def _anima_modulation() -> Shapes:
-    """Its fourth version, which has no attention: shifts and scales of every block."""
-    mods = (f"block_mods.{n}" for n in range(28))
-    shapes = merged(
-        linear(f"{name}.proj", 512, 768, bias=False) | linear(f"{name}.mod", 4096, 512, bias=False) for name in mods
-    )
-    return shapes | {f"ip_scales.{n}": (1,) for n in range(28)}
-
-
-def _instant_character() -> Shapes:
-    """Tencent/InstantCharacter: attention processors of all 57 blocks, a projector of SigLIP and DINOv2."""
-    shapes = resampler(dim=1280, inner=1280, image=2688, out=4096, queries=1024, prefix="image_proj.resampler")
-    shapes |= merged(
-        linear(f"image_proj.resampler.time_embedding.linear_{n}", 1280, size) for n, size in ((1, 320), (2, 1280))
-    )
-    shapes |= linear("image_proj.cross_layer_blocks.0.attn1.to_q", 2688, 2688)
-    shapes |= linear("image_proj.cross_scale_blocks.0.attn1.to_q", 2688, 2688)
-    for name in (f"ip_adapter.{n}" for n in range(57)):
-        shapes |= linear(f"{name}.to_k_ip", 3072, 4096) | linear(f"{name}.to_v_ip", 3072, 4096)
-        shapes |= {f"{name}.norm_ip_{part}.weight": (128,) for part in "qk"}
-    return shapes
-
-
-def _hunyuan_dit() -> Shapes:
-    """Tencent-Hunyuan/IP-Adapter, ipa.pt: its tensors go into the base model's own modules."""
-    shapes = linear("ip_adapter_clip_len_trans_block", 8 * 1024, 1024) | norm("ip_adapter_img_norm_cond", 1024)
-    for name in (f"blocks.{n}.attn2" for n in range(40)):
-        shapes |= linear(f"{name}.kv_proj_ip_adapter", 2 * 1408, 1024) | norm(f"{name}.k_norm_ip_adapter", 88)
-    return shapes
-
-
-def _infinite_you() -> Shapes:
-    """ByteDance/InfiniteYou, image_proj_model.bin: no more than a resampler of ArcFace's numbers."""
-    return resampler(dim=1280, inner=1280, image=512, out=4096, queries=8)
 
 
 _SD15, _SDXL = sites(SD15_SITES, SD15_DIM), sites(SDXL_SITES, SDXL_DIM)
@@ -286,16 +59,16 @@ PUBLISHED: dict[str, Callable[[], Shapes]] = {
     "sdxl_vit_h": lambda: _linear_proj(SDXL_DIM, 1024) | _SDXL,
     "sdxl_big_g": lambda: _linear_proj(SDXL_DIM, 1280) | _SDXL,
     **dict.fromkeys(("sdxl_plus", "sdxl_plus_face", "sdxl_composition"), _SDXL_PLUS.copy),
-    "faceid_sd15": lambda: _id_proj(SD15_DIM) | _SD15 | _SD15_LORA,
-    "faceid_sdxl": lambda: _id_proj(SDXL_DIM) | _SDXL | _SDXL_LORA,
-    "faceid_plus_sd15": lambda: _id_proj(SD15_DIM, face=1280) | _SD15 | _SD15_LORA,
-    "faceid_plusv2_sd15": lambda: _id_proj(SD15_DIM, face=1280) | _SD15 | _SD15_LORA,
-    "faceid_plusv2_sdxl": lambda: _id_proj(SDXL_DIM, face=1280) | _SDXL | _SDXL_LORA,
-    "portrait_sd15": lambda: _id_proj(SD15_DIM, 16) | _SD15,
-    "portrait_sdxl": lambda: _id_proj(SDXL_DIM, 16) | _SDXL,
+    "faceid_sd15": lambda: id_proj(SD15_DIM) | _SD15 | _SD15_LORA,
+    "faceid_sdxl": lambda: id_proj(SDXL_DIM) | _SDXL | _SDXL_LORA,
+    "faceid_plus_sd15": lambda: id_proj(SD15_DIM, face=1280) | _SD15 | _SD15_LORA,
+    "faceid_plusv2_sd15": lambda: id_proj(SD15_DIM, face=1280) | _SD15 | _SD15_LORA,
+    "faceid_plusv2_sdxl": lambda: id_proj(SDXL_DIM, face=1280) | _SDXL | _SDXL_LORA,
+    "portrait_sd15": lambda: id_proj(SD15_DIM, 16) | _SD15,
+    "portrait_sdxl": lambda: id_proj(SDXL_DIM, 16) | _SDXL,
     "portrait_unnorm_sdxl": lambda: resampler(dim=1280, inner=1280, image=512, out=SDXL_DIM) | _SDXL,
     "kolors_plus": lambda: resampler(dim=2048, inner=12 * 64, image=1024, out=SDXL_DIM) | _KOLORS,
-    "kolors_faceid": lambda: _id_proj(4096, 6, face=1024) | _KOLORS,
+    "kolors_faceid": lambda: id_proj(4096, 6, face=1024) | _KOLORS,
     "instantx_sd35": instantx_sd35,
     "instantx_flux": instantx_flux,
     "xlabs_v1": lambda: xlabs_flux(4),
@@ -303,13 +76,13 @@ PUBLISHED: dict[str, Callable[[], Shapes]] = {
     "anima_lucifer": lambda: anima_lucifer(rank=32),
     "anima_pe": anima_pe,
     "anima_pe_gated": lambda: anima_pe(gated=True),
-    "anima": _anima,
-    "anima_intermediate": lambda: _anima(intermediate=True),
-    "anima_qwen": _anima_qwen,
-    "anima_modulation": _anima_modulation,
-    "instant_character": _instant_character,
-    "hunyuan_dit": _hunyuan_dit,
-    "infinite_you": _infinite_you,
+    "anima": anima,
+    "anima_intermediate": lambda: anima(intermediate=True),
+    "anima_qwen": anima_qwen,
+    "anima_modulation": anima_modulation,
+    "instant_character": instant_character,
+    "hunyuan_dit": hunyuan_dit,
+    "infinite_you": infinite_you,
 }
 
 EXPECTED_PARAMETERS: dict[str, int] = {
@@ -448,7 +221,7 @@ def tiny_face_adapter(
         proj = resampler(dim=TINY_RESAMPLER_DIM, inner=16, image=identity, out=width, queries=num_tokens, depth=2)
     else:
         has_face = kind in ("faceid plus", "kolors")
-        proj = _id_proj(width, num_tokens, identity=identity, face=face if has_face else 0)
+        proj = id_proj(width, num_tokens, identity=identity, face=face if has_face else 0)
     has_lora = kind.startswith("faceid") and lora_rank
     return (
         proj
