@@ -45,9 +45,13 @@ def data_hash(tensors: Mapping[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
+def bytes_of(tensor: Tensor) -> Any:
+    """A tensor's numbers as they stand in a file, without a copy where it lies so on the host."""
+    return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
+
+
 def _data(tensors: Mapping[str, Tensor]) -> Iterator[Any]:
-    for _, tensor in _in_order(tensors):
-        yield tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
+    return (bytes_of(tensor) for _, tensor in _in_order(tensors))
 
 
 def _in_order(tensors: Mapping[str, Tensor]) -> Iterable[tuple[str, Tensor]]:

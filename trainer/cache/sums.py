@@ -7,8 +7,9 @@ import hashlib
 import json
 from collections.abc import Mapping
 
-import torch
 from torch import Tensor
+
+from ipadapter_core.file.layout import bytes_of
 
 SUMS = "ipadapter.sums"
 """In a shard's metadata."""
@@ -20,7 +21,7 @@ def entry_sum(key: str, entry: Mapping[str, Tensor]) -> str:
     digest = hashlib.blake2b(key.encode(), digest_size=_BYTES)
     for name, tensor in sorted(entry.items()):
         digest.update(f"|{name}|{tensor.dtype}|{tuple(tensor.shape)}|".encode())
-        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+        digest.update(bytes_of(tensor))
     return digest.hexdigest()
 
 
