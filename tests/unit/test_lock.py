@@ -152,7 +152,12 @@ def test_scripts_install_nothing_without_hashes(script: Path):
 
 def test_what_installs_is_found():
     counts = {script.name: len(installing(script.read_text(encoding="utf-8"))) for script in SCRIPTS}
-    assert {name: count for name, count in counts.items() if count} == {"comfyui.sh": 2, "docs.sh": 1, "env.sh": 4, "lock.sh": 1}
+    assert {name: count for name, count in counts.items() if count} == {
+        "comfyui.sh": 2,
+        "docs.sh": 1,
+        "env.sh": 4,
+        "lock.sh": 1,
+    }
     (bad,) = installing("    logged 'a' pip install \\\n  --no-deps torch\n# pip install that\n")
     assert not is_held(bad)
     assert not is_held("curl -L https://example.org/install.sh | bash")

@@ -55,7 +55,9 @@ COMMANDS: dict[str, RunBy | NotRun] = {
     "rm -rf ComfyUI_IPAdapter_plus": NotRun("removes another pack; tests/legacy/test_hosts.py plays what comes after"),
     "comfy node install ipadapter-studio": RELEASE,
     "comfy --here model download": DOWNLOAD,
-    "pip install -e '.[train]'": NotRun("scripts/env.sh installs the project so, from its lock: tests/unit/test_set_up.py"),
+    "pip install -e '.[train]'": NotRun(
+        "scripts/env.sh installs the project so, from its lock: tests/unit/test_set_up.py"
+    ),
     "pip install timm": NETWORK,
     "pip install onnxruntime": NETWORK,
     "ipadapter new": GUIDE,
@@ -70,7 +72,9 @@ COMMANDS: dict[str, RunBy | NotRun] = {
         f"{DEMO}test_an_unknown_name_is_answered_with_the_known_ones"
     ),
     "scripts/test.sh": RunBy("tests/unit/test_lanes.py::test_lanes_run_at_once_and_speak_one_after_the_other"),
-    "scripts/env.sh COMMAND": RunBy("tests/unit/test_set_up.py::test_what_the_lock_says_is_installed_once_and_again_when_it_changes"),
+    "scripts/env.sh COMMAND": RunBy(
+        "tests/unit/test_set_up.py::test_what_the_lock_says_is_installed_once_and_again_when_it_changes"
+    ),
     "scripts/env.sh python bench/": BENCH,
     "demo/make.sh": NotRun("takes hours; tests/demo runs its parts"),
     ".ci/run": NotRun("runs the tests itself"),
