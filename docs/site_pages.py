@@ -25,8 +25,9 @@ def pages() -> dict[str, str]:
     """Address on the site by path in the checkout."""
     notes = {f"{name}.md": f"{name.lower()}.md" for name in NOTES}
     guides = {f"docs/{path.name}": path.name for path in sorted((ROOT / "docs").glob("*.*")) if path.suffix != ".py"}
-    help_pages = {f"{HELP}/{path.name}": f"nodes/{path.name}" for path in sorted((ROOT / HELP).iterdir())}
-    return {"README.md": "index.md", "demo/ASSETS.md": "assets.md", **notes, **guides, **help_pages}
+    files = sorted(path.relative_to(ROOT / HELP).as_posix() for path in (ROOT / HELP).rglob("*.*"))
+    help_pages = {f"{HELP}/{name}": f"nodes/{name}" for name in files}
+    return {"README.md": "index.md", "demo/ASSETS.md": "demo-assets.md", **notes, **guides, **help_pages}
 
 
 def native_nodes() -> list[str]:
@@ -44,7 +45,7 @@ def navigation() -> list[Any]:
         {"Nodes": [f"nodes/{name}.md" for name in native]},
         {"Guides": [f"{name}.md" for name in GUIDES]},
         {"Nodes of other packs": [f"nodes/{name}.md" for name in others]},
-        {"Project": [*(f"{name.lower()}.md" for name in NOTES), "assets.md"]},
+        {"Project": [*(f"{name.lower()}.md" for name in NOTES), "demo-assets.md"]},
     ]
 
 
