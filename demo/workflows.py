@@ -1,11 +1,13 @@
-"""Writes workflows/demo_*.json from the table of scenes: `python -m demo.workflows`."""
+"""Writes the workflows of the demo's pack from the table of scenes: `python -m demo.workflows`."""
 
 from pathlib import Path
+from typing import Any
 
 from demo import scenes
-from demo.layout import WORKFLOWS, Node, Page, Source
+from demo.layout import Node, Page, Source
 from demo.models import ENCODER
 from demo.scenes import SCENES, Result, Scene
+from demo.subgraph import FIRST, subgraph
 
 MODELS_COLOR, TEXT_COLOR, IMAGE_COLOR, MASK_COLOR, RESULT_COLOR = "#3f789e", "#777", "#88A", "#A88", "#8A8"
 HALF = scenes.SIZE // 2
@@ -22,6 +24,8 @@ This is the demo's small world: emoji, {size} x {size} pixels. It needs, in Comf
 In a git checkout of IP-Adapter Studio, `scripts/demo.sh --install` copies them there, and the reference pictures \
 to `input`."""
 NOTE_HEIGHT, PICTURE_HEIGHT = 280, 330  # pixels
+SAMPLING = [scenes.SEED, "fixed", scenes.STEPS, scenes.CFG, scenes.SAMPLER, scenes.SCHEDULER, 1]
+ENLARGING = ["lanczos", scenes.ENLARGED]
 
 
 def build(scene: Scene) -> Page:
@@ -69,11 +73,9 @@ class Parts:
         if is_alone:
             page.column()
             page.group("Picture", RESULT_COLOR)
-        sampling = [scenes.SEED, "fixed", scenes.STEPS, scenes.CFG, scenes.SAMPLER, scenes.SCHEDULER, 1]
-        conditions = {"positive": (prompt, 0), "negative": (self.negative, 0)}
-        latent = page.add("KSampler", {"model": model, **conditions, "latent_image": (self.latent, 0)}, sampling)
-        picture = page.add("VAEDecode", {"samples": (latent, 0), "vae": (self.checkpoint, 2)})
-        enlarged = page.add("ImageScaleBy", {"image": (picture, 0)}, ["lanczos", scenes.ENLARGED], title="Enlarge")
+        sources = {"model": model, "positive": (prompt, 0), "negative": (self.negative, 0)}
+        sources |= {"latent_image": (self.latent, 0), "vae": (self.checkpoint, 2)}
+        enlarged = _drawn(page, sources) if is_alone else page.add_subgraph(_draw(), sources)
         title = "Pictures" if result.count > 1 else result.label
         page.add("SaveImage", {"images": (enlarged, 0)}, [self.scene.name], title=title, height=PICTURE_HEIGHT)
 
@@ -117,9 +119,31 @@ class Parts:
         return self.page.add("CLIPTextEncode", {"clip": (self.checkpoint, 1)}, [text], title=title, height=100)
 
 
+def _drawn(page: Page, sources: dict[str, Source]) -> Node:
+    """Sample, decode, enlarge."""
+    given = dict(sources)
+    decoding = {"vae": given.pop("vae")} if "vae" in given else {}
+    latent = page.add("KSampler", given, SAMPLING)
+    picture = page.add("VAEDecode", {"samples": (latent, 0), **decoding})
+    return page.add("ImageScaleBy", {"image": (picture, 0)}, ENLARGING, title="Enlarge")
+
+
+def _draw() -> dict[str, Any]:
+    """The same as a subgraph: what is equal in all columns of a workflow."""
+    inner = Page(first=FIRST)
+    inner.column()
+    _drawn(inner, {})
+    sampler, decode, enlarge = inner.nodes
+    inputs: dict[str, Source] = {
+        entry["name"]: (sampler, slot) for slot, entry in enumerate(sampler["inputs"]) if "widget" not in entry
+    }
+    inputs["vae"] = decode, 1
+    return subgraph("Sample and enlarge", inner, inputs, {"image": (enlarge, 0)})
+
+
 def main() -> None:
     for scene in SCENES:
-        (WORKFLOWS / f"{scene.name}.json").write_text(build(scene).text(), encoding="utf-8")
+        scene.path.write_text(build(scene).text(), encoding="utf-8")
 
 
 if __name__ == "__main__":

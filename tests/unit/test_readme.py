@@ -123,6 +123,23 @@ def test_comfy_cli_takes_the_downloads() -> None:
     assert {given["filename"].rpartition(".")[2] for given in downloads()} == {"safetensors"}
 
 
+def test_the_first_template_loads_the_three_files() -> None:
+    (title,) = re.findall(r"\*IP-Adapter Studio\*, \*([^*]+)\*", OPENING[OPENING.index("\n## First picture\n") :])
+    workflow = json.loads((ROOT / "workflows" / f"{title}.json").read_text(encoding="utf-8"))
+    models = [model for node in workflow["nodes"] for model in node.get("properties", {}).get("models", [])]
+    assert {(model["url"], f"models/{model['directory']}") for model in models} == {
+        (given["url"], given["relative_path"]) for given in downloads()
+    }
+
+
+def test_every_workflow_and_blueprint_is_named() -> None:
+    section = " ".join(README.split("\n## Nodes\n")[1].partition("\n## ")[0].split())
+    files = [*(ROOT / "workflows").glob("*.json"), *(ROOT / "subgraphs").glob("*.json")]
+    names = {path.stem for path in files if not path.stem.endswith(".app")}
+    assert len(names) > 15
+    assert [name for name in names if f"*{name}*" not in section] == []
+
+
 def assigned(file: str, name: str) -> Any:
     """The constant that a module assigns to a name."""
     for node in ast.parse((ROOT / file).read_text(encoding="utf-8")).body:
