@@ -10,9 +10,24 @@ import pytest
 from support import comfy_host, locales
 
 LANGUAGES = ("de", "es", "fr", "ja", "ko", "ru", "zh", "zh-TW")
-QUOTES = {"de": "„“", "es": "«»", "fr": "«»", "ja": "「」", "ko": "‘’", "ru": "«»", "zh": "“”", "zh-TW": "「」"}
+QUOTES = {
+    "de": "„“",
+    "es": "«»",
+    "fr": "«»",
+    "ja": "「」",
+    "ko": "\u2018\u2019",
+    "ru": "«»",
+    "zh": "“”",
+    "zh-TW": "「」",
+}
 # of the languages with another script, what a text must have at least one letter of
-SCRIPTS = {"ja": r"[ぁ-ヿ一-鿿]", "ko": r"[가-힣]", "ru": r"[а-яё]", "zh": r"[一-鿿]|token", "zh-TW": r"[一-鿿]|token"}
+SCRIPTS = {
+    "ja": r"[ぁ-ヿ一-鿿]",
+    "ko": r"[가-힣]",
+    "ru": "[\u0430-\u044f]",
+    "zh": r"[一-鿿]|token",
+    "zh-TW": r"[一-鿿]|token",
+}
 NUMBER = re.compile(r"(?<![A-Za-z.\d])\d+(?:\.\d+)?(?![A-Za-z\d])")
 
 each_language = pytest.mark.parametrize("language", LANGUAGES)
@@ -83,7 +98,7 @@ def test_texts_name_nodes_by_their_titles_in_that_language(english: locales.Text
             assert bool(quoted) == bool(named), where
 
 
-@pytest.mark.parametrize("language", ("en", *LANGUAGES))
+@pytest.mark.parametrize("language", ["en", *LANGUAGES])
 def test_nothing_means_something_to_the_page(language: str) -> None:
     """Its translator replaces names in braces, follows @ to other texts, and takes | for singular and plural."""
     for file in ("nodeDefs", "main"):
