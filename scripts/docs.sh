@@ -34,4 +34,4 @@ export NO_MKDOCS_2_WARNING=1   # Material's advertisement for its successor
 if [[ ${1:-} == serve ]]; then
     exec "$venv/bin/mkdocs" "$@"
 fi
-exec "$venv/bin/mkdocs" build --strict --quiet "$@"
+exec "$venv/bin/mkdocs" build --strict "$@"   # with --quiet a warning would not be counted
