@@ -1,5 +1,6 @@
 """What goes to the Comfy registry: small, whole, with a picture and links that a registry can show."""
 
+import posixpath
 import re
 import sys
 from pathlib import Path
@@ -59,3 +60,15 @@ def test_its_addresses_are_of_one_repository() -> None:
         assert address.startswith(urls["Repository"])
         named = re.fullmatch(r".*/blob/main/(.*)", address)
         assert named is None or (ROOT / named[1]).exists(), address
+
+
+def test_links_of_its_pages_lead_to_what_it_has() -> None:
+    """What it leaves out is linked by an absolute address; README.md has a test of its own."""
+    pages = [path for path in packed_files() if path.endswith(".md")]
+    assert len(pages) > 60
+    for page in pages:
+        for link in re.findall(r"\]\(([^)\s]+)\)", (ROOT / page).read_text(encoding="utf-8")):
+            if link.startswith(("#", "https://", "http://")):
+                continue
+            target = posixpath.normpath(posixpath.join(posixpath.dirname(page), link.partition("#")[0]))
+            assert is_packed(target), f"{page} links {link}"
