@@ -1,9 +1,11 @@
 """A whole graph in a real ComfyUI server, over HTTP and WebSocket as its page talks to it."""
 
 import io
+import re
 
 import numpy as np
 import pytest
+import requests
 import torch
 from PIL import Image
 from safetensors.torch import load
@@ -156,6 +158,10 @@ def test_node_is_described(client: Client, server: ComfyServer, node_id: str):
     page = client.get_text(f"/extensions/{server.pack}/docs/{node_id}.md")
     assert page.startswith("#")
     assert [name for name in inputs if f"`{name}`" not in page] == []
+    for picture in re.findall(r"!\[[^\]]*\]\(([^)]+)\)", page):  # where the page's panel looks for it
+        shown = requests.get(f"{server.url}/extensions/{server.pack}/docs/{picture}", timeout=60)
+        assert shown.headers["Content-Type"] == "image/png"
+    assert node_id in client.get("/i18n")["ja"]["nodeDefs"]
 
 
 def test_workflows_are_offered_as_templates(client: Client, server: ComfyServer):
