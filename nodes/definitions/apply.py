@@ -7,7 +7,7 @@ from torch import Tensor
 from ...ipadapter_core.branch.tokens import ImageTokens
 from ...ipadapter_core.strength.layer_weights import LayerWeights
 from ..arrivals import checked
-from ..inputs import apply_inputs
+from ..inputs import apply_inputs, range_problem
 from ..patching.application import ApplySettings, apply_adapter
 from ..sockets import CATEGORY, IPATokens, LoadedAdapter
 
@@ -22,12 +22,19 @@ class IPAApply(io.ComfyNode):
             display_name="Apply IP-Adapter",
             category=CATEGORY,
             description="Steers a model with image tokens. Several may follow each other; their effects add up.",
-            search_aliases=["ipadapter", "image prompt", "ip adapter apply", "IPAdapter Advanced", "IPAdapter Embeds"],
+            search_aliases=[
+                *("ipadapter", "image prompt", "ip adapter apply", "IPAdapter Advanced", "IPAdapter Embeds"),
+                *("style transfer", "composition", "regional", "character"),
+            ],
             inputs=apply_inputs(
                 IPATokens.Input("tokens", tooltip="Tokens from Encode Image for IP-Adapter, made with this adapter.")
             ),
             outputs=[io.Model.Output("model", tooltip="The patched model; the one that came in is unchanged.")],
         )
+
+    @classmethod
+    def validate_inputs(cls, start_percent: float | None, end_percent: float | None) -> bool | str:
+        return range_problem(start_percent, end_percent)
 
     @classmethod
     @checked

@@ -36,6 +36,7 @@ class IPAEncodeImage(io.ComfyNode):
                 ),
                 io.Image.Input(
                     "negative_image",
+                    display_name="negative image",
                     optional=True,
                     tooltip="What the picture should move away from. Neutral: leave it unconnected.",
                 ),
@@ -46,6 +47,7 @@ class IPAEncodeImage(io.ComfyNode):
                 ),
                 io.ClipVision.Input(
                     "clip_vision",
+                    display_name="CLIP vision",
                     optional=True,
                     tooltip="Image encoder to use in place of the one Load IP-Adapter found. Neutral: unconnected.",
                 ),
