@@ -9,7 +9,8 @@ const KEPT = "IPAdapterStudio.Texts"; // in the browser's storage, so that a rel
 const MOST_KEPT = 50;
 const FILE = "IP-Adapter file"; // names of widgets
 const ERROR = "IP-Adapter error";
-const OURS = /^(Found: .+?\.) (Expected: .+?\.) (What to do: .+)$/s; // ipadapter_core/errors.py
+const OURS = /(?:^| - )(Found: .+?\.) (Expected: .+?\.) (What to do: .+)$/s; // ipadapter_core/errors.py
+const WAIT = { step: 250, end: 60_000 }; // milliseconds until the server has looked at a prompt
 const MARGIN = 10; // pixels that the page leaves around such a widget
 const STYLE = {
   boxSizing: "border-box",
@@ -25,7 +26,7 @@ const STYLE = {
   userSelect: "text",
   cursor: "text",
 };
-const AS_ERROR = { border: "1px solid #c33", color: "var(--error-text, #ff7b7b)" };
+const AS_ERROR = { border: "1px solid #d33" };
 
 function made(text, name) {
   const element = document.createElement("div");
@@ -44,40 +45,49 @@ function measured(text, name, width) {
   return height;
 }
 
-function remove(node, name) {
-  const widget = node.widgets?.find((each) => each.name === name);
-  if (!widget) return;
-  widget.onRemove?.();
-  node.widgets.splice(node.widgets.indexOf(widget), 1);
-  if (node.size[1] === widget.grownTo) node.setSize([node.size[0], widget.grownFrom]);
+const find = (node, name) => node.widgets?.find((each) => each.name === name);
+
+const heights = new WeakMap(); // of nodes, before they grew
+function fit(node) {
+  node.setSize([node.size[0], Math.max(heights.get(node), node.computeSize()[1])]);
+  if (!find(node, FILE) && !find(node, ERROR)) heights.delete(node);
   node.setDirtyCanvas?.(true, true);
 }
 
-function show(node, name, text) {
-  const before = node.widgets?.find((each) => each.name === name);
-  if (before?.element.textContent === text) return;
-  remove(node, name);
-  if (!text) return;
-  let width, height;
-  const widget = node.addDOMWidget(name, "ipadapter_text", made(text, name), {
+function remove(node, name) {
+  const widget = find(node, name);
+  if (!widget) return;
+  widget.onRemove?.();
+  node.widgets.splice(node.widgets.indexOf(widget), 1);
+  fit(node);
+}
+
+function add(node, name, text) {
+  const element = made(text, name);
+  let seen, height;
+  const widget = node.addDOMWidget(name, "ipadapter_text", element, {
     serialize: false, // not for the server
     hideOnZoom: false,
     margin: MARGIN,
-    getValue: () => text,
+    getValue: () => element.textContent,
     setValue: () => {},
     getMinHeight() {
-      if (width !== node.size[0]) {
-        width = node.size[0];
-        height = measured(text, name, width - 2 * MARGIN) + 2 * MARGIN;
-      }
+      const shown = `${node.size[0]} ${element.textContent}`;
+      if (shown !== seen) height = measured(element.textContent, name, node.size[0] - 2 * MARGIN) + 2 * MARGIN;
+      seen = shown;
       return height;
     },
   });
   widget.serialize = false; // nor for a file
-  widget.grownFrom = node.size[1];
-  node.setSize([node.size[0], Math.max(node.size[1], node.computeSize()[1])]);
-  widget.grownTo = node.size[1];
-  node.setDirtyCanvas?.(true, true);
+}
+
+function show(node, name, text) {
+  const widget = find(node, name);
+  if (!text) return remove(node, name);
+  if (!heights.has(node)) heights.set(node, node.size[1]);
+  if (widget) widget.element.textContent = text; // the page would go on with the element it has
+  else add(node, name, text);
+  fit(node);
 }
 
 function kept() {
@@ -149,18 +159,46 @@ function followLoader(node) {
   };
 }
 
+function forgetErrors() {
+  for (const node of nodesBelow(root())) remove(node, ERROR);
+}
+
+function showErrors(executionId, messages) {
+  const found = messages.map((message) => OURS.exec(message?.trim() ?? "")).filter(Boolean);
+  const texts = new Set(found.map((parts) => parts.slice(1).join("\n"))); // a text comes once for each input it is about
+  const node = texts.size && nodeOf(executionId);
+  if (node) show(node, ERROR, [...texts].join("\n\n"));
+}
+
+// No event tells what the server found before it ran anything.
+let watching;
+function watchForRefusal() {
+  clearInterval(watching);
+  const end = Date.now() + WAIT.end;
+  watching = setInterval(() => {
+    const refused = app.lastNodeErrors;
+    if (!refused && Date.now() < end) return;
+    clearInterval(watching);
+    for (const [id, { errors }] of Object.entries(refused ?? {})) {
+      showErrors(id, errors.map((error) => error.details));
+    }
+  }, WAIT.step);
+}
+
 app.registerExtension({
   name: "IPAdapterStudio.Texts",
 
   setup() {
+    api.addEventListener("promptQueueing", () => {
+      forgetErrors();
+      watchForRefusal();
+    });
     api.addEventListener("execution_start", () => {
-      for (const node of nodesBelow(root())) remove(node, ERROR);
+      if (app.lastNodeErrors) return; // of the outputs that are not run
+      clearInterval(watching);
+      forgetErrors();
     });
-    api.addEventListener("execution_error", ({ detail }) => {
-      const parts = OURS.exec(detail.exception_message?.trim() ?? "");
-      const node = parts && nodeOf(detail.node_id);
-      if (node) show(node, ERROR, parts.slice(1).join("\n"));
-    });
+    api.addEventListener("execution_error", ({ detail }) => showErrors(detail.node_id, [detail.exception_message]));
   },
 
   nodeCreated(node) {
