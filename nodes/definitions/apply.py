@@ -22,10 +22,7 @@ class IPAApply(io.ComfyNode):
             display_name="Apply IP-Adapter",
             category=CATEGORY,
             description="Steers a model with image tokens. Several may follow each other; their effects add up.",
-            search_aliases=[
-                *("ipadapter", "image prompt", "ip adapter apply", "IPAdapter Advanced", "IPAdapter Embeds"),
-                *("style transfer", "composition", "regional", "character"),
-            ],
+            search_aliases=["ipadapter", "image prompt", "ip adapter apply", "IPAdapter Advanced", "IPAdapter Embeds"],
             inputs=apply_inputs(
                 IPATokens.Input("tokens", tooltip="Tokens from Encode Image for IP-Adapter, made with this adapter.")
             ),

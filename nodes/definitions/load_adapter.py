@@ -12,6 +12,8 @@ from ..loading import check_files, describe, encoder_choices, open_adapter
 from ..sockets import CATEGORY, IPAAdapter
 
 logger = logging.getLogger(__name__)
+# A node whose text is told again where its output comes from the cache; ComfyUI 0.18 does not know of such.
+_TOLD_AGAIN = {name: True for name in ("has_intermediate_output",) if name in io.Schema.__dataclass_fields__}
 WHAT_IT_IS = "ipadapter_studio"  # nodes/web/texts.js shows it: the text, then the choices it is for
 
 
@@ -56,6 +58,7 @@ class IPALoadAdapter(io.ComfyNode):
                 ),
             ],
             outputs=[IPAAdapter.Output("adapter", tooltip="The adapter with its image encoder.")],
+            **_TOLD_AGAIN,
         )
 
     @classmethod

