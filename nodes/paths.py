@@ -11,6 +11,7 @@ import folder_paths
 from ..ipadapter_core.encoder.known import FILE_KIND
 from ..ipadapter_core.errors import BadInputError, UnreadableFileError, shown
 from ..ipadapter_core.file.container import ADAPTER, ADAPTER_SUFFIXES, file_status
+from ..ipadapter_core.file.published import way_to
 
 ADAPTERS = "ipadapter"
 ENCODERS = "clip_vision"
@@ -52,6 +53,10 @@ def adapter_candidates(name: str | None) -> list[Path]:
 
 def encoder_files() -> list[str]:
     return list(folder_paths.get_filename_list(ENCODERS))
+
+
+def adapter_roots() -> list[str]:
+    return list(folder_paths.get_folder_paths(ADAPTERS))
 
 
 def encoder_roots() -> list[str]:
@@ -123,6 +128,7 @@ def model_path(folder: str, name: object, kind: str) -> Path:
             f"no file {shown(str(name))} in {' or '.join(folder_paths.get_folder_paths(folder))}",
             expected=f"the name of a file of models/{folder}",
             action="choose another file or put this one back",
+            more=way_to(str(name)),
         )
     file_status(place, kind)
     return place

@@ -7,7 +7,12 @@ from typing import Any
 
 import pytest
 
+from demo.client import Client
+from demo.server import ComfyServer
 from support import comfy_host, locales
+from support.browser import Browser
+
+pytest_plugins = ["support.server"]
 
 LANGUAGES = ("de", "es", "fr", "ja", "ko", "ru", "zh", "zh-TW")
 QUOTES = {
@@ -29,6 +34,13 @@ SCRIPTS = {
     "zh-TW": r"[一-鿿]|token",
 }
 NUMBER = re.compile(r"(?<![A-Za-z.\d])\d+(?:\.\d+)?(?![A-Za-z\d])")
+SHOWN = """
+(node => [
+    node.title,
+    Object.fromEntries(node.inputs.map(slot => [slot.name, slot.label || slot.localized_name])),
+    node.outputs.map(slot => slot.label || slot.localized_name),
+])(LiteGraph.createNode("IPAEncodeImage"))
+"""
 
 each_language = pytest.mark.parametrize("language", LANGUAGES)
 
@@ -115,3 +127,21 @@ def test_comfyui_serves_them(base_directory: Path, tmp_path: Path, monkeypatch: 
     assert served.keys() == {"en", *LANGUAGES}
     for language, entries in served.items():
         assert entries == locales.read(language, "main") | {"nodeDefs": locales.read(language)}
+
+
+@pytest.mark.slow
+def test_the_page_shows_them(server: ComfyServer, browser: Browser) -> None:
+    """Sockets too, which the page would call by their display_name."""
+    with Client(server.url) as client:
+        client.set("Comfy.Locale", "fr")
+    try:
+        with browser.page() as tab:
+            tab.open(server.url)
+            tab.wait_for("window.app?.graph && window.LiteGraph?.registered_node_types['IPAEncodeImage']")
+            shown = tab.evaluate(SHOWN)
+    finally:
+        with Client(server.url) as client:
+            client.set("Comfy.Locale", "en")
+    texts_of_node = locales.read("fr")["IPAEncodeImage"]
+    names = {name: entry["name"] for name, entry in texts_of_node["inputs"].items()}
+    assert shown == [texts_of_node["display_name"], names, [texts_of_node["outputs"]["0"]["name"]]]

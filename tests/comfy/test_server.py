@@ -55,10 +55,16 @@ def test_graph_makes_a_picture(client: Client):
 def test_loader_shows_what_the_file_is(client: Client):
     # Another choice of encoder than elsewhere, so that the node is not cached.
     prompt = with_inputs(simple(seed=2), graphs.ADAPTER, image_encoder="image_encoder/")
-    (text,) = finished(client, prompt).texts(graphs.ADAPTER)
+    run = finished(client, prompt)
+    text, *choice = run.outputs[graphs.ADAPTER]["ipadapter_studio"]
     assert "SD1.5 plus" in text
     assert "16 tokens, 4 attention layers" in text
     assert "image_encoder/" in text
+    assert choice == [prompt[graphs.ADAPTER]["inputs"]["adapter_file"], "image_encoder/", "0"]
+    again = finished(client, prompt)
+    assert graphs.ADAPTER in again.cached
+    if client.get("/object_info/IPALoadAdapter")["IPALoadAdapter"].get("has_intermediate_output"):
+        assert again.outputs[graphs.ADAPTER] == run.outputs[graphs.ADAPTER]
 
 
 def test_unchanged_graph_runs_nothing_again(client: Client):
