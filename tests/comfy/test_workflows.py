@@ -38,6 +38,7 @@ pytest_plugins = ["support.server"]
 BYPASSED = 4
 TITLE = 30  # pixels of a node's title, which stands above its position
 WITHOUT_ENCODER = {"ip-adapter-faceid_sd15.bin"}  # it reads a face's embedding
+BASES = ("v1-5-pruned-emaonly-fp16.safetensors", "sd_xl_base_1.0.safetensors")
 LARGEST_PICTURE = 60_000  # bytes
 
 each_template = pytest.mark.parametrize("path", TEMPLATES, ids=lambda path: path.stem)
@@ -199,18 +200,16 @@ def test_a_blueprint_draws(path: Path, client: Client, object_info: Any):
     """In the place where a user drops it: between checkpoint and sampler."""
     drawn = []
     for strength in (1.0, 0.0):
-        workflow = templates.with_blueprint(templates.made_small(read(SIMPLE)), read(path))
-        host = next(node for node in workflow["nodes"] if node["type"] in templates.subgraphs(workflow))
+        workflow = templates.made_small(templates.with_blueprint(read(SIMPLE), read(path)))
+        (host,) = [node for node in workflow["nodes"] if node["type"] in templates.subgraphs(workflow)]
         names = [entry["name"] for entry in host["inputs"] if "widget" in entry]
-        for place, name in enumerate(names):
-            if name.endswith("strength"):
-                host["widgets_values"][place] = strength
-        prompt = templates.on_stand_ins(convert_ui_to_api(workflow, object_info), None)
-        base = nodes_of(workflow, "CheckpointLoaderSimple")[0]
-        prompt[str(base["id"])]["inputs"]["ckpt_name"] = (
-            "sd_xl_base_1.0.safetensors" if "sdxl" in str(prompt) else "v1-5-pruned-emaonly-fp16.safetensors"
-        )
-        drawn += pictures(client, prompt)
+        host["widgets_values"] = [
+            strength if name.endswith("strength") else value
+            for name, value in zip(names, host["widgets_values"], strict=True)
+        ]
+        (checkpoint,) = nodes_of(workflow, "CheckpointLoaderSimple")
+        checkpoint["widgets_values"] = [BASES["sdxl" in host["widgets_values"][names.index("adapter_file")]]]
+        drawn += pictures(client, templates.on_stand_ins(convert_ui_to_api(workflow, object_info), None))
     assert not np.array_equal(*drawn)
 
 
