@@ -136,6 +136,21 @@ def test_every_file_can_be_had_by_the_download_button_or_says_why_not(path: Path
         assert encoders == ([] if adapter in WITHOUT_ENCODER else [encoder])
 
 
+@each_template
+def test_a_layer_preset_is_shown_with_the_base_it_is_known_for(path: Path):
+    """And each base draws at its size."""
+    workflow = read(path)
+    presets = {
+        templates.widgets(node)["layer_preset"]
+        for kind in ("IPAApply", "IPAApplyImage")
+        for node in nodes_of(workflow, kind)
+    }
+    has_xl = BASES[1] in files_of(workflow)
+    assert has_xl or presets <= {"all"}
+    for node in nodes_of(workflow, "EmptyLatentImage"):
+        assert node["widgets_values"][:2] == [1024 if has_xl else 512] * 2
+
+
 @each_file
 def test_no_two_nodes_overlap(path: Path):
     workflow = read(path)
@@ -256,7 +271,7 @@ def test_page_opens_each_workflow(page: Page, tmp_path: Path):
 @pytest.mark.slow
 def test_page_shows_them_as_one_learns_and_finds_the_blueprints(page: Page, server: ComfyServer):
     names = page.evaluate(f"app.api.getWorkflowTemplates().then(found => found['{server.pack}'])")
-    assert sorted(names) == [path.stem for path in TEMPLATES]
+    assert sorted(names) == sorted(path.stem for path in TEMPLATES)
     assert names[:2] == ["Image prompt.app", "Image prompt"]
     assert names[-1] == "SD3.5 image prompt"
     section = page.evaluate(
