@@ -9,7 +9,7 @@ import torch
 from comfy_api.latest import io
 from torch import Tensor
 
-from ..ipadapter_core.branch.tokens import ImageTokens
+from ..ipadapter_core.branch.tokens import ImageTokens, features_as_tokens
 from ..ipadapter_core.file.spec import AdapterSpec
 from ..ipadapter_core.network.adapter import IPAdapter
 from .encoding.encoder import VisionEncoder
@@ -64,7 +64,7 @@ class LoadedAdapter:
         Of an adapter whose tokens change with the noise level they are the features themselves.
         """
         if self.spec.is_timed:
-            return ImageTokens(cond.float().cpu(), uncond.float().cpu(), self.adapter_id)
+            return features_as_tokens(cond.float().cpu(), uncond.float().cpu(), self.adapter_id)
         device = self.load_to_device()
         positive, negative = (self.network.project(side.to(device)).cpu() for side in (cond, uncond))
         return ImageTokens(positive, negative, self.adapter_id)
