@@ -29,7 +29,7 @@ from .install import install
 from .model_lora import add_model_lora, check_model_lora
 from .narrowing import narrowed
 from .timed import timed_source
-from .weighing import key_weights, weigh_tokens
+from .weighing import check_scaling, key_weights, weigh_tokens
 
 logger = logging.getLogger(__name__)
 
@@ -124,14 +124,15 @@ def patch_sites(
     """
     active = active_sites(sites.sites, strengths)
     layout = sites.backbone.layout(adapter.spec.layout)
-    per_frame = per_frame and any(max(len(of.cond), len(of.uncond)) > 1 for of in tokens.values())
+    per_frame = per_frame and any(max(len(of.mixes.cond), len(of.mixes.uncond)) > 1 for of in tokens.values())
+    check_scaling(adapter, layout, scaling)
     if layout.scales_tokens:
         tokens, strengths, per_frame = weigh_tokens(active, tokens, strengths, per_frame=per_frame)
     weights = key_weights(model, active, layout)
     source: KVSource
     if adapter.spec.is_timed:
         has_frames = per_frame or any(len(strength.factors) > 1 for strength in strengths.values())
-        source = timed_source(adapter, active, tokens, strengths, scaling, has_frames)
+        source = timed_source(adapter, active, tokens, strengths, has_frames)
     elif per_frame:
         for of in set(tokens.values()):
             _site_kv(adapter, replace(of, cond=of.cond[:1], uncond=of.uncond[:1]))  # finds damaged weights
