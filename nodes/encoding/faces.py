@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ...ipadapter_core.branch.tokens import ImageTokens
 from ...ipadapter_core.encoder.pixels import check_image
-from ...ipadapter_core.errors import BadInputError, MismatchError, one_of
+from ...ipadapter_core.errors import BadInputError, MismatchError, one_of, with_article
 from ...ipadapter_core.face.align import align_face
 from ...ipadapter_core.face.detection import Face, choose_faces
 from ...ipadapter_core.file.spec import CROPS, FaceSpec, Projection
@@ -45,7 +45,7 @@ def face_spec(adapter: LoadedAdapter) -> FaceSpec:
     """
     if adapter.spec.face is None:
         raise MismatchError(
-            f"{adapter.name}, a {adapter.spec.family} adapter, which reads no face embedding",
+            f"{adapter.name}, {with_article(adapter.spec.family)} adapter, which reads no face embedding",
             expected="a FaceID adapter",
             action="use Encode Image for IP-Adapter, or load a FaceID file",
         )
