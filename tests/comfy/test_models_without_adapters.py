@@ -113,10 +113,14 @@ def test_it_is_named_and_so_is_what_the_adapter_was_made_for(
     with pytest.raises(ValueError, match="for which no IP-Adapter is known") as caught:
         apply(model, adapter, families.tokens_of(name, adapter))
     message = str(caught.value)
-    assert f" and a {kind} model, for which" in message
-    made_for = message.partition("an adapter for ")[2].partition(" and a ")[0]
+    article = "an" if kind[0] in "AEIO" else "a"
+    assert f" and {article} {kind} model, for which" in message
+    made_for = message.partition("an adapter for ")[2].partition(f" and {article} ")[0]
     assert adapter.spec.base in made_for
-    assert f"Expected: a {made_for} model. What to do: connect such a model" in message
+    assert (
+        f"Expected: {'an' if made_for.startswith(('SD', 'Anima')) else 'a'} {made_for} model. What to do: connect such a model"
+        in message
+    )
     assert ("are weights for SD3.5-Large, which do nothing in it" in message) == (kind == "Wan")
 
 
