@@ -44,6 +44,7 @@ class ApplySettings:
         layer_preset: a key of `presets.PRESETS`.
         layer_weights: factors on top of the preset; None is 1 everywhere.
         mask: (M, H, W), 0..1; None is 1 everywhere.
+        with_lora: whether a LoRA for the model that the adapter's file has is added too.
     """
 
     strength: float = 1.0
@@ -52,6 +53,7 @@ class ApplySettings:
     layer_preset: str = "all"
     layer_weights: LayerWeights | None = None
     mask: Tensor | None = None
+    with_lora: bool = True
 
 
 def apply_adapter(
@@ -82,7 +84,8 @@ def apply_adapter(
         )
         return model
     tokens = narrowed(model, adapter.spec, tokens)
-    return patch_sites(model, sites, adapter, dict.fromkeys(strengths, tokens), strengths, Limits(acting, mask))
+    limits = Limits(acting, mask, with_lora=settings.with_lora)
+    return patch_sites(model, sites, adapter, dict.fromkeys(strengths, tokens), strengths, limits)
 
 
 def fitting_sites(model: ModelPatcher, adapter: LoadedAdapter) -> Sites:
@@ -97,11 +100,12 @@ def fitting_sites(model: ModelPatcher, adapter: LoadedAdapter) -> Sites:
 
 @dataclass(frozen=True, eq=False)
 class Limits:
-    """When and where an adapter acts: see `PatchPlan`."""
+    """When, where and with what an adapter acts: see `PatchPlan` and `ApplySettings`."""
 
     acting: PercentRange | None = None
     mask: Tensor | None = None
     resampling: str = AREA
+    with_lora: bool = True
 
 
 def patch_sites(
@@ -147,14 +151,16 @@ def patch_sites(
     is_everywhere = limits.mask is None or bool(torch.all(limits.mask == 1))
     mask = None if is_everywhere else limits.mask
     outside = tuple(strengths[site.index] for site in active) if adapter.spec.is_timed else ()
-    plan = PatchPlan(
-        active, source, limits.acting, mask, limits.resampling, layout.place, outside, gates, adapter.adapter_id
-    )
+    before = applied_to(model.model_options["transformer_options"])
+    adds_lora = limits.with_lora and all(
+        other.lora_of != adapter.adapter_id for other in (before.plans if before else ())
+    )  # once, however often the adapter is applied
+    lora_of = adapter.adapter_id if limits.with_lora else ""
+    plan = PatchPlan(active, source, limits.acting, mask, limits.resampling, layout.place, outside, gates, lora_of)
     is_needed = per_frame or adapter.spec.is_timed or bool(gates)
     patched = install(model, sites, plan, (adapter.patcher,) if is_needed else ())
-    before = applied_to(model.model_options["transformer_options"])
-    if all(other.adapter_id != adapter.adapter_id for other in (before.plans if before else ())):
-        add_model_lora(patched, adapter)  # once, however often the adapter is applied
+    if adds_lora:
+        add_model_lora(patched, adapter)
     return patched
 
 
