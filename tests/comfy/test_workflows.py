@@ -100,6 +100,8 @@ def on_tiny_models(prompt: Prompt, kind: str) -> Prompt:
 def pictures(client: Client, prompt: Prompt) -> list[np.ndarray]:
     """What a prompt saves."""
     run = client.run(prompt)
+    if "not with this server" in run.error:
+        pytest.skip(run.error)
     assert run.end == "execution_success", run.error
     saves = [node for node in run.outputs if prompt[node]["class_type"] == "SaveImage"]
     return [np.asarray(Image.open(io.BytesIO(content))) for node in saves for content in client.files(run, node)]
