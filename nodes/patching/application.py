@@ -16,14 +16,13 @@ from ...ipadapter_core.branch.masks import AREA, check_mask
 from ...ipadapter_core.branch.plan import PatchPlan
 from ...ipadapter_core.branch.schedule import PercentRange, percent_range
 from ...ipadapter_core.branch.tokens import ImageTokens
-from ...ipadapter_core.errors import MismatchError
 from ...ipadapter_core.network.fit import base_of, check_sites
 from ...ipadapter_core.strength.layer_weights import LayerWeights
 from ...ipadapter_core.strength.presets import resolve_preset
 from ...ipadapter_core.strength.scaling import VALUE_ONLY, Scaling
 from ...ipadapter_core.strength.site import AnyStrength
 from ..cache import CACHE
-from ..sockets import LoadedAdapter
+from ..sockets import LoadedAdapter, check_origin
 from .applied import applied_to
 from .install import install
 from .model_lora import add_model_lora, check_model_lora
@@ -66,12 +65,7 @@ def apply_adapter(
         BadInputError: a range, preset, factor or mask that cannot be used.
     """
     sites = fitting_sites(model, adapter)
-    if tokens.adapter_id != adapter.adapter_id:
-        raise MismatchError(
-            f"tokens that another adapter made, applied with {adapter.name}",
-            expected=f"tokens encoded with {adapter.name}",
-            action="connect one and the same adapter to the encode and the apply node",
-        )
+    check_origin(tokens, adapter)
     acting = percent_range(settings.start_percent, settings.end_percent)
     mask = None if settings.mask is None else check_mask(settings.mask)
     strengths = resolve_preset(settings.layer_preset, sites, settings.strength)
