@@ -112,7 +112,9 @@ def test_a_copy_of_the_adapter_takes_them_and_another_does_not(
     assert loaded.adapter_id == copy.adapter_id
     assert torch.equal(loaded.cond, tokens.cond)
     other = make_adapter("base", "sd15", seed=5).loaded
-    with pytest.raises(ValueError, match=r"tokens for another adapter .*What to do: load the adapter they were made with"):
+    with pytest.raises(
+        ValueError, match=r"tokens for another adapter .*What to do: load the adapter they were made with"
+    ):
         comfy_host.run("IPALoadTokens", adapter=other, tokens_file=name)
     with pytest.raises(ValueError, match=r"tokens that another adapter made.*What to do: connect one and the same"):
         saved(other, tokens, "wrong")
