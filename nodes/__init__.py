@@ -14,6 +14,7 @@ from .definitions.layer_weights import IPALayerWeights
 from .definitions.load_adapter import IPALoadAdapter
 from .definitions.load_face_model import IPALoadFaceModel
 from .definitions.load_tokens import IPALoadTokens
+from .definitions.prepare_reference import IPAPrepareReference
 from .definitions.region import IPARegion
 from .definitions.save_tokens import IPASaveTokens
 from .legacy.coexistence import former_nodes_to_register, nodes_to_register
@@ -34,6 +35,7 @@ NODES: tuple[type[io.ComfyNode], ...] = (
     IPARegion,
     IPASaveTokens,
     IPALoadTokens,
+    IPAPrepareReference,
 )
 
 

@@ -3,8 +3,9 @@
 from comfy_api.latest import io, ui
 from torch import Tensor
 
+from ...ipadapter_core.box import Box
 from ...ipadapter_core.branch.masks import check_mask, resized
-from ...ipadapter_core.branch.regions import REGIONS, Box, named_box, region_mask, softened
+from ...ipadapter_core.branch.regions import REGIONS, named_box, region_mask, softened
 from ..arrivals import checked
 from ..previews import shaded
 from ..sockets import CATEGORY

@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from ipadapter_core.branch.regions import REGIONS, Box, named_box, region_mask, softened
+from ipadapter_core.box import Box
+from ipadapter_core.branch.regions import REGIONS, named_box, region_mask, softened
 
 PARTITIONS = [
     ("left", "right"),
