@@ -8,6 +8,7 @@ from .definitions.apply import IPAApply
 from .definitions.apply_face_lora import IPAApplyFaceLora
 from .definitions.apply_image import IPAApplyImage
 from .definitions.combine_tokens import IPACombineTokens
+from .definitions.compare import IPACompare
 from .definitions.encode_face import IPAEncodeFace
 from .definitions.encode_image import IPAEncodeImage
 from .definitions.layer_weights import IPALayerWeights
@@ -36,6 +37,7 @@ NODES: tuple[type[io.ComfyNode], ...] = (
     IPASaveTokens,
     IPALoadTokens,
     IPAPrepareReference,
+    IPACompare,
 )
 
 

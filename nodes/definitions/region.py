@@ -6,6 +6,7 @@ from torch import Tensor
 from ...ipadapter_core.box import Box
 from ...ipadapter_core.branch.masks import check_mask, resized
 from ...ipadapter_core.branch.regions import REGIONS, named_box, region_mask, softened
+from ...ipadapter_core.encoder.pixels import check_image
 from ..arrivals import checked
 from ..previews import shaded
 from ..sockets import CATEGORY
@@ -100,6 +101,7 @@ class IPARegion(io.ComfyNode):
         given = None if mask is None else check_mask(mask)
         size = (picture_height, picture_width)
         if image is not None:
+            image = check_image(image)
             size = (image.shape[1], image.shape[2])
         elif given is not None:
             size = (given.shape[1], given.shape[2])
