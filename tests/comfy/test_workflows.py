@@ -55,6 +55,8 @@ def widget_values(workflow: dict[str, Any]) -> dict[int, list[Any]]:
 def pictures(client: Client, prompt: Prompt) -> list[np.ndarray]:
     """What a prompt saves."""
     run = client.run(prompt)
+    if "not with this server" in run.error:
+        pytest.skip(run.error)
     assert run.end == "execution_success", run.error
     saves = [node for node in run.outputs if prompt[node]["class_type"] in ("SaveImage", "SaveAnimatedWEBP")]
     return [np.asarray(Image.open(io.BytesIO(content))) for node in saves for content in client.files(run, node)]
