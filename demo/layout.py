@@ -12,7 +12,7 @@ Source = tuple[Node, int]
 """A node and the number of one of its outputs."""
 
 WORKFLOWS = Path(__file__).resolve().parents[1] / "workflows"
-TITLE, MARGIN, GAP, BETWEEN, SLOT = 30, 20, 30, 80, 20  # pixels; a node's title stands above its position
+TITLE, MARGIN, GAP, BETWEEN, SLOT = 30, 20, 30, 55, 20  # pixels; a node's title stands above its position
 ENLARGE: Node = {
     "type": "ImageScaleBy",
     "size": [315, 82],

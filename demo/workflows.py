@@ -23,7 +23,7 @@ This is the demo's small world: emoji, {size} x {size} pixels. It needs, in Comf
 
 In a git checkout of IP-Adapter Studio, `scripts/demo.sh --install` copies them there, and the reference pictures \
 to `input`."""
-NOTE_HEIGHT, PICTURE_HEIGHT = 280, 330  # pixels
+NOTE_HEIGHT, PICTURE_HEIGHT, RESULT_WIDTH = 330, 330, 270  # pixels; five results fit a screen with their texts
 SAMPLING = [scenes.SEED, "fixed", scenes.STEPS, scenes.CFG, scenes.SAMPLER, scenes.SCHEDULER, 1]
 ENLARGING = ["lanczos", scenes.ENLARGED]
 
@@ -31,7 +31,7 @@ ENLARGING = ["lanczos", scenes.ENLARGED]
 def build(scene: Scene) -> Page:
     """The workflow of a scene: models and references, then a column for each result."""
     page = Page()
-    page.column(400)
+    page.column(340)
     names = {"checkpoint": scenes.CHECKPOINT, "adapter": scenes.ADAPTER, "encoder": Path(ENCODER).name}
     page.note(NOTE.format(title=scene.title, text=scene.text, size=scenes.SIZE, **names), NOTE_HEIGHT)
     page.group("Models", MODELS_COLOR)
@@ -65,8 +65,8 @@ class Parts:
     def branch(self, result: Result) -> None:
         """Apply, sample, decode, save."""
         page = self.page
-        page.column()
         is_alone = len(self.scene.results) == 1
+        page.column(RESULT_WIDTH)
         page.group("Result" if is_alone else result.label, RESULT_COLOR)
         model = self._applied(result)
         prompt = self.prompt or self._prompt("Prompt", result.prompt)

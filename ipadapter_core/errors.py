@@ -5,6 +5,7 @@ from typing import TypeVar, overload
 
 Value = TypeVar("Value")
 _SHOWN = 80  # characters
+_SPOKEN_AS_VOWELS = (*"AEIOaeio", "SD", "XL")
 
 
 class IPAdapterError(ValueError):
@@ -47,6 +48,11 @@ def shown(text: str) -> str:
     """A text of strangers in a message: its beginning, with what cannot be printed spelled out."""
     beginning = text[:_SHOWN]
     return (beginning if beginning.isprintable() else repr(beginning)[1:-1]) + "…" * (len(text) > _SHOWN)
+
+
+def with_article(name: str) -> str:
+    """A name of a model or adapter with its "a" or "an", as it is spoken: an SDXL, an XLabs, an Anima, a FLUX."""
+    return f"{'an' if name.startswith(_SPOKEN_AS_VOWELS) else 'a'} {name}"
 
 
 @overload

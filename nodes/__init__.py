@@ -8,11 +8,16 @@ from .definitions.apply import IPAApply
 from .definitions.apply_face_lora import IPAApplyFaceLora
 from .definitions.apply_image import IPAApplyImage
 from .definitions.combine_tokens import IPACombineTokens
+from .definitions.compare import IPACompare
 from .definitions.encode_face import IPAEncodeFace
 from .definitions.encode_image import IPAEncodeImage
 from .definitions.layer_weights import IPALayerWeights
 from .definitions.load_adapter import IPALoadAdapter
 from .definitions.load_face_model import IPALoadFaceModel
+from .definitions.load_tokens import IPALoadTokens
+from .definitions.prepare_reference import IPAPrepareReference
+from .definitions.region import IPARegion
+from .definitions.save_tokens import IPASaveTokens
 from .errors import name_plainly
 from .legacy.coexistence import former_nodes_to_register, nodes_to_register
 from .legacy.former.renaming import rename_in_prompts
@@ -29,6 +34,11 @@ NODES: tuple[type[io.ComfyNode], ...] = (
     IPALoadFaceModel,
     IPAEncodeFace,
     IPAApplyFaceLora,
+    IPARegion,
+    IPASaveTokens,
+    IPALoadTokens,
+    IPAPrepareReference,
+    IPACompare,
 )
 
 

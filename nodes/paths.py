@@ -8,6 +8,7 @@ from pathlib import Path
 
 import folder_paths
 
+from ..ipadapter_core.branch.token_file import holds_tokens
 from ..ipadapter_core.encoder.known import FILE_KIND
 from ..ipadapter_core.errors import BadInputError, UnreadableFileError, shown
 from ..ipadapter_core.file.container import ADAPTER, ADAPTER_SUFFIXES, file_status
@@ -15,6 +16,7 @@ from ..ipadapter_core.file.published import way_to
 
 ADAPTERS = "ipadapter"
 ENCODERS = "clip_vision"
+TOKENS = "ipadapter_tokens"  # below models, and below output, where they are saved: as ComfyUI has it for checkpoints
 AUTO = "auto"  # choices of image encoder beside those found
 NONE = "none"
 
@@ -35,6 +37,8 @@ def register_folders() -> None:
     paths, extensions = folder_paths.folder_names_and_paths[ADAPTERS]
     # A folder known from extra_model_paths.yaml alone admits every suffix.
     folder_paths.folder_names_and_paths[ADAPTERS] = (paths, set(extensions) | set(ADAPTER_SUFFIXES))
+    for base in (folder_paths.models_dir, folder_paths.get_output_directory()):
+        folder_paths.add_model_folder_path(TOKENS, os.path.join(base, TOKENS))
 
 
 def adapter_files() -> list[str]:
@@ -49,6 +53,11 @@ def adapter_path(name: str, folder: str = ADAPTERS) -> Path:
 def adapter_candidates(name: str | None) -> list[Path]:
     """The file of a name, there or not; all there are where the name is not known yet, as with a linked input."""
     return model_candidates(ADAPTERS, adapter_files() if name is None else [name])
+
+
+def token_files() -> list[str]:
+    """Files of image tokens, by what their headers say."""
+    return [name for name in folder_paths.get_filename_list(TOKENS) if holds_tokens(_place(TOKENS, name))]
 
 
 def encoder_files() -> list[str]:

@@ -1,6 +1,7 @@
 """Socket types of the native nodes, and what travels through them."""
 
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import comfy.model_management
 import comfy.model_patcher
@@ -9,9 +10,11 @@ import torch
 from comfy_api.latest import io
 from torch import Tensor
 
-from ..ipadapter_core.branch.tokens import ImageTokens
+from ..ipadapter_core.branch.tokens import ImageTokens, features_as_tokens
+from ..ipadapter_core.errors import MismatchError
 from ..ipadapter_core.file.spec import AdapterSpec
 from ..ipadapter_core.network.adapter import IPAdapter
+from ..ipadapter_core.network.origin import origin_of
 from .encoding.encoder import VisionEncoder
 
 IPAAdapter = io.Custom("IPA_ADAPTER")  # LoadedAdapter
@@ -52,6 +55,11 @@ class LoadedAdapter:
     def spec(self) -> AdapterSpec:
         return self.network.spec
 
+    @cached_property
+    def origin(self) -> str:
+        """Identity of the adapter by its weights, which a copy of its file has too."""
+        return origin_of(self.network)
+
     def load_to_device(self) -> torch.device:
         """Bring the network to the compute device and return that device."""
         comfy.model_management.load_models_gpu([self.patcher])
@@ -64,7 +72,17 @@ class LoadedAdapter:
         Of an adapter whose tokens change with the noise level they are the features themselves.
         """
         if self.spec.is_timed:
-            return ImageTokens(cond.float().cpu(), uncond.float().cpu(), self.adapter_id)
+            return features_as_tokens(cond.float().cpu(), uncond.float().cpu(), self.adapter_id)
         device = self.load_to_device()
         positive, negative = (self.network.project(side.to(device)).cpu() for side in (cond, uncond))
         return ImageTokens(positive, negative, self.adapter_id)
+
+
+def check_origin(tokens: ImageTokens, adapter: LoadedAdapter) -> None:
+    """Raises MismatchError: an adapter together with tokens that another one made."""
+    if tokens.adapter_id != adapter.adapter_id:
+        raise MismatchError(
+            f"tokens that another adapter made, together with {adapter.name}",
+            expected=f"tokens encoded with {adapter.name}",
+            action="connect one and the same adapter to this node and to the one that the tokens come from",
+        )

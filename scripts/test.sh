@@ -54,6 +54,12 @@ else
     comfy=(tests/comfy tests/legacy)
 fi
 
+if ((${#short[@]})); then
+    selected=("${short[@]}")
+else
+    selected=(-o faulthandler_timeout=3600)   # seconds that one of the long tests may take
+fi
+
 # A job is a label and a function with one argument; each is a pytest of its own, because ComfyUI's modules are called
 # nodes, tests and utils as well, and one process holds one ComfyUI. The longest come first, so that both lanes end
 # at about the same time.
@@ -61,10 +67,10 @@ labels=() jobs=()
 add() { labels+=("$1") jobs+=("${*:2}"); }
 
 test_pure() {
-    exec "$env_sh" python -m pytest -rs ${short[@]+"${short[@]}"} ${pure[@]+"${pure[@]}"} ${options[@]+"${options[@]}"}
+    exec "$env_sh" python -m pytest -rs "${selected[@]}" ${pure[@]+"${pure[@]}"} ${options[@]+"${options[@]}"}
 }
 test_comfy() {
-    exec "$env_sh" python -m pytest -rs ${short[@]+"${short[@]}"} "${comfy[@]}" ${options[@]+"${options[@]}"}
+    exec "$env_sh" python -m pytest -rs "${selected[@]}" "${comfy[@]}" ${options[@]+"${options[@]}"}
 }
 test_older() {   # VERSION
     # Inside env.sh, so that the one environment, made for the newest, serves them all.

@@ -4,7 +4,7 @@ from typing import cast
 
 from torch import nn
 
-from ..errors import MismatchError, UnsupportedFamilyError
+from ..errors import MismatchError, UnsupportedFamilyError, with_article
 from .anima import ANIMA
 from .flux import FLUX
 from .others import other_of
@@ -35,10 +35,10 @@ def discover_sites(diffusion_model: nn.Module, made_for: str = "") -> Sites:
     if other is None:
         found = f"a model of class {type(plain).__name__} without cross-attention layers this project can patch"
     else:
-        found = f"a {other.name} model, for which no IP-Adapter is known{f' ({other.note})' if other.note else ''}"
+        found = f"{with_article(other.name)} model, for which no IP-Adapter is known{f' ({other.note})' if other.note else ''}"
     raise MismatchError(
         f"an adapter for {made_for} and {found}" if made_for else found,
-        expected=f"a {made_for} model" if made_for else f"one of these models: {', '.join(base_names())}",
+        expected=f"{with_article(made_for)} model" if made_for else f"one of these models: {', '.join(base_names())}",
         action="connect such a model",
     )
 

@@ -79,16 +79,17 @@ def mask_to_tokens(
         down, across = (
             slice(start, start + size) for start, size in ((place.top, place.height), (place.left, place.width))
         )
-        parts = tuple(_resized(part, place.whole, resampling)[:, down, across] for part in parts)
+        parts = tuple(resized(part, place.whole, resampling)[:, down, across] for part in parts)
     if shown is not None:
         rows, columns = (-(-size // cells) * cells - size for size, cells in zip(shown, (height, width), strict=True))
         parts = tuple(
-            functional.pad(_resized(part, shown, resampling)[:, None], (0, columns, 0, rows), mode="replicate")[:, 0]
+            functional.pad(resized(part, shown, resampling)[:, None], (0, columns, 0, rows), mode="replicate")[:, 0]
             for part in parts
         )
-    return torch.cat([_resized(part, (height, width), resampling) for part in parts]).flatten(1)[..., None]
+    return torch.cat([resized(part, (height, width), resampling) for part in parts]).flatten(1)[..., None]
 
 
-def _resized(mask: Tensor, size: tuple[int, int], resampling: str) -> Tensor:
+def resized(mask: Tensor, size: tuple[int, int], resampling: str = AREA) -> Tensor:
+    """A mask (M, H, W) at another size."""
     # float64: a cell adds up to tens of thousands of pixels, one after the other
     return functional.interpolate(mask[:, None].double(), size=size, mode=resampling)[:, 0].to(mask.dtype)

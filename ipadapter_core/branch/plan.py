@@ -27,7 +27,7 @@ class PatchPlan:
         place: where in a block it acts.
         strengths: of what each site's attention gives, in the order of `sites`, where they cannot be folded into values.
         gates: for each site, what makes a factor for each channel of the model's timestep embedding; empty is none.
-        adapter_id: of the adapter it is of.
+        lora_of: id of the adapter whose LoRA for the model came with this plan; empty is none.
     """
 
     sites: tuple[Site, ...]
@@ -38,7 +38,7 @@ class PatchPlan:
     place: Place = Place.ATTENTION
     strengths: tuple[AnyStrength, ...] = ()
     gates: tuple[nn.Module, ...] = ()
-    adapter_id: str = ""
+    lora_of: str = ""
 
     @cached_property
     def slots(self) -> Mapping[Address, int]:

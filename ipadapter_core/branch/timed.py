@@ -85,9 +85,10 @@ class TimedKV:
 
     def __post_init__(self) -> None:
         for tokens in set(self.tokens.values()):
-            if len(tokens.uncond) > len(tokens.cond):
+            cond, uncond = len(tokens.mixes.cond), len(tokens.mixes.uncond)
+            if uncond > cond:
                 raise BadInputError(
-                    f"{len(tokens.uncond)} pictures to move away from, for {len(tokens.cond)} references",
+                    f"{uncond} pictures to move away from, for {cond} references",
                     expected=f"at most one for each reference, as {self.adapter.spec.family} compares them",
                     action="connect fewer negative pictures, or more references",
                 )
@@ -102,11 +103,14 @@ class TimedKV:
         data, offset = None, 0
         offsets, shapes = [], []
         for site in self.sites:
-            tokens, time = made[self.tokens[site.index]]
+            tokens, gain, time = made[self.tokens[site.index]]
             if self.strengths[site.index].swap:
-                tokens = tokens[len(tokens) // 2 :].repeat(2, 1, 1)  # no strength falls on the cond side
-            pair = self.adapter.timed_kv(site.index, tokens, time)
-            rows, count, heads, head_dim = pair[0].shape
+                tokens, gain = (
+                    x[len(x) // 2 :].repeat(2, 1, 1) for x in (tokens, gain)
+                )  # no strength on the cond side
+            key, value = self.adapter.timed_kv(site.index, tokens, time)
+            pair = key, value * gain[..., None]
+            rows, count, heads, head_dim = key.shape
             if data is None:
                 data = torch.empty(rows, self._row_size(), device=device, dtype=dtype)
             offsets.append(offset)
@@ -142,17 +146,22 @@ class TimedKV:
     def _row_size(self) -> int:
         per_reference = self.adapter.spec.num_tokens or 0
         return sum(
-            2 * site.dim * per_reference * (1 if self.is_per_frame else len(self.tokens[site.index].cond))
+            2 * site.dim * per_reference * (1 if self.is_per_frame else len(self.tokens[site.index].mixes.cond))
             for site in self.sites
         )
 
     def _tokens_at(
         self, of: ImageTokens, moment: Moment, device: torch.device, dtype: torch.dtype
-    ) -> tuple[Tensor, Tensor]:
-        """(2·F, T, C), uncond rows, then cond rows, and the noise level's vector (1, W), through SiLU."""
-        numbers = moment.frames if self.is_per_frame else range(len(of.cond))
-        picked = [[min(number, len(side) - 1) for number in numbers] for side in (of.uncond, of.cond)]
-        used = [sorted(set(side)) for side in picked]
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Tokens (2·F, T, C), uncond rows, then cond rows; (2·F, T, 1), by which their values are multiplied; and the
+        noise level's vector (1, W), through SiLU.
+
+        A site norms the tokens, and so sees nothing of how long factors made them: the values are given that back.
+        """
+        sides = (of.mixes.uncond, of.mixes.cond)
+        numbers = moment.frames if self.is_per_frame else range(len(of.mixes.cond))
+        picked = [side[[min(number, len(side) - 1) for number in numbers]] for side in sides]  # (F, R) each
+        used = [side.any(dim=0).nonzero()[:, 0] for side in picked]
 
         def features() -> Tensor:
             return torch.cat((of.uncond[used[0]], of.cond[used[1]])).to(device)
@@ -160,8 +169,10 @@ class TimedKV:
         read = features() if self.is_per_frame else moment.kept(("features", of, device), features)
         # the residual stream of a resampler may leave float16's range
         tokens, time = self.adapter.timed_tokens(read.to(torch.promote_types(dtype, torch.float32)), moment.timestep)
-        order = [used[0].index(number) for number in picked[0]]
-        order += [len(used[0]) + used[1].index(number) for number in picked[1]]
-        rows = torch.stack([tokens[number] for number in order]).to(dtype)
-        rows = rows if self.is_per_frame else rows.reshape(2, -1, rows.shape[-1])
-        return rows, functional.silu(time).to(dtype)
+        parts = (side[:, columns] for side, columns in zip(picked, used, strict=True))
+        mix: Tensor = torch.block_diag(*parts)  # type: ignore[no-untyped-call]
+        rows = torch.tensordot(mix.to(tokens), tokens, dims=1).to(dtype)
+        gain = mix.abs().sum(dim=1).to(rows)[:, None, None].expand(*rows.shape[:2], 1)
+        if not self.is_per_frame:
+            rows, gain = (x.reshape(2, -1, x.shape[-1]) for x in (rows, gain))
+        return rows, gain, functional.silu(time).to(dtype)

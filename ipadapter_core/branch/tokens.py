@@ -15,6 +15,19 @@ from ..errors import BadInputError, MismatchError, one_of
 
 
 @dataclass(frozen=True, eq=False)
+class Mix:
+    """How references are combined whose tokens are made later: what each combined one takes of which reference.
+
+    Attributes:
+        cond: (R', R), float64.
+        uncond: (U', U), float64.
+    """
+
+    cond: Tensor
+    uncond: Tensor
+
+
+@dataclass(frozen=True, eq=False)
 class ImageTokens:
     """Tokens of the cond and of the uncond side.
 
@@ -22,12 +35,14 @@ class ImageTokens:
         cond: (R, N, C), one row per reference.
         uncond: (R', N, C); R' is 1 when all references share one negative, R or another number of negatives.
         adapter_id: the adapter that made them; only that adapter's K/V projections understand them.
+        mix: where the sides hold image features, of which tokens are made at every step; None where they hold tokens.
         digest: hash of the content, made here; equal digests mean equal tokens.
     """
 
     cond: Tensor
     uncond: Tensor
     adapter_id: str
+    mix: Mix | None = None
     digest: str = field(init=False)
 
     def __post_init__(self) -> None:
@@ -38,7 +53,8 @@ class ImageTokens:
                 action="the adapter or encoder file is damaged: download it again",
             )
         digest = hashlib.blake2b(self.adapter_id.encode(), digest_size=16)
-        for tensor in (self.cond, self.uncond):
+        mix = () if self.mix is None else (self.mix.cond, self.mix.uncond)
+        for tensor in (self.cond, self.uncond, *mix):
             digest.update(repr(tuple(tensor.shape)).encode())
             digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().data)
         object.__setattr__(self, "digest", digest.hexdigest())
@@ -46,6 +62,11 @@ class ImageTokens:
     @property
     def num_bytes(self) -> int:
         return self.cond.nbytes + self.uncond.nbytes
+
+    @property
+    def mixes(self) -> Mix:
+        """What each combined reference takes of which: every one itself, if nothing else was said."""
+        return self.mix or _each_itself(self.cond, self.uncond)
 
     def sequences(self) -> tuple[Tensor, Tensor]:
         """(uncond, cond) as two sequences (T, C) of one length.
@@ -61,6 +82,15 @@ class ImageTokens:
         """(uncond, cond) with one row per reference, (R, N, C) each; too few negatives have their last repeated."""
         picked = torch.arange(len(self.cond)).clamp_max(len(self.uncond) - 1)
         return self.uncond[picked], self.cond
+
+
+def features_as_tokens(cond: Tensor, uncond: Tensor, adapter_id: str) -> ImageTokens:
+    """Image features of which tokens are made at every step: (R, S, E) and (R', S, E) as `ImageTokens`' sides."""
+    return ImageTokens(cond, uncond, adapter_id, _each_itself(cond, uncond))
+
+
+def _each_itself(cond: Tensor, uncond: Tensor) -> Mix:
+    return Mix(*(torch.eye(len(side), dtype=torch.float64) for side in (cond, uncond)))
 
 
 def in_one_row(tokens: ImageTokens) -> ImageTokens:
@@ -80,10 +110,6 @@ def weighed(tokens: ImageTokens, factors: Sequence[float]) -> ImageTokens:
     scale = tokens.cond.new_tensor([factors[min(row, len(factors) - 1)] for row in rows])
     cond = tokens.cond[[min(row, len(tokens.cond) - 1) for row in rows]]
     return replace(tokens, cond=cond * scale[:, None, None])
-
-
-def _one_per_reference(part: ImageTokens) -> Tensor:
-    return part.uncond.expand(len(part.cond), -1, -1) if len(part.uncond) == 1 else part.uncond
 
 
 def _at_common_length(x: Tensor) -> Tensor:
@@ -110,19 +136,21 @@ class Combination:
     Attributes:
         reduce: to (1, N, C); or unchanged, which keeps every reference.
         prepare: applied before the factors.
+        is_linear: whether a sum of tokens with fixed factors comes out, so that the factors may be known before the tokens.
     """
 
     reduce: Callable[[Tensor], Tensor]
     prepare: Callable[[Tensor], Tensor] = _unchanged
+    is_linear: bool = False
 
 
 COMBINATIONS: dict[str, Combination] = {
-    "concat": Combination(_unchanged),
-    "average": Combination(_mean),
+    "concat": Combination(_unchanged, is_linear=True),
+    "average": Combination(_mean, is_linear=True),
     # so that no reference counts more for having longer tokens
     "norm average": Combination(_mean, prepare=_at_common_length),
-    "add": Combination(lambda x: x.sum(dim=0, keepdim=True)),
-    "subtract": Combination(_subtract),
+    "add": Combination(lambda x: x.sum(dim=0, keepdim=True), is_linear=True),
+    "subtract": Combination(_subtract, is_linear=True),
     "max": Combination(lambda x: x.amax(dim=0, keepdim=True)),
     "min": Combination(lambda x: x.amin(dim=0, keepdim=True)),
 }
@@ -137,9 +165,12 @@ def combine(parts: Sequence[ImageTokens], method: str, factors: Sequence[float])
             reference) and every other method takes the mean.
         factors: one per part, 1.0 is neutral; multiplies that part's cond tokens.
 
+    Features of which tokens are made at every step are kept as they are, and what is to be done with their tokens is
+    noted in `ImageTokens.mix`.
+
     Raises:
         MismatchError: parts of different adapters, or of different token counts where they are added elementwise.
-        BadInputError: an unknown method, or not one factor per part.
+        BadInputError: an unknown method, one that needs the tokens before there are any, or not one factor per part.
     """
     combination = one_of(method, COMBINATIONS, "combination method")
     if len(factors) != len(parts):
@@ -160,11 +191,36 @@ def combine(parts: Sequence[ImageTokens], method: str, factors: Sequence[float])
             expected="references encoded by one encoder at one size",
             action="encode every reference with the same image encoder",
         )
-    cond = combination.prepare(torch.cat([part.cond for part in parts]))
-    counts = torch.tensor([len(part.cond) for part in parts])
-    cond = cond * torch.tensor(factors, dtype=cond.dtype).repeat_interleave(counts)[:, None, None].to(cond.device)
-    if method == "concat":
-        uncond = torch.cat([_one_per_reference(part) for part in parts])
-    else:
-        uncond = _mean(torch.cat([part.uncond for part in parts]))
-    return ImageTokens(combination.reduce(cond), uncond, parts[0].adapter_id)
+    mixes = [part.mix for part in parts if part.mix is not None]
+    sides = [(part.cond, part.uncond) for part in parts]
+    if not mixes:
+        return ImageTokens(*_combined(sides, combination, factors), parts[0].adapter_id)
+    if not combination.is_linear:
+        raise BadInputError(
+            f"method '{method}' for an adapter that makes other tokens at every step",
+            expected=f"one of {', '.join(name for name, one in COMBINATIONS.items() if one.is_linear)}",
+            action="choose another method",
+        )
+    rows = zip(_apart([mix.cond for mix in mixes]), _apart([mix.uncond for mix in mixes]), strict=True)
+    cond, uncond = (torch.cat(side) for side in zip(*sides, strict=True))
+    return ImageTokens(cond, uncond, parts[0].adapter_id, Mix(*_combined(list(rows), combination, factors)))
+
+
+def _apart(mixes: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    """The rows of each, with a column for every reference of all."""
+    diagonal: Tensor = torch.block_diag(*mixes)  # type: ignore[no-untyped-call]
+    return torch.split(diagonal, [len(mix) for mix in mixes])
+
+
+def _combined(
+    sides: Sequence[tuple[Tensor, Tensor]], combination: Combination, factors: Sequence[float]
+) -> tuple[Tensor, Tensor]:
+    """One cond and one uncond side of several; see `combine`."""
+    counts = torch.tensor([len(cond) for cond, _ in sides])
+    cond = combination.prepare(torch.cat([cond for cond, _ in sides]))
+    scale = torch.tensor(factors, dtype=cond.dtype).repeat_interleave(counts).to(cond.device)
+    cond = cond * scale.reshape(-1, *[1] * (cond.ndim - 1))
+    if combination.reduce is _unchanged:
+        each = [none.expand(len(one), *none.shape[1:]) if len(none) == 1 else none for one, none in sides]
+        return cond, torch.cat(each)
+    return combination.reduce(cond), _mean(torch.cat([uncond for _, uncond in sides]))

@@ -10,8 +10,8 @@ from torch.nn import functional
 from torchvision.transforms.functional import center_crop
 
 from ..encoder.pixels import check_image
+from ..encoder.sharpen import sharpen
 from ..errors import one_of
-from .sharpen import sharpen
 
 # Pictures (B, C, H, W), a width and a height, to pictures of that size: the host knows how it resamples.
 Resize = Callable[[Tensor, int, int], Tensor]

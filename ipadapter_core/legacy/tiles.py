@@ -10,9 +10,9 @@ from torch import Tensor
 from torchvision.transforms.functional import center_crop
 
 from ..branch.masks import read_mask
+from ..encoder.sharpen import sharpen
 from ..errors import BadInputError
 from .preparation import Resize, resize_mask
-from .sharpen import sharpen
 
 TILE = 256  # pixels
 _SQUARE = (0.75, 1.33)  # between these ratios of height to width a picture is made square

@@ -4,7 +4,7 @@ from collections.abc import Collection
 
 from ..backbone.registry import find_backbone
 from ..backbone.sites import Sites
-from ..errors import MismatchError
+from ..errors import MismatchError, with_article
 from ..file.spec import AdapterSpec
 
 
@@ -29,7 +29,7 @@ def check_sites(spec: AdapterSpec, sites: Sites) -> None:
         f"an adapter for {adapter} ({spec.family}: {spec.num_sites} attention layers, {spec.cross_attention_dim}-wide "
         f"tokens) and a model of the {sites.family} kind ({len(dims)} attention layers, {_widths(widths, dims)})",
         expected=f"an adapter and a model of the same base{f'; no adapter is known for {unserved}' if unserved else ''}",
-        action=f"load a {adapter} model{'' if unserved else f', or an adapter made for {sites.family}'}",
+        action=f"load {with_article(adapter)} model{'' if unserved else f', or an adapter made for {sites.family}'}",
     )
 
 

@@ -6,7 +6,7 @@ import weakref
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Protocol, cast
 
 import comfy.clip_vision
 import comfy.model_management
@@ -23,7 +23,7 @@ from ...ipadapter_core.encoder.resolution import input_size, interpolated
 from ...ipadapter_core.encoder.siglip import read_pooling_head
 from ...ipadapter_core.errors import BadInputError, UnreadableFileError
 from ...ipadapter_core.file.container import check_file, read_tensors
-from ...ipadapter_core.file.spec import AdapterSpec, Feature
+from ...ipadapter_core.file.spec import Feature
 from ...ipadapter_core.file.strangers import strangers
 from ..paths import fingerprint
 
@@ -47,6 +47,16 @@ _COMFY_PIXELS = {"SigLIP": (27 * 14, 512)}  # that the patches of those it build
 _PLACES = {Feature.LAST_HIDDEN_STATE: 0, Feature.HIDDEN_STATES: 1, Feature.IMAGE_EMBEDS: 2}
 
 
+class Reading(Protocol):
+    """What of an encoder is read; an adapter's spec says so."""
+
+    @property
+    def feature(self) -> Feature: ...
+
+    @property
+    def layer(self) -> int: ...
+
+
 @dataclass(frozen=True, eq=False)
 class VisionEncoder:
     """An image encoder under ComfyUI's memory management.
@@ -55,7 +65,7 @@ class VisionEncoder:
         name: for messages.
         identity: changes when the weights may have changed; part of cache keys.
         pixel_format: what `encode` expects.
-        run: normalised pixels (B, 3, S, S) on `patcher.load_device` and a spec, to that spec's features.
+        run: normalised pixels (B, 3, S, S) on `patcher.load_device`, and what is read, to those features.
         clip_vision: ComfyUI's own object, where it is made of one.
         origin: the same encoder at its own resolution, where this is at another.
     """
@@ -65,7 +75,7 @@ class VisionEncoder:
     spec: EncoderSpec
     pixel_format: PixelFormat
     patcher: comfy.model_patcher.ModelPatcher
-    run: Callable[[Tensor, AdapterSpec], Tensor]
+    run: Callable[[Tensor, Reading], Tensor]
     clip_vision: comfy.clip_vision.ClipVisionModel | None = None
     origin: "VisionEncoder | None" = None
 
@@ -81,8 +91,8 @@ class VisionEncoder:
             return origin
         return replace(origin, pixel_format=replace(origin.pixel_format, size=size), origin=origin)
 
-    def encode(self, pixels: Tensor, adapter: AdapterSpec) -> Tensor:
-        """Features the adapter reads, (B, E) or (B, S, E), float32 on the CPU."""
+    def encode(self, pixels: Tensor, adapter: Reading) -> Tensor:
+        """Features that are read, (B, E) or (B, S, E), float32 on the CPU."""
         comfy.model_management.load_models_gpu([self.patcher])
         return self.run(pixels.to(self.patcher.load_device), adapter).float().cpu()
 
@@ -131,7 +141,7 @@ def from_clip_vision(
     width, patch, head = config["hidden_size"], config["patch_size"], getattr(clip_vision.model, _HEAD, None)
     pooled = width if head is not None or kind.startswith("DINO") else None
 
-    def run(pixels: Tensor, adapter: AdapterSpec) -> Tensor:
+    def run(pixels: Tensor, adapter: Reading) -> Tensor:
         positions = _positions(clip_vision.model, kind, pixels.shape[-1] // patch)
         arguments = {"pixel_values": pixels, "intermediate_output": adapter.layer}
         model = clip_vision.model

@@ -12,9 +12,8 @@ from torch import Tensor
 from ...ipadapter_core.encoder.folder import VisionFolder, load_siglip_file, load_vision_folder
 from ...ipadapter_core.encoder.pe import load_pe_file
 from ...ipadapter_core.errors import IPAdapterError
-from ...ipadapter_core.file.spec import AdapterSpec
 from ..paths import fingerprint, weight_files
-from .encoder import VisionEncoder
+from .encoder import Reading, VisionEncoder
 
 
 class EncoderMissingError(IPAdapterError):
@@ -71,7 +70,7 @@ def _managed(vision: VisionFolder, name: str, identity: str) -> VisionEncoder:
         offload_device=comfy.model_management.text_encoder_offload_device(),
     )
 
-    def run(pixels: Tensor, adapter: AdapterSpec) -> Tensor:
+    def run(pixels: Tensor, adapter: Reading) -> Tensor:
         return vision.features(pixels, adapter.feature, adapter.layer)
 
     return VisionEncoder(

@@ -6,11 +6,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ...ipadapter_core.box import Box
 from ...ipadapter_core.branch.tokens import ImageTokens
 from ...ipadapter_core.encoder.pixels import check_image
-from ...ipadapter_core.errors import BadInputError, MismatchError, one_of
+from ...ipadapter_core.errors import BadInputError, MismatchError, one_of, with_article
 from ...ipadapter_core.face.align import align_face
-from ...ipadapter_core.face.detection import Face, choose_faces
+from ...ipadapter_core.face.detection import FACE_CHOICES, Face, choose_faces
 from ...ipadapter_core.file.spec import CROPS, FaceSpec, Projection
 from ..cache import CACHE
 from ..progress import steps
@@ -45,7 +46,7 @@ def face_spec(adapter: LoadedAdapter) -> FaceSpec:
     """
     if adapter.spec.face is None:
         raise MismatchError(
-            f"{adapter.name}, a {adapter.spec.family} adapter, which reads no face embedding",
+            f"{adapter.name}, {with_article(adapter.spec.family)} adapter, which reads no face embedding",
             expected="a FaceID adapter",
             action="use Encode Image for IP-Adapter, or load a FaceID file",
         )
@@ -75,11 +76,7 @@ def find_faces(
     for number, picture in steps(enumerate(pictures, 1), pictures):
         found = _find(model, picture, frames_close_ups)
         if not found:
-            raise BadInputError(
-                f"no face in image {number} of {len(pictures)}",
-                expected="a picture in which a face can be seen, not too small and not cut off",
-                action="choose another picture, crop it closer to the face, or leave more room around it",
-            )
+            raise _no_face(number, len(pictures))
         for face in choose_faces(found, choice):
             identities.append(face.normed_embedding if spec.is_normed else face.embedding)
             crops.append(align_face(picture, face.landmarks, spec.crop_size))
@@ -91,6 +88,26 @@ def find_faces(
             action="load buffalo_l (antelopev2 for Kolors) in the face model loader",
         )
     return FaceReferences(rows, torch.stack(crops).float() / 255)
+
+
+def boxes_of_faces(model: FaceModel, pictures: Tensor) -> list[Box]:
+    """Where the largest face of every picture (B, H, W, 3), 0..1, is, as far as it lies in the picture.
+
+    Raises:
+        BadInputError: a picture without a face.
+    """
+    boxes = []
+    for number, picture in enumerate(nearest_bytes(pictures), 1):
+        found = _find(model, picture, frames_close_ups=True)
+        if not found:
+            raise _no_face(number, len(pictures))
+        (face,) = choose_faces(found, FACE_CHOICES[0])
+        height, width = picture.shape[:2]
+        left, top, right, bottom = (float(edge) for edge in face.box)
+        boxes.append(
+            Box(max(left / width, 0.0), max(top / height, 0.0), min(right / width, 1.0), min(bottom / height, 1.0))
+        )
+    return boxes
 
 
 def face_features(
@@ -152,6 +169,14 @@ def structure_of(adapter: LoadedAdapter, version: str, structure: float) -> floa
             hint,
         )
     return structure if has_shortcut else None
+
+
+def _no_face(number: int, count: int) -> BadInputError:
+    return BadInputError(
+        f"no face in image {number} of {count}",
+        expected="a picture in which a face can be seen, not too small and not cut off",
+        action="choose another picture, crop it closer to the face, or leave more room around it",
+    )
 
 
 def _find(model: FaceModel, picture: Tensor, frames_close_ups: bool) -> tuple[Face, ...]:

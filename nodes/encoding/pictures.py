@@ -11,7 +11,7 @@ from ...ipadapter_core.branch.masks import check_mask
 from ...ipadapter_core.branch.tokens import ImageTokens, combine
 from ...ipadapter_core.encoder.choice import check_encoder, encoder_need
 from ...ipadapter_core.encoder.pixels import check_image, encoder_pixels, no_image_pixels
-from ...ipadapter_core.errors import BadInputError, MismatchError
+from ...ipadapter_core.errors import BadInputError, MismatchError, with_article
 from ...ipadapter_core.file.spec import CROPS, Negative
 from ..cache import CACHE
 from ..progress import steps
@@ -32,7 +32,7 @@ def choose(adapter: LoadedAdapter, clip_vision: object | None = None) -> VisionE
     """
     if adapter.spec.face is not None:
         raise MismatchError(
-            f"{adapter.name}, a {adapter.spec.family} adapter, which reads faces",
+            f"{adapter.name}, {with_article(adapter.spec.family)} adapter, which reads faces",
             expected="an adapter that reads pictures",
             action="use Encode Face for IP-Adapter (with Load Face Model for IP-Adapter), and connect its tokens to Apply "
             "IP-Adapter",

@@ -4,7 +4,7 @@ from torch import Tensor
 
 from ...ipadapter_core.branch.tokens import ImageTokens
 from ...ipadapter_core.encoder.pixels import check_image
-from ...ipadapter_core.errors import BadInputError, MismatchError
+from ...ipadapter_core.errors import BadInputError, MismatchError, with_article
 from ...ipadapter_core.face.detection import check_proportions
 from ...ipadapter_core.file.spec import FaceSpec, Projection
 from ...ipadapter_core.legacy.embeds import combine_sides
@@ -52,7 +52,7 @@ def first_faces(payload: Payload, face: FaceSpec, image: Tensor) -> FaceReferenc
     """
     if payload.face_model is None:
         raise MismatchError(
-            f"{payload.adapter.name}, a {payload.adapter.spec.family} adapter, without a face model",
+            f"{payload.adapter.name}, {with_article(payload.adapter.spec.family)} adapter, without a face model",
             expected="an INSIGHTFACE",
             action="connect IPAdapter InsightFace Loader to insightface, or load the adapter with IPAdapter Unified "
             f"Loader FaceID. {LICENCE}",

@@ -16,20 +16,19 @@ from ...ipadapter_core.branch.masks import AREA, check_mask
 from ...ipadapter_core.branch.plan import PatchPlan
 from ...ipadapter_core.branch.schedule import PercentRange, percent_range
 from ...ipadapter_core.branch.tokens import ImageTokens
-from ...ipadapter_core.errors import MismatchError
 from ...ipadapter_core.network.fit import base_of, check_sites
 from ...ipadapter_core.strength.layer_weights import LayerWeights
 from ...ipadapter_core.strength.presets import resolve_preset
 from ...ipadapter_core.strength.scaling import VALUE_ONLY, Scaling
 from ...ipadapter_core.strength.site import AnyStrength
 from ..cache import CACHE
-from ..sockets import LoadedAdapter
+from ..sockets import LoadedAdapter, check_origin
 from .applied import applied_to
 from .install import install
 from .model_lora import add_model_lora, check_model_lora
 from .narrowing import narrowed
 from .timed import timed_source
-from .weighing import key_weights, weigh_tokens
+from .weighing import check_scaling, key_weights, weigh_tokens
 
 logger = logging.getLogger(__name__)
 
@@ -44,6 +43,7 @@ class ApplySettings:
         layer_preset: a key of `presets.PRESETS`.
         layer_weights: factors on top of the preset; None is 1 everywhere.
         mask: (M, H, W), 0..1; None is 1 everywhere.
+        with_lora: whether a LoRA for the model that the adapter's file has is added too.
     """
 
     strength: float = 1.0
@@ -52,6 +52,7 @@ class ApplySettings:
     layer_preset: str = "all"
     layer_weights: LayerWeights | None = None
     mask: Tensor | None = None
+    with_lora: bool = True
 
 
 def apply_adapter(
@@ -64,12 +65,7 @@ def apply_adapter(
         BadInputError: a range, preset, factor or mask that cannot be used.
     """
     sites = fitting_sites(model, adapter)
-    if tokens.adapter_id != adapter.adapter_id:
-        raise MismatchError(
-            f"tokens that another adapter made, applied with {adapter.name}",
-            expected=f"tokens encoded with {adapter.name}",
-            action="connect one and the same adapter to the encode and the apply node",
-        )
+    check_origin(tokens, adapter)
     acting = percent_range(settings.start_percent, settings.end_percent)
     mask = None if settings.mask is None else check_mask(settings.mask)
     strengths = resolve_preset(settings.layer_preset, sites, settings.strength)
@@ -82,7 +78,8 @@ def apply_adapter(
         )
         return model
     tokens = narrowed(model, adapter.spec, tokens)
-    return patch_sites(model, sites, adapter, dict.fromkeys(strengths, tokens), strengths, Limits(acting, mask))
+    limits = Limits(acting, mask, with_lora=settings.with_lora)
+    return patch_sites(model, sites, adapter, dict.fromkeys(strengths, tokens), strengths, limits)
 
 
 def fitting_sites(model: ModelPatcher, adapter: LoadedAdapter) -> Sites:
@@ -97,11 +94,12 @@ def fitting_sites(model: ModelPatcher, adapter: LoadedAdapter) -> Sites:
 
 @dataclass(frozen=True, eq=False)
 class Limits:
-    """When and where an adapter acts: see `PatchPlan`."""
+    """When, where and with what an adapter acts: see `PatchPlan` and `ApplySettings`."""
 
     acting: PercentRange | None = None
     mask: Tensor | None = None
     resampling: str = AREA
+    with_lora: bool = True
 
 
 def patch_sites(
@@ -124,14 +122,15 @@ def patch_sites(
     """
     active = active_sites(sites.sites, strengths)
     layout = sites.backbone.layout(adapter.spec.layout)
-    per_frame = per_frame and any(max(len(of.cond), len(of.uncond)) > 1 for of in tokens.values())
+    per_frame = per_frame and any(max(len(of.mixes.cond), len(of.mixes.uncond)) > 1 for of in tokens.values())
+    check_scaling(adapter, layout, scaling)
     if layout.scales_tokens:
         tokens, strengths, per_frame = weigh_tokens(active, tokens, strengths, per_frame=per_frame)
     weights = key_weights(model, active, layout)
     source: KVSource
     if adapter.spec.is_timed:
         has_frames = per_frame or any(len(strength.factors) > 1 for strength in strengths.values())
-        source = timed_source(adapter, active, tokens, strengths, scaling, has_frames)
+        source = timed_source(adapter, active, tokens, strengths, has_frames)
     elif per_frame:
         for of in set(tokens.values()):
             _site_kv(adapter, replace(of, cond=of.cond[:1], uncond=of.uncond[:1]))  # finds damaged weights
@@ -146,14 +145,16 @@ def patch_sites(
     is_everywhere = limits.mask is None or bool(torch.all(limits.mask == 1))
     mask = None if is_everywhere else limits.mask
     outside = tuple(strengths[site.index] for site in active) if adapter.spec.is_timed else ()
-    plan = PatchPlan(
-        active, source, limits.acting, mask, limits.resampling, layout.place, outside, gates, adapter.adapter_id
-    )
+    before = applied_to(model.model_options["transformer_options"])
+    adds_lora = limits.with_lora and all(
+        other.lora_of != adapter.adapter_id for other in (before.plans if before else ())
+    )  # once, however often the adapter is applied
+    lora_of = adapter.adapter_id if limits.with_lora else ""
+    plan = PatchPlan(active, source, limits.acting, mask, limits.resampling, layout.place, outside, gates, lora_of)
     is_needed = per_frame or adapter.spec.is_timed or bool(gates)
     patched = install(model, sites, plan, (adapter.patcher,) if is_needed else ())
-    before = applied_to(model.model_options["transformer_options"])
-    if all(other.adapter_id != adapter.adapter_id for other in (before.plans if before else ())):
-        add_model_lora(patched, adapter)  # once, however often the adapter is applied
+    if adds_lora:
+        add_model_lora(patched, adapter)
     return patched
 
 

@@ -5,7 +5,7 @@ from comfy.model_patcher import ModelPatcher
 
 from ...ipadapter_core.backbone.registry import discover_sites, original
 from ...ipadapter_core.backbone.unet_lora import lora_weights
-from ...ipadapter_core.errors import MismatchError
+from ...ipadapter_core.errors import MismatchError, with_article
 from ...ipadapter_core.network.fit import base_of, check_sites
 from ..sockets import LoadedAdapter
 
@@ -21,9 +21,11 @@ def apply_face_lora(model: ModelPatcher, adapter: LoadedAdapter, strength: float
     lora = adapter.network.lora
     if not lora:
         raise MismatchError(
-            f"{adapter.name}, a {adapter.spec.family} adapter without a LoRA in its file",
+            f"{adapter.name}, {with_article(adapter.spec.family)} adapter without a LoRA in its file",
             expected="a FaceID file that carries its LoRA, as the published .bin files do",
-            action="load the LoRA's own file with Load LoRA; portrait and Kolors have none and need none",
+            action="remove this node: an adapter that reads pictures needs no LoRA"
+            if adapter.spec.face is None
+            else "load the LoRA's own file with Load LoRA; portrait and Kolors have none and need none",
         )
     diffusion_model = original(model.get_model_object("diffusion_model"))
     sites = discover_sites(diffusion_model, base_of(adapter.spec))

@@ -10,7 +10,6 @@ from ...ipadapter_core.backbone.sites import Site
 from ...ipadapter_core.branch.timed import TimedKV
 from ...ipadapter_core.branch.tokens import ImageTokens
 from ...ipadapter_core.errors import BadInputError
-from ...ipadapter_core.strength.scaling import VALUE_ONLY, Scaling
 from ...ipadapter_core.strength.site import AnyStrength, SiteStrength
 from ..cache import CACHE
 from ..sockets import LoadedAdapter
@@ -36,20 +35,13 @@ def timed_source(
     sites: tuple[Site, ...],
     tokens: Mapping[int, ImageTokens],
     strengths: Mapping[int, AnyStrength],
-    scaling: Scaling,
     per_frame: bool,
 ) -> TimedKV:
     """The keys and values of an adapter that makes them at every step. Arguments as `application.patch_sites`'.
 
     Raises:
-        BadInputError: damaged weights, more negatives than references, or a scaling of keys and values.
+        BadInputError: damaged weights, or more negatives than references.
     """
-    if scaling is not VALUE_ONLY:
-        raise BadInputError(
-            f"an embeds scaling of keys for {adapter.name}, which shares them with the picture",
-            expected="'V only'",
-            action="set embeds_scaling to 'V only'",
-        )
     source = TimedKV(sites, strengths, adapter.network, tokens, per_frame)
     for of in set(tokens.values()):
         _check_finite(adapter, sites, of)

@@ -10,7 +10,22 @@ from torch import Tensor
 from ...ipadapter_core.backbone.row import SiteLayout
 from ...ipadapter_core.backbone.sites import Site
 from ...ipadapter_core.branch.tokens import ImageTokens, in_one_row, weighed
+from ...ipadapter_core.errors import BadInputError
+from ...ipadapter_core.strength.scaling import SCALINGS, VALUE_ONLY, Scaling
 from ...ipadapter_core.strength.site import AnyStrength, SiteStrength
+from ..sockets import LoadedAdapter
+
+
+def check_scaling(adapter: LoadedAdapter, layout: SiteLayout, scaling: Scaling) -> None:
+    """Raises BadInputError: keys are to be scaled where a strength does not come near them."""
+    if scaling == VALUE_ONLY or not (adapter.spec.is_timed or layout.scales_tokens):
+        return
+    names = {known: name for name, known in SCALINGS.items()}
+    raise BadInputError(
+        f"embeds_scaling '{names[scaling]}' for {adapter.name}",
+        expected=f"'{names[VALUE_ONLY]}', the one that means something for {adapter.spec.family}",
+        action=f"set embeds_scaling to '{names[VALUE_ONLY]}'",
+    )
 
 
 def weigh_tokens(

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from support import comfy_host, tiny_unet
-from support.published import nested, random_tensors, tiny_face_adapter, write_bin
+from support.published import nested, random_tensors, tiny_face_adapter, write_bin, write_safetensors
 
 RANK = 3
 
@@ -64,11 +64,21 @@ def test_strength_zero_is_the_model_itself(layout: str, adapter: Any, model: Cal
     assert comfy_host.run("IPAApplyFaceLora", model=model(layout), adapter=adapter[0], strength=0.0) is model(layout)
 
 
-def test_an_adapter_without_lora_says_where_to_get_one(model: Callable, make_adapter: Callable) -> None:
-    with pytest.raises(ValueError, match=r"without a LoRA.*Load LoRA"):
+def test_an_adapter_that_reads_pictures_needs_none(model: Callable, make_adapter: Callable) -> None:
+    with pytest.raises(ValueError, match=r"without a LoRA.*remove this node"):
         comfy_host.run(
             "IPAApplyFaceLora", model=model("sd15"), adapter=make_adapter("base", "sd15").loaded, strength=1.0
         )
+
+
+def test_a_faceid_file_without_lora_says_where_to_get_one(
+    layout: str, adapter: Any, model: Callable, base_directory: Path
+) -> None:
+    bare = {name: tensor for name, tensor in adapter[1].items() if "lora" not in name}
+    write_safetensors(base_directory / "models" / "ipadapter" / f"bare_{layout}.safetensors", bare)
+    loaded = comfy_host.run("IPALoadAdapter", adapter_file=f"bare_{layout}.safetensors", image_encoder="none")
+    with pytest.raises(ValueError, match=r"without a LoRA.*Load LoRA"):
+        comfy_host.run("IPAApplyFaceLora", model=model(layout), adapter=loaded, strength=1.0)
 
 
 def test_a_model_of_another_base_is_refused(layout: str, adapter: Any, model: Callable) -> None:

@@ -185,3 +185,22 @@ def test_what_another_packs_replacement_keeps_is_not_changed(name: str, setting:
         sample(name, patched, steps=1, prompts=prompts)
     assert seen
     assert all(seen)
+
+
+def test_easycache_leaves_out_steps_and_nothing_else(name: str, setting: tuple) -> None:
+    from comfy_extras.nodes_easycache import EasyCacheNode
+
+    model, *rest = setting
+
+    def cached(given: Any, threshold: float) -> Any:
+        return EasyCacheNode.execute(given, threshold, 0.0, 1.0, verbose=False).result[0]
+
+    patched = apply(model, *rest)
+    whole = sample(name, patched, steps=6)
+    torch.testing.assert_close(sample(name, cached(patched, 0.0), steps=6), whole, rtol=1e-5, atol=1e-5)
+    before, behind = (
+        sample(name, given, steps=6) for given in (apply(cached(model, 1e9), *rest), cached(patched, 1e9))
+    )
+    assert torch.equal(before, behind)
+    acts = FAMILIES[name].base != "SD3.5-Large"  # ComfyUI asks no wrappers around SD3's network
+    assert torch.allclose(before, whole, rtol=1e-3) != acts, "no step was left out, so nothing was tried"

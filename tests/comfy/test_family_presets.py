@@ -1,5 +1,6 @@
 """Layer presets and layer weights on every kind of base model beside UNets; texts name these models."""
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -91,3 +92,29 @@ def test_texts_name_the_base_model(name: str, setting: tuple) -> None:
     kinds = {site[0] for site in FAMILIES[name].sites}
     blocks = (DOCS / "IPALayerWeights.md").read_text(encoding="utf-8")
     assert [kind for kind in kinds if f"`{kind}." not in blocks] == []
+
+
+def test_a_scaling_of_keys_acts_or_is_refused(name: str, setting: tuple) -> None:
+    model, adapter, tokens = setting
+    application, scaling = (
+        comfy_host.pack("nodes.patching.application"),
+        comfy_host.pack("ipadapter_core.strength.scaling"),
+    )
+    sites = application.fitting_sites(model, adapter)
+    strength = comfy_host.pack("ipadapter_core.strength.site").SiteStrength(0.5)
+    of_site = ({site.index: each for site in sites.sites} for each in (tokens, strength))
+
+    with torch.inference_mode():
+        patch = partial(application.patch_sites, model, sites, adapter, *of_site, application.Limits())
+        plain = sample(name, patch())
+        for label, keys in scaling.SCALINGS.items():
+            try:
+                drawn, refusal = sample(name, patch(scaling=keys)), None
+            except ValueError as error:
+                drawn, refusal = None, str(error)
+            if drawn is None:
+                assert label != "V only"
+                assert f"embeds_scaling '{label}'" in refusal
+                assert "set embeds_scaling to 'V only'" in refusal
+            else:
+                assert torch.equal(drawn, plain) == (label == "V only"), label

@@ -63,10 +63,15 @@ def positions(size: Size, first: int = 0) -> Tensor:
 
 
 def in_diffusers(
-    transformer: Any, size: Size, batch: int, reference: Tensor | None = None, images: list[Tensor] | None = None
+    transformer: Any,
+    size: Size,
+    batch: int,
+    reference: Tensor | None = None,
+    images: list[Tensor] | None = None,
+    beside: Tensor | None = None,
 ) -> Tensor:
     latents, text, pooled = inputs(size, batch)
-    hidden, ids = packed(latents), positions(size)
+    hidden, ids = packed(latents if beside is None else torch.cat((latents, beside), dim=1)), positions(size)
     if reference is not None:
         hidden = torch.cat((hidden, packed(reference)), dim=1)
         ids = torch.cat((ids, positions(tuple(reference.shape[-2:]), 1)))
@@ -78,7 +83,7 @@ def in_diffusers(
             torch.full((2 * batch,), TIME),
             ids,
             torch.zeros(TEXT, 3),
-            torch.full((2 * batch,), GUIDANCE),
+            torch.full((2 * batch,), GUIDANCE) if transformer.config.guidance_embeds else None,
             {"ip_adapter_image_embeds": images} if images else None,
         ).sample[:, : latents[0, 0].numel() // PATCH**2]
     return rearrange(
@@ -87,9 +92,10 @@ def in_diffusers(
 
 
 def in_comfyui(
-    prompts: Sequence[Prompt], folder: Path, size: Size, batch: int, reference: Tensor | None = None
+    prompts: Sequence[Prompt], folder: Path, size: Size, batch: int, reference: Tensor | None = None, **other: Any
 ) -> Tensor:
-    model = families.flux_model()
+    """`other`: a `model` than FLUX.1-dev, and what it is given more."""
+    model = other.pop("model", None) or families.flux_model()
     for prompt in prompts:
         adapter = families.adapter_of(prompt.name, folder, prompt.seed)
         tokens = adapter.project(*prompt.sides)
@@ -102,7 +108,7 @@ def in_comfyui(
     latents, text, pooled = inputs(size, batch)
     options = model.model_options["transformer_options"] | {"cond_or_uncond": UNCOND_THEN_COND}
     base = model.model
-    sampling, given = base.model_sampling, {}
+    sampling, given = base.model_sampling, other
     if reference is not None:
         given["ref_latents"] = [reference]
     sigma = torch.full((2 * batch,), TIME)
@@ -212,8 +218,8 @@ class InstantX:
         return attn.to_out[1](attn.to_out[0](out[:, text:])), attn.to_add_out(out[:, :text])
 
 
-def with_instantx(prompt: Prompt, size: Size) -> Any:
-    transformer = tiny_flux.diffusers_flux()
+def with_instantx(prompt: Prompt, size: Size, transformer: Any = None) -> Any:
+    transformer = transformer or tiny_flux.diffusers_flux()
     picture = size[0] * size[1] // PATCH**2
     processors = {
         name: InstantX(prompt.tensors, number, prompt, 6, picture)
@@ -234,9 +240,9 @@ def test_instantx_adapters(prompt: Prompt, size: Size, batch: int, base_director
     assert_equal(actual, in_diffusers(with_instantx(prompt, size), size, batch), size, batch)
 
 
-def with_xlabs(prompt: Prompt, size: Size) -> tuple[Any, list[Tensor]]:
+def with_xlabs(prompt: Prompt, size: Size, transformer: Any = None) -> tuple[Any, list[Tensor]]:
     """diffusers' own, which gives the image to references too: kept from them."""
-    transformer = tiny_flux.diffusers_flux()
+    transformer = transformer or tiny_flux.diffusers_flux()
     transformer._load_ip_adapter_weights([nested(prompt.tensors)], low_cpu_mem_usage=False)
     picture = size[0] * size[1] // PATCH**2
     for name in [name for name in transformer.attn_processors if name.startswith("transformer_")]:
@@ -255,3 +261,22 @@ def test_references_of_kontext_get_nothing(name: str, base_directory: Path) -> N
     expected = in_diffusers(transformer, size, 1, reference, images)
     assert error(actual, expected) < RELATIVE
     assert error(in_comfyui([prompt], base_directory, size, 1), expected) > 20 * RELATIVE, "the reference does nothing"
+
+
+@pytest.mark.parametrize("name", ["instantx_flux", "xlabs_v1"])
+@pytest.mark.parametrize("kind", ["schnell", "Fill"])
+def test_other_models_made_of_flux(kind: str, name: str, base_directory: Path) -> None:
+    size, prompt = (6, 12), Prompt(name)
+    settings = {"schnell": {"guidance": False}, "Fill": {"beside": 5}}[kind]
+    transformer = tiny_flux.diffusers_flux(**settings)
+    model, given = tiny_flux.comfy_flux(transformer), {}
+    beside = torch.randn(2, 5, *size, generator=torch.Generator().manual_seed(9)) if kind == "Fill" else None
+    if beside is not None:
+        given["c_concat"] = beside
+    bare = in_diffusers(transformer, size, 1, beside=beside)
+    changed, images = with_xlabs(prompt, size, transformer) if name == "xlabs_v1" else (None, None)
+    changed = changed or with_instantx(prompt, size, transformer)
+    expected = in_diffusers(changed, size, 1, images=images, beside=beside)
+    actual = in_comfyui([prompt], base_directory, size, 1, model=model, **given)
+    assert error(actual, expected) < RELATIVE
+    assert error(bare, expected) > 20 * RELATIVE, "the adapter does nothing here"

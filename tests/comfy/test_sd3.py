@@ -181,15 +181,19 @@ def test_many_negatives_are_refused(model: Any, adapter: Any, tokens: Any) -> No
         apply(model, adapter, many)
 
 
-@pytest.mark.parametrize("method", ["concat", "average", "norm average", "add", "subtract", "max", "min"])
-def test_references_are_combined(model: Any, adapter: Any, tokens: Any, method: str) -> None:
-    other = families.tokens_of(NAME, adapter, seed=9)
-    combined = comfy_host.run(
-        "IPACombineTokens", tokens={"tokens0": tokens, "tokens1": other}, method=method, weights="1, 0.5"
-    )
-    drawn = sample(NAME, apply(model, adapter, combined))
-    assert drawn.isfinite().all()
-    assert not torch.allclose(drawn, sample(NAME, apply(model, adapter, tokens)), rtol=1e-3)
+def test_references_are_combined_with_factors(model: Any, adapter: Any, tokens: Any) -> None:
+    both = {"tokens0": tokens, "tokens1": families.tokens_of(NAME, adapter, seed=9)}
+    drawn = [
+        sample(
+            NAME, apply(model, adapter, comfy_host.run("IPACombineTokens", tokens=both, method=method, weights=factors))
+        )
+        for method, factors in (("average", ""), ("average", "2, 2"), ("add", ""), ("concat", ""), ("concat", "1, 0.5"))
+    ]
+    alone = sample(NAME, apply(model, adapter, tokens))
+    torch.testing.assert_close(drawn[1], drawn[2], **CLOSE)  # two means are a sum
+    pictures = [alone, *drawn[:2], *drawn[3:]]
+    for number, picture in enumerate(pictures):
+        assert all((picture - other).norm() > 1e-3 * picture.norm() for other in pictures[:number])
 
 
 def test_every_latent_has_its_own_reference(model: Any, adapter: Any) -> None:

@@ -163,7 +163,10 @@ def refused(fuzzer: NodeFuzzer, node_id: str, **changes: Any) -> str:
     return fuzzer.said
 
 
-@pytest.mark.parametrize("strange", ["none", "list", "whole", "text", "dictionary", "array", "object", "meta"])
+RARE = [pytest.param(kind, marks=pytest.mark.long) for kind in ("whole", "text", "dictionary", "array", "object")]
+
+
+@pytest.mark.parametrize("strange", ["none", "list", "meta", *RARE])
 def test_every_socket_of_every_node_says_what_it_got(fuzzer: NodeFuzzer, strange: str) -> None:
     for node_id, inputs in fuzzer.goods.items():
         schema = comfy_host.schema(node_id)

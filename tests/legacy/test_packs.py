@@ -125,10 +125,11 @@ def load(base_directory: Path, loader: str, name: str) -> Any:
 
 def applied(loader: str, name: str, adapter: Any, image: Tensor, **widgets: Any) -> Any:
     _, _, node, names, *_ = PAIRS[loader]
+    model = widgets.pop("model", None) or families.model_of(name)
     given = {"adapter": adapter, "image": image, "strength": 0.7, "start_percent": 0.0, "end_percent": 1.0} | widgets
     inputs = {names.get(part) or part: value for part, value in given.items() if part in names or part == "image"}
     more = {part: value for part, value in (ANIMA | widgets).items() if part in ANIMA and loader.startswith("Anima")}
-    return comfy_host.run(node, model=families.model_of(name), **inputs, **more)
+    return comfy_host.run(node, model=model, **inputs, **more)
 
 
 def native(base_directory: Path, loader: str, name: str, image: Tensor, strength: float = 0.7, **settings: Any) -> Any:
@@ -213,8 +214,14 @@ def test_the_lora_in_a_file_of_anima_is_a_switch(base_directory: Path, encoder: 
     write_safetensors(path, random_tensors(lora, scale=0.05), {"ipadapter.spec": json.dumps(stated)})
     adapter = comfy_host.run(loader, ip_adapter_name=path.name, auto_download=False)
     assert adapter.network.model_lora
-    assert applied(loader, name, adapter, image, use_lora=False).patches == {}
-    assert applied(loader, name, adapter, image).patches != {}
+    without, once = (applied(loader, name, adapter, image, use_lora=use) for use in (False, True))
+    assert without.patches == {}
+    assert set(without.model_patches_models()) == {adapter.patcher}, "two that load the same weights take them away"
+    after = applied(loader, name, adapter, image, model=without)
+    twice = applied(loader, name, adapter, image, model=once)
+    for patched in (once, after, twice):
+        assert {key: len(patches) for key, patches in patched.patches.items()} == dict.fromkeys(once.patches, 1)
+    assert once.patches
 
 
 SAVED = [

@@ -12,7 +12,7 @@ import torch
 from diffusers import SD3Transformer2DModel
 from diffusers.models.attention_processor import Attention, SD3IPAdapterJointAttnProcessor2_0
 from torch import Tensor, nn
-from torch.nn.functional import scaled_dot_product_attention
+from torch.nn.functional import scaled_dot_product_attention, silu
 
 from ipadapter_core.backbone.sites import Site
 from ipadapter_core.branch.attention import add_to_tokens
@@ -20,7 +20,7 @@ from ipadapter_core.branch.plan import PatchPlan
 from ipadapter_core.branch.resident import Resident
 from ipadapter_core.branch.rows import COND, UNCOND, Group, Rows
 from ipadapter_core.branch.timed import TimedKV, joint_attention
-from ipadapter_core.branch.tokens import ImageTokens
+from ipadapter_core.branch.tokens import COMBINATIONS, ImageTokens, combine, features_as_tokens
 from ipadapter_core.network.adapter import IPAdapter, build_adapter
 from ipadapter_core.strength.site import AnyStrength, FrameStrength, SiteStrength
 from parity.oracle import attend
@@ -190,3 +190,58 @@ def test_a_swapped_site_gives_the_image_to_the_other_side_alone() -> None:
     on, off = (block.diffusers(adapter, tokens.expand(2, -1, -1), time, scale) for scale in (0.6, 0.0))
     torch.testing.assert_close(swapped[0], on[0], rtol=0, atol=1e-12)
     torch.testing.assert_close(swapped[1], off[1], rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("method", "factors"), [("concat", [1.0, 1.0]), ("average", [1.0, 1.0]), ("average", [1.4, 0.8])]
+)
+@torch.no_grad()
+def test_combined_features_give_what_combined_tokens_give(method: str, factors: list[float]) -> None:
+    """Also of what was combined before, and with other negatives."""
+    adapter, moment = an_adapter(), Moment(torch.tensor([400.0]))
+    conds = [draw(count, POSITIONS, IMAGE, seed=seed) for seed, count in enumerate((1, 2, 2))]
+    unconds = [draw(1, POSITIONS, IMAGE, seed=9)] * 2 + [torch.zeros(1, POSITIONS, IMAGE, dtype=DOUBLE)]
+    features = [features_as_tokens(cond, uncond, "a") for cond, uncond in zip(conds, unconds, strict=True)]
+    tokens = [
+        ImageTokens(*(adapter.timed_tokens(side, moment.timestep)[0] for side in sides), "a")
+        for sides in zip(conds, unconds, strict=True)
+    ]
+    later, now = (
+        combine([combine(parts[:2], "average", [1.0, 1.0]), parts[2]], method, factors) for parts in (features, tokens)
+    )
+    uncond, cond = now.sequences()
+    _, time = adapter.timed_tokens(conds[0], moment.timestep)
+    expected = torch.stack([torch.stack(adapter.timed_kv(0, side[None], silu(time)))[:, 0] for side in (uncond, cond)])
+    torch.testing.assert_close(keys_and_values(adapter, later, moment), expected, rtol=0, atol=1e-10)
+
+
+def keys_and_values(adapter: IPAdapter, tokens: ImageTokens, moment: Moment) -> Tensor:
+    """(2 sides, 2, T, H, D)."""
+    packed = TimedKV((SITE,), {0: SiteStrength(1.0)}, adapter, {0: tokens}).at(moment, CPU, DOUBLE)
+    return packed.data.view(2, 2, -1, HEADS, HEAD_DIM)
+
+
+@torch.no_grad()
+def test_a_factor_is_the_values_alone_as_keys_are_normed() -> None:
+    adapter, moment = an_adapter(), Moment(torch.tensor([400.0]))
+    parts = [
+        features_as_tokens(draw(1, POSITIONS, IMAGE, seed=seed), torch.zeros(1, POSITIONS, IMAGE, dtype=DOUBLE), "a")
+        for seed in (1, 2)
+    ]
+    plain, first, both, mean = (
+        keys_and_values(adapter, combine(parts, method, factors), moment)
+        for method, factors in (("concat", [1, 1]), ("concat", [0.5, 1]), ("average", [3, 1]), ("average", [1.5, 0.5]))
+    )
+    expected = plain.clone()
+    expected[1, 1, :TOKENS] /= 2
+    close = {"rtol": 0, "atol": 1e-4}  # the epsilon of a norm counts for more in shorter tokens
+    torch.testing.assert_close(first, expected, **close)
+    mean[1, 1] *= 2
+    torch.testing.assert_close(both, mean, **close)
+
+
+@pytest.mark.parametrize("method", [name for name, one in COMBINATIONS.items() if not one.is_linear])
+def test_what_needs_the_tokens_is_refused_before_there_are_any(method: str) -> None:
+    one = features_as_tokens(torch.ones(1, POSITIONS, IMAGE), torch.zeros(1, POSITIONS, IMAGE), "a")
+    with pytest.raises(ValueError, match=f"method '{method}'.*Expected: one of concat, average, add, subtract"):
+        combine([one, one], method, [1.0, 1.0])

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from . import comfy_host, tiny_unet
+from . import comfy_host, families, tiny_unet
 from .graphs import PLAIN
 from .published import random_tensors, tiny_adapter, write_safetensors
 
@@ -21,11 +21,12 @@ DEPTH = 4
 
 
 @pytest.fixture(scope="session")
-def base_directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def base_directory(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """ComfyUI's base directory, with ComfyUI started on it."""
     base = tmp_path_factory.mktemp("comfyui")
     comfy_host.start(base)
-    return base
+    yield base
+    families.forget()
 
 
 @pytest.fixture(scope="session")

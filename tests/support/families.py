@@ -220,6 +220,12 @@ def adapter_of(name: str, base_directory: Path, seed: int = 0) -> Any:
     return comfy_host.run("IPALoadAdapter", adapter_file=file, image_encoder="none")
 
 
+def forget() -> None:
+    """Let go of all models: those that outlive ComfyUI's modules end with a traceback each."""
+    for kept in (flux_model, _chroma_model, sd3_model, anima_model, model_of, adapter_of):
+        kept.cache_clear()
+
+
 def features_of(name: str, references: int = 1, seed: int = 0) -> Tensor:
     """What an image encoder might give for references."""
     generator = torch.Generator().manual_seed(seed)

@@ -1,16 +1,17 @@
 """The workflows, apps and blueprints that come along: read, and changed to run on the tiny models of the test's server."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 from demo.client import Prompt
+from demo.references import FILES
 from demo.scenes import ENLARGED, SCENES
 from demo.scenes import SIZE as DEMO_SIZE
 from demo.server import ROOT
 
-from .graphs import TINY
+from .graphs import REFERENCE, TINY
 
 FOLDER = ROOT / "workflows"
 TEMPLATES = sorted(FOLDER.glob("*.json"))
@@ -38,14 +39,10 @@ SMALL: dict[str, dict[int, Any]] = {  # values by their place, for a picture in 
     "EmptySD3LatentImage": {0: SIZE, 1: SIZE},
     "ImageScale": {1: SIZE, 2: SIZE},
     "KSampler": {2: 2},  # steps
-    "SplitImageToTileList": {0: 256, 1: 256},
+    "SplitImageToTileList": {0: 96, 1: 96},
 }
-EXAMPLE = (288, 320)  # height and width of the picture that the workflows load
 DRAWN = {path.stem: [(SIZE * ENLARGED,) * 2] * len(scene.labels) for path, scene in zip(DEMO, SCENES, strict=True)}
-DRAWN |= {
-    "Inpaint with a reference": [EXAMPLE],
-    "Upscale by tiles": [(2 * EXAMPLE[0], 2 * EXAMPLE[1])],
-}
+DRAWN["Upscale by tiles"] = [(2 * SIZE, 2 * SIZE)]
 """Heights and widths of what a workflow saves, if it is not one picture of `SIZE`."""
 assert DEMO_SIZE == SIZE
 Node = dict[str, Any]
@@ -87,11 +84,14 @@ def widgets(node: Node) -> dict[str, Any]:
 
 
 def made_small(workflow: dict[str, Any], prefix: str | None = None) -> dict[str, Any]:
-    """Small pictures, few steps, the encoder that is there.
+    """Small pictures, few steps, the encoder that is there. Where no face is looked for, the picture loaded is small too.
 
     Args:
         prefix: of the saved pictures' names.
     """
+    if not nodes_of(workflow, "IPALoadFaceModel"):
+        for node in nodes_of(workflow, "LoadImage"):
+            node["widgets_values"][0] = node["widgets_values"][0].replace(REFERENCE, FILES[0])
     for node in all_nodes(workflow):
         for place, value in SMALL.get(node["type"], {}).items():
             node["widgets_values"][place] = value
@@ -105,7 +105,7 @@ def made_small(workflow: dict[str, Any], prefix: str | None = None) -> dict[str,
 def on_tiny_base(workflow: dict[str, Any]) -> dict[str, Any]:
     """For the base that ComfyUI's own loaders load: adapters of the same kinds that fit it."""
     for node in nodes_of(workflow, "IPALoadAdapter"):
-        node["widgets_values"][0] = f"{TINY}{node['widgets_values'][0]}"
+        node["widgets_values"][0] = _tiny(node["widgets_values"][0])
     return workflow
 
 
@@ -115,29 +115,27 @@ def on_stand_ins(prompt: Prompt, kind: str | None) -> Prompt:
     Args:
         kind: of a diffusion transformer; None for a UNet.
     """
-    stand_ins: dict[str, tuple[str, dict[str, Any]]] = {
-        "CheckpointLoaderSimple": ("TinyCheckpoint", {}),
-        "CLIPVisionLoader": ("TinyCLIPVision", {}),
-        "ControlNetLoader": ("TinyControlNet", {}),
+    stand_ins: dict[str, Callable[[dict[str, Any]], tuple[str, dict[str, Any]]]] = {
+        "CheckpointLoaderSimple": lambda given: ("TinyCheckpoint", given),
+        "CLIPVisionLoader": lambda given: ("TinyCLIPVision", given),
+        "ControlNetLoader": lambda given: ("TinyControlNet", given),
     }
     left_out: tuple[str, ...] = ()
     if kind:
-        loader = ("TinyTransformer", {"kind": kind})
         stand_ins = {
-            "CheckpointLoaderSimple": loader,
-            "UNETLoader": loader,
-            "CLIPTextEncode": ("TinyPrompt", {"kind": kind}),
-            "VAEDecode": ("TinyDecode", {}),
+            "CheckpointLoaderSimple": lambda _given: ("TinyTransformer", {"kind": kind}),
+            "UNETLoader": lambda _given: ("TinyTransformer", {"kind": kind}),
+            "CLIPTextEncode": lambda given: ("TinyPrompt", {"text": given["text"], "kind": kind}),
+            "VAEDecode": lambda given: ("TinyDecode", {"samples": given["samples"]}),
+            "IPALoadAdapter": lambda given: ("IPALoadAdapter", given | {"adapter_file": _tiny(given["adapter_file"])}),
         }
         left_out = ("CLIPLoader", "VAELoader")
     changed: Prompt = {}
     for name, node in prompt.items():
-        class_type, inputs = stand_ins.get(node["class_type"], (node["class_type"], {}))
+        stand_in = stand_ins.get(node["class_type"], lambda given, node=node: (node["class_type"], given))
+        class_type, inputs = stand_in(node["inputs"])
         if class_type not in left_out:
-            changed[name] = {"class_type": class_type, "inputs": node["inputs"] | inputs}
-        if class_type == "IPALoadAdapter" and kind:
-            file = node["inputs"]["adapter_file"]
-            changed[name]["inputs"] = node["inputs"] | {"adapter_file": f"{TINY}{RENAMED.get(file, file)}"}
+            changed[name] = {"class_type": class_type, "inputs": inputs}
     return changed
 
 
@@ -159,3 +157,7 @@ def with_blueprint(workflow: dict[str, Any], blueprint: dict[str, Any]) -> dict[
     host["outputs"][0]["links"] = apply["outputs"][0]["links"]
     nodes = [host if node is apply else node for node in workflow["nodes"] if node is not loader]
     return workflow | {"nodes": nodes, "links": kept, "definitions": blueprint["definitions"]}
+
+
+def _tiny(file: str) -> str:
+    return f"{TINY}{RENAMED.get(file, file)}"

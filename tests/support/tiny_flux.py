@@ -32,20 +32,26 @@ _BLOCKS = {
 }
 
 
-def diffusers_flux(seed: int = 0) -> FluxTransformer2DModel:
-    """A random FLUX in diffusers, float32."""
+def diffusers_flux(seed: int = 0, *, guidance: bool = True, beside: int = 0) -> FluxTransformer2DModel:
+    """A random FLUX in diffusers, float32.
+
+    Args:
+        guidance: whether it is told the guidance, as all but schnell are.
+        beside: channels that it reads beside the latent, as Fill does those of a masked picture.
+    """
     torch.manual_seed(seed)
     return (
         FluxTransformer2DModel(
             patch_size=1,
-            in_channels=LATENT_CHANNELS * PATCH**2,
+            in_channels=(LATENT_CHANNELS + beside) * PATCH**2,
+            out_channels=LATENT_CHANNELS * PATCH**2,
             num_layers=DOUBLES,
             num_single_layers=SINGLES,
             attention_head_dim=HEAD_DIM,
             num_attention_heads=HEADS,
             joint_attention_dim=TEXT_DIM,
             pooled_projection_dim=POOLED_DIM,
-            guidance_embeds=True,
+            guidance_embeds=guidance,
             axes_dims_rope=tuple(AXES),
         )
         .eval()
@@ -60,15 +66,17 @@ def comfy_flux(
     import comfy.supported_models
     import comfy.utils
 
+    guidance, channels = transformer.config.guidance_embeds, transformer.config.in_channels // PATCH**2
+    kind = comfy.supported_models.Flux if guidance else comfy.supported_models.FluxSchnell
     description = {
         **_BLOCKS,
         "image_model": "flux",
-        "in_channels": LATENT_CHANNELS,
+        "in_channels": channels,
         "out_channels": LATENT_CHANNELS,
         "vec_in_dim": POOLED_DIM,
-        "guidance_embed": True,
+        "guidance_embed": guidance,
     }
-    model = _model(comfy.supported_models.Flux, description, dtype, compute)
+    model = _model(kind, description, dtype, compute)
     load_into(model.model.diffusion_model, transformer.state_dict(), comfy.utils.flux_to_diffusers(description))
     return model
 

@@ -9,9 +9,26 @@ import torch
 from torch import Tensor
 
 from ipadapter_core.file.container import read_tensors
+from ipadapter_core.file.seal import SEAL
+from ipadapter_core.network.adapter import load_adapter, save_adapter
 from ipadapter_trainer.convert.conversion import Conversion, convert_file
 from ipadapter_trainer.convert.errors import ConvertError
-from support.published import linear, lora, nested, norm, random_tensors, sites, write_bin, write_safetensors
+from support.published import (
+    Shapes,
+    anima_lucifer,
+    anima_pe,
+    instantx_flux,
+    instantx_sd35,
+    linear,
+    lora,
+    nested,
+    norm,
+    random_tensors,
+    sites,
+    write_bin,
+    write_safetensors,
+    xlabs_flux,
+)
 
 WIDTH, TEXT, TOKENS = 6, 8, 4
 STREAM = "ip_adapter_double_stream"
@@ -133,3 +150,34 @@ def test_consecutive_numbers_of_another_family_are_no_mistake(tmp_path: Path) ->
     given, conversion = convert(tensors, tmp_path)
     assert given.keys() == tensors.keys()
     assert "InstantX FLUX" in str(conversion.unsupported)
+
+
+TINY = {"blocks": 2, "width": 128, "image": 24}
+NODES_RUN: dict[str, Shapes] = {
+    "XLabs FLUX": xlabs_flux(4, width=8, image=24, text=8),
+    "InstantX FLUX": instantx_flux(**TINY, tokens=4, text=4096),
+    "InstantX SD3.5": instantx_sd35(**TINY, tokens=5, dim=32, inner=64, time=16),
+    "Anima LuciferTC": anima_lucifer(**TINY, rank=2, text=16),
+    "Anima PE": anima_pe(**TINY, token=16),
+}
+
+
+@pytest.mark.parametrize("kind", NODES_RUN)
+@pytest.mark.parametrize("saved_by", ["its author", "Studio"])
+def test_what_the_nodes_run_keeps_all_that_its_file_says(kind: str, saved_by: str, tmp_path: Path) -> None:
+    path, tensors = tmp_path / "source.safetensors", random_tensors(NODES_RUN[kind])
+    write_safetensors(path, tensors, {"ipadapter.spec": '{"head_dim": 64}', "author": "somebody"})
+    if saved_by == "Studio":
+        save_adapter(load_adapter(path), path := tmp_path / "saved.safetensors")
+    source = read_tensors(path)
+    conversion = convert_file(path, tmp_path / "converted.safetensors")
+    converted = read_tensors(conversion.path)
+    assert converted.tensors.keys() == tensors.keys()
+    assert all(torch.equal(converted.tensors[name], tensor) for name, tensor in tensors.items())
+    assert {**converted.metadata, SEAL: ""} == {**source.metadata, SEAL: "", "format": "pt"}
+    spec = load_adapter(path).spec
+    assert load_adapter(conversion.path).spec == spec
+    why = f"this is {spec.family}, an adapter for {spec.base}: the nodes run it, the trainer does not"
+    assert why in str(conversion.unsupported)
+    with pytest.raises(ConvertError, match=f"--precision fp16 for an adapter that convert only renames: {why}"):
+        convert_file(path, tmp_path / "other.safetensors", precision="fp16")

@@ -53,6 +53,7 @@ def check_every_death(action: Callable[[], object], target: Path, earlier: bytes
     assert set(target.parent.iterdir()) == {target, card}
 
 
+@pytest.mark.long
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
 def test_an_export_killed_at_any_write(tmp_path: Path) -> None:
     write_folder("clip", tmp_path / "encoder")

@@ -95,6 +95,7 @@ def test_other_layers_act_as_they_were_and_take_no_gradient(
     assert len(trained) == len(list(network.parameters())) - 2 * 14
 
 
+@pytest.mark.long
 def test_the_file_has_other_layers_bit_for_bit_and_acts_as_trained(config: Make, start: Path) -> None:
     one = config(optimizer={"ema_decay": 0.5}, validation={"every": 2, "images": 2, "timesteps": [500]})
     train(one)

@@ -55,6 +55,7 @@ def clear(config: Config) -> None:
         shutil.rmtree(folder, ignore_errors=True)
 
 
+@pytest.mark.long
 def test_whatever_write_of_a_run_is_refused_it_goes_on_to_the_same_end(config: Config) -> None:
     with refusing(1 << 40, "full") as came:
         train(config)

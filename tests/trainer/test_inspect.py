@@ -121,10 +121,10 @@ def test_other_kinds_by_name(tmp_path: Path, name: str, what: str) -> None:
     assert what in result["what"]
 
 
-def test_families_that_do_not_run_here(tmp_path: Path) -> None:
+def test_families_that_the_trainer_does_not_build(tmp_path: Path) -> None:
     shapes = {name: tuple(min(size, 5) for size in shape) for name, shape in PUBLISHED["xlabs_v2"]().items()}
     result: Any = inspect_path(write_safetensors(tmp_path / "flux.safetensors", random_tensors(shapes)))
-    assert result["kind"] == "adapter that does not run here"
+    assert result["kind"] == "adapter that the trainer does not build"
     assert "XLabs FLUX" in result["what"]
 
 

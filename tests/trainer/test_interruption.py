@@ -107,6 +107,7 @@ def test_signal_saves_and_leaves(config: Any, number: int) -> None:
     assert all(torch.equal(wanted[name], value) for name, value in weights(stopped).items())
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_two_processes_train_like_one_with_twice_the_batch(config: Any, tmp_path: Path) -> None:
     """The same samples, and weights that differ by the rounding of sums alone: 1 % of what training changed."""

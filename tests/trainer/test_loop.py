@@ -60,7 +60,13 @@ def final_tensors(config: Config) -> dict[str, torch.Tensor]:
     return {f"{file.name}/{name}": value for file in files for name, value in read_tensors(file).tensors.items()}
 
 
-@pytest.mark.parametrize("changes", VARIANTS.values(), ids=VARIANTS)
+@pytest.mark.parametrize(
+    "changes",
+    [
+        pytest.param(changes, id=name, marks=[] if name == "average, schedule and accumulation" else pytest.mark.long)
+        for name, changes in VARIANTS.items()
+    ],
+)
 def test_resumed_run_equals_an_uninterrupted_one_bit_for_bit(config: Any, changes: dict[str, dict[str, Any]]) -> None:
     whole = config("whole", **with_steps(changes, 5))
     outcome = train(whole)
@@ -102,6 +108,7 @@ class Interrupted:
         State.save = self.save  # type: ignore[method-assign]
 
 
+@pytest.mark.long
 def test_watching_changes_nothing(config: Any) -> None:
     """Validation, pictures and the report draw from no generator that training uses."""
     averaged = {"optimizer": {"ema_decay": 0.5}}

@@ -71,6 +71,7 @@ def test_the_end_names_report_file_and_next_step(
     assert result["export"]["file"] == str(run / "adapter.safetensors")
 
 
+@pytest.mark.long
 def test_the_next_commands_are_about_the_same_run(
     tmp_path: Path,
     base_folder: Callable[..., Path],

@@ -25,7 +25,7 @@ SEED = 5
 SIZES = ((8, 8), (8, 8), (8, 12), (8, 8), (8, 12))
 
 
-@pytest.fixture(scope="module", params=["sd15", "sdxl"])
+@pytest.fixture(scope="module", params=["sd15", pytest.param("sdxl", marks=pytest.mark.long)])
 def objective(request, tmp_path_factory) -> Objective:
     folder = write_base(tmp_path_factory.mktemp(request.param), request.param)
     base = load_base(BaseModelConfig(model=str(folder), precision="fp32"), CPU)

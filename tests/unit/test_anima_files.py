@@ -9,6 +9,7 @@ from torch import Tensor
 from ipadapter_core.errors import UnreadableFileError, UnsupportedFamilyError
 from ipadapter_core.file.container import read_tensors
 from ipadapter_core.file.detect import detect
+from ipadapter_core.file.names import canonical_name
 from ipadapter_core.file.spec import Feature
 from ipadapter_core.network.adapter import build_adapter, load_adapter, save_adapter
 from support.published import Shapes, anima_lucifer, anima_pe, random_tensors, write_safetensors
@@ -100,3 +101,29 @@ def changed(kind: str, **tensors: Tensor) -> dict[str, Tensor]:
 def test_what_does_not_fit_is_refused(tensors: dict[str, Tensor], error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         build_adapter(tensors, {})
+
+
+@pytest.mark.parametrize(
+    ("kind", "shapes", "metadata", "message"),
+    [
+        ("with every part", {"image_proj.null_tokens": (1, 4, 23)}, {}, r"null_tokens has shape \[1, 4, 23\]"),
+        ("with every part", {"image_proj.null_tokens": (2, 4, 24)}, {}, r"null_tokens has shape \[2, 4, 24\]"),
+        ("with every part", {"image_proj.null_tokens": ()}, {}, None),  # a file without
+        ("with every part", {"image_proj.siglip_compressor.queries": (4, 20)}, {}, "20 wide, which 8 heads do not"),
+        ("pe", {}, {"ss_num_heads": "3"}, "the blocks are 128 wide, which 3 heads do not divide"),
+        ("pe", {}, {"ss_num_heads": "0"}, "the blocks are 128 wide, which 0 heads do not divide"),
+        ("pe", {}, {"ss_resampler_heads": "0"}, "which 0 heads do not divide"),
+        ("pe", {}, {"ss_resampler_heads": "5"}, "which 5 heads do not divide"),
+    ],
+)
+def test_sizes_that_contradict_each_other_are_named(
+    kind: str, shapes: Shapes, metadata: dict[str, str], message: str | None
+) -> None:
+    found = {canonical_name(name): shape for name, shape in FILES[kind][0].items()}
+    assert found.keys() >= shapes.keys()
+    found |= shapes
+    if message is None:
+        detect(found, metadata)
+        return
+    with pytest.raises(UnreadableFileError, match=message):
+        detect(found, metadata)

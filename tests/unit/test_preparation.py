@@ -5,9 +5,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from ipadapter_core.encoder.sharpen import sharpen
 from ipadapter_core.errors import BadInputError
 from ipadapter_core.legacy.preparation import CROP_POSITIONS, prepare, square_masks
-from ipadapter_core.legacy.sharpen import sharpen
 
 
 def coded(height: int, width: int) -> Tensor:

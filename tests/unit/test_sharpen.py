@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from ipadapter_core.legacy.sharpen import sharpen
+from ipadapter_core.encoder.sharpen import sharpen
 
 
 def plain(picture: list[list[float]], amount: float) -> list[list[float]]:

@@ -144,7 +144,7 @@ def test_an_sdxl_adapter_on_an_sd15_model_names_both(sd15: Sites) -> None:
     message = str(caught.value)
     assert "an adapter for SDXL (SDXL base: 70 attention layers, 2048-wide tokens)" in message
     assert "a model of the SD1.5 kind (16 attention layers, 768-wide tokens)" in message
-    assert message.endswith("What to do: load a SDXL model, or an adapter made for SD1.5.")
+    assert message.endswith("What to do: load an SDXL model, or an adapter made for SD1.5.")
 
 
 def test_an_sd15_adapter_on_an_sdxl_model_names_both(sdxl: Sites) -> None:
@@ -153,7 +153,7 @@ def test_an_sd15_adapter_on_an_sdxl_model_names_both(sdxl: Sites) -> None:
     message = str(caught.value)
     assert "an adapter for SD1.5 (SD1.5 base: 16 attention layers, 768-wide tokens)" in message
     assert "a model of the SDXL kind (70 attention layers, 2048-wide tokens)" in message
-    assert message.endswith("What to do: load a SD1.5 model, or an adapter made for SDXL.")
+    assert message.endswith("What to do: load an SD1.5 model, or an adapter made for SDXL.")
 
 
 @pytest.mark.parametrize(

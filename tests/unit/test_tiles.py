@@ -7,9 +7,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional
 
+from ipadapter_core.encoder.sharpen import sharpen
 from ipadapter_core.errors import BadInputError
 from ipadapter_core.legacy.enhance import blend, cut_tiles, enhance, join_tiles
-from ipadapter_core.legacy.sharpen import sharpen
 from ipadapter_core.legacy.tiles import TILE, cut_pictures, tile_masks, tile_picture
 
 SIDES = st.integers(1, 4000)

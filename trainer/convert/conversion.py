@@ -7,11 +7,13 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ipadapter_core.errors import UnreadableFileError, UnsupportedFamilyError
+from ipadapter_core.errors import UnknownCheckpointError, UnreadableFileError, UnsupportedFamilyError
 from ipadapter_core.file.container import publish, read_tensors, write_safetensors
 from ipadapter_core.file.detect import detect
+from ipadapter_core.file.header import HASH_KEY
 from ipadapter_core.file.json_text import parse_json
-from ipadapter_core.file.spec import AdapterSpec, EncoderHint, Feature, Negative
+from ipadapter_core.file.seal import SEAL
+from ipadapter_core.file.spec import USUAL_BACKBONE, AdapterSpec, EncoderHint, Feature, Negative
 from ipadapter_core.network.adapter import build_adapter
 
 from ..config import Precision
@@ -49,7 +51,7 @@ class Conversion:
     Attributes:
         source: what it was, in words.
         notes: what was repaired.
-        report: None for a kind that does not run here; then `unsupported` says so.
+        report: None for a kind that the trainer does not build; then `unsupported` says which.
     """
 
     path: Path
@@ -89,7 +91,10 @@ def convert_file(
     file = read_state(source)
     tensors = unwrapped(file.tensors)
     if is_xlabs(tensors):
-        return _copy(published_xlabs(tensors), output, "an XLabs adapter or its training state", precision)
+        source_kind = "an XLabs adapter or its training state"
+        return _copy(published_xlabs(tensors), file.metadata, output, source_kind, precision)
+    if _base(tensors, file.metadata) not in (None, USUAL_BACKBONE):
+        return _copy(tensors, file.metadata, output, "an adapter as the nodes read it", precision)
     parts = take_apart(tensors)
     notes: list[str] = []
     if parts.projection and not parts.sites:
@@ -103,9 +108,8 @@ def convert_file(
         )
     elif not parts.projection:
         _explain(tensors, source)
-    kind = _unsupported(parts)
-    if kind is not None:
-        return _copy(parts.tensors(), output, parts.source, precision, kind)
+    if _why_only_renamed(parts.tensors(), file.metadata) is not None:
+        return _copy(parts.tensors(), file.metadata, output, parts.source, precision)
     sites, repairs = repair_numbers(parts.sites)
     adapter = build_adapter(replace(parts, sites=sites).tensors(), file.metadata)
     adapter.spec = _with_hints(adapter.spec, hints)
@@ -149,30 +153,45 @@ def _explain(tensors: Mapping[str, Tensor], source: Path) -> None:
     )
 
 
-def _unsupported(parts: Parts) -> str | None:
-    """The core's message about a family that it knows by name and does not run."""
+def _base(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str | None:
+    """The kind of base model of an adapter under its published names; None for any other file."""
     try:
-        check_family(detect({name: tuple(tensor.shape) for name, tensor in parts.tensors().items()}, {}))
+        return detect({name: tuple(tensor.shape) for name, tensor in tensors.items()}, metadata).backbone
+    except (UnreadableFileError, UnknownCheckpointError, UnsupportedFamilyError):
+        return None
+
+
+def _why_only_renamed(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> UnsupportedFamilyError | None:
+    """What is said of a kind of adapter that the trainer does not build; None of one that it does."""
+    try:
+        check_family(detect({name: tuple(tensor.shape) for name, tensor in tensors.items()}, metadata))
     except UnsupportedFamilyError as error:
-        return str(error)
+        return error
     except UnreadableFileError:  # numbers may still be repaired; if not, building says the same again
         return None
     return None
 
 
 def _copy(
-    tensors: Mapping[str, Tensor], output: Path, source: str, precision: Precision | None, why: str | None = None
+    tensors: Mapping[str, Tensor],
+    metadata: Mapping[str, str],
+    output: Path,
+    source: str,
+    precision: Precision | None,
 ) -> Conversion:
-    """Write what does not run here, and check only that it reads back equal."""
+    """Write what the trainer does not build, and check only that it reads back equal."""
+    why = _why_only_renamed(tensors, metadata)
+    assert why is not None, "it should have been exported"
     if precision is not None:
         raise ConvertError(
-            f"--precision {precision} for a kind of adapter that does not run here",
+            f"--precision {precision} for an adapter that convert only renames: {why.found}",
             expected="no change of values that cannot be checked",
             action="leave --precision out",
         )
     with storage("the adapter", output), workplace(output) as folder:
         partial = folder / "adapter.safetensors"
-        write_safetensors(partial, tensors, {"format": "pt"})
+        kept = {name: text for name, text in metadata.items() if name not in (HASH_KEY, SEAL)}  # made anew
+        write_safetensors(partial, tensors, {"format": "pt", **kept})
         read = read_tensors(partial).tensors
         if not all(
             torch.allclose(read[name], tensor, rtol=0, atol=0, equal_nan=True) for name, tensor in tensors.items()
@@ -183,15 +202,7 @@ def _copy(
                 action="check the disk, try again",
             )
         publish(partial, output)
-    return Conversion(output, source, (), None, why or _why_not(tensors))
-
-
-def _why_not(tensors: Mapping[str, Tensor]) -> str:
-    try:
-        check_family(detect({name: tuple(tensor.shape) for name, tensor in tensors.items()}, {}))
-    except UnsupportedFamilyError as error:
-        return str(error)
-    raise AssertionError("the core runs this; it should have been exported")
+    return Conversion(output, source, (), None, str(why))
 
 
 def _with_hints(spec: AdapterSpec, hints: Hints) -> AdapterSpec:

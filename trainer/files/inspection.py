@@ -67,7 +67,12 @@ def _file(path: Path) -> dict[str, object]:
     try:
         return {"kind": "adapter", **_adapter(find_state(path), file), **about}
     except UnsupportedFamilyError as error:
-        return {"kind": "adapter that does not run here", "what": str(error), **about, **_weights(file.tensors)}
+        return {
+            "kind": "adapter that the trainer does not build",
+            "what": str(error),
+            **about,
+            **_weights(file.tensors),
+        }
     except (UnknownCheckpointError, UnreadableFileError) as error:
         parts = _parts(file.tensors)
         if parts is not None:

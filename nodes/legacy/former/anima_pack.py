@@ -1,8 +1,5 @@
 """The nodes of ComfyUI-Anima_IP-Adapter (LuciferTC9527), under their own ids."""
 
-import copy
-from dataclasses import replace
-
 import torch
 from comfy.model_patcher import ModelPatcher
 from comfy_api.latest import io
@@ -144,18 +141,10 @@ class AnimaIPAdapterApply(io.ComfyNode):
             negative = ref_image
         elif gray_null:
             negative = torch.full((1, ref_image_size, ref_image_size, 3), _GRAY)
-        adapter = ip_adapter if use_lora else _without_lora(ip_adapter)
-        settings = ApplySettings(strength)
+        settings = ApplySettings(strength, with_lora=use_lora)
         return io.NodeOutput(
-            packs.apply_picture(model, adapter, ref_image, settings, negative_image=negative, size=ref_image_size)
+            packs.apply_picture(model, ip_adapter, ref_image, settings, negative_image=negative, size=ref_image_size)
         )
-
-
-def _without_lora(adapter: LoadedAdapter) -> LoadedAdapter:
-    """The same weights without the LoRA for the model; the loader's stays as it is."""
-    network = copy.copy(adapter.network)
-    network.model_lora = {}
-    return replace(adapter, network=network)
 
 
 NODES: tuple[type[io.ComfyNode], ...] = (AnimaIPAdapterLoader, AnimaIPAdapterApply)

@@ -1,7 +1,7 @@
 // A new page opens ComfyUI's gallery by itself, at a section that is empty where ComfyUI's own templates are not installed.
 import { app } from "../../scripts/app.js";
 
-const SECTION = ["IP-Adapter Studio: the demo", "ipadapter-studio-demo"]; // in English, and in languages without a name
+const SECTION = ["IP-Adapter demo", "ipadapter-studio-demo"]; // in English, and in languages without a name
 const SECONDS = 30;
 
 function section() {
