@@ -19,10 +19,11 @@ from torch import Tensor
 
 from ..ipadapter_core.branch.tokens import ImageTokens
 from ..ipadapter_core.errors import BadInputError, shown
+from ..ipadapter_core.strength.curve import Schedule
 from ..ipadapter_core.strength.layer_weights import LayerWeights
 from .encoding.encoder import VisionEncoder
 from .encoding.face_model import FaceModel
-from .sockets import IPAAdapter, IPAFaceModel, IPATokens, IPAWeights, LoadedAdapter
+from .sockets import IPAAdapter, IPAFaceModel, IPASchedule, IPATokens, IPAWeights, LoadedAdapter
 
 Execute = TypeVar("Execute", bound=Callable[..., Any])
 
@@ -315,6 +316,7 @@ KINDS: dict[str, Kind] = {
         instance_of(ImageTokens), "image tokens", "connect Encode Image for IP-Adapter or Encode Face for IP-Adapter"
     ),
     IPAFaceModel.io_type: Kind(instance_of(FaceModel), "a face model", "connect Load Face Model for IP-Adapter"),
+    IPASchedule.io_type: Kind(instance_of(Schedule), "a schedule", "connect IP-Adapter Schedule"),
     IPAWeights.io_type: Kind(instance_of(LayerWeights), "layer weights", "connect IP-Adapter Layer Weights"),
     io.Autogrow.io_type: Kind(
         _token_sets, "image tokens", "connect Encode Image for IP-Adapter or Encode Face for IP-Adapter"

@@ -4,7 +4,7 @@ from comfy_api.latest import io
 
 from ..ipadapter_core.backbone.registry import base_names
 from ..ipadapter_core.strength.presets import ONE_STRENGTH_PRESETS
-from .sockets import IPAAdapter, IPAWeights
+from .sockets import IPAAdapter, IPASchedule, IPAWeights
 
 
 def apply_inputs(reference: io.Input) -> list[io.Input]:
@@ -56,5 +56,10 @@ def apply_inputs(reference: io.Input) -> list[io.Input]:
             optional=True,
             tooltip="Where in the picture the image acts, 0..1, any size; a batch is one mask per latent. Neutral: 1 "
             "everywhere, or unconnected.",
+        ),
+        IPASchedule.Input(
+            "schedule",
+            optional=True,
+            tooltip="From IP-Adapter Schedule: how the strength changes over steps or frames. Neutral: unconnected.",
         ),
     ]

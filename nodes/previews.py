@@ -9,10 +9,12 @@ from torch import Tensor
 
 from ..ipadapter_core.branch.masks import resized
 from ..ipadapter_core.encoder.prepare import squared
+from ..ipadapter_core.strength.curve import Curve
 
 _GREY, _DARKEST = 0.5, 0.25
 _SIDE, _SPACE, _BAR, _TEXT = 64, 8, 240, 56  # pixels of a chart's pictures, gaps, longest bar and numbers
-_PAPER, _INK, _FILL = (32, 32, 34), (235, 235, 235), (86, 156, 214)
+_PLOT, _MARGIN = (320, 160), 28  # pixels of a curve's plot and around it
+_PAPER, _INK, _FILL, _FAINT = (32, 32, 34), (235, 235, 235), (86, 156, 214), (90, 90, 94)
 
 
 def shaded(image: Tensor | None, mask: Tensor) -> Tensor:
@@ -55,3 +57,28 @@ def bars(rows: Sequence[tuple[Tensor, Tensor, float]]) -> Tensor:
 def _thumbnail(picture: Tensor) -> Image.Image:
     small = squared(picture.cpu(), _SIDE, "pad", "black")
     return Image.fromarray((255 * small).round().to(torch.uint8).numpy())
+
+
+def drawn(curve: Curve, over: str) -> Tensor:
+    """A curve as a picture (1, H, W, 3): time to the right, factors upwards, with 0 and 1 in sight.
+
+    Args:
+        over: what the time is of, for the axis.
+    """
+    width, height = _PLOT
+    factors = [factor for _, factor in curve.points]
+    low, high = min(0.0, *factors, 0.0), max(1.0, *factors, 1.0)
+    sheet = Image.new("RGB", (width + 2 * _MARGIN, height + 2 * _MARGIN), _PAPER)
+    pen = ImageDraw.Draw(sheet)
+
+    def place(time: float, factor: float) -> tuple[float, float]:
+        return _MARGIN + time * width, _MARGIN + (high - factor) / (high - low) * height
+
+    for line in {low, 0.0, 1.0, high}:
+        pen.line((*place(0, line), *place(1, line)), fill=_FAINT)
+        pen.text((2, place(0, line)[1] - 6), f"{line:g}", fill=_INK)
+    pen.text((_MARGIN, height + _MARGIN + 8), f"{over}: first", fill=_INK)
+    pen.text((width + _MARGIN - 24, height + _MARGIN + 8), "last", fill=_INK)
+    points = [(0.0, curve.points[0][1]), *curve.points, (1.0, curve.points[-1][1])]
+    pen.line([place(*point) for point in points], fill=_FILL, width=3)
+    return torch.from_numpy(np.array(sheet)).float()[None] / 255

@@ -4,6 +4,7 @@ from comfy.model_patcher import ModelPatcher
 from comfy_api.latest import io
 from torch import Tensor
 
+from ...ipadapter_core.strength.curve import Schedule
 from ...ipadapter_core.strength.layer_weights import LayerWeights
 from ..arrivals import checked
 from ..encoding.pictures import choose, encode_image
@@ -43,7 +44,10 @@ class IPAApplyImage(io.ComfyNode):
         layer_preset: str,
         layer_weights: LayerWeights | None = None,
         mask: Tensor | None = None,
+        schedule: Schedule | None = None,
     ) -> io.NodeOutput:
-        settings = ApplySettings(strength, start_percent, end_percent, layer_preset, layer_weights, mask)
+        settings = ApplySettings(
+            strength, start_percent, end_percent, layer_preset, layer_weights, mask, schedule=schedule
+        )
         tokens = encode_image(adapter, choose(adapter), image)
         return io.NodeOutput(apply_adapter(model, adapter, tokens, settings))
