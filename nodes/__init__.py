@@ -11,6 +11,8 @@ from .definitions.combine_tokens import IPACombineTokens
 from .definitions.compare import IPACompare
 from .definitions.encode_face import IPAEncodeFace
 from .definitions.encode_image import IPAEncodeImage
+from .definitions.grid import IPAGrid
+from .definitions.grid_sheet import IPAGridSheet
 from .definitions.layer_weights import IPALayerWeights
 from .definitions.load_adapter import IPALoadAdapter
 from .definitions.load_face_model import IPALoadFaceModel
@@ -40,6 +42,8 @@ NODES: tuple[type[io.ComfyNode], ...] = (
     IPAPrepareReference,
     IPACompare,
     IPASchedule,
+    IPAGrid,
+    IPAGridSheet,
 )
 
 

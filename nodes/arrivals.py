@@ -82,7 +82,12 @@ def checker(kinds: Mapping[str, Kind], unread: Sequence[str] = ()) -> Callable[[
             for name, value in given.items():
                 if name in read and not (value is None and defaults.get(name, _NO_DEFAULT) is None):
                     io_type = PER_FRAME if types[name] == io.Float.io_type and name in lists else types[name]
-                    given[name] = _read(kinds, io_type, value, f"{name} of {schema.display_name}")
+                    place = f"{name} of {schema.display_name}"
+                    given[name] = (
+                        [_read(kinds, io_type, each, place) for each in value]
+                        if schema.is_input_list
+                        else _read(kinds, io_type, value, place)
+                    )
             return execute(cls, **given)
 
         return check_and_execute  # type: ignore[return-value]

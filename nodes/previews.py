@@ -13,6 +13,7 @@ from ..ipadapter_core.strength.curve import Curve
 
 _GREY, _DARKEST = 0.5, 0.25
 _SIDE, _SPACE, _BAR, _TEXT = 64, 8, 240, 56  # pixels of a chart's pictures, gaps, longest bar and numbers
+_LINE, _LARGEST_SHEET = 20, 8192  # pixels of a label, and of a sheet's longer side
 _PLOT, _MARGIN = (320, 160), 28  # pixels of a curve's plot and around it
 _PAPER, _INK, _FILL, _FAINT = (32, 32, 34), (235, 235, 235), (86, 156, 214), (90, 90, 94)
 
@@ -82,3 +83,27 @@ def drawn(curve: Curve, over: str) -> Tensor:
     points = [(0.0, curve.points[0][1]), *curve.points, (1.0, curve.points[-1][1])]
     pen.line([place(*point) for point in points], fill=_FILL, width=3)
     return torch.from_numpy(np.array(sheet)).float()[None] / 255
+
+
+def sheet(cells: Sequence[tuple[Tensor, str]], columns: int) -> Tensor:
+    """Pictures (H, W, 3), 0..1, row by row, each below its label; made smaller where the whole would be huge.
+
+    Returns:
+        (1, H, W, 3).
+    """
+    width = max(picture.shape[1] for picture, _ in cells)
+    height = max(picture.shape[0] for picture, _ in cells)
+    rows = -(-len(cells) // columns)
+    scale = min(1.0, _LARGEST_SHEET / (columns * (width + _SPACE)), _LARGEST_SHEET / (rows * (height + _LINE + _SPACE)))
+    width, height = max(1, int(width * scale)), max(1, int(height * scale))
+    step = (width + _SPACE, height + _LINE + _SPACE)
+    whole = Image.new("RGB", (columns * step[0] + _SPACE, rows * step[1] + _SPACE), _PAPER)
+    pen = ImageDraw.Draw(whole)
+    for number, (picture, label) in enumerate(cells):
+        left, top = _SPACE + number % columns * step[0], _SPACE + number // columns * step[1]
+        pen.text((left, top + 3), label, fill=_INK)
+        shown = Image.fromarray((255 * picture.cpu()).round().to(torch.uint8).numpy())
+        if scale < 1:
+            shown = shown.resize((max(1, int(shown.width * scale)), max(1, int(shown.height * scale))))
+        whole.paste(shown, (left, top + _LINE))
+    return torch.from_numpy(np.array(whole)).float()[None] / 255

@@ -37,7 +37,9 @@ def test_a_jump_draws_what_two_ranges_draw(name: str, setting: tuple) -> None:
     both = sample(name, apply(early, *rest, strength=0.36, start_percent=0.37), steps=4)
     jump = schedule(points="0: 1, 0.37: 1, 0.37: 0.4, 1: 0.4")
     drawn = sample(name, apply(*setting, strength=0.9, schedule=jump), steps=4)
-    if FAMILIES[name].base == "Anima" and "lucifer" in name:  # a strength multiplies its tokens, a schedule what it adds
+    if (
+        FAMILIES[name].base == "Anima" and "lucifer" in name
+    ):  # a strength multiplies its tokens, a schedule what it adds
         assert not torch.allclose(drawn, sample(name, apply(*setting, strength=0.9), steps=4), rtol=1e-3)
         return
     torch.testing.assert_close(drawn, both, **CLOSE)
