@@ -160,6 +160,6 @@ def test_node_is_described(client: Client, server: ComfyServer, node_id: str):
 
 def test_workflows_are_offered_as_templates(client: Client, server: ComfyServer):
     names = sorted(path.stem for path in WORKFLOWS.glob("*.json"))
-    assert "ipa_simple" in names
+    assert "Image prompt" in names
     assert sorted(client.get("/workflow_templates")[server.pack]) == names
-    assert client.get(f"/api/workflow_templates/{server.pack}/ipa_simple.json")["version"] == 0.4
+    assert client.get(f"/api/workflow_templates/{server.pack}/Image prompt.json")["version"] == 0.4
