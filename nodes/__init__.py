@@ -21,6 +21,7 @@ from .definitions.prepare_reference import IPAPrepareReference
 from .definitions.region import IPARegion
 from .definitions.save_tokens import IPASaveTokens
 from .definitions.schedule import IPASchedule
+from .errors import name_plainly
 from .legacy.coexistence import former_nodes_to_register, nodes_to_register
 from .legacy.former.renaming import rename_in_prompts
 from .legacy.payload import forget_foreign
@@ -48,10 +49,11 @@ NODES: tuple[type[io.ComfyNode], ...] = (
 
 
 class IPAdapterStudio(ComfyExtension):
-    """Registers the model folder and the nodes, reads old prompts, and frees what they keep when ComfyUI does."""
+    """Registers the model folder and the nodes, names errors, reads old prompts, and frees what is kept when ComfyUI does."""
 
     @override
     async def on_load(self) -> None:
+        name_plainly()
         register_folders()
         free_with_models(forget_foreign)
         rename_in_prompts()

@@ -8,7 +8,7 @@ from ...ipadapter_core.branch.tokens import ImageTokens
 from ...ipadapter_core.strength.curve import Schedule
 from ...ipadapter_core.strength.layer_weights import LayerWeights
 from ..arrivals import checked
-from ..inputs import apply_inputs
+from ..inputs import apply_inputs, range_problem
 from ..patching.application import ApplySettings, apply_adapter
 from ..sockets import CATEGORY, IPATokens, LoadedAdapter
 
@@ -29,6 +29,10 @@ class IPAApply(io.ComfyNode):
             ),
             outputs=[io.Model.Output("model", tooltip="The patched model; the one that came in is unchanged.")],
         )
+
+    @classmethod
+    def validate_inputs(cls, start_percent: float | None, end_percent: float | None) -> bool | str:
+        return range_problem(start_percent, end_percent)
 
     @classmethod
     @checked

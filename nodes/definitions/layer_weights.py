@@ -4,6 +4,7 @@ from comfy_api.latest import io
 
 from ...ipadapter_core.strength.layer_weights import GROUPS, LayerWeights, parse_site_factors
 from ..arrivals import checked
+from ..errors import problem
 from ..sockets import CATEGORY, IPAWeights
 
 _GROUP_TOOLTIPS = {
@@ -25,7 +26,14 @@ class IPALayerWeights(io.ComfyNode):
             display_name="IP-Adapter Layer Weights",
             category=CATEGORY,
             description="Factors per group of attention layers and per single layer, on top of the layer preset.",
-            search_aliases=["layer weights", "block weights", "mad scientist", "IPAdapter Mad Scientist"],
+            search_aliases=[
+                "layer weights",
+                "block weights",
+                "style",
+                "composition",
+                "mad scientist",
+                "IPAdapter Mad Scientist",
+            ],
             inputs=[
                 *(
                     io.Float.Input(
@@ -41,6 +49,7 @@ class IPALayerWeights(io.ComfyNode):
                 ),
                 io.String.Input(
                     "site_factors",
+                    display_name="site factors",
                     default="",
                     multiline=True,
                     tooltip="Factors for single layers, one per line or separated by commas: '3: 0.5' (layers count "
@@ -48,8 +57,12 @@ class IPALayerWeights(io.ComfyNode):
                     "or 'single.0: 0' (FLUX.1, Chroma), 'joint.3: 0' (SD3.5), 'block.3: 0' (Anima). Neutral: empty.",
                 ),
             ],
-            outputs=[IPAWeights.Output("layer_weights", tooltip="For layer_weights of Apply IP-Adapter.")],
+            outputs=[IPAWeights.Output("layer_weights", tooltip="For layer weights of Apply IP-Adapter.")],
         )
+
+    @classmethod
+    def validate_inputs(cls, site_factors: str | None) -> bool | str:
+        return site_factors is None or problem(lambda: parse_site_factors(site_factors))
 
     @classmethod
     @checked
