@@ -33,7 +33,7 @@ def test_a_preset_lights_its_blocks(model: Callable) -> None:
     every, style = (shown(model=given, layer_preset=preset) for preset in ("all", "style"))
     assert set(every.values()) == {1.0}
     assert sum(map(bool, style.values())) == 1
-    assert list(every)[0].startswith("input")
+    assert next(iter(every)).startswith("input")
     assert list(every)[-1].startswith("output")
 
 
