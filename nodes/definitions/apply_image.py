@@ -77,7 +77,10 @@ class IPAApplyImage(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, start_percent: float | None, end_percent: float | None) -> bool | str:
+    def validate_inputs(
+        cls, start_percent: float | None, end_percent: float | None, references: object = None
+    ) -> bool | str:
+        # ComfyUI hands what grows to every check, asked for or not
         return range_problem(start_percent, end_percent)
 
     @classmethod
