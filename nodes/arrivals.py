@@ -19,10 +19,11 @@ from torch import Tensor
 
 from ..ipadapter_core.branch.tokens import ImageTokens
 from ..ipadapter_core.errors import BadInputError, shown
+from ..ipadapter_core.strength.curve import Schedule
 from ..ipadapter_core.strength.layer_weights import LayerWeights
 from .encoding.encoder import VisionEncoder
 from .encoding.face_model import FaceModel
-from .sockets import IPAAdapter, IPAFaceModel, IPATokens, IPAWeights, LoadedAdapter
+from .sockets import IPAAdapter, IPAFaceModel, IPASchedule, IPATokens, IPAWeights, LoadedAdapter
 
 Execute = TypeVar("Execute", bound=Callable[..., Any])
 
@@ -82,7 +83,12 @@ def checker(kinds: Mapping[str, Kind], unread: Sequence[str] = ()) -> Callable[[
             for name, value in given.items():
                 if name in read and not (value is None and defaults.get(name, _NO_DEFAULT) is None):
                     io_type = PER_FRAME if types[name] == io.Float.io_type and name in lists else types[name]
-                    given[name] = _read(kinds, io_type, value, f"{titles[name]} of {schema.display_name}")
+                    place = f"{titles[name]} of {schema.display_name}"
+                    given[name] = (
+                        [_read(kinds, io_type, each, place) for each in value]
+                        if schema.is_input_list
+                        else _read(kinds, io_type, value, place)
+                    )
             return execute(cls, **given)
 
         return check_and_execute  # type: ignore[return-value]
@@ -331,6 +337,7 @@ KINDS: dict[str, Kind] = {
         instance_of(ImageTokens), "image tokens", "connect Encode Image for IP-Adapter or Encode Face for IP-Adapter"
     ),
     IPAFaceModel.io_type: Kind(instance_of(FaceModel), "a face model", "connect Load Face Model for IP-Adapter"),
+    IPASchedule.io_type: Kind(instance_of(Schedule), "a schedule", "connect IP-Adapter Schedule"),
     IPAWeights.io_type: Kind(instance_of(LayerWeights), "layer weights", "connect IP-Adapter Layer Weights"),
 }
 GROWING: dict[str, bool] = {IPATokens.io_type: False, io.Image.io_type: True}  # and whether none at all is fine

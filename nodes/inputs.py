@@ -6,7 +6,7 @@ from ..ipadapter_core.backbone.registry import base_names
 from ..ipadapter_core.branch.schedule import percent_range
 from ..ipadapter_core.strength.presets import PRESET_GROUPS
 from .errors import problem
-from .sockets import IPAAdapter, IPAWeights
+from .sockets import IPAAdapter, IPASchedule, IPAWeights
 
 
 def strength_input(tooltip: str, *, default: float = 1.0, high: float = 5.0, step: float = 0.05) -> io.Input:
@@ -72,6 +72,11 @@ def apply_inputs(reference: io.Input) -> list[io.Input]:
             optional=True,
             tooltip="Where in the picture the image acts, 0..1, any size; a batch is one mask per latent. Neutral: 1 "
             "everywhere, or unconnected.",
+        ),
+        IPASchedule.Input(
+            "schedule",
+            optional=True,
+            tooltip="From IP-Adapter Schedule: how the strength changes over steps or frames. Neutral: unconnected.",
         ),
     ]
 

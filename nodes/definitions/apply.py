@@ -5,6 +5,7 @@ from comfy_api.latest import io
 from torch import Tensor
 
 from ...ipadapter_core.branch.tokens import ImageTokens
+from ...ipadapter_core.strength.curve import Schedule
 from ...ipadapter_core.strength.layer_weights import LayerWeights
 from ..arrivals import checked
 from ..inputs import apply_inputs, range_problem
@@ -46,6 +47,9 @@ class IPAApply(io.ComfyNode):
         layer_preset: str,
         layer_weights: LayerWeights | None = None,
         mask: Tensor | None = None,
+        schedule: Schedule | None = None,
     ) -> io.NodeOutput:
-        settings = ApplySettings(strength, start_percent, end_percent, layer_preset, layer_weights, mask)
+        settings = ApplySettings(
+            strength, start_percent, end_percent, layer_preset, layer_weights, mask, schedule=schedule
+        )
         return io.NodeOutput(apply_adapter(model, adapter, tokens, settings))

@@ -6,6 +6,7 @@ from torch import Tensor
 
 from ...ipadapter_core.file.spec import CROPS
 from ...ipadapter_core.numbers import parse_numbers
+from ...ipadapter_core.strength.curve import Schedule
 from ...ipadapter_core.strength.layer_weights import LayerWeights
 from ..arrivals import checked
 from ..encoding.pictures import choose, encode_several
@@ -95,12 +96,15 @@ class IPAApplyImage(io.ComfyNode):
         layer_preset: str,
         layer_weights: LayerWeights | None = None,
         mask: Tensor | None = None,
+        schedule: Schedule | None = None,
         crop: str = _AS_TRAINED,
         image_strengths: str = "",
         references: dict[str, Tensor] | None = None,
     ) -> io.NodeOutput:
         images = [image, *(references or {}).values()]
         strengths = parse_numbers(image_strengths, "image strengths")
-        settings = ApplySettings(strength, start_percent, end_percent, layer_preset, layer_weights, mask)
+        settings = ApplySettings(
+            strength, start_percent, end_percent, layer_preset, layer_weights, mask, schedule=schedule
+        )
         tokens = encode_several(adapter, choose(adapter), images, strengths, None if crop == _AS_TRAINED else crop)
         return io.NodeOutput(apply_adapter(model, adapter, tokens, settings))
