@@ -11,11 +11,13 @@ from .definitions.combine_tokens import IPACombineTokens
 from .definitions.compare import IPACompare
 from .definitions.encode_face import IPAEncodeFace
 from .definitions.encode_image import IPAEncodeImage
+from .definitions.heat_map import IPAHeatMap
 from .definitions.layer_weights import IPALayerWeights
 from .definitions.load_adapter import IPALoadAdapter
 from .definitions.load_face_model import IPALoadFaceModel
 from .definitions.load_tokens import IPALoadTokens
 from .definitions.prepare_reference import IPAPrepareReference
+from .definitions.record import IPARecord
 from .definitions.region import IPARegion
 from .definitions.save_tokens import IPASaveTokens
 from .legacy.coexistence import former_nodes_to_register, nodes_to_register
@@ -38,6 +40,8 @@ NODES: tuple[type[io.ComfyNode], ...] = (
     IPALoadTokens,
     IPAPrepareReference,
     IPACompare,
+    IPARecord,
+    IPAHeatMap,
 )
 
 

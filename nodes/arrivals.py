@@ -17,12 +17,13 @@ import torch
 from comfy_api.latest import io
 from torch import Tensor
 
+from ..ipadapter_core.branch.recording import Record
 from ..ipadapter_core.branch.tokens import ImageTokens
 from ..ipadapter_core.errors import BadInputError, shown
 from ..ipadapter_core.strength.layer_weights import LayerWeights
 from .encoding.encoder import VisionEncoder
 from .encoding.face_model import FaceModel
-from .sockets import IPAAdapter, IPAFaceModel, IPATokens, IPAWeights, LoadedAdapter
+from .sockets import IPAAdapter, IPAFaceModel, IPARecordSocket, IPATokens, IPAWeights, LoadedAdapter
 
 Execute = TypeVar("Execute", bound=Callable[..., Any])
 
@@ -316,6 +317,9 @@ KINDS: dict[str, Kind] = {
     ),
     IPAFaceModel.io_type: Kind(instance_of(FaceModel), "a face model", "connect Load Face Model for IP-Adapter"),
     IPAWeights.io_type: Kind(instance_of(LayerWeights), "layer weights", "connect IP-Adapter Layer Weights"),
+    IPARecordSocket.io_type: Kind(
+        instance_of(Record), "the record of a sampling", "connect Record IP-Adapter Heat Map"
+    ),
     io.Autogrow.io_type: Kind(
         _token_sets, "image tokens", "connect Encode Image for IP-Adapter or Encode Face for IP-Adapter"
     ),

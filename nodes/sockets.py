@@ -21,6 +21,7 @@ IPAAdapter = io.Custom("IPA_ADAPTER")  # LoadedAdapter
 IPATokens = io.Custom("IPA_TOKENS")  # ipadapter_core.branch.tokens.ImageTokens
 IPAFaceModel = io.Custom("IPA_FACE_MODEL")  # face_model.FaceModel
 IPAWeights = io.Custom("IPA_WEIGHTS")  # ipadapter_core.strength.layer_weights.LayerWeights
+IPARecordSocket = io.Custom("IPA_RECORD")  # ipadapter_core.branch.recording.Record
 
 CATEGORY = "model/patch/ip-adapter"
 WEIGHT_OPERATIONS = comfy.ops.manual_cast  # weights stay as stored and are cast to the input's dtype when used

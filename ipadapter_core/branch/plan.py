@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from ..backbone.row import Place
 from ..backbone.sites import Address, Site
 from ..strength.site import AnyStrength
+from .heat import References
 from .kv import KVSource
 from .masks import AREA
 from .schedule import PercentRange
@@ -28,6 +29,7 @@ class PatchPlan:
         strengths: of what each site's attention gives, in the order of `sites`, where they cannot be folded into values.
         gates: for each site, what makes a factor for each channel of the model's timestep embedding; empty is none.
         lora_of: id of the adapter whose LoRA for the model came with this plan; empty is none.
+        references: whose the image tokens of each site are; empty is all of one.
     """
 
     sites: tuple[Site, ...]
@@ -39,6 +41,7 @@ class PatchPlan:
     strengths: tuple[AnyStrength, ...] = ()
     gates: tuple[nn.Module, ...] = ()
     lora_of: str = ""
+    references: tuple[References, ...] = ()
 
     @cached_property
     def slots(self) -> Mapping[Address, int]:
