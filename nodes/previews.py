@@ -17,6 +17,7 @@ _LINE, _ABOVE = 14, 6  # pixels of a line of a label, and above it
 _LARGEST_SHEET = 8192  # pixels of the longer side
 _PLOT, _MARGIN = (320, 160), 28  # pixels of a curve's plot and around it
 _PAPER, _INK, _FILL, _FAINT = (32, 32, 34), (235, 235, 235), (86, 156, 214), (90, 90, 94)
+_HEAT = ((0, 0, 4), (87, 16, 110), (188, 55, 84), (249, 142, 9), (252, 255, 164))  # evenly bright steps from 0 to 1
 
 
 def shaded(image: Tensor | None, mask: Tensor) -> Tensor:
@@ -34,6 +35,25 @@ def shaded(image: Tensor | None, mask: Tensor) -> Tensor:
     picture = image[:1].cpu()
     light = resized(mask.float().cpu(), (picture.shape[1], picture.shape[2]))
     return picture * (_DARKEST + (1 - _DARKEST) * light)[..., None]
+
+
+def heated(image: Tensor, heat: Tensor, blending: float) -> Tensor:
+    """Pictures with maps over them, dark where they are 0 and yellow where they are 1.
+
+    Args:
+        image: (B, H, W, 3), 0..1; one serves all maps.
+        heat: (B, H, W), 0..1.
+        blending: of the maps, 0..1.
+
+    Returns:
+        (B, H, W, 3).
+    """
+    place = heat.float().cpu().clamp(0, 1) * (len(_HEAT) - 1)
+    below = place.floor().clamp_max(len(_HEAT) - 2)
+    colours = torch.tensor(_HEAT) / 255
+    at = below.long()
+    colour = torch.lerp(colours[at], colours[at + 1], (place - below)[..., None])
+    return torch.lerp(image.cpu().expand_as(colour), colour, blending)
 
 
 def bars(rows: Sequence[tuple[Tensor, Tensor, float]]) -> Tensor:

@@ -22,6 +22,7 @@ IPATokens = io.Custom("IPA_TOKENS")  # ipadapter_core.branch.tokens.ImageTokens
 IPAFaceModel = io.Custom("IPA_FACE_MODEL")  # face_model.FaceModel
 IPASchedule = io.Custom("IPA_SCHEDULE")  # ipadapter_core.strength.curve.Schedule
 IPAWeights = io.Custom("IPA_WEIGHTS")  # ipadapter_core.strength.layer_weights.LayerWeights
+IPARecordSocket = io.Custom("IPA_RECORD")  # ipadapter_core.branch.recording.Record
 
 CATEGORY = "model/patch/ip-adapter"
 WEIGHT_OPERATIONS = comfy.ops.manual_cast  # weights stay as stored and are cast to the input's dtype when used

@@ -55,7 +55,7 @@ def add_to_tokens(
     is_whole = length == out.shape[1]
     part = out if is_whole else out[:, first : first + length]
     part = part.view(len(part), length, *heads.shape[2:])
-    weight = _weight(mask, gate)
+    weight = weight_of(mask, gate)
     if weight is not None and weight.ndim:
         is_of_channels = weight.shape[-1] > 1
         weight = weight.view(*weight.shape[:-1], *heads.shape[2:]) if is_of_channels else weight[..., None]
@@ -79,11 +79,12 @@ def add_image_attention(
         gate: 0-dim, 0 or 1; None is 1.
         strength: 1 where it is folded into the values.
     """
-    weight = _weight(mask, gate)
+    weight = weight_of(mask, gate)
     if weight is None:
         return torch.add(out, image, alpha=strength)
     return torch.addcmul(out, image, weight, value=strength)
 
 
-def _weight(mask: Tensor | None, gate: Tensor | None) -> Tensor | None:
+def weight_of(mask: Tensor | None, gate: Tensor | None) -> Tensor | None:
+    """What multiplies an image branch; None is 1."""
     return mask * gate if mask is not None and gate is not None else mask if gate is None else gate

@@ -10,6 +10,7 @@ from ..backbone.row import Place
 from ..backbone.sites import Address, Site
 from ..strength.curve import Curve
 from ..strength.site import AnyStrength
+from .heat import References
 from .kv import KVSource
 from .masks import AREA
 from .schedule import PercentRange
@@ -30,6 +31,7 @@ class PatchPlan:
         strengths: of what each site's attention gives, in the order of `sites`, where they cannot be folded into values.
         gates: for each site, what makes a factor for each channel of the model's timestep embedding; empty is none.
         lora_of: id of the adapter whose LoRA for the model came with this plan; empty is none.
+        references: whose the image tokens of each site are; empty is all of one.
     """
 
     sites: tuple[Site, ...]
@@ -42,6 +44,7 @@ class PatchPlan:
     gates: tuple[nn.Module, ...] = ()
     lora_of: str = ""
     curve: Curve | None = None
+    references: tuple[References, ...] = ()
 
     @cached_property
     def slots(self) -> Mapping[Address, int]:

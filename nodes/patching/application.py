@@ -1,7 +1,7 @@
 """Apply an adapter to a model: everything is checked before anything is patched."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -9,8 +9,9 @@ from comfy.model_patcher import ModelPatcher
 from torch import Tensor
 
 from ...ipadapter_core.backbone.registry import discover_sites
-from ...ipadapter_core.backbone.sites import Sites
+from ...ipadapter_core.backbone.sites import Site, Sites
 from ...ipadapter_core.branch.frames import FrameKV
+from ...ipadapter_core.branch.heat import References
 from ...ipadapter_core.branch.kv import KVSource, SiteKV, active_sites, pack_sites, project_tokens
 from ...ipadapter_core.branch.masks import AREA, check_mask
 from ...ipadapter_core.branch.plan import PatchPlan
@@ -164,6 +165,7 @@ def patch_sites(
     layout = sites.backbone.layout(adapter.spec.layout)
     per_frame = per_frame and any(max(len(of.mixes.cond), len(of.mixes.uncond)) > 1 for of in tokens.values())
     check_scaling(adapter, layout, scaling)
+    references = _references(active, adapter, tokens, per_frame=per_frame)
     if layout.scales_tokens:
         tokens, strengths, per_frame = weigh_tokens(active, tokens, strengths, per_frame=per_frame)
     weights = key_weights(model, active, layout)
@@ -191,13 +193,41 @@ def patch_sites(
     )  # once, however often the adapter is applied
     lora_of = adapter.adapter_id if limits.with_lora else ""
     plan = PatchPlan(
-        active, source, limits.acting, mask, limits.resampling, layout.place, outside, gates, lora_of, limits.curve
+        active,
+        source,
+        acting=limits.acting,
+        mask=mask,
+        resampling=limits.resampling,
+        place=layout.place,
+        strengths=outside,
+        gates=gates,
+        lora_of=lora_of,
+        curve=limits.curve,
+        references=references,
     )
     is_needed = per_frame or adapter.spec.is_timed or bool(gates)
     patched = install(model, sites, plan, (adapter.patcher,) if is_needed else ())
     if adds_lora:
         add_model_lora(patched, adapter)
     return patched
+
+
+def _references(
+    sites: Sequence[Site], adapter: LoadedAdapter, tokens: Mapping[int, ImageTokens], *, per_frame: bool
+) -> tuple[References, ...]:
+    """Whose the image tokens of each site are; those of other tokens than the first site's are counted on."""
+    if per_frame:
+        return (References(),) * len(sites)
+    first: dict[ImageTokens, int] = {}
+    counted = 0
+    for site in sites:
+        of = tokens[site.index]
+        if of not in first:
+            first[of] = counted
+            counted += len(of.mixes.cond)
+    given = (tokens[site.index] for site in sites)
+    length = None if not adapter.spec.is_timed else adapter.spec.num_tokens
+    return tuple(References(first[of], len(of.mixes.cond), length or of.cond.shape[1]) for of in given)
 
 
 def _joined(adapter: LoadedAdapter, tokens: Mapping[int, ImageTokens], *, by_site: bool) -> SiteKV:
