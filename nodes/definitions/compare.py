@@ -32,6 +32,7 @@ class IPACompare(io.ComfyNode):
                 ),
                 io.ClipVision.Input(
                     "clip_vision",
+                    display_name="CLIP vision",
                     optional=True,
                     tooltip="Image encoder to use in place of the adapter's. Neutral: unconnected.",
                 ),
