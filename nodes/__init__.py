@@ -13,6 +13,7 @@ from .definitions.encode_face import IPAEncodeFace
 from .definitions.encode_image import IPAEncodeImage
 from .definitions.grid import IPAGrid
 from .definitions.grid_sheet import IPAGridSheet
+from .definitions.guard import IPAGuard
 from .definitions.heat_map import IPAHeatMap
 from .definitions.layer_weights import IPALayerWeights
 from .definitions.load_adapter import IPALoadAdapter
@@ -49,6 +50,7 @@ NODES: tuple[type[io.ComfyNode], ...] = (
     IPAGridSheet,
     IPARecord,
     IPAHeatMap,
+    IPAGuard,
 )
 
 

@@ -17,6 +17,7 @@ import torch
 from comfy_api.latest import io
 from torch import Tensor
 
+from ..ipadapter_core.branch.guard import Guard
 from ..ipadapter_core.branch.recording import Record
 from ..ipadapter_core.branch.tokens import ImageTokens
 from ..ipadapter_core.errors import BadInputError, shown
@@ -27,6 +28,7 @@ from .encoding.face_model import FaceModel
 from .sockets import (
     IPAAdapter,
     IPAFaceModel,
+    IPAGuard,
     IPARecordSocket,
     IPASchedule,
     IPATokens,
@@ -346,6 +348,7 @@ KINDS: dict[str, Kind] = {
         instance_of(ImageTokens), "image tokens", "connect Encode Image for IP-Adapter or Encode Face for IP-Adapter"
     ),
     IPAFaceModel.io_type: Kind(instance_of(FaceModel), "a face model", "connect Load Face Model for IP-Adapter"),
+    IPAGuard.io_type: Kind(instance_of(Guard), "a guard", "connect IP-Adapter Guard"),
     IPASchedule.io_type: Kind(instance_of(Schedule), "a schedule", "connect IP-Adapter Schedule"),
     IPAWeights.io_type: Kind(instance_of(LayerWeights), "layer weights", "connect IP-Adapter Layer Weights"),
     IPARecordSocket.io_type: Kind(

@@ -10,6 +10,7 @@ from ..backbone.row import Place
 from ..backbone.sites import Address, Site
 from ..strength.curve import Curve
 from ..strength.site import AnyStrength
+from .guard import NO_GUARD, Guard
 from .heat import References
 from .kv import KVSource
 from .masks import AREA
@@ -31,6 +32,7 @@ class PatchPlan:
         strengths: of what each site's attention gives, in the order of `sites`, where they cannot be folded into values.
         gates: for each site, what makes a factor for each channel of the model's timestep embedding; empty is none.
         lora_of: id of the adapter whose LoRA for the model came with this plan; empty is none.
+        guard: what holds the branch back.
         references: whose the image tokens of each site are; empty is all of one.
     """
 
@@ -45,6 +47,7 @@ class PatchPlan:
     lora_of: str = ""
     curve: Curve | None = None
     references: tuple[References, ...] = ()
+    guard: Guard = NO_GUARD
 
     @cached_property
     def slots(self) -> Mapping[Address, int]:

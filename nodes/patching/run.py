@@ -235,7 +235,7 @@ class Step:
             image = image_attention(q, *kv, attend)
             mask = resident.mask(feature_map, q.shape[1], rows, self.frames)
             gate = self.gate(plan, image)
-            out = add_image_attention(out, image, mask, gate)
+            out = add_image_attention(out, image, mask, gate, guard=plan.guard)
             if self.run.recording is not None:
                 parts = parts_of(self, plan, slot, kv[1], partial(_attend_to_part, q, *kv, attend))
                 note(self, plan, slot, rows, image, parts, weight_of(mask, gate), feature_map[-2:], self.size)
