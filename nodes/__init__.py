@@ -13,11 +13,14 @@ from .definitions.encode_face import IPAEncodeFace
 from .definitions.encode_image import IPAEncodeImage
 from .definitions.grid import IPAGrid
 from .definitions.grid_sheet import IPAGridSheet
+from .definitions.guard import IPAGuard
+from .definitions.heat_map import IPAHeatMap
 from .definitions.layer_weights import IPALayerWeights
 from .definitions.load_adapter import IPALoadAdapter
 from .definitions.load_face_model import IPALoadFaceModel
 from .definitions.load_tokens import IPALoadTokens
 from .definitions.prepare_reference import IPAPrepareReference
+from .definitions.record import IPARecord
 from .definitions.region import IPARegion
 from .definitions.save_tokens import IPASaveTokens
 from .definitions.schedule import IPASchedule
@@ -45,6 +48,9 @@ NODES: tuple[type[io.ComfyNode], ...] = (
     IPASchedule,
     IPAGrid,
     IPAGridSheet,
+    IPARecord,
+    IPAHeatMap,
+    IPAGuard,
 )
 
 

@@ -17,13 +17,24 @@ import torch
 from comfy_api.latest import io
 from torch import Tensor
 
+from ..ipadapter_core.branch.guard import Guard
+from ..ipadapter_core.branch.recording import Record
 from ..ipadapter_core.branch.tokens import ImageTokens
 from ..ipadapter_core.errors import BadInputError, shown
 from ..ipadapter_core.strength.curve import Schedule
 from ..ipadapter_core.strength.layer_weights import LayerWeights
 from .encoding.encoder import VisionEncoder
 from .encoding.face_model import FaceModel
-from .sockets import IPAAdapter, IPAFaceModel, IPASchedule, IPATokens, IPAWeights, LoadedAdapter
+from .sockets import (
+    IPAAdapter,
+    IPAFaceModel,
+    IPAGuard,
+    IPARecordSocket,
+    IPASchedule,
+    IPATokens,
+    IPAWeights,
+    LoadedAdapter,
+)
 
 Execute = TypeVar("Execute", bound=Callable[..., Any])
 
@@ -337,8 +348,12 @@ KINDS: dict[str, Kind] = {
         instance_of(ImageTokens), "image tokens", "connect Encode Image for IP-Adapter or Encode Face for IP-Adapter"
     ),
     IPAFaceModel.io_type: Kind(instance_of(FaceModel), "a face model", "connect Load Face Model for IP-Adapter"),
+    IPAGuard.io_type: Kind(instance_of(Guard), "a guard", "connect IP-Adapter Guard"),
     IPASchedule.io_type: Kind(instance_of(Schedule), "a schedule", "connect IP-Adapter Schedule"),
     IPAWeights.io_type: Kind(instance_of(LayerWeights), "layer weights", "connect IP-Adapter Layer Weights"),
+    IPARecordSocket.io_type: Kind(
+        instance_of(Record), "the record of a sampling", "connect Record IP-Adapter Heat Map"
+    ),
 }
 GROWING: dict[str, bool] = {IPATokens.io_type: False, io.Image.io_type: True}  # and whether none at all is fine
 KINDS |= {

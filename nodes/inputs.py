@@ -6,7 +6,7 @@ from ..ipadapter_core.backbone.registry import base_names
 from ..ipadapter_core.branch.schedule import percent_range
 from ..ipadapter_core.strength.presets import PRESET_GROUPS
 from .errors import problem
-from .sockets import IPAAdapter, IPASchedule, IPAWeights
+from .sockets import IPAAdapter, IPAGuard, IPASchedule, IPAWeights
 
 
 def strength_input(tooltip: str, *, default: float = 1.0, high: float = 5.0, step: float = 0.05) -> io.Input:
@@ -77,6 +77,11 @@ def apply_inputs(reference: io.Input) -> list[io.Input]:
             "schedule",
             optional=True,
             tooltip="From IP-Adapter Schedule: how the strength changes over steps or frames. Neutral: unconnected.",
+        ),
+        IPAGuard.Input(
+            "guard",
+            optional=True,
+            tooltip="From IP-Adapter Guard: keeps a strong image, or several, from burning the picture. Neutral: unconnected.",
         ),
     ]
 

@@ -10,6 +10,8 @@ from ..backbone.row import Place
 from ..backbone.sites import Address, Site
 from ..strength.curve import Curve
 from ..strength.site import AnyStrength
+from .guard import NO_GUARD, Guard
+from .heat import References
 from .kv import KVSource
 from .masks import AREA
 from .schedule import PercentRange
@@ -30,6 +32,8 @@ class PatchPlan:
         strengths: of what each site's attention gives, in the order of `sites`, where they cannot be folded into values.
         gates: for each site, what makes a factor for each channel of the model's timestep embedding; empty is none.
         lora_of: id of the adapter whose LoRA for the model came with this plan; empty is none.
+        guard: what holds the branch back.
+        references: whose the image tokens of each site are; empty is all of one.
     """
 
     sites: tuple[Site, ...]
@@ -42,6 +46,8 @@ class PatchPlan:
     gates: tuple[nn.Module, ...] = ()
     lora_of: str = ""
     curve: Curve | None = None
+    references: tuple[References, ...] = ()
+    guard: Guard = NO_GUARD
 
     @cached_property
     def slots(self) -> Mapping[Address, int]:

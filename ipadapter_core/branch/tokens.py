@@ -13,6 +13,8 @@ from torch.nn import functional
 
 from ..errors import BadInputError, MismatchError, one_of
 
+_NOISE_SEED = 0
+
 
 @dataclass(frozen=True, eq=False)
 class Mix:
@@ -104,6 +106,15 @@ def only_reference(tokens: ImageTokens, number: int) -> ImageTokens:
         return replace(tokens, cond=cond, uncond=uncond)
     mix = (side[[min(number, len(side) - 1)]] for side in (tokens.mix.cond, tokens.mix.uncond))
     return replace(tokens, mix=Mix(*mix))
+
+
+def with_noise(tokens: ImageTokens, amount: float) -> ImageTokens:
+    """Tokens whose uncond side has noise on it, always the same, in units of the cond side's spread; 0 is none."""
+    if amount == 0:
+        return tokens
+    generator = torch.Generator().manual_seed(_NOISE_SEED)
+    noise = torch.randn(tokens.uncond.shape, generator=generator).to(tokens.uncond)
+    return replace(tokens, uncond=tokens.uncond + amount * tokens.cond.std() * noise)
 
 
 def in_one_row(tokens: ImageTokens) -> ImageTokens:

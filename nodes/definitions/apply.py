@@ -4,6 +4,7 @@ from comfy.model_patcher import ModelPatcher
 from comfy_api.latest import io
 from torch import Tensor
 
+from ...ipadapter_core.branch.guard import NO_GUARD, Guard
 from ...ipadapter_core.branch.tokens import ImageTokens
 from ...ipadapter_core.strength.curve import Schedule
 from ...ipadapter_core.strength.layer_weights import LayerWeights
@@ -48,8 +49,9 @@ class IPAApply(io.ComfyNode):
         layer_weights: LayerWeights | None = None,
         mask: Tensor | None = None,
         schedule: Schedule | None = None,
+        guard: Guard = NO_GUARD,
     ) -> io.NodeOutput:
         settings = ApplySettings(
-            strength, start_percent, end_percent, layer_preset, layer_weights, mask, schedule=schedule
+            strength, start_percent, end_percent, layer_preset, layer_weights, mask, schedule=schedule, guard=guard
         )
         return io.NodeOutput(apply_adapter(model, adapter, tokens, settings))

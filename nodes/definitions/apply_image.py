@@ -4,6 +4,7 @@ from comfy.model_patcher import ModelPatcher
 from comfy_api.latest import io
 from torch import Tensor
 
+from ...ipadapter_core.branch.guard import NO_GUARD, Guard
 from ...ipadapter_core.file.spec import CROPS
 from ...ipadapter_core.numbers import parse_numbers
 from ...ipadapter_core.strength.curve import Schedule
@@ -77,7 +78,10 @@ class IPAApplyImage(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, start_percent: float | None, end_percent: float | None) -> bool | str:
+    def validate_inputs(
+        cls, start_percent: float | None, end_percent: float | None, references: object = None
+    ) -> bool | str:
+        # ComfyUI hands what grows to every check, asked for or not
         return range_problem(start_percent, end_percent)
 
     @classmethod
@@ -94,6 +98,7 @@ class IPAApplyImage(io.ComfyNode):
         layer_weights: LayerWeights | None = None,
         mask: Tensor | None = None,
         schedule: Schedule | None = None,
+        guard: Guard = NO_GUARD,
         crop: str = _AS_TRAINED,
         image_strengths: str = "",
         references: dict[str, Tensor] | None = None,
@@ -101,7 +106,7 @@ class IPAApplyImage(io.ComfyNode):
         images = [image, *(references or {}).values()]
         strengths = parse_numbers(image_strengths, "image strengths")
         settings = ApplySettings(
-            strength, start_percent, end_percent, layer_preset, layer_weights, mask, schedule=schedule
+            strength, start_percent, end_percent, layer_preset, layer_weights, mask, schedule=schedule, guard=guard
         )
         tokens = encode_several(adapter, choose(adapter), images, strengths, None if crop == _AS_TRAINED else crop)
         return io.NodeOutput(apply_adapter(model, adapter, tokens, settings))

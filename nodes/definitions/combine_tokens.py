@@ -50,7 +50,8 @@ class IPACombineTokens(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, weights: str | None) -> bool | str:
+    def validate_inputs(cls, weights: str | None, tokens: object = None) -> bool | str:
+        # ComfyUI hands what grows to every check, asked for or not
         return weights is None or problem(lambda: parse_numbers(weights, "weights"))
 
     @classmethod

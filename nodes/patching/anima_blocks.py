@@ -13,10 +13,10 @@ from torch import Tensor
 
 from ...ipadapter_core.backbone.row import Place
 from ...ipadapter_core.backbone.sites import Address
-from ...ipadapter_core.branch.attention import add_to_tokens
+from ...ipadapter_core.branch.attention import add_to_tokens, weight_of
 from .compiled import operation, running_step
 from .run import Step, step_of
-from .sequence import Image, Part, add_images, images
+from .sequence import Image, Part, add_images, images, note_image
 
 GROUP = "block"
 _CROSSING = "crossing"  # in `Step.left`: address of the block whose cross-attention is about to run
@@ -99,7 +99,9 @@ def _add_later(step: Step, out: Tensor, embedding: Tensor, place: Place) -> Tens
         if gates:
             channels = _per_token(gates[made.slot](embedding).to(out.dtype), out)
             weight = channels if weight is None else channels * weight
-        out = add_to_tokens(out, made.image.to(out.dtype), 0, made.mask, weight)
+        out = add_to_tokens(out, made.image.to(out.dtype), 0, made.mask, weight, guard=made.plan.guard)
+        if step.run.recording is not None:
+            note_image(step, made, weight_of(made.mask, weight))
     return out
 
 

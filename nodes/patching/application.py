@@ -1,7 +1,7 @@
 """Apply an adapter to a model: everything is checked before anything is patched."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -9,13 +9,15 @@ from comfy.model_patcher import ModelPatcher
 from torch import Tensor
 
 from ...ipadapter_core.backbone.registry import discover_sites
-from ...ipadapter_core.backbone.sites import Sites
+from ...ipadapter_core.backbone.sites import Site, Sites
 from ...ipadapter_core.branch.frames import FrameKV
+from ...ipadapter_core.branch.guard import NO_GUARD, Guard
+from ...ipadapter_core.branch.heat import References
 from ...ipadapter_core.branch.kv import KVSource, SiteKV, active_sites, pack_sites, project_tokens
 from ...ipadapter_core.branch.masks import AREA, check_mask
 from ...ipadapter_core.branch.plan import PatchPlan
 from ...ipadapter_core.branch.schedule import PercentRange, percent_range
-from ...ipadapter_core.branch.tokens import ImageTokens, only_reference
+from ...ipadapter_core.branch.tokens import ImageTokens, only_reference, with_noise
 from ...ipadapter_core.errors import BadInputError
 from ...ipadapter_core.network.fit import base_of, check_sites
 from ...ipadapter_core.strength.curve import Curve, Schedule, turns
@@ -30,7 +32,7 @@ from .install import install
 from .model_lora import add_model_lora, check_model_lora
 from .narrowing import narrowed
 from .timed import timed_source
-from .weighing import check_scaling, key_weights, weigh_tokens
+from .weighing import check_guard, check_scaling, key_weights, weigh_tokens
 
 logger = logging.getLogger(__name__)
 
@@ -47,6 +49,7 @@ class ApplySettings:
         mask: (M, H, W), 0..1; None is 1 everywhere.
         with_lora: whether a LoRA for the model that the adapter's file has is added too.
         schedule: how the strength changes; None is not at all.
+        guard: what keeps the image from burning the picture.
     """
 
     strength: float = 1.0
@@ -57,6 +60,7 @@ class ApplySettings:
     mask: Tensor | None = None
     with_lora: bool = True
     schedule: Schedule | None = None
+    guard: Guard = NO_GUARD
 
 
 def apply_adapter(
@@ -84,7 +88,8 @@ def apply_adapter(
     tokens = narrowed(model, adapter.spec, tokens)
     schedule = settings.schedule
     curve = None if schedule is None or schedule.frames is not None or schedule.curve.is_neutral else schedule.curve
-    limits = Limits(acting, mask, with_lora=settings.with_lora, curve=curve)
+    limits = Limits(acting, mask, with_lora=settings.with_lora, curve=curve, guard=settings.guard)
+    tokens = with_noise(tokens, settings.guard.noise)
     for part, factors in _over_frames(tokens, schedule):
         weighed = {index: _times(strength, factors) for index, strength in strengths.items()}
         model = patch_sites(model, sites, adapter, dict.fromkeys(strengths, part), weighed, limits)
@@ -140,6 +145,7 @@ class Limits:
     resampling: str = AREA
     with_lora: bool = True
     curve: Curve | None = None
+    guard: Guard = NO_GUARD
 
 
 def patch_sites(
@@ -164,6 +170,8 @@ def patch_sites(
     layout = sites.backbone.layout(adapter.spec.layout)
     per_frame = per_frame and any(max(len(of.mixes.cond), len(of.mixes.uncond)) > 1 for of in tokens.values())
     check_scaling(adapter, layout, scaling)
+    check_guard(adapter, layout, limits.guard)
+    references = _references(active, adapter, tokens, per_frame=per_frame)
     if layout.scales_tokens:
         tokens, strengths, per_frame = weigh_tokens(active, tokens, strengths, per_frame=per_frame)
     weights = key_weights(model, active, layout)
@@ -191,13 +199,42 @@ def patch_sites(
     )  # once, however often the adapter is applied
     lora_of = adapter.adapter_id if limits.with_lora else ""
     plan = PatchPlan(
-        active, source, limits.acting, mask, limits.resampling, layout.place, outside, gates, lora_of, limits.curve
+        active,
+        source,
+        acting=limits.acting,
+        mask=mask,
+        resampling=limits.resampling,
+        place=layout.place,
+        strengths=outside,
+        gates=gates,
+        lora_of=lora_of,
+        curve=limits.curve,
+        references=references,
+        guard=limits.guard,
     )
     is_needed = per_frame or adapter.spec.is_timed or bool(gates)
     patched = install(model, sites, plan, (adapter.patcher,) if is_needed else ())
     if adds_lora:
         add_model_lora(patched, adapter)
     return patched
+
+
+def _references(
+    sites: Sequence[Site], adapter: LoadedAdapter, tokens: Mapping[int, ImageTokens], *, per_frame: bool
+) -> tuple[References, ...]:
+    """Whose the image tokens of each site are; those of other tokens than the first site's are counted on."""
+    if per_frame:
+        return (References(),) * len(sites)
+    first: dict[ImageTokens, int] = {}
+    counted = 0
+    for site in sites:
+        of = tokens[site.index]
+        if of not in first:
+            first[of] = counted
+            counted += len(of.mixes.cond)
+    given = (tokens[site.index] for site in sites)
+    length = None if not adapter.spec.is_timed else adapter.spec.num_tokens
+    return tuple(References(first[of], len(of.mixes.cond), length or of.cond.shape[1]) for of in given)
 
 
 def _joined(adapter: LoadedAdapter, tokens: Mapping[int, ImageTokens], *, by_site: bool) -> SiteKV:

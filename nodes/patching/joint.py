@@ -2,14 +2,17 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from ...ipadapter_core.backbone.row import Place
 from ...ipadapter_core.backbone.sites import Address
-from ...ipadapter_core.branch.attention import add_to_tokens
+from ...ipadapter_core.branch.attention import AttentionFunction, add_to_tokens, weight_of
 from ...ipadapter_core.branch.timed import joint_attention
+from .noting import note_patches, parts_of
 from .run import Step
 from .sequence import patch_mask
 
@@ -51,11 +54,31 @@ def add_images(step: Step, out: Tensor, own: Own, address: Address, options: Map
         # low precision: as long as the block's own
         attend = step.attention(site.heads, options, low_precision=True, skip_output_reshape=True)
         keys = resident.kv(slot, rows, step, each_row=True)
-        image = joint_attention(of_query(q), (of_key(k), v), keys, attend)
+        asking, own_key = of_query(q), of_key(k)
+        image = joint_attention(asking, (own_key, v), keys, attend)
         mask = patch_mask(step, resident, rows, q.shape[1], own.patch_size)
         strength, of_rows = resident.strength(slot, rows, step.frames)
         gate = step.gate(plan, image)
         if of_rows is not None:
             gate = of_rows if gate is None else of_rows * gate
-        out = add_to_tokens(out, image, own.text, mask, gate, strength)
+        out = add_to_tokens(out, image, own.text, mask, gate, strength, plan.guard)
+        if step.run.recording is not None:
+            attend_to = partial(_attend_to_part, attend, asking, own_key, v, keys)
+            made = (image, *parts_of(step, plan, slot, keys[1].transpose(1, 2), attend_to))
+            whole, *parts = (strength * each.transpose(1, 2).flatten(2) for each in made)
+            note_patches(step, plan, slot, rows, whole, parts, weight_of(mask, gate), own.patch_size)
     return out
+
+
+def _attend_to_part(
+    attend: AttentionFunction,
+    asking: Tensor,
+    own_key: Tensor,
+    own_value: Tensor,
+    images: tuple[Tensor, Tensor],
+    of_tokens: Tensor,
+) -> Tensor:
+    key, value = images
+    return joint_attention(
+        asking, (own_key, torch.zeros_like(own_value)), (key, value * of_tokens[:, None, None]), attend
+    )

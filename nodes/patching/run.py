@@ -13,14 +13,16 @@ from torch import Tensor, nn
 
 from ...ipadapter_core.backbone.row import Place
 from ...ipadapter_core.backbone.sites import Address, Site
-from ...ipadapter_core.branch.attention import AttentionFunction, add_image_attention, image_attention
+from ...ipadapter_core.branch.attention import AttentionFunction, add_image_attention, image_attention, weight_of
 from ...ipadapter_core.branch.plan import PatchPlan
+from ...ipadapter_core.branch.recording import Recording
 from ...ipadapter_core.branch.resident import Resident
 from ...ipadapter_core.branch.rows import Group, Rows, attention_rows, batch_rows
 from ...ipadapter_core.branch.schedule import SigmaCurve, SigmaRange, curve_in_sigmas
 from ...ipadapter_core.errors import MismatchError
 from .applied import KEY, Applied, applied_to
 from .conditionings import by_number
+from .noting import note, parts_of
 
 logger = logging.getLogger(__name__)
 
@@ -35,10 +37,13 @@ class Run:
         applied: what adapters do on the model.
         model_sampling: the noise schedule it is sampled with; None where that is unknown, and plans always act.
         guider: whose conditionings are sampled; None for a call of the model outside a sampler.
+        recording: gathers what the plans add; None is nobody.
     """
 
-    def __init__(self, applied: Applied | None, model_sampling: Any, guider: Any = None) -> None:
-        self.guider, self.model_sampling = guider, model_sampling
+    def __init__(
+        self, applied: Applied | None, model_sampling: Any, guider: Any = None, recording: Recording | None = None
+    ) -> None:
+        self.guider, self.model_sampling, self.recording = guider, model_sampling, recording
         self.is_compiled: bool | None = None  # not known before the first call of the model
         # asked of the schedule here, as it reads numbers off the device
         self._ranges = {
@@ -130,7 +135,7 @@ class Step:
         self._batch, self._groups = rows, groups or {}
         self.size = size
         self.evaluation: Hashable = self if evaluation is None else evaluation
-        self._latents, self._is_partial = latents, is_partial
+        self._latents, self.is_partial = latents, is_partial
         self._options, self._applied = options, applied_to(options)
         self.is_compiled = False
         self.left: dict[str, Any] = {}  # what parts of the network leave for those that run later
@@ -157,6 +162,11 @@ class Step:
         """The model that adapters act on."""
         assert self._applied is not None
         return self._applied.network
+
+    @property
+    def level(self) -> Tensor | None:
+        """The noise level, 0-dim, on the device; None where nobody said it."""
+        return None if self._sigmas is None else self._sigmas.flatten()[0]
 
     @property
     def timestep(self) -> Tensor:
@@ -221,9 +231,14 @@ class Step:
         rows = self.rows(q.shape[0], called, None if options is None else options.get("cond_or_uncond"))
         for plan, resident, slot in self.acting(address, Place.ATTENTION, rows, q):
             attend = self.attention(plan.sites[slot].heads, options, attn_precision)
-            image = image_attention(q, *resident.kv(slot, rows, self), attend)
+            kv = resident.kv(slot, rows, self)
+            image = image_attention(q, *kv, attend)
             mask = resident.mask(feature_map, q.shape[1], rows, self.frames)
-            out = add_image_attention(out, image, mask, self.gate(plan, image))
+            gate = self.gate(plan, image)
+            out = add_image_attention(out, image, mask, gate, guard=plan.guard)
+            if self.run.recording is not None:
+                parts = parts_of(self, plan, slot, kv[1], partial(_attend_to_part, q, *kv, attend))
+                note(self, plan, slot, rows, image, parts, weight_of(mask, gate), feature_map[-2:], self.size)
         return out
 
     def acting(
@@ -322,7 +337,7 @@ class Step:
                 expected="all latents of a batch together, where each has its own reference, weight or mask",
                 action="remove the node that splits the batch, or use one reference, weight and mask for all",
             )
-        if has_mask and self._is_partial:
+        if has_mask and self.is_partial:
             self.run.warn_once(
                 "Another pack shows the model tiles of the picture without saying where they lie: the mask of the "
                 "IP-Adapter is laid on every tile. Remove the mask, or sample without tiles."
@@ -341,6 +356,10 @@ class Step:
             factor = factor if acting is None else acting.gate(self._sigmas) * factor
             self._gates[key] = torch.as_tensor(factor).to(like.device, like.dtype)
         return self._gates[key]
+
+
+def _attend_to_part(q: Tensor, k: Tensor, v: Tensor, attend: AttentionFunction, of_tokens: Tensor) -> Tensor:
+    return image_attention(q, k, v * of_tokens[:, None], attend)
 
 
 def step_of(options: Mapping[str, Any]) -> Step:

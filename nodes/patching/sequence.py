@@ -2,17 +2,19 @@
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from torch import Tensor
 
 from ...ipadapter_core.backbone.row import Place
 from ...ipadapter_core.backbone.sites import Address
-from ...ipadapter_core.branch.attention import add_to_tokens
+from ...ipadapter_core.branch.attention import AttentionFunction, add_to_tokens, weight_of
 from ...ipadapter_core.branch.plan import PatchPlan
 from ...ipadapter_core.branch.resident import Resident
 from ...ipadapter_core.branch.rows import Rows
 from ...ipadapter_core.errors import MismatchError
+from .noting import note_patches, parts_of
 from .run import Step
 
 
@@ -48,8 +50,19 @@ def add_images(
         MismatchError: rows or tokens that fit no pattern.
     """
     for made in images(step, q, address, place, part, options):
-        out = add_to_tokens(out, made.image, part.first - part.skipped, made.mask, made.acting)
+        out = add_to_tokens(out, made.image, part.first - part.skipped, made.mask, made.acting, guard=made.plan.guard)
+        if step.run.recording is not None:
+            note_image(step, made, weight_of(made.mask, made.acting))
     return out
+
+
+def note_image(step: Step, made: "Image", weight: Tensor | None) -> None:
+    """Note what was added to the picture."""
+    text = made.part.text
+    if weight is not None and weight.ndim and weight.shape[1] > 1:
+        weight = weight[:, text:]
+    image, *parts = (each.transpose(1, 2).flatten(2)[:, text:] for each in (made.image, *made.parts))
+    note_patches(step, made.plan, made.slot, made.rows, image, parts, weight, made.part.patch_size)
 
 
 @dataclass(frozen=True)
@@ -60,6 +73,9 @@ class Image:
         slot: of the site in the plan.
         image: (B, H, L, D).
         mask, acting: as `mask` and `gate` of `add_image_attention`.
+        rows: whose they are.
+        part: of the sequence.
+        parts: as `Recording.parts`; each as `image`.
     """
 
     plan: PatchPlan
@@ -67,6 +83,9 @@ class Image:
     image: Tensor
     mask: Tensor | None
     acting: Tensor | None
+    rows: Rows
+    part: Part
+    parts: tuple[Tensor, ...]
 
 
 def images(
@@ -78,9 +97,15 @@ def images(
     for plan, resident, slot in step.acting(address, place, rows, q):
         asking = q[:, :, part.first : part.last]
         attend = step.attention(plan.sites[slot].heads, options, skip_output_reshape=True)
-        image = attend(asking, *resident.kv(slot, rows, step, each_row=True))
+        key, value = resident.kv(slot, rows, step, each_row=True)
+        image = attend(asking, key, value)
+        parts = parts_of(step, plan, slot, value, partial(_attend_to_part, attend, asking, key, value))
         mask = patch_mask(step, resident, rows, cells, part.patch_size, part.text)
-        yield Image(plan, slot, image, mask, step.gate(plan, image))
+        yield Image(plan, slot, image, mask, step.gate(plan, image), rows, part, parts)
+
+
+def _attend_to_part(attend: AttentionFunction, asking: Tensor, key: Tensor, value: Tensor, of_tokens: Tensor) -> Tensor:
+    return attend(asking, key, value * of_tokens[:, None])
 
 
 def patch_mask(step: Step, resident: Resident, rows: Rows, cells: int, patch_size: int, text: int = 0) -> Tensor | None:

@@ -13,6 +13,7 @@ from comfy.patcher_extension import WrappersMP
 from torch import Tensor
 
 from ...ipadapter_core.backbone.registry import original
+from ...ipadapter_core.branch.recording import Record, Recording
 from ...ipadapter_core.branch.rows import batch_rows
 from .applied import KEY, applied_to
 from .compiled import apart, check_compiler, is_compiled
@@ -20,7 +21,9 @@ from .conditionings import Conditionings, by_number, read_conditionings
 from .run import STEP, Run, Step, window_of
 from .tiles import place_of
 
-RUN, CONDITIONINGS = f"{KEY}_run", f"{KEY}_conditionings"  # in transformer_options
+# in transformer_options
+RUN, CONDITIONINGS, RECORDS = f"{KEY}_run", f"{KEY}_conditionings", f"{KEY}_records"
+_LEVELS = 3  # which input of a sampling its noise levels are
 
 
 def add_wrappers(model: ModelPatcher) -> None:
@@ -40,12 +43,30 @@ def _in_run(executor: Callable[..., Any], *inputs: Any, **named: Any) -> Any:
     guider = executor.class_obj  # type: ignore[attr-defined]  # a WrapperExecutor
     check_compiler(guider.model_options)
     options = guider.model_options.setdefault("transformer_options", {})
-    run = Run(applied_to(options), guider.model_patcher.get_model_object("model_sampling"), guider)
+    applied, records = applied_to(options), options.get(RECORDS, ())
+    recording = Recording(applied.plans if applied else ()) if records else None
+    run = Run(applied, guider.model_patcher.get_model_object("model_sampling"), guider, recording)
     options[RUN] = run
+    for record in records:
+        record.begin()
     try:
-        return executor(*inputs, **named)
+        drawn = executor(*inputs, **named)
     finally:
         options.pop(RUN, None)
+    if recording is not None:
+        levels = (named["sigmas"] if "sigmas" in named else inputs[_LEVELS]).tolist()
+        for record in records:
+            record.end(recording, levels)
+    return drawn
+
+
+def add_record(model: ModelPatcher) -> tuple[ModelPatcher, Record]:
+    """A clone of a model, and what will be left of its samplings."""
+    clone, record = model.clone(), Record()
+    options = clone.model_options["transformer_options"]
+    options[RECORDS] = (*options.get(RECORDS, ()), record)
+    add_wrappers(clone)
+    return clone, record
 
 
 def _count_memory(

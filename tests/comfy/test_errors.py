@@ -9,7 +9,7 @@ import pytest
 
 from support import comfy_host, encoders
 from support.bad_files import BAD_FILES
-from support.executor import SINK, Executor, Graph, nodes_of_tests
+from support.executor import NAME, SINK, Executor, Graph, nodes_of_tests
 from support.graphs import PLAIN
 from support.published import random_tensors, tiny_adapter, write_safetensors
 
@@ -85,6 +85,25 @@ def test_a_wrong_adapter_file_is_refused_before_it_runs(executor: Executor, adap
 
 def said_before(adapter_file: str) -> str | bool:
     return comfy_host.node("IPALoadAdapter").validate_inputs(adapter_file=adapter_file, image_encoder="none")
+
+
+@pytest.mark.smoke
+@pytest.mark.parametrize("linked", [(), ("references.image2",), ("references.image2", "references.image3")])
+def test_inputs_that_grow_do_not_disturb_the_check(executor: Executor, linked: tuple[str, ...]) -> None:
+    widgets = PLAIN | {"start_percent": 0.9, "end_percent": 0.1}
+    links = {name: ["name", 0] for name in ("model", "adapter", "image", *linked)}
+    graph = {
+        "name": {"class_type": NAME, "inputs": {"name": "x"}},
+        "node": {"class_type": "IPAApplyImage", "inputs": widgets | links},
+        "sink": {"class_type": SINK, "inputs": {"value": ["node", 0]}},
+    }
+    wrong = executor.validate(graph)
+    assert "an image prompt that acts from 0.9 to 0.1" in wrong
+    assert "exception_during" not in wrong
+    combining = {"weights": "1, b", "method": "concat", "tokens.tokens0": ["name", 0], "tokens.tokens1": ["name", 0]}
+    wrong = executor.validate(graph | {"node": {"class_type": "IPACombineTokens", "inputs": combining}})
+    assert "weights '1, b'" in wrong
+    assert "exception_during" not in wrong
 
 
 @pytest.mark.parametrize("ends", [(0.8, 0.2), (-0.5, 1.0), (0.0, 1.5)])

@@ -64,13 +64,13 @@ def test_a_preset_nobody_knows(setting: tuple) -> None:
 
 def test_a_sheet_has_every_picture_at_its_place() -> None:
     colours = torch.linspace(0.2, 0.9, 6)
-    images = [torch.full((1, 32, 48, 3), float(colour)) for colour in colours]
+    images = [torch.full((1, 32, 80, 3), float(colour)) for colour in colours]
     labels = [f"number {number}" for number in range(6)]
     whole = comfy_host.run("IPAGridSheet", images=images, labels=labels, columns=[3])
-    assert whole.shape == (1, 2 * (32 + 20 + 8) + 8, 3 * (48 + 8) + 8, 3)
+    assert whole.shape == (1, 2 * (32 + 20 + 8) + 8, 3 * (80 + 8) + 8, 3)
     for number, colour in enumerate(colours):
         row, column = divmod(number, 3)
-        middle = whole[0, 8 + row * 60 + 20 + 16, 8 + column * 56 + 24]
+        middle = whole[0, 8 + row * 60 + 20 + 16, 8 + column * 88 + 40]
         torch.testing.assert_close(middle, torch.full((3,), float(colour)), rtol=0, atol=1 / 255)
     with pytest.raises(ValueError, match="5 pictures and 6 labels"):
         comfy_host.run("IPAGridSheet", images=images[:5], labels=labels, columns=[3])
@@ -79,6 +79,15 @@ def test_a_sheet_has_every_picture_at_its_place() -> None:
 def test_a_huge_sheet_is_made_smaller() -> None:
     sheet = comfy_host.pack("nodes.previews").sheet
     assert max(sheet([(torch.zeros(64, 3000, 3), "wide")] * 4, 4).shape) <= 8192 + 16
+
+
+def test_a_label_longer_than_its_picture_goes_on_below() -> None:
+    sheet = comfy_host.pack("nodes.previews").sheet
+    short, long = (
+        sheet([(torch.zeros(64, 64, 3), text)], 1) for text in ("strength 1", "reference 2, style, strength 1")
+    )
+    assert long.shape[2] == short.shape[2]
+    assert long.shape[1] > short.shape[1] + 14
 
 
 def prompt(seed: int, strengths: str) -> Prompt:

@@ -144,18 +144,24 @@ def test_texts_on_nodes(tab: Page, server: ComfyServer) -> None:
     wait_for_text(tab, "IPALoadAdapter", "IP-Adapter file", "SD1.5 plus")
 
 
-@pytest.mark.parametrize(("strength", "ends"), [(0.8, [0, 2]), (3.5, [0, 3.5]), (-0.5, [-0.5, 2])])
-def test_sliders_reach_what_is_used_and_what_a_file_says(page: Page, strength: float, ends: list[float]) -> None:
-    open_in(page, workflow(**{"IPAApply.0": strength}))
-    widget = page.evaluate("""(() => {
-        const node = app.graph.nodes.find(each => each.type === "IPAApply");
-        const { type, value, options } = node.widgets.find(each => each.name === "strength");
-        return { type, value, ends: [options.min, options.max] };
-    })()""")
-    assert widget == {"type": "slider", "value": strength, "ends": ends}
+def test_sliders_and_search(page: Page) -> None:
+    check_how_far_strengths_slide(page)
+    check_that_search_finds_the_beginners_node_first(page)
 
 
-def test_search_finds_the_beginners_node_first(page: Page) -> None:
+def check_how_far_strengths_slide(page: Page) -> None:
+    """As far as is usual, and as a file says."""
+    for strength, ends in ((0.8, [0, 2]), (3.5, [0, 3.5]), (-0.5, [-0.5, 2])):
+        open_in(page, workflow(**{"IPAApply.0": strength}))
+        widget = page.evaluate("""(() => {
+            const node = app.graph.nodes.find(each => each.type === "IPAApply");
+            const { type, value, options } = node.widgets.find(each => each.name === "strength");
+            return { type, value, ends: [options.min, options.max] };
+        })()""")
+        assert widget == {"type": "slider", "value": strength, "ends": ends}
+
+
+def check_that_search_finds_the_beginners_node_first(page: Page) -> None:
     for words, title in FIRST.items():
         page.evaluate(SEARCH)
         page.wait_for("document.activeElement?.tagName === 'INPUT'")
