@@ -11,6 +11,8 @@ from .definitions.combine_tokens import IPACombineTokens
 from .definitions.compare import IPACompare
 from .definitions.encode_face import IPAEncodeFace
 from .definitions.encode_image import IPAEncodeImage
+from .definitions.grid import IPAGrid
+from .definitions.grid_sheet import IPAGridSheet
 from .definitions.layer_weights import IPALayerWeights
 from .definitions.load_adapter import IPALoadAdapter
 from .definitions.load_face_model import IPALoadFaceModel
@@ -18,6 +20,8 @@ from .definitions.load_tokens import IPALoadTokens
 from .definitions.prepare_reference import IPAPrepareReference
 from .definitions.region import IPARegion
 from .definitions.save_tokens import IPASaveTokens
+from .definitions.schedule import IPASchedule
+from .errors import name_plainly
 from .legacy.coexistence import former_nodes_to_register, nodes_to_register
 from .legacy.former.renaming import rename_in_prompts
 from .legacy.payload import forget_foreign
@@ -38,14 +42,18 @@ NODES: tuple[type[io.ComfyNode], ...] = (
     IPALoadTokens,
     IPAPrepareReference,
     IPACompare,
+    IPASchedule,
+    IPAGrid,
+    IPAGridSheet,
 )
 
 
 class IPAdapterStudio(ComfyExtension):
-    """Registers the model folder and the nodes, reads old prompts, and frees what they keep when ComfyUI does."""
+    """Registers the model folder and the nodes, names errors, reads old prompts, and frees what is kept when ComfyUI does."""
 
     @override
     async def on_load(self) -> None:
+        name_plainly()
         register_folders()
         free_with_models(forget_foreign)
         rename_in_prompts()

@@ -20,6 +20,7 @@ from .encoding.encoder import VisionEncoder
 IPAAdapter = io.Custom("IPA_ADAPTER")  # LoadedAdapter
 IPATokens = io.Custom("IPA_TOKENS")  # ipadapter_core.branch.tokens.ImageTokens
 IPAFaceModel = io.Custom("IPA_FACE_MODEL")  # face_model.FaceModel
+IPASchedule = io.Custom("IPA_SCHEDULE")  # ipadapter_core.strength.curve.Schedule
 IPAWeights = io.Custom("IPA_WEIGHTS")  # ipadapter_core.strength.layer_weights.LayerWeights
 
 CATEGORY = "model/patch/ip-adapter"

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from ..backbone.row import Place
 from ..backbone.sites import Address, Site
+from ..strength.curve import Curve
 from ..strength.site import AnyStrength
 from .kv import KVSource
 from .masks import AREA
@@ -22,6 +23,7 @@ class PatchPlan:
         sites: the sites it patches, in the order of `kv`.
         kv: their keys and values, strengths folded in but for `strengths`.
         acting: when it acts; None is always.
+        curve: how its strength changes over the sampling; None is not at all.
         mask: (M, H, W) where it acts, 0..1; None is everywhere.
         resampling: how the mask is brought to a feature map; see `masks.mask_to_tokens`.
         place: where in a block it acts.
@@ -39,6 +41,7 @@ class PatchPlan:
     strengths: tuple[AnyStrength, ...] = ()
     gates: tuple[nn.Module, ...] = ()
     lora_of: str = ""
+    curve: Curve | None = None
 
     @cached_property
     def slots(self) -> Mapping[Address, int]:

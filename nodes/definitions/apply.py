@@ -5,9 +5,10 @@ from comfy_api.latest import io
 from torch import Tensor
 
 from ...ipadapter_core.branch.tokens import ImageTokens
+from ...ipadapter_core.strength.curve import Schedule
 from ...ipadapter_core.strength.layer_weights import LayerWeights
 from ..arrivals import checked
-from ..inputs import apply_inputs
+from ..inputs import apply_inputs, range_problem
 from ..patching.application import ApplySettings, apply_adapter
 from ..sockets import CATEGORY, IPATokens, LoadedAdapter
 
@@ -30,6 +31,10 @@ class IPAApply(io.ComfyNode):
         )
 
     @classmethod
+    def validate_inputs(cls, start_percent: float | None, end_percent: float | None) -> bool | str:
+        return range_problem(start_percent, end_percent)
+
+    @classmethod
     @checked
     def execute(
         cls,
@@ -42,6 +47,9 @@ class IPAApply(io.ComfyNode):
         layer_preset: str,
         layer_weights: LayerWeights | None = None,
         mask: Tensor | None = None,
+        schedule: Schedule | None = None,
     ) -> io.NodeOutput:
-        settings = ApplySettings(strength, start_percent, end_percent, layer_preset, layer_weights, mask)
+        settings = ApplySettings(
+            strength, start_percent, end_percent, layer_preset, layer_weights, mask, schedule=schedule
+        )
         return io.NodeOutput(apply_adapter(model, adapter, tokens, settings))

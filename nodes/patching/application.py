@@ -15,12 +15,14 @@ from ...ipadapter_core.branch.kv import KVSource, SiteKV, active_sites, pack_sit
 from ...ipadapter_core.branch.masks import AREA, check_mask
 from ...ipadapter_core.branch.plan import PatchPlan
 from ...ipadapter_core.branch.schedule import PercentRange, percent_range
-from ...ipadapter_core.branch.tokens import ImageTokens
+from ...ipadapter_core.branch.tokens import ImageTokens, only_reference
+from ...ipadapter_core.errors import BadInputError
 from ...ipadapter_core.network.fit import base_of, check_sites
+from ...ipadapter_core.strength.curve import Curve, Schedule, turns
 from ...ipadapter_core.strength.layer_weights import LayerWeights
 from ...ipadapter_core.strength.presets import resolve_preset
 from ...ipadapter_core.strength.scaling import VALUE_ONLY, Scaling
-from ...ipadapter_core.strength.site import AnyStrength
+from ...ipadapter_core.strength.site import AnyStrength, FrameStrength, SiteStrength
 from ..cache import CACHE
 from ..sockets import LoadedAdapter, check_origin
 from .applied import applied_to
@@ -44,6 +46,7 @@ class ApplySettings:
         layer_weights: factors on top of the preset; None is 1 everywhere.
         mask: (M, H, W), 0..1; None is 1 everywhere.
         with_lora: whether a LoRA for the model that the adapter's file has is added too.
+        schedule: how the strength changes; None is not at all.
     """
 
     strength: float = 1.0
@@ -53,6 +56,7 @@ class ApplySettings:
     layer_weights: LayerWeights | None = None
     mask: Tensor | None = None
     with_lora: bool = True
+    schedule: Schedule | None = None
 
 
 def apply_adapter(
@@ -78,8 +82,43 @@ def apply_adapter(
         )
         return model
     tokens = narrowed(model, adapter.spec, tokens)
-    limits = Limits(acting, mask, with_lora=settings.with_lora)
-    return patch_sites(model, sites, adapter, dict.fromkeys(strengths, tokens), strengths, limits)
+    schedule = settings.schedule
+    curve = None if schedule is None or schedule.frames is not None or schedule.curve.is_neutral else schedule.curve
+    limits = Limits(acting, mask, with_lora=settings.with_lora, curve=curve)
+    for part, factors in _over_frames(tokens, schedule):
+        weighed = {index: _times(strength, factors) for index, strength in strengths.items()}
+        model = patch_sites(model, sites, adapter, dict.fromkeys(strengths, part), weighed, limits)
+    return model
+
+
+def _over_frames(tokens: ImageTokens, schedule: Schedule | None) -> list[tuple[ImageTokens, tuple[float, ...] | None]]:
+    """Tokens, and how strong they are in each frame; None is in all alike.
+
+    Raises:
+        BadInputError: one reference that is to fade into the next.
+    """
+    if schedule is None or schedule.frames is None:
+        return [(tokens, None)]
+    factors = schedule.curve.over_frames(schedule.frames)
+    if not schedule.fades:
+        return [(tokens, factors)]
+    if tokens.num_references == 1:
+        raise BadInputError(
+            "one reference, and a schedule in which references fade into one another",
+            expected="two references or more, in the order in which they appear",
+            action="connect a batch of pictures, or switch fading off in the schedule",
+        )
+    shares = turns(tokens.num_references, schedule.frames)
+    return [
+        (only_reference(tokens, number), tuple(a * b for a, b in zip(share, factors, strict=True)))
+        for number, share in enumerate(shares)
+    ]
+
+
+def _times(strength: SiteStrength, factors: tuple[float, ...] | None) -> AnyStrength:
+    if factors is None:
+        return strength
+    return FrameStrength(tuple(strength.value * factor for factor in factors), strength.swap)
 
 
 def fitting_sites(model: ModelPatcher, adapter: LoadedAdapter) -> Sites:
@@ -100,6 +139,7 @@ class Limits:
     mask: Tensor | None = None
     resampling: str = AREA
     with_lora: bool = True
+    curve: Curve | None = None
 
 
 def patch_sites(
@@ -150,7 +190,9 @@ def patch_sites(
         other.lora_of != adapter.adapter_id for other in (before.plans if before else ())
     )  # once, however often the adapter is applied
     lora_of = adapter.adapter_id if limits.with_lora else ""
-    plan = PatchPlan(active, source, limits.acting, mask, limits.resampling, layout.place, outside, gates, lora_of)
+    plan = PatchPlan(
+        active, source, limits.acting, mask, limits.resampling, layout.place, outside, gates, lora_of, limits.curve
+    )
     is_needed = per_frame or adapter.spec.is_timed or bool(gates)
     patched = install(model, sites, plan, (adapter.patcher,) if is_needed else ())
     if adds_lora:
