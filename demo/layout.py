@@ -12,6 +12,7 @@ Source = tuple[Node, int]
 """A node and the number of one of its outputs."""
 
 WORKFLOWS = Path(__file__).resolve().parents[1] / "workflows"
+SIMPLE = WORKFLOWS / "Image prompt.json"
 TITLE, MARGIN, GAP, BETWEEN, SLOT, PREVIEW = 30, 20, 30, 55, 20, 200  # pixels; a node's title stands above its position
 ENLARGE: Node = {
     "type": "ImageScaleBy",
@@ -142,7 +143,7 @@ def _shapes() -> dict[str, Node]:
     """Inputs, outputs and size by node type, as the pack's workflows have them."""
     shapes: dict[str, Node] = {"ImageScaleBy": ENLARGE}
     kept = ("type", "size", "inputs", "outputs", "properties", "color", "bgcolor")
-    for path in sorted(WORKFLOWS.glob("*.json")):
+    for path in (SIMPLE, *sorted(WORKFLOWS.glob("*.json"))):  # in others, inputs that grow have grown
         for node in json.loads(path.read_text(encoding="utf-8"))["nodes"]:
             shape = {name: copy.deepcopy(node[name]) for name in kept if name in node}
             shape["properties"].pop("models", None)
