@@ -130,6 +130,7 @@ class IPAPrepareReference(io.ComfyNode):
                     "image", tooltip="The squares, for Encode Image for IP-Adapter or Apply IP-Adapter from Image."
                 )
             ],
+            is_output_node=True,  # seen without anything behind it
         )
 
     @classmethod

@@ -96,6 +96,7 @@ class IPARegion(io.ComfyNode):
                 io.Mask.Output("mask", tooltip="1 where the image acts; for the mask of Apply IP-Adapter."),
                 io.Image.Output("preview", tooltip="The picture, darker where the image does not act."),
             ],
+            is_output_node=True,  # seen without anything behind it
         )
 
     @classmethod

@@ -80,6 +80,7 @@ class IPASchedule(io.ComfyNode):
                 ),
             ],
             outputs=[Socket.Output("schedule", tooltip="For the schedule of Apply IP-Adapter.")],
+            is_output_node=True,  # seen without anything behind it
         )
 
     @classmethod

@@ -115,6 +115,12 @@ def test_what_beginners_leave_alone_is_folded_away(base_directory: Path) -> None
     }
 
 
+def test_what_has_something_to_show_runs_with_nothing_behind_it(base_directory: Path) -> None:
+    ends = {name for name in CONTRACT if schema(name).is_output_node}
+    shows = {"IPARegion", "IPAPrepareReference", "IPASchedule", "IPACompare", "IPAGridSheet"}
+    assert ends == shows | {"IPASaveTokens"}
+
+
 @pytest.mark.parametrize("node_id", CONTRACT)
 def test_search_finds_the_node_and_the_help_page_names_every_input(base_directory: Path, node_id: str) -> None:
     assert schema(node_id).search_aliases
