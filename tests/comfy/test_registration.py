@@ -25,6 +25,8 @@ CONTRACT = {
         ["IPA_TOKENS", "IMAGE"],
     ),
     "IPAApplyFaceLora": (["model", "adapter", "strength"], ["MODEL"]),
+    "IPARecord": (["model"], ["MODEL", "IPA_RECORD"]),
+    "IPAHeatMap": (["record", "image", "adapter", "reference", "step", "blending", "scale"], ["IMAGE", "MASK"]),
 }
 DOCS = comfy_host.ROOT / "nodes" / "web" / "docs"
 
