@@ -3,6 +3,7 @@
 import copy
 import json
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from comfy_cli.workflow_to_api import convert_ui_to_api
@@ -11,6 +12,7 @@ from demo.client import Prompt
 from demo.layout import WORKFLOWS
 from demo.scenes import Scene
 
+SIMPLE = WORKFLOWS / "Image prompt.json"
 REFERENCE = "reference.png"  # of a run with the user's models
 LATENT = "latent"  # node id of the saved latent
 _UP = ("images", "image", "samples")  # inputs that lead from a saved picture to its sampler
@@ -27,7 +29,7 @@ def of_scene(info: Mapping[str, Any], scene: Scene, first: str) -> Prompt:
         info: the server's /object_info.
         first: name in ComfyUI's input folder of what stands in the first reference's place.
     """
-    prompt = _read(scene.name, info)
+    prompt = _read(scene.path, info)
     for node in prompt.values():
         if node["class_type"] == "LoadImage" and node["inputs"]["image"] == scene.references[0]:
             node["inputs"]["image"] = first
@@ -35,13 +37,13 @@ def of_scene(info: Mapping[str, Any], scene: Scene, first: str) -> Prompt:
 
 
 def of_own_models(info: Mapping[str, Any], checkpoint: str, adapter: str) -> Prompt:
-    """workflows/ipa_simple.json with the user's files, and with the latent saved beside the picture.
+    """The workflow "Image prompt" with the user's files, and with the latent saved beside the picture.
 
     Raises:
         UnknownFileError: ComfyUI does not list one of them.
     """
-    prompt = _read("ipa_simple", info)
-    changes: dict[str, Mapping[str, Any]] = {"LoadImage": {"image": REFERENCE}}
+    prompt = _read(SIMPLE, info)
+    changes: dict[str, dict[str, Any]] = {"LoadImage": {"image": REFERENCE}}
     for class_type, name, what, file in (
         ("CheckpointLoaderSimple", "ckpt_name", "checkpoint", checkpoint),
         ("IPALoadAdapter", "adapter_file", "adapter", adapter),
@@ -50,6 +52,7 @@ def of_own_models(info: Mapping[str, Any], checkpoint: str, adapter: str) -> Pro
         if file not in choices:
             raise UnknownFileError(f"this ComfyUI has no {what} {file}. It has: {', '.join(choices) or 'none'}")
         changes[class_type] = {name: file}
+    changes["IPALoadAdapter"] |= {"image_encoder": "auto"}
     for class_type, inputs in changes.items():
         prompt[ids_in_order(prompt, class_type)[0]]["inputs"].update(inputs)
     (sampler,) = ids_in_order(prompt, "KSampler")
@@ -59,7 +62,7 @@ def of_own_models(info: Mapping[str, Any], checkpoint: str, adapter: str) -> Pro
 def at_strength(prompt: Prompt, strength: float | None) -> Prompt:
     """A prompt with one branch at another strength; None takes the adapter out altogether."""
     changed = copy.deepcopy(prompt)
-    (apply,), (sampler,) = ids_in_order(prompt, "IPAApply"), ids_in_order(prompt, "KSampler")
+    (apply,), (sampler,) = ids_in_order(prompt, "IPAApplyImage"), ids_in_order(prompt, "KSampler")
     if strength is None:
         changed[sampler]["inputs"]["model"] = prompt[apply]["inputs"]["model"]
     else:
@@ -116,8 +119,8 @@ def sampler_of(prompt: Prompt, node_id: str) -> str:
     return node_id
 
 
-def _read(name: str, info: Mapping[str, Any]) -> Prompt:
-    workflow = json.loads((WORKFLOWS / f"{name}.json").read_text(encoding="utf-8"))
+def _read(path: Path, info: Mapping[str, Any]) -> Prompt:
+    workflow = json.loads(path.read_text(encoding="utf-8"))
     prompt: Prompt = convert_ui_to_api(workflow, info)
     return prompt
 

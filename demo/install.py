@@ -1,4 +1,4 @@
-"""The demo's models and reference pictures, put where a ComfyUI of the user's finds them."""
+"""The demo's models, reference pictures and workflows, put where a ComfyUI of the user's finds them."""
 
 import filecmp
 import shutil
@@ -6,8 +6,11 @@ from functools import partial
 from pathlib import Path
 
 from demo.references import FILES, path_of
+from demo.scenes import SCENES
 from demo.server import MODEL_FOLDERS
 from ipadapter_core.file.container import write_aside
+
+SAVED = Path("user", "default", "workflows", "IP-Adapter Studio demo")  # a folder of the page's list of workflows
 
 
 class InstallError(Exception):
@@ -15,7 +18,7 @@ class InstallError(Exception):
 
 
 def install(models: Path, comfyui: Path) -> list[Path]:
-    """Copy models and pictures into a ComfyUI; nothing is overwritten.
+    """Copy models, pictures and workflows into a ComfyUI; nothing is overwritten.
 
     Args:
         models: the demo's models folder.
@@ -33,6 +36,7 @@ def install(models: Path, comfyui: Path) -> list[Path]:
         if file.is_file()
     }
     targets |= {comfyui / "input" / file: path_of(file) for file in FILES}
+    targets |= {comfyui / SAVED / scene.path.name: scene.path for scene in SCENES}
     there = [target for target in targets if target.exists()]
     different = [str(target) for target in there if not filecmp.cmp(target, targets[target], shallow=False)]
     if different:

@@ -12,7 +12,7 @@ Source = tuple[Node, int]
 """A node and the number of one of its outputs."""
 
 WORKFLOWS = Path(__file__).resolve().parents[1] / "workflows"
-TITLE, MARGIN, GAP, BETWEEN = 30, 20, 30, 80  # pixels; a node's title stands above its position
+TITLE, MARGIN, GAP, BETWEEN, SLOT = 30, 20, 30, 55, 20  # pixels; a node's title stands above its position
 ENLARGE: Node = {
     "type": "ImageScaleBy",
     "size": [315, 82],
@@ -27,12 +27,18 @@ ENLARGE: Node = {
 
 
 class Page:
-    """Nodes from top to bottom in columns from left to right, in titled groups."""
+    """Nodes from top to bottom in columns from left to right, in titled groups.
 
-    def __init__(self) -> None:
+    Args:
+        first: id of the first node.
+    """
+
+    def __init__(self, first: int = 1) -> None:
         self.nodes: list[Node] = []
         self.links: list[list[Any]] = []
         self.groups: list[dict[str, Any]] = []
+        self.subgraphs: list[dict[str, Any]] = []
+        self._first = first
         self._x, self._y, self._width = 0, 0, 0
 
     def column(self, width: int = 315) -> None:
@@ -69,19 +75,26 @@ class Page:
             height: pixels; the usual one if None.
         """
         node = self._append(_shape(kind) | ({"title": title} if title else {}), widgets, height)
-        slots = {entry["name"]: slot for slot, entry in enumerate(node["inputs"])}
-        for name, (source, number) in (sources or {}).items():
-            self._link(source, number, node, slots[name])
-        left, top, width, _ = self.groups[-1]["bounding"]
-        self.groups[-1]["bounding"] = [left, top, width, self._y + MARGIN - top]
-        return node
+        return self._connected(node, sources or {})
+
+    def add_subgraph(self, definition: dict[str, Any], sources: Mapping[str, Source]) -> Node:
+        """A node that stands for a whole subgraph of `demo/subgraph.py`."""
+        if definition not in self.subgraphs:
+            self.subgraphs.append(definition)
+        inputs = [{"name": end["name"], "type": end["type"], "link": None} for end in definition["inputs"]]
+        outputs = [{"name": end["name"], "type": end["type"], "links": None} for end in definition["outputs"]]
+        shape = {"type": definition["id"], "size": [0, SLOT * len(inputs) + GAP // 2], "inputs": inputs}
+        shape |= {"outputs": outputs, "title": definition["name"], "properties": {}}
+        return self._connected(self._append(shape, (), None), sources)
 
     def text(self) -> str:
         """The file: one line a node, link or group, so that changes can be read."""
         extra = {"ds": {"scale": 0.6, "offset": [120, 160]}}  # below about 0.5 the page leaves texts out
-        parts = {"revision": 0, "last_node_id": len(self.nodes), "last_link_id": len(self.links)}
+        inside = [node["id"] for definition in self.subgraphs for node in definition["nodes"]]
+        parts = {"revision": 0, "last_node_id": max([self.nodes[-1]["id"], *inside]), "last_link_id": len(self.links)}
         lists = {"nodes": self.nodes, "links": self.links, "groups": self.groups}
-        end = {"config": {}, "extra": extra, "version": 0.4}
+        end = {"definitions": {"subgraphs": self.subgraphs}} if self.subgraphs else {}
+        end |= {"config": {}, "extra": extra, "version": 0.4}
         lines = [f'  "{name}": {json.dumps(value)}' for name, value in parts.items()]
         for name, entries in lists.items():
             rows = ",\n".join(f"    {json.dumps(entry, ensure_ascii=False)}" for entry in entries)
@@ -90,7 +103,7 @@ class Page:
         return "{\n" + ",\n".join(lines) + "\n}\n"
 
     def _append(self, shape: Node, widgets: Sequence[Any], height: int | None) -> Node:
-        place = {"id": len(self.nodes) + 1, "type": shape["type"]}
+        place = {"id": self._first + len(self.nodes), "type": shape["type"]}
         top = self._y + (TITLE if self._y else 0)
         place |= {"pos": [self._x, top], "size": [self._width, height or shape["size"][1]]}
         node = {**place, "flags": {}, "order": len(self.nodes), "mode": 0, **_without(shape, place)}
@@ -98,6 +111,15 @@ class Page:
             node["widgets_values"] = list(widgets)
         self._y = top + node["size"][1] + GAP
         self.nodes.append(node)
+        return node
+
+    def _connected(self, node: Node, sources: Mapping[str, Source]) -> Node:
+        slots = {entry["name"]: slot for slot, entry in enumerate(node["inputs"])}
+        for name, (source, number) in sources.items():
+            self._link(source, number, node, slots[name])
+        if self.groups:
+            left, top, width, _ = self.groups[-1]["bounding"]
+            self.groups[-1]["bounding"] = [left, top, width, self._y + MARGIN - top]
         return node
 
     def _link(self, source: Node, number: int, node: Node, slot: int) -> None:
@@ -117,10 +139,10 @@ def _shape(kind: str) -> Node:
 
 @cache
 def _shapes() -> dict[str, Node]:
-    """Inputs, outputs and size by node type, as the hand-made workflows have them."""
+    """Inputs, outputs and size by node type, as the pack's workflows have them."""
     shapes: dict[str, Node] = {"ImageScaleBy": ENLARGE}
     kept = ("type", "size", "inputs", "outputs", "properties", "color", "bgcolor")
-    for path in sorted(WORKFLOWS.glob("ipa_*.json")):
+    for path in sorted(WORKFLOWS.glob("*.json")):
         for node in json.loads(path.read_text(encoding="utf-8"))["nodes"]:
             shape = {name: copy.deepcopy(node[name]) for name in kept if name in node}
             shape["properties"].pop("models", None)

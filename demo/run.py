@@ -10,7 +10,6 @@ Examples:
 
 import argparse
 import os
-import shutil
 import signal
 import sys
 import tempfile
@@ -28,10 +27,10 @@ from websocket import WebSocketException
 from demo import graph, references, show
 from demo.checks import Check
 from demo.client import Client, RejectedError
-from demo.install import InstallError, install
-from demo.layout import WORKFLOWS
+from demo.install import SAVED, InstallError, install
 from demo.models import ModelsError, demo_models
 from demo.page import write_page
+from demo.scenes import PACKS
 from demo.server import ComfyServer, ServerError
 from demo.session import DemoError, progress
 from demo.sheet import write_sheet
@@ -137,21 +136,22 @@ def _install() -> int:
     copied = install(demo_models(), comfyui)
     for path in copied:
         result.print(f"copied {path}")
-    result.print(f"The demo's models and pictures are in {comfyui}: open a workflow named demo_… and press Run.")
+    result.print(f"The demo's models and pictures are in {comfyui}.")
+    result.print(f"Its workflows are in the page's list of workflows (key W), in {SAVED.name}: open one and press Run.")
     return 0
 
 
 def _serve(folder: Path) -> int:
     """Until Ctrl-C. What is drawn stays in the folder."""
     models = demo_models()
-    with ComfyServer(folder, models=models, options=["--cpu"]) as server:
+    with ComfyServer(folder, models=models, packs=PACKS, options=["--cpu", "--preview-method", "auto"]) as server:
         references.put_into(server.input)
-        saved = folder / "user" / "default" / "workflows"
-        saved.mkdir(parents=True, exist_ok=True)
-        for path in WORKFLOWS.glob("demo_*.json"):
-            shutil.copyfile(path, saved / path.name)
+        with Client(server.url) as client:
+            client.set("Comfy.TutorialCompleted", False)  # then the page opens with its gallery
         result.print(f"ComfyUI with the demo's models: {server.url}")
-        result.print("Its workflows are in the page's list of workflows (key W). What it draws is kept in", folder)
+        result.print(
+            "It opens with the demo's workflows (later: key C, or Templates). What it draws is kept in", folder
+        )
         result.print("Ctrl-C ends it.")
         server.wait()
     return 0

@@ -1,6 +1,6 @@
 """What the demo shows: six scenes, each a workflow file. Everything there is to tune stands here.
 
-`demo/workflows.py` writes workflows/demo_*.json from this table; `demo/run.py` runs those files.
+`demo/workflows.py` writes the workflows of the demo's pack from this table; `demo/run.py` runs those files.
 """
 
 from dataclasses import dataclass
@@ -11,6 +11,8 @@ from demo import models
 CHECKPOINT = Path(models.CHECKPOINT).name
 ADAPTER = Path(models.PLUS_ADAPTER).name
 ENCODER = "auto"
+PACKS = Path(__file__).with_name("packs")  # a folder of custom nodes: what --serve shows besides
+WORKFLOWS = PACKS / "ipadapter-studio-demo" / "workflows"
 SIZE = 64  # pixels; what the demo's world is drawn at
 ENLARGED = 4  # times, for the eye
 
@@ -47,7 +49,8 @@ class Scene:
     """One workflow, and one row of the contact sheet.
 
     Attributes:
-        name: of the file in workflows/, and of what it saves.
+        name: of what it saves.
+        title: and the name of its file, which is what ComfyUI's gallery shows.
         text: what to look for.
         references: names of demo/references.py; --image takes the first one's place.
         in_halves: the first reference acts on the left half, the second on the right.
@@ -63,6 +66,10 @@ class Scene:
     @property
     def labels(self) -> list[str]:
         return [label for result in self.results for label in result.labels]
+
+    @property
+    def path(self) -> Path:
+        return WORKFLOWS / f"{self.title}.json"
 
 
 PRESETS = ("composition", "style", "style and composition", "strong style", "all")

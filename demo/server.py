@@ -25,21 +25,29 @@ class ServerError(RuntimeError):
 
 
 class ComfyServer:
-    """ComfyUI with this pack and no other custom node.
+    """ComfyUI with this pack and, unless told, no other custom node.
 
     Args:
         folder: where its input, output, temp and user folders, its database and its log lie.
         models: a models folder that comes before ComfyUI's own; None leaves ComfyUI with its own.
         comfyui: the ComfyUI to run; the one that COMFYUI_PATH names by default.
+        packs: a folder of more custom nodes, to load as well.
         options: more command-line options.
     """
 
     def __init__(
-        self, folder: Path, *, models: Path | None = None, comfyui: Path | None = None, options: Sequence[str] = ()
+        self,
+        folder: Path,
+        *,
+        models: Path | None = None,
+        comfyui: Path | None = None,
+        packs: Path | None = None,
+        options: Sequence[str] = (),
     ) -> None:
         self.folder = folder.resolve()
         self.models = models
         self.comfyui = comfyui or Path(os.environ["COMFYUI_PATH"])
+        self.packs = packs
         self.options = tuple(options)
         self.port = 0
         self.log = self.folder / "server.log"
@@ -131,19 +139,25 @@ class ComfyServer:
         """What is run."""
         command = [sys.executable, str(self.comfyui / "main.py")]
         command += ["--listen", HOST, "--port", str(self.port), "--disable-api-nodes", "--disable-auto-launch"]
-        command += ["--disable-all-custom-nodes", "--whitelist-custom-nodes", self.pack]
+        others = [entry.name for entry in self.packs.iterdir()] if self.packs else []
+        command += ["--disable-all-custom-nodes", "--whitelist-custom-nodes", self.pack, *others]
         for name in ("input", "output", "user"):
             command += [f"--{name}-directory", str(self.folder / name)]
         command += ["--temp-directory", str(self.folder)]  # ComfyUI appends temp/
         command += ["--database-url", f"sqlite:///{self.folder / 'comfyui.db'}"]
-        if self.models is not None:
-            command += ["--extra-model-paths-config", str(self._write_model_paths(self.models))]
+        if self.models or self.packs:
+            command += ["--extra-model-paths-config", str(self._write_paths())]
         return [*command, *self.options]
 
-    def _write_model_paths(self, models: Path) -> Path:
-        paths = {"base_path": str(models.resolve()), "is_default": True, **{name: name for name in MODEL_FOLDERS}}
+    def _write_paths(self) -> Path:
+        paths: dict[str, dict[str, object]] = {}
+        if self.models:
+            base = {"base_path": str(self.models.resolve()), "is_default": True}
+            paths["ipadapter_studio"] = base | {name: name for name in MODEL_FOLDERS}
+        if self.packs:
+            paths["packs"] = {"custom_nodes": str(self.packs.resolve())}
         config = self.folder / "extra_model_paths.yaml"
-        config.write_text(yaml.safe_dump({"ipadapter_studio": paths}), encoding="utf-8")
+        config.write_text(yaml.safe_dump(paths), encoding="utf-8")
         return config
 
     def _wait(self) -> None:

@@ -86,7 +86,7 @@ def own_models(client: Client, inputs: Path, photo: Image.Image, checkpoint: str
     labels = [f"strength {strength:g}" for strength in OWN_STRENGTHS]
     shown = _shown(labels, pictures, rows.whole(Judge(), [photo], pictures))
     row = Row(
-        "One reference image", "ipa_simple.json", f"{adapter} on {checkpoint}", (Shown("reference", photo),), shown
+        "One reference image", graph.SIMPLE.name, f"{adapter} on {checkpoint}", (Shown("reference", photo),), shown
     )
     return Outcome((row,), tuple(checks.arithmetic(latents)))
 
@@ -115,7 +115,7 @@ def _row(
 ) -> Row:
     labels = [Path(file).stem.replace("_", " ") for file in files]
     shown = tuple(Shown(label, picture) for label, picture in zip(labels, references, strict=True))
-    return Row(scene.title, f"{scene.name}.json", scene.text, shown, _shown(scene.labels, pictures, similarities))
+    return Row(scene.title, scene.path.name, scene.text, shown, _shown(scene.labels, pictures, similarities))
 
 
 def _shown(

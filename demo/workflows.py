@@ -1,11 +1,13 @@
-"""Writes workflows/demo_*.json from the table of scenes: `python -m demo.workflows`."""
+"""Writes the workflows of the demo's pack from the table of scenes: `python -m demo.workflows`."""
 
 from pathlib import Path
+from typing import Any
 
 from demo import scenes
-from demo.layout import WORKFLOWS, Node, Page, Source
+from demo.layout import Node, Page, Source
 from demo.models import ENCODER
 from demo.scenes import SCENES, Result, Scene
+from demo.subgraph import FIRST, subgraph
 
 MODELS_COLOR, TEXT_COLOR, IMAGE_COLOR, MASK_COLOR, RESULT_COLOR = "#3f789e", "#777", "#88A", "#A88", "#8A8"
 HALF = scenes.SIZE // 2
@@ -21,13 +23,15 @@ This is the demo's small world: emoji, {size} x {size} pixels. It needs, in Comf
 
 In a git checkout of IP-Adapter Studio, `scripts/demo.sh --install` copies them there, and the reference pictures \
 to `input`."""
-NOTE_HEIGHT, PICTURE_HEIGHT = 280, 330  # pixels
+NOTE_HEIGHT, PICTURE_HEIGHT, RESULT_WIDTH = 330, 330, 270  # pixels; five results fit a screen with their texts
+SAMPLING = [scenes.SEED, "fixed", scenes.STEPS, scenes.CFG, scenes.SAMPLER, scenes.SCHEDULER, 1]
+ENLARGING = ["lanczos", scenes.ENLARGED]
 
 
 def build(scene: Scene) -> Page:
     """The workflow of a scene: models and references, then a column for each result."""
     page = Page()
-    page.column(400)
+    page.column(340)
     names = {"checkpoint": scenes.CHECKPOINT, "adapter": scenes.ADAPTER, "encoder": Path(ENCODER).name}
     page.note(NOTE.format(title=scene.title, text=scene.text, size=scenes.SIZE, **names), NOTE_HEIGHT)
     page.group("Models", MODELS_COLOR)
@@ -61,19 +65,17 @@ class Parts:
     def branch(self, result: Result) -> None:
         """Apply, sample, decode, save."""
         page = self.page
-        page.column()
         is_alone = len(self.scene.results) == 1
+        page.column(RESULT_WIDTH)
         page.group("Result" if is_alone else result.label, RESULT_COLOR)
         model = self._applied(result)
         prompt = self.prompt or self._prompt("Prompt", result.prompt)
         if is_alone:
             page.column()
             page.group("Picture", RESULT_COLOR)
-        sampling = [scenes.SEED, "fixed", scenes.STEPS, scenes.CFG, scenes.SAMPLER, scenes.SCHEDULER, 1]
-        conditions = {"positive": (prompt, 0), "negative": (self.negative, 0)}
-        latent = page.add("KSampler", {"model": model, **conditions, "latent_image": (self.latent, 0)}, sampling)
-        picture = page.add("VAEDecode", {"samples": (latent, 0), "vae": (self.checkpoint, 2)})
-        enlarged = page.add("ImageScaleBy", {"image": (picture, 0)}, ["lanczos", scenes.ENLARGED], title="Enlarge")
+        sources = {"model": model, "positive": (prompt, 0), "negative": (self.negative, 0)}
+        sources |= {"latent_image": (self.latent, 0), "vae": (self.checkpoint, 2)}
+        enlarged = _drawn(page, sources) if is_alone else page.add_subgraph(_draw(), sources)
         title = "Pictures" if result.count > 1 else result.label
         page.add("SaveImage", {"images": (enlarged, 0)}, [self.scene.name], title=title, height=PICTURE_HEIGHT)
 
@@ -117,9 +119,31 @@ class Parts:
         return self.page.add("CLIPTextEncode", {"clip": (self.checkpoint, 1)}, [text], title=title, height=100)
 
 
+def _drawn(page: Page, sources: dict[str, Source]) -> Node:
+    """Sample, decode, enlarge."""
+    given = dict(sources)
+    decoding = {"vae": given.pop("vae")} if "vae" in given else {}
+    latent = page.add("KSampler", given, SAMPLING)
+    picture = page.add("VAEDecode", {"samples": (latent, 0), **decoding})
+    return page.add("ImageScaleBy", {"image": (picture, 0)}, ENLARGING, title="Enlarge")
+
+
+def _draw() -> dict[str, Any]:
+    """The same as a subgraph: what is equal in all columns of a workflow."""
+    inner = Page(first=FIRST)
+    inner.column()
+    _drawn(inner, {})
+    sampler, decode, enlarge = inner.nodes
+    inputs: dict[str, Source] = {
+        entry["name"]: (sampler, slot) for slot, entry in enumerate(sampler["inputs"]) if "widget" not in entry
+    }
+    inputs["vae"] = decode, 1
+    return subgraph("Sample and enlarge", inner, inputs, {"image": (enlarge, 0)})
+
+
 def main() -> None:
     for scene in SCENES:
-        (WORKFLOWS / f"{scene.name}.json").write_text(build(scene).text(), encoding="utf-8")
+        scene.path.write_text(build(scene).text(), encoding="utf-8")
 
 
 if __name__ == "__main__":

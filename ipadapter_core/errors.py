@@ -15,10 +15,12 @@ class IPAdapterError(ValueError):
         found: what is wrong, as a full clause without a final stop.
         expected: what would have been right.
         action: what the user can do about it.
+        more: lines below, of what is copied rather than read: addresses, commands.
     """
 
-    def __init__(self, found: str, *, expected: str, action: str) -> None:
-        super().__init__(f"Found: {found}. Expected: {expected}. What to do: {action}.")
+    def __init__(self, found: str, *, expected: str, action: str, more: str = "") -> None:
+        sentence = f"Found: {found}. Expected: {expected}. What to do: {action}."
+        super().__init__(f"{sentence}\n{more}" if more else sentence)
         self.found = found
 
 

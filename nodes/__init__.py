@@ -11,6 +11,9 @@ from .definitions.combine_tokens import IPACombineTokens
 from .definitions.compare import IPACompare
 from .definitions.encode_face import IPAEncodeFace
 from .definitions.encode_image import IPAEncodeImage
+from .definitions.grid import IPAGrid
+from .definitions.grid_sheet import IPAGridSheet
+from .definitions.guard import IPAGuard
 from .definitions.heat_map import IPAHeatMap
 from .definitions.layer_weights import IPALayerWeights
 from .definitions.load_adapter import IPALoadAdapter
@@ -20,6 +23,8 @@ from .definitions.prepare_reference import IPAPrepareReference
 from .definitions.record import IPARecord
 from .definitions.region import IPARegion
 from .definitions.save_tokens import IPASaveTokens
+from .definitions.schedule import IPASchedule
+from .errors import name_plainly
 from .legacy.coexistence import former_nodes_to_register, nodes_to_register
 from .legacy.former.renaming import rename_in_prompts
 from .legacy.payload import forget_foreign
@@ -40,16 +45,21 @@ NODES: tuple[type[io.ComfyNode], ...] = (
     IPALoadTokens,
     IPAPrepareReference,
     IPACompare,
+    IPASchedule,
+    IPAGrid,
+    IPAGridSheet,
     IPARecord,
     IPAHeatMap,
+    IPAGuard,
 )
 
 
 class IPAdapterStudio(ComfyExtension):
-    """Registers the model folder and the nodes, reads old prompts, and frees what they keep when ComfyUI does."""
+    """Registers the model folder and the nodes, names errors, reads old prompts, and frees what is kept when ComfyUI does."""
 
     @override
     async def on_load(self) -> None:
+        name_plainly()
         register_folders()
         free_with_models(forget_foreign)
         rename_in_prompts()

@@ -17,13 +17,24 @@ import torch
 from comfy_api.latest import io
 from torch import Tensor
 
+from ..ipadapter_core.branch.guard import Guard
 from ..ipadapter_core.branch.recording import Record
 from ..ipadapter_core.branch.tokens import ImageTokens
 from ..ipadapter_core.errors import BadInputError, shown
+from ..ipadapter_core.strength.curve import Schedule
 from ..ipadapter_core.strength.layer_weights import LayerWeights
 from .encoding.encoder import VisionEncoder
 from .encoding.face_model import FaceModel
-from .sockets import IPAAdapter, IPAFaceModel, IPARecordSocket, IPATokens, IPAWeights, LoadedAdapter
+from .sockets import (
+    IPAAdapter,
+    IPAFaceModel,
+    IPAGuard,
+    IPARecordSocket,
+    IPASchedule,
+    IPATokens,
+    IPAWeights,
+    LoadedAdapter,
+)
 
 Execute = TypeVar("Execute", bound=Callable[..., Any])
 
@@ -76,18 +87,30 @@ def checker(kinds: Mapping[str, Kind], unread: Sequence[str] = ()) -> Callable[[
         @wraps(execute)
         def check_and_execute(cls: type[io.ComfyNode], *args: Any, **kwargs: Any) -> io.NodeOutput:
             schema = cls.SCHEMA or cls.GET_SCHEMA()
-            types = {**getattr(cls, "beyond_schema", {}), **{item.id: item.get_io_type() for item in schema.inputs}}
+            types = {**getattr(cls, "beyond_schema", {}), **{item.id: _type_of(item) for item in schema.inputs}}
+            titles = {name: name for name in types} | {item.id: item.display_name or item.id for item in schema.inputs}
             read = types.keys() - unread
             given = dict(zip([*parameters][1:], args, strict=False)) | kwargs
             for name, value in given.items():
                 if name in read and not (value is None and defaults.get(name, _NO_DEFAULT) is None):
                     io_type = PER_FRAME if types[name] == io.Float.io_type and name in lists else types[name]
-                    given[name] = _read(kinds, io_type, value, f"{name} of {schema.display_name}")
+                    place = f"{titles[name]} of {schema.display_name}"
+                    given[name] = (
+                        [_read(kinds, io_type, each, place) for each in value]
+                        if schema.is_input_list
+                        else _read(kinds, io_type, value, place)
+                    )
             return execute(cls, **given)
 
         return check_and_execute  # type: ignore[return-value]
 
     return checked
+
+
+def _type_of(item: io.Input) -> str:
+    """Of an input that grows, the type of what it takes behind its own."""
+    io_type: str = item.get_io_type()
+    return f"{io_type} {item.template.input.get_io_type()}" if isinstance(item, io.Autogrow.Input) else io_type
 
 
 def _read(kinds: Mapping[str, Kind], io_type: str, value: object, place: str) -> object:
@@ -265,15 +288,24 @@ def _is_prompt(pair: object) -> bool:
     return isinstance(pair, list | tuple) and len(pair) > 1 and isinstance(pair[1], dict)
 
 
-def _token_sets(value: object) -> dict[str, object]:
-    entries = value if isinstance(value, Mapping) else {"tokens": value}
-    given = {name: tokens for name, tokens in entries.items() if tokens is not None}
-    for name, tokens in given.items():
-        if not isinstance(tokens, ImageTokens):
-            raise UnfitError(f"{describe(tokens)} ({shown(str(name))})")
-    if not given:
-        raise UnfitError("nothing (None)")
-    return given
+def _growing(read: Callable[[Any], Any], *, may_be_empty: bool) -> Callable[[Any], dict[str, Any]]:
+    """A reader of an input that grows: each that is connected, by its name."""
+
+    def read_all(value: object) -> dict[str, Any]:
+        entries = value if isinstance(value, Mapping) else {"": value}
+        given: dict[str, Any] = {}
+        for name, entry in entries.items():
+            if entry is None:
+                continue
+            try:
+                given[name] = read(entry)
+            except UnfitError as error:
+                raise UnfitError(f"{error.found} ({shown(str(name))})" if name else error.found) from error
+        if not given and not may_be_empty:
+            raise UnfitError("nothing (None)")
+        return given
+
+    return read_all
 
 
 _LOOK = "look at the node it comes from, and connect one that gives"
@@ -316,12 +348,18 @@ KINDS: dict[str, Kind] = {
         instance_of(ImageTokens), "image tokens", "connect Encode Image for IP-Adapter or Encode Face for IP-Adapter"
     ),
     IPAFaceModel.io_type: Kind(instance_of(FaceModel), "a face model", "connect Load Face Model for IP-Adapter"),
+    IPAGuard.io_type: Kind(instance_of(Guard), "a guard", "connect IP-Adapter Guard"),
+    IPASchedule.io_type: Kind(instance_of(Schedule), "a schedule", "connect IP-Adapter Schedule"),
     IPAWeights.io_type: Kind(instance_of(LayerWeights), "layer weights", "connect IP-Adapter Layer Weights"),
     IPARecordSocket.io_type: Kind(
         instance_of(Record), "the record of a sampling", "connect Record IP-Adapter Heat Map"
     ),
-    io.Autogrow.io_type: Kind(
-        _token_sets, "image tokens", "connect Encode Image for IP-Adapter or Encode Face for IP-Adapter"
-    ),
+}
+GROWING: dict[str, bool] = {IPATokens.io_type: False, io.Image.io_type: True}  # and whether none at all is fine
+KINDS |= {
+    f"{io.Autogrow.io_type} {name}": Kind(
+        _growing(KINDS[name].read, may_be_empty=may_be_empty), KINDS[name].expected, KINDS[name].action
+    )
+    for name, may_be_empty in GROWING.items()
 }
 checked = checker(KINDS)

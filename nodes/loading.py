@@ -24,8 +24,9 @@ from ..ipadapter_core.encoder.known import (
 from ..ipadapter_core.encoder.siglip import can_build_siglip
 from ..ipadapter_core.errors import IPAdapterError, MismatchError, UnreadableFileError
 from ..ipadapter_core.file.container import SAFETENSORS_SUFFIXES, FileIdentity, file_identity
+from ..ipadapter_core.file.published import USUAL_ADAPTER, way_to
 from ..ipadapter_core.file.spec import AdapterSpec
-from ..ipadapter_core.network.adapter import load_adapter
+from ..ipadapter_core.network.adapter import load_adapter, read_spec
 from . import paths
 from .encoding.encoder import VisionEncoder, comfyui_loads, load_encoder_file
 from .encoding.encoder_folder import load_encoder_folder, load_pe_encoder, load_siglip_encoder
@@ -85,6 +86,36 @@ def encoder_choices() -> list[str]:
 def knows_encoder(choice: str) -> bool:
     """Whether a choice of image encoder can be understood, offered or not."""
     return choice in (paths.AUTO, paths.NONE, *paths.encoder_folders(), *paths.encoder_files())
+
+
+def check_files(adapter_file: str | None, image_encoder: str | None) -> None:
+    """What can be said of the files before anything is loaded: they are there, and a safetensors adapter is one.
+
+    Args:
+        adapter_file, image_encoder: None if not known yet, as with a linked input.
+
+    Raises:
+        IPAdapterError: one that cannot be used, as `open_adapter` has it.
+    """
+    if adapter_file is not None:
+        if not paths.adapter_files():
+            raise UnreadableFileError(
+                f"no adapter at all in {' or '.join(paths.adapter_roots())}",
+                expected="the file of an IP-Adapter made for the model",
+                action=f"put one there, such as {USUAL_ADAPTER} for SD1.5, then press R and choose it",
+                more=way_to(USUAL_ADAPTER),
+            )
+        path = paths.adapter_path(adapter_file)
+        if path.suffix.lower() in SAFETENSORS_SUFFIXES:
+            spec_of_header(path, file_identity(path))
+    if image_encoder is not None and not knows_encoder(image_encoder):
+        paths.encoder_file_path(image_encoder)
+
+
+@lru_cache(maxsize=512)
+def spec_of_header(path: Path, _identity: FileIdentity) -> AdapterSpec:
+    """As `read_spec`, once for a file as it is now."""
+    return read_spec(path)
 
 
 def _load_encoder(spec: AdapterSpec, choice: str) -> VisionEncoder:

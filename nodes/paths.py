@@ -12,6 +12,7 @@ from ..ipadapter_core.branch.token_file import holds_tokens
 from ..ipadapter_core.encoder.known import FILE_KIND
 from ..ipadapter_core.errors import BadInputError, UnreadableFileError, shown
 from ..ipadapter_core.file.container import ADAPTER, ADAPTER_SUFFIXES, file_status
+from ..ipadapter_core.file.published import way_to
 
 ADAPTERS = "ipadapter"
 ENCODERS = "clip_vision"
@@ -61,6 +62,10 @@ def token_files() -> list[str]:
 
 def encoder_files() -> list[str]:
     return list(folder_paths.get_filename_list(ENCODERS))
+
+
+def adapter_roots() -> list[str]:
+    return list(folder_paths.get_folder_paths(ADAPTERS))
 
 
 def encoder_roots() -> list[str]:
@@ -132,6 +137,7 @@ def model_path(folder: str, name: object, kind: str) -> Path:
             f"no file {shown(str(name))} in {' or '.join(folder_paths.get_folder_paths(folder))}",
             expected=f"the name of a file of models/{folder}",
             action="choose another file or put this one back",
+            more=way_to(str(name)),
         )
     file_status(place, kind)
     return place

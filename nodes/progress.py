@@ -1,11 +1,10 @@
-"""ComfyUI's own progress bar, interruption, and the text on a node's face."""
+"""ComfyUI's own progress bar and interruption."""
 
 from collections.abc import Iterable, Iterator, Sized
 from typing import TypeVar
 
 import comfy.model_management
 import comfy.utils
-from server import PromptServer
 
 T = TypeVar("T")
 
@@ -17,10 +16,3 @@ def steps(items: Iterable[T], total: Sized) -> Iterator[T]:
         comfy.model_management.throw_exception_if_processing_interrupted()
         yield item
         bar.update(1)
-
-
-def show_on_node(text: str, node_id: str | None) -> None:
-    """Show a text on a node in the graph; without a running server there is nothing to show it on."""
-    server = getattr(PromptServer, "instance", None)
-    if server is not None and node_id is not None:
-        server.send_progress_text(text, node_id)

@@ -20,6 +20,8 @@ from .encoding.encoder import VisionEncoder
 IPAAdapter = io.Custom("IPA_ADAPTER")  # LoadedAdapter
 IPATokens = io.Custom("IPA_TOKENS")  # ipadapter_core.branch.tokens.ImageTokens
 IPAFaceModel = io.Custom("IPA_FACE_MODEL")  # face_model.FaceModel
+IPAGuard = io.Custom("IPA_GUARD")  # ipadapter_core.branch.guard.Guard
+IPASchedule = io.Custom("IPA_SCHEDULE")  # ipadapter_core.strength.curve.Schedule
 IPAWeights = io.Custom("IPA_WEIGHTS")  # ipadapter_core.strength.layer_weights.LayerWeights
 IPARecordSocket = io.Custom("IPA_RECORD")  # ipadapter_core.branch.recording.Record
 

@@ -6,9 +6,10 @@
 #   --image NAME        your picture in the place of the first reference (the model's world is emoji: expect no likeness)
 #   --output FOLDER     where demo.html and demo.png go (default: out)
 # scripts/demo.sh --serve
-#   starts ComfyUI with the demo's models, pictures and workflows, prints the address to open, runs until Ctrl-C
+#   starts ComfyUI with the demo's models and pictures, prints the address to open, runs until Ctrl-C: the page opens
+#   with the demo's workflows
 # COMFYUI_PATH=… scripts/demo.sh --install
-#   copies the demo's models and pictures into your ComfyUI, so that workflows/demo_*.json run there
+#   copies the demo's models, pictures and workflows into your ComfyUI: they are in its page's list of workflows
 # COMFYUI_PATH=… scripts/demo.sh --checkpoint NAME --adapter NAME [--image photo.jpg] [--output out/]
 #   runs the simple workflow with models of your ComfyUI, by default with a cat that scikit-image ships
 set -euo pipefail

@@ -12,6 +12,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from .guard import NO_GUARD, Guard
+
 # q (G, H, B·L, D), k and v (G, H, N, D) to (G, B·L, H·D)
 AttentionFunction = Callable[[Tensor, Tensor, Tensor], Tensor]
 
@@ -41,19 +43,26 @@ def add_to_tokens(
     mask: Tensor | None = None,
     gate: Tensor | None = None,
     strength: float = 1.0,
+    guard: Guard = NO_GUARD,
 ) -> Tensor:
     """Add the image branch to a part of a sequence; changed in place unless the part is all of it.
 
     Args:
         out: (B, S, H·D).
         image: (B, H, L, D), as the attention gives it, for tokens `first` to `first` + L.
-        mask, strength: as `add_image_attention`'s.
+        mask, strength, guard: as `add_image_attention`'s.
         gate: 0-dim, (B, 1, 1), or (B, 1 or L, H·D).
     """
     heads = image.transpose(1, 2)  # added as it lies, without a copy
     length = heads.shape[1]
     is_whole = length == out.shape[1]
     part = out if is_whole else out[:, first : first + length]
+    if guard.changes_branch:
+        added = guard.held_back(part, heads.flatten(2), _times(weight_of(mask, gate), strength))
+        if is_whole:
+            return part + added
+        part.add_(added)
+        return out
     part = part.view(len(part), length, *heads.shape[2:])
     weight = weight_of(mask, gate)
     if weight is not None and weight.ndim:
@@ -69,20 +78,32 @@ def add_to_tokens(
 
 
 def add_image_attention(
-    out: Tensor, image: Tensor, mask: Tensor | None = None, gate: Tensor | None = None, strength: float = 1.0
+    out: Tensor,
+    image: Tensor,
+    mask: Tensor | None = None,
+    gate: Tensor | None = None,
+    strength: float = 1.0,
+    guard: Guard = NO_GUARD,
 ) -> Tensor:
     """Add the image branch to the text branch.
 
     Args:
         out, image: (G·B, L, C).
         mask: (1 or G·B, L, 1), 0..1; None is 1 everywhere.
-        gate: 0-dim, 0 or 1; None is 1.
+        gate: 0-dim; None is 1.
         strength: 1 where it is folded into the values.
+        guard: what holds the image branch back.
     """
     weight = weight_of(mask, gate)
+    if guard.changes_branch:
+        return out + guard.held_back(out, image, _times(weight, strength))
     if weight is None:
         return torch.add(out, image, alpha=strength)
     return torch.addcmul(out, image, weight, value=strength)
+
+
+def _times(weight: Tensor | None, strength: float) -> Tensor | float:
+    return strength if weight is None else weight * strength
 
 
 def weight_of(mask: Tensor | None, gate: Tensor | None) -> Tensor | None:

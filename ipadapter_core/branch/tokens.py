@@ -13,6 +13,8 @@ from torch.nn import functional
 
 from ..errors import BadInputError, MismatchError, one_of
 
+_NOISE_SEED = 0
+
 
 @dataclass(frozen=True, eq=False)
 class Mix:
@@ -60,6 +62,10 @@ class ImageTokens:
         object.__setattr__(self, "digest", digest.hexdigest())
 
     @property
+    def num_references(self) -> int:
+        return len(self.cond if self.mix is None else self.mix.cond)
+
+    @property
     def num_bytes(self) -> int:
         return self.cond.nbytes + self.uncond.nbytes
 
@@ -93,6 +99,24 @@ def _each_itself(cond: Tensor, uncond: Tensor) -> Mix:
     return Mix(*(torch.eye(len(side), dtype=torch.float64) for side in (cond, uncond)))
 
 
+def only_reference(tokens: ImageTokens, number: int) -> ImageTokens:
+    """One of several references, with the negative that belongs to it."""
+    if tokens.mix is None:
+        cond, uncond = (side[[min(number, len(side) - 1)]] for side in (tokens.cond, tokens.uncond))
+        return replace(tokens, cond=cond, uncond=uncond)
+    mix = (side[[min(number, len(side) - 1)]] for side in (tokens.mix.cond, tokens.mix.uncond))
+    return replace(tokens, mix=Mix(*mix))
+
+
+def with_noise(tokens: ImageTokens, amount: float) -> ImageTokens:
+    """Tokens whose uncond side has noise on it, always the same, in units of the cond side's spread; 0 is none."""
+    if amount == 0:
+        return tokens
+    generator = torch.Generator().manual_seed(_NOISE_SEED)
+    noise = torch.randn(tokens.uncond.shape, generator=generator).to(tokens.uncond)
+    return replace(tokens, uncond=tokens.uncond + amount * tokens.cond.std() * noise)
+
+
 def in_one_row(tokens: ImageTokens) -> ImageTokens:
     """All references as one."""
     uncond, cond = tokens.sequences()
@@ -102,14 +126,17 @@ def in_one_row(tokens: ImageTokens) -> ImageTokens:
 def weighed(tokens: ImageTokens, factors: Sequence[float]) -> ImageTokens:
     """Tokens whose cond side is multiplied by a factor: each row by its own, the last one serving all further rows.
 
-    With more factors than rows, the last row is repeated.
+    With more factors than rows, the last row is repeated. A factor of 0 leaves nothing of the uncond side either.
     """
     if set(factors) == {1}:
         return tokens
     rows = range(max(len(tokens.cond), len(factors)))
     scale = tokens.cond.new_tensor([factors[min(row, len(factors) - 1)] for row in rows])
     cond = tokens.cond[[min(row, len(tokens.cond) - 1) for row in rows]]
-    return replace(tokens, cond=cond * scale[:, None, None])
+    uncond = tokens.uncond
+    if 0 in factors:
+        uncond = uncond[[min(row, len(uncond) - 1) for row in rows]] * (scale != 0)[:, None, None]
+    return replace(tokens, cond=cond * scale[:, None, None], uncond=uncond)
 
 
 def _at_common_length(x: Tensor) -> Tensor:

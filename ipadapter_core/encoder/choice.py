@@ -5,11 +5,13 @@ from dataclasses import replace
 from types import MappingProxyType
 
 from ..errors import MismatchError
+from ..file.published import way_to
 from ..file.spec import AdapterSpec, EncoderHint, Feature
 from .known import COMMON_NAMES, EncoderSpec
 
 # The encoder published adapters were trained with, by what they read and how wide it is; a key of COMMON_NAMES.
-USUAL_ENCODERS: dict[tuple[Feature, int], tuple[str, int, int, int | None]] = {
+_Key = tuple[str, int, int, int | None]  # of COMMON_NAMES
+USUAL_ENCODERS: dict[tuple[Feature, int], _Key] = {
     (Feature.IMAGE_EMBEDS, 1024): ("CLIP", 1280, 32, None),
     (Feature.IMAGE_EMBEDS, 1280): ("CLIP", 1664, 48, None),
     (Feature.IMAGE_EMBEDS, 768): ("CLIP", 1024, 24, None),
@@ -20,6 +22,16 @@ USUAL_ENCODERS: dict[tuple[Feature, int], tuple[str, int, int, int | None]] = {
     (Feature.HIDDEN_STATES, 1152): ("SigLIP", 1152, 27, None),
     (Feature.LAST_HIDDEN_STATE, 768): ("SigLIP", 768, 12, 512),
     (Feature.LAST_HIDDEN_STATE, 1024): ("PE-Core", 1024, 24, None),
+}
+# Files of them, names of PUBLISHED; a pickle is not looked into, and has to be chosen by its name.
+_FILES: dict[_Key, str] = {
+    ("CLIP", 1280, 32, None): "CLIP-ViT-H-14-laion2B-s32B-b79K.safetensors",
+    ("CLIP", 1664, 48, None): "CLIP-ViT-bigG-14-laion2B-39B-b160k.safetensors",
+    ("CLIP", 1024, 24, None): "clip-vit-large-patch14.safetensors",
+    ("CLIP", 1024, 24, 336): "clip-vit-large-patch14-336.bin",
+    ("SigLIP", 1152, 27, None): "siglip-so400m-patch14-384.safetensors",
+    ("SigLIP", 768, 12, 512): "siglip2-base-patch16-512.safetensors",
+    ("PE-Core", 1024, 24, None): "PE-Core-L14-336.safetensors",
 }
 _LARGEST_PATCH = 32  # pixels
 
@@ -34,26 +46,35 @@ def encoder_need(spec: AdapterSpec) -> str:
         Feature.LAST_HIDDEN_STATE: "last hidden state",
     }[spec.feature]
     hint = spec.encoder
-    named = hint.name or _name_by_size(hint, spec.image_dim) or _usual_name(spec)
-    return f"{named or hint.kind or 'an image encoder'}: {spec.image_dim}-wide {what}"
+    of_size, usual = _key_by_size(hint, spec.image_dim), _usual_key(spec)
+    named = hint.name or hint.kind or "an image encoder"
+    if of_size and not hint.name:
+        named = COMMON_NAMES[of_size]
+    elif usual and not hint.name:
+        named = f"{COMMON_NAMES[usual]}, width {usual[1]}, {usual[2]} layers"
+    return f"{named}: {spec.image_dim}-wide {what}"
 
 
-def _name_by_size(hint: EncoderHint, image_dim: int) -> str | None:
+def way_to_encoder(spec: AdapterSpec) -> str:
+    """Where the encoder that an adapter needs can be had; nothing where that is not known."""
+    key = None if spec.encoder.name else _key_by_size(spec.encoder, spec.image_dim) or _usual_key(spec)
+    return way_to(_FILES[key]) if key in _FILES else ""
+
+
+def _key_by_size(hint: EncoderHint, image_dim: int) -> _Key | None:
     return next(
         (
-            name
-            for (kind, width, _, size), name in COMMON_NAMES.items()
+            (kind, width, layers, size)
+            for kind, width, layers, size in COMMON_NAMES
             if size and (width, size) == (image_dim, hint.image_size) and hint.kind in (None, kind)
         ),
         None,
     )
 
 
-def _usual_name(spec: AdapterSpec) -> str | None:
+def _usual_key(spec: AdapterSpec) -> _Key | None:
     usual = USUAL_ENCODERS.get((spec.feature, spec.image_dim))
-    if usual is None or spec.encoder.kind not in (None, usual[0]):
-        return None
-    return f"{COMMON_NAMES[usual]}, width {usual[1]}, {usual[2]} layers"
+    return usual if usual and spec.encoder.kind in (None, usual[0]) else None
 
 
 def fits(encoder: EncoderSpec, spec: AdapterSpec) -> bool:
@@ -123,6 +144,7 @@ def choose_encoder(
             expected=f"for {spec.family}: {encoder_need(spec)}",
             action=f"put that encoder (safetensors) into {' or '.join(folders)}"
             + (", or choose one that was left out by its name" if left_out else ""),
+            more=way_to_encoder(spec),
         )
     # a file and a folder of one encoder may differ in embed_dim alone: a file may lack SigLIP's pooling head
     different = {replace(found[name], embed_dim=None) for name in matching}

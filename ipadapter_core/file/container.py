@@ -93,6 +93,7 @@ def read_header(path: Path, kind: str = ADAPTER, *, is_whole: bool = False) -> d
     except OSError as error:
         raise unreadable(path, kind, error) from error
     if not is_possible:
+        _check_content(path, kind)  # knows many things that a file may be instead
         raise damaged(path, kind, f"a header of {length} bytes in a file of {size} bytes")
     try:
         entries, held = check_header(parse_json(text))

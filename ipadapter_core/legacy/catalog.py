@@ -5,6 +5,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from ..errors import MismatchError
+from ..file.published import way_to
 from ..file.spec import AdapterSpec, Projection
 
 _ENDING = r"\.(bin|pt|pth|ckpt|safetensors|sft)$"
@@ -71,6 +72,7 @@ def choose_adapter(
         f"no file for the preset {preset} and this model among {found or 'no files at all'}",
         expected=f"an adapter such as {wanted.example}",
         action=f"put it into {folder}",
+        more=way_to(wanted.example),
     )
 
 

@@ -84,7 +84,6 @@ PRESETS: dict[str, Preset] = {
     "weak middle": Preset(groups={"middle": _LOW}),
     "weak output": Preset(groups={"output": _LOW}),
     "strong middle": Preset(groups={"input": _LOW, "output": _LOW}),
-    # saved workflows know a choice by its name, but pages list them in this order: new ones last
     "double blocks": Preset(groups={"double": 1.0, "single": 0.0}),
     "single blocks": Preset(groups={"double": 0.0, "single": 1.0}),
     "first half": Preset(depth=lambda x: float(x < 0.5)),
@@ -94,6 +93,15 @@ PRESETS: dict[str, Preset] = {
 }
 
 ONE_STRENGTH_PRESETS = tuple(name for name, preset in PRESETS.items() if not preset.needs_second)
+# As a person looks for them: by what they are about.
+PRESET_GROUPS: tuple[tuple[str, ...], ...] = (
+    ("all",),
+    ("style", "composition", "style and composition", "strong style", "precise style", "precise composition"),
+    ("first half", "second half", "linear rise", "sigmoid rise"),
+    ("ease in", "ease out", "ease in-out", "reverse in-out"),
+    ("weak input", "weak middle", "weak output", "strong middle"),
+    ("double blocks", "single blocks"),
+)
 
 
 def resolve_preset(

@@ -4,10 +4,12 @@ from comfy.model_patcher import ModelPatcher
 from comfy_api.latest import io
 from torch import Tensor
 
+from ...ipadapter_core.branch.guard import NO_GUARD, Guard
 from ...ipadapter_core.branch.tokens import ImageTokens
+from ...ipadapter_core.strength.curve import Schedule
 from ...ipadapter_core.strength.layer_weights import LayerWeights
 from ..arrivals import checked
-from ..inputs import apply_inputs
+from ..inputs import apply_inputs, range_problem
 from ..patching.application import ApplySettings, apply_adapter
 from ..sockets import CATEGORY, IPATokens, LoadedAdapter
 
@@ -30,6 +32,10 @@ class IPAApply(io.ComfyNode):
         )
 
     @classmethod
+    def validate_inputs(cls, start_percent: float | None, end_percent: float | None) -> bool | str:
+        return range_problem(start_percent, end_percent)
+
+    @classmethod
     @checked
     def execute(
         cls,
@@ -42,6 +48,10 @@ class IPAApply(io.ComfyNode):
         layer_preset: str,
         layer_weights: LayerWeights | None = None,
         mask: Tensor | None = None,
+        schedule: Schedule | None = None,
+        guard: Guard = NO_GUARD,
     ) -> io.NodeOutput:
-        settings = ApplySettings(strength, start_percent, end_percent, layer_preset, layer_weights, mask)
+        settings = ApplySettings(
+            strength, start_percent, end_percent, layer_preset, layer_weights, mask, schedule=schedule, guard=guard
+        )
         return io.NodeOutput(apply_adapter(model, adapter, tokens, settings))

@@ -4,6 +4,7 @@ from comfy.model_patcher import ModelPatcher
 from comfy_api.latest import io
 
 from ..arrivals import checked
+from ..inputs import strength_input
 from ..patching.face_lora import apply_face_lora
 from ..sockets import CATEGORY, IPAAdapter, LoadedAdapter
 
@@ -23,14 +24,12 @@ class IPAApplyFaceLora(io.ComfyNode):
             inputs=[
                 io.Model.Input("model", tooltip="The model to patch: the base the adapter was made for."),
                 IPAAdapter.Input("adapter", tooltip="A FaceID adapter whose file carries a LoRA (the .bin files do)."),
-                io.Float.Input(
-                    "strength",
+                strength_input(
+                    "How strongly the LoRA acts; no unit. 0 is neutral: the model is unchanged. 1 is as trained; 0.5 to 0.7 "
+                    "is usual.",
                     default=0.6,
-                    min=-1.0,
-                    max=2.0,
+                    high=2.0,
                     step=0.01,
-                    tooltip="How strongly the LoRA acts; no unit. 0 is neutral: the model is unchanged. 1 is as "
-                    "trained; 0.5 to 0.7 is usual.",
                 ),
             ],
             outputs=[io.Model.Output("model", tooltip="The patched model; the one that came in is unchanged.")],

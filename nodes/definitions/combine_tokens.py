@@ -5,6 +5,7 @@ from comfy_api.latest import io
 from ...ipadapter_core.branch.tokens import COMBINATIONS, ImageTokens, combine
 from ...ipadapter_core.numbers import parse_numbers
 from ..arrivals import checked
+from ..errors import problem
 from ..sockets import CATEGORY, IPATokens
 
 MAX_INPUTS = 16
@@ -47,6 +48,11 @@ class IPACombineTokens(io.ComfyNode):
             ],
             outputs=[IPATokens.Output("tokens", tooltip="The combined tokens.")],
         )
+
+    @classmethod
+    def validate_inputs(cls, weights: str | None, tokens: object = None) -> bool | str:
+        # ComfyUI hands what grows to every check, asked for or not
+        return weights is None or problem(lambda: parse_numbers(weights, "weights"))
 
     @classmethod
     @checked

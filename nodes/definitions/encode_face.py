@@ -25,10 +25,15 @@ class IPAEncodeFace(io.ComfyNode):
             display_name="Encode Face for IP-Adapter",
             category=CATEGORY,
             description="Turns faces into image tokens for a FaceID adapter. Every image of a batch is one reference.",
-            search_aliases=["faceid", "face id", "insightface", "portrait", "IPAdapter FaceID"],
+            search_aliases=[
+                *("faceid", "face id", "face", "face swap", "character", "identity", "insightface", "portrait"),
+                "IPAdapter FaceID",
+            ],
             inputs=[
                 IPAAdapter.Input("adapter", tooltip="A FaceID adapter: FaceID, FaceID-Plus, portrait, Kolors FaceID."),
-                IPAFaceModel.Input("face_model", tooltip="From Load Face Model for IP-Adapter."),
+                IPAFaceModel.Input(
+                    "face_model", display_name="face model", tooltip="From Load Face Model for IP-Adapter."
+                ),
                 io.Image.Input(
                     "image", tooltip="Picture with a face; a batch is several references that act together."
                 ),
@@ -41,6 +46,7 @@ class IPAEncodeFace(io.ComfyNode):
                 ),
                 io.Combo.Input(
                     "version",
+                    advanced=True,
                     options=list(VERSIONS),
                     default="auto",
                     tooltip="For FaceID-Plus of SD1.5 alone, whose v1 and v2 have the same tensors: say which the file is. "
@@ -48,6 +54,7 @@ class IPAEncodeFace(io.ComfyNode):
                 ),
                 io.Float.Input(
                     "structure",
+                    advanced=True,
                     default=1.0,
                     min=-1.0,
                     max=5.0,
@@ -57,11 +64,13 @@ class IPAEncodeFace(io.ComfyNode):
                 ),
                 io.Image.Input(
                     "negative_image",
+                    display_name="negative image",
                     optional=True,
                     tooltip="FaceID-Plus: what the picture should move away from. Neutral: leave it unconnected.",
                 ),
                 io.ClipVision.Input(
                     "clip_vision",
+                    display_name="CLIP vision",
                     optional=True,
                     tooltip="FaceID-Plus: image encoder in place of the one Load IP-Adapter found. Neutral: unconnected.",
                 ),
@@ -88,7 +97,7 @@ class IPAEncodeFace(io.ComfyNode):
         spec = face_spec(adapter)
         encoder = encoder_of(adapter, clip_vision) if adapter.spec.reads_pictures else None
         if encoder is None and negative_image is not None:
-            logger.warning("negative_image does nothing: %s reads no picture.", adapter.spec.family)
+            logger.warning("The negative image does nothing: %s reads no picture.", adapter.spec.family)
         check_proportions(image)
         faces = find_faces(face_model, nearest_bytes(image), spec, face, frames_close_ups=True)
         features = None if encoder is None else face_features(adapter, encoder, faces, negative_image)

@@ -23,7 +23,7 @@ class IPAEncodeImage(io.ComfyNode):
             display_name="Encode Image for IP-Adapter",
             category=CATEGORY,
             description="Turns reference images into image tokens. Every image of a batch is one reference.",
-            search_aliases=["ipadapter encoder", "image prompt", "reference image", "IPAdapter Encoder"],
+            search_aliases=["ipadapter encoder", "image prompt", "IPAdapter Encoder"],
             inputs=[
                 IPAAdapter.Input("adapter", tooltip="The adapter the tokens are for."),
                 io.Image.Input("image", tooltip="Reference image; a batch is several references that act together."),
@@ -36,6 +36,7 @@ class IPAEncodeImage(io.ComfyNode):
                 ),
                 io.Image.Input(
                     "negative_image",
+                    display_name="negative image",
                     optional=True,
                     tooltip="What the picture should move away from. Neutral: leave it unconnected.",
                 ),
@@ -46,6 +47,7 @@ class IPAEncodeImage(io.ComfyNode):
                 ),
                 io.ClipVision.Input(
                     "clip_vision",
+                    display_name="CLIP vision",
                     optional=True,
                     tooltip="Image encoder to use in place of the one Load IP-Adapter found. Neutral: unconnected.",
                 ),

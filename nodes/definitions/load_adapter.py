@@ -7,11 +7,14 @@ from comfy_api.latest import io
 from ...ipadapter_core.encoder.resolution import LARGEST_RESOLUTION
 from .. import paths
 from ..arrivals import checked
-from ..loading import describe, encoder_choices, knows_encoder, open_adapter
-from ..progress import show_on_node
+from ..errors import problem
+from ..loading import check_files, describe, encoder_choices, open_adapter
 from ..sockets import CATEGORY, IPAAdapter
 
 logger = logging.getLogger(__name__)
+# A node whose text is told again where its output comes from the cache; ComfyUI 0.18 does not know of such.
+_TOLD_AGAIN = {name: True for name in ("has_intermediate_output",) if name in io.Schema.__dataclass_fields__}
+WHAT_IT_IS = "ipadapter_studio"  # nodes/web/texts.js shows it: the text, then the choices it is for
 
 
 class IPALoadAdapter(io.ComfyNode):
@@ -28,11 +31,13 @@ class IPALoadAdapter(io.ComfyNode):
             inputs=[
                 io.Combo.Input(
                     "adapter_file",
+                    display_name="adapter file",
                     options=paths.adapter_files(),
                     tooltip="A file of models/ipadapter. The name does not matter: the kind is read from the tensors.",
                 ),
                 io.Combo.Input(
                     "image_encoder",
+                    display_name="image encoder",
                     options=encoder_choices(),
                     default=paths.AUTO,
                     tooltip="The image encoder of models/clip_vision. 'auto' (recommended) finds the one the adapter "
@@ -41,6 +46,8 @@ class IPALoadAdapter(io.ComfyNode):
                 ),
                 io.Int.Input(
                     "encoder_resolution",
+                    display_name="encoder resolution",
+                    advanced=True,
                     default=0,
                     min=0,
                     max=LARGEST_RESOLUTION,
@@ -51,13 +58,13 @@ class IPALoadAdapter(io.ComfyNode):
                 ),
             ],
             outputs=[IPAAdapter.Output("adapter", tooltip="The adapter with its image encoder.")],
-            hidden=[io.Hidden.unique_id],
+            **_TOLD_AGAIN,
         )
 
     @classmethod
-    def validate_inputs(cls, image_encoder: str | None) -> bool | str:
+    def validate_inputs(cls, adapter_file: str | None, image_encoder: str | None) -> bool | str:
         # In place of ComfyUI's own check: workflows may name a file that is not offered any more and yet works.
-        return image_encoder is None or knows_encoder(image_encoder) or f"no {image_encoder} in models/clip_vision"
+        return problem(lambda: check_files(adapter_file, image_encoder))
 
     @classmethod
     def fingerprint_inputs(
@@ -72,5 +79,4 @@ class IPALoadAdapter(io.ComfyNode):
         adapter = open_adapter(adapter_file, image_encoder, encoder_resolution)
         text = describe(adapter)
         logger.info("IP-Adapter %s: %s", adapter_file, text.replace("\n", "; "))
-        show_on_node(text, cls.hidden.unique_id if cls.hidden else None)
-        return io.NodeOutput(adapter)
+        return io.NodeOutput(adapter, ui={WHAT_IT_IS: [text, adapter_file, image_encoder, str(encoder_resolution)]})

@@ -3,7 +3,8 @@
 from comfy_api.latest import io
 
 from ..arrivals import checked
-from ..encoding.face_model import PROVIDERS, USUAL_PACKS, load_face_model, pack_fingerprint, packs
+from ..encoding.face_model import PROVIDERS, USUAL_PACKS, load_face_model, pack_fingerprint, pack_folder, packs
+from ..errors import problem
 from ..paths import check_name
 from ..sockets import CATEGORY, IPAFaceModel
 
@@ -23,12 +24,14 @@ class IPALoadFaceModel(io.ComfyNode):
             inputs=[
                 io.Combo.Input(
                     "face_pack",
+                    display_name="face pack",
                     options=list(dict.fromkeys((*packs(), *USUAL_PACKS))),
                     tooltip="A folder of ONNX files in models/insightface/models. buffalo_l is what the FaceID adapters "
                     "were trained with, antelopev2 what Kolors FaceID was. Both are for non-commercial research only.",
                 ),
                 io.Combo.Input(
                     "device",
+                    advanced=True,
                     options=list(PROVIDERS),
                     default="CPU",
                     tooltip="Where faces are recognised. CPU (usual) takes about a second per picture; others need an "
@@ -37,6 +40,10 @@ class IPALoadFaceModel(io.ComfyNode):
             ],
             outputs=[IPAFaceModel.Output("face_model", tooltip="The face model for Encode Face for IP-Adapter.")],
         )
+
+    @classmethod
+    def validate_inputs(cls, face_pack: str | None) -> bool | str:
+        return face_pack is None or problem(lambda: pack_folder(face_pack))
 
     @classmethod
     def fingerprint_inputs(cls, face_pack: str, device: str) -> str:

@@ -15,6 +15,7 @@ from ...ipadapter_core.errors import BadInputError, IPAdapterError, UnreadableFi
 from ...ipadapter_core.face.detection import DETECTION_SIZES, Face
 from ...ipadapter_core.file.container import file_status
 from ...ipadapter_core.file.onnx_graph import check_network
+from ...ipadapter_core.file.published import way_to
 from ...ipadapter_core.file.strangers import strangers
 from ..paths import fingerprint
 from .encoder import identity_of, remember
@@ -115,16 +116,11 @@ def pack_fingerprint(pack: str | None) -> str:
     return fingerprint(file for folder in folders for file in sorted(folder.glob("*.onnx")))
 
 
-def load_face_model(pack: str, device: str) -> FaceModel:
-    """Load a face pack: with InsightFace if it is installed, else with onnxruntime alone.
-
-    Args:
-        pack: name of a folder in `models/insightface/models`.
-        device: a key of `PROVIDERS`.
+def pack_folder(pack: str) -> Path:
+    """Where a pack lies.
 
     Raises:
-        FaceModelMissingError: neither program is installed, or the pack is not there.
-        MismatchError, UnreadableFileError: a pack that cannot be used.
+        FaceModelMissingError: it is not there, or no program to run it with.
     """
     if importlib.util.find_spec("onnxruntime") is None:
         raise FaceModelMissingError(
@@ -136,12 +132,31 @@ def load_face_model(pack: str, device: str) -> FaceModel:
     folder = packs().get(pack)
     if folder is None:
         place = Path(folder_paths.models_dir) / FOLDER / "models" / str(pack)
+        way = way_to(f"{pack}.zip")
+        what_to_do = (
+            f"download {pack}.zip and unpack it there" if way else f"unpack it there, or choose {USUAL_PACKS[0]}"
+        )
         raise FaceModelMissingError(
             f"no face pack {pack}",
             expected=f"its ONNX files in {place}",
-            action=f"download {pack}.zip from the releases of github.com/deepinsight/insightface and unpack it there. "
-            f"{LICENCE}",
+            action=f"{what_to_do}. {LICENCE}",
+            more=way,
         )
+    return folder
+
+
+def load_face_model(pack: str, device: str) -> FaceModel:
+    """Load a face pack: with InsightFace if it is installed, else with onnxruntime alone.
+
+    Args:
+        pack: name of a folder in `models/insightface/models`.
+        device: a key of `PROVIDERS`.
+
+    Raises:
+        FaceModelMissingError: neither program is installed, or the pack is not there.
+        MismatchError, UnreadableFileError: a pack that cannot be used.
+    """
+    folder = pack_folder(pack)
     provider = _provider(device)
     files = sorted(folder.glob("*.onnx"))
     identity = fingerprint(files) + provider

@@ -2,12 +2,13 @@
 
 import hashlib
 import logging
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from ...ipadapter_core.branch.masks import check_mask
-from ...ipadapter_core.branch.tokens import ImageTokens
+from ...ipadapter_core.branch.tokens import ImageTokens, combine
 from ...ipadapter_core.encoder.choice import check_encoder, encoder_need
 from ...ipadapter_core.encoder.pixels import check_image, encoder_pixels, no_image_pixels
 from ...ipadapter_core.errors import BadInputError, MismatchError, with_article
@@ -52,9 +53,9 @@ def encoder_of(adapter: LoadedAdapter, clip_vision: object | None = None) -> Vis
         encoder = adapter.encoder
     else:
         raise MismatchError(
-            f"{adapter.name} without an image encoder (image_encoder is 'none' and no clip_vision is connected)",
+            f"{adapter.name} without an image encoder: none was loaded, and no CLIP_VISION is connected",
             expected=encoder_need(adapter.spec),
-            action="set image_encoder in Load IP-Adapter to 'auto', or connect a CLIP_VISION to the encode node",
+            action="choose 'auto' as image encoder in Load IP-Adapter, or connect a CLIP_VISION to the encode node",
         )
     check_encoder(encoder.spec, adapter.spec)
     return encoder.at(adapter.spec.encoder.image_size)
@@ -90,6 +91,41 @@ def encode_image(
     return CACHE.get_or_make(
         key, ImageTokens, lambda: adapter.project(features, negative), lambda tokens: tokens.num_bytes
     )
+
+
+def encode_several(
+    adapter: LoadedAdapter,
+    encoder: VisionEncoder,
+    images: Sequence[Tensor],
+    strengths: Sequence[float],
+    crop: str | None = None,
+) -> ImageTokens:
+    """Several references behind each other, each as `encode_image` has it.
+
+    Args:
+        strengths: of the images in their order; 0 leaves one out, and those not listed have 1.
+
+    Raises:
+        BadInputError: more strengths than images, or nothing but zeros; or as `encode_image`.
+    """
+    if len(strengths) > len(images):
+        raise BadInputError(
+            f"{len(strengths)} image strengths for {len(images)} images",
+            expected="at most one for each image that is connected",
+            action="shorten the list, or connect more images",
+        )
+    factors = [*strengths, *[1.0] * (len(images) - len(strengths))]
+    if not any(factors):
+        raise BadInputError(
+            "image strengths that are all 0",
+            expected="at least one image that acts",
+            action="give one of them another strength; to switch the adapter off set the strength itself to 0",
+        )
+    acting = [(image, factor) for image, factor in zip(images, factors, strict=True) if factor]
+    parts = [encode_image(adapter, encoder, image, crop=crop) for image, _ in acting]
+    if all(factor == 1 for _, factor in acting) and len(parts) == 1:
+        return parts[0]
+    return combine(parts, "concat", [factor for _, factor in acting])
 
 
 def image_features(

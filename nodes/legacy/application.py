@@ -161,7 +161,7 @@ def check_sdxl(model: ModelPatcher) -> None:
         raise MismatchError(
             f"a model of class {type(model.model).__name__} in a style and composition node",
             expected="an SDXL model",
-            action="load an SDXL checkpoint, or use Apply IP-Adapter with layer_preset 'style and composition'",
+            action="load an SDXL checkpoint, or use Apply IP-Adapter with layer preset 'style and composition'",
         )
 
 

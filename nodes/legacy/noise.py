@@ -18,7 +18,7 @@ class IPAdapterNoise(io.ComfyNode):
             "IPAdapter Noise",
             "ipadapter/utils",
             "Makes a negative image of noise, 224 x 224 pixels.",
-            native="any picture as negative_image of Encode Image for IP-Adapter",
+            native="any picture as negative image of Encode Image for IP-Adapter",
             inputs=[
                 io.Combo.Input(
                     "type",

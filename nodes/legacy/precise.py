@@ -38,7 +38,7 @@ def _precise_style_schema(node_id: str, display_name: str) -> io.Schema:
     )
     description = "Steers a model with the style of a reference and away from its composition."
     return _precise_schema(
-        node_id, display_name, description, "Apply IP-Adapter with layer_preset 'precise style'", boost
+        node_id, display_name, description, "Apply IP-Adapter with layer preset 'precise style'", boost
     )
 
 
@@ -51,7 +51,7 @@ def _precise_composition_schema(node_id: str, display_name: str) -> io.Schema:
         "Neutral: 0.",
     )
     description = "Steers a model with the composition of a reference and away from its style."
-    native = "Apply IP-Adapter with layer_preset 'precise composition'"
+    native = "Apply IP-Adapter with layer preset 'precise composition'"
     return _precise_schema(node_id, display_name, description, native, boost)
 
 

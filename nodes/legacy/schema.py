@@ -30,7 +30,7 @@ def legacy_schema(
 
     Args:
         description: what the node does.
-        native: the native way, as a clause such as "Apply IP-Adapter with layer_preset".
+        native: the native way, as a clause such as "Apply IP-Adapter with a layer preset".
         is_output_node: it runs though nothing is connected to it.
         saved_with: the pack that had this node.
     """

@@ -5,7 +5,7 @@ from comfy_api.latest import io
 from . import schema
 from .apply_node import ApplyNode
 
-_NATIVE = "Apply IP-Adapter twice, with layer_preset 'style' and 'composition'"
+_NATIVE = "Apply IP-Adapter twice, with layer preset 'style' and 'composition'"
 
 
 def _style_composition_schema(node_id: str, display_name: str, *, combines: bool) -> io.Schema:

@@ -12,6 +12,7 @@ from comfy_api.latest import io
 
 from ...ipadapter_core.errors import MismatchError, UnreadableFileError
 from ...ipadapter_core.file.container import read_tensors
+from ...ipadapter_core.file.published import way_to
 from ...ipadapter_core.file.spec import Projection
 from ...ipadapter_core.legacy.catalog import Wanted
 from .. import paths
@@ -149,6 +150,7 @@ def _with_lora(model: ModelPatcher, adapter: LoadedAdapter, preset: str, strengt
         f"no LoRA for the preset '{preset}': none in {adapter.name} itself, and no {example}",
         expected=f"{example} in {folder_paths.get_folder_paths(_LORAS)[0]}, or the published .bin, which carries it",
         action="put one of them there, or set lora_strength to 0",
+        more=way_to(example),
     )
 
 

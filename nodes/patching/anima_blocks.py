@@ -99,7 +99,7 @@ def _add_later(step: Step, out: Tensor, embedding: Tensor, place: Place) -> Tens
         if gates:
             channels = _per_token(gates[made.slot](embedding).to(out.dtype), out)
             weight = channels if weight is None else channels * weight
-        out = add_to_tokens(out, made.image.to(out.dtype), 0, made.mask, weight)
+        out = add_to_tokens(out, made.image.to(out.dtype), 0, made.mask, weight, guard=made.plan.guard)
         if step.run.recording is not None:
             note_image(step, made, weight_of(made.mask, weight))
     return out

@@ -11,17 +11,20 @@ from torch import Tensor
 from ...ipadapter_core.backbone.registry import discover_sites
 from ...ipadapter_core.backbone.sites import Site, Sites
 from ...ipadapter_core.branch.frames import FrameKV
+from ...ipadapter_core.branch.guard import NO_GUARD, Guard
 from ...ipadapter_core.branch.heat import References
 from ...ipadapter_core.branch.kv import KVSource, SiteKV, active_sites, pack_sites, project_tokens
 from ...ipadapter_core.branch.masks import AREA, check_mask
 from ...ipadapter_core.branch.plan import PatchPlan
 from ...ipadapter_core.branch.schedule import PercentRange, percent_range
-from ...ipadapter_core.branch.tokens import ImageTokens
+from ...ipadapter_core.branch.tokens import ImageTokens, only_reference, with_noise
+from ...ipadapter_core.errors import BadInputError
 from ...ipadapter_core.network.fit import base_of, check_sites
+from ...ipadapter_core.strength.curve import Curve, Schedule, turns
 from ...ipadapter_core.strength.layer_weights import LayerWeights
 from ...ipadapter_core.strength.presets import resolve_preset
 from ...ipadapter_core.strength.scaling import VALUE_ONLY, Scaling
-from ...ipadapter_core.strength.site import AnyStrength
+from ...ipadapter_core.strength.site import AnyStrength, FrameStrength, SiteStrength
 from ..cache import CACHE
 from ..sockets import LoadedAdapter, check_origin
 from .applied import applied_to
@@ -29,7 +32,7 @@ from .install import install
 from .model_lora import add_model_lora, check_model_lora
 from .narrowing import narrowed
 from .timed import timed_source
-from .weighing import check_scaling, key_weights, weigh_tokens
+from .weighing import check_guard, check_scaling, key_weights, weigh_tokens
 
 logger = logging.getLogger(__name__)
 
@@ -45,6 +48,8 @@ class ApplySettings:
         layer_weights: factors on top of the preset; None is 1 everywhere.
         mask: (M, H, W), 0..1; None is 1 everywhere.
         with_lora: whether a LoRA for the model that the adapter's file has is added too.
+        schedule: how the strength changes; None is not at all.
+        guard: what keeps the image from burning the picture.
     """
 
     strength: float = 1.0
@@ -54,6 +59,8 @@ class ApplySettings:
     layer_weights: LayerWeights | None = None
     mask: Tensor | None = None
     with_lora: bool = True
+    schedule: Schedule | None = None
+    guard: Guard = NO_GUARD
 
 
 def apply_adapter(
@@ -79,8 +86,44 @@ def apply_adapter(
         )
         return model
     tokens = narrowed(model, adapter.spec, tokens)
-    limits = Limits(acting, mask, with_lora=settings.with_lora)
-    return patch_sites(model, sites, adapter, dict.fromkeys(strengths, tokens), strengths, limits)
+    schedule = settings.schedule
+    curve = None if schedule is None or schedule.frames is not None or schedule.curve.is_neutral else schedule.curve
+    limits = Limits(acting, mask, with_lora=settings.with_lora, curve=curve, guard=settings.guard)
+    tokens = with_noise(tokens, settings.guard.noise)
+    for part, factors in _over_frames(tokens, schedule):
+        weighed = {index: _times(strength, factors) for index, strength in strengths.items()}
+        model = patch_sites(model, sites, adapter, dict.fromkeys(strengths, part), weighed, limits)
+    return model
+
+
+def _over_frames(tokens: ImageTokens, schedule: Schedule | None) -> list[tuple[ImageTokens, tuple[float, ...] | None]]:
+    """Tokens, and how strong they are in each frame; None is in all alike.
+
+    Raises:
+        BadInputError: one reference that is to fade into the next.
+    """
+    if schedule is None or schedule.frames is None:
+        return [(tokens, None)]
+    factors = schedule.curve.over_frames(schedule.frames)
+    if not schedule.fades:
+        return [(tokens, factors)]
+    if tokens.num_references == 1:
+        raise BadInputError(
+            "one reference, and a schedule in which references fade into one another",
+            expected="two references or more, in the order in which they appear",
+            action="connect a batch of pictures, or switch fading off in the schedule",
+        )
+    shares = turns(tokens.num_references, schedule.frames)
+    return [
+        (only_reference(tokens, number), tuple(a * b for a, b in zip(share, factors, strict=True)))
+        for number, share in enumerate(shares)
+    ]
+
+
+def _times(strength: SiteStrength, factors: tuple[float, ...] | None) -> AnyStrength:
+    if factors is None:
+        return strength
+    return FrameStrength(tuple(strength.value * factor for factor in factors), strength.swap)
 
 
 def fitting_sites(model: ModelPatcher, adapter: LoadedAdapter) -> Sites:
@@ -101,6 +144,8 @@ class Limits:
     mask: Tensor | None = None
     resampling: str = AREA
     with_lora: bool = True
+    curve: Curve | None = None
+    guard: Guard = NO_GUARD
 
 
 def patch_sites(
@@ -125,6 +170,7 @@ def patch_sites(
     layout = sites.backbone.layout(adapter.spec.layout)
     per_frame = per_frame and any(max(len(of.mixes.cond), len(of.mixes.uncond)) > 1 for of in tokens.values())
     check_scaling(adapter, layout, scaling)
+    check_guard(adapter, layout, limits.guard)
     references = _references(active, adapter, tokens, per_frame=per_frame)
     if layout.scales_tokens:
         tokens, strengths, per_frame = weigh_tokens(active, tokens, strengths, per_frame=per_frame)
@@ -153,7 +199,18 @@ def patch_sites(
     )  # once, however often the adapter is applied
     lora_of = adapter.adapter_id if limits.with_lora else ""
     plan = PatchPlan(
-        active, source, limits.acting, mask, limits.resampling, layout.place, outside, gates, lora_of, references
+        active,
+        source,
+        acting=limits.acting,
+        mask=mask,
+        resampling=limits.resampling,
+        place=layout.place,
+        strengths=outside,
+        gates=gates,
+        lora_of=lora_of,
+        curve=limits.curve,
+        references=references,
+        guard=limits.guard,
     )
     is_needed = per_frame or adapter.spec.is_timed or bool(gates)
     patched = install(model, sites, plan, (adapter.patcher,) if is_needed else ())

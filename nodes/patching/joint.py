@@ -61,7 +61,7 @@ def add_images(step: Step, out: Tensor, own: Own, address: Address, options: Map
         gate = step.gate(plan, image)
         if of_rows is not None:
             gate = of_rows if gate is None else of_rows * gate
-        out = add_to_tokens(out, image, own.text, mask, gate, strength)
+        out = add_to_tokens(out, image, own.text, mask, gate, strength, plan.guard)
         if step.run.recording is not None:
             attend_to = partial(_attend_to_part, attend, asking, own_key, v, keys)
             made = (image, *parts_of(step, plan, slot, keys[1].transpose(1, 2), attend_to))

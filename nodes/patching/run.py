@@ -18,7 +18,7 @@ from ...ipadapter_core.branch.plan import PatchPlan
 from ...ipadapter_core.branch.recording import Recording
 from ...ipadapter_core.branch.resident import Resident
 from ...ipadapter_core.branch.rows import Group, Rows, attention_rows, batch_rows
-from ...ipadapter_core.branch.schedule import SigmaRange
+from ...ipadapter_core.branch.schedule import SigmaCurve, SigmaRange, curve_in_sigmas
 from ...ipadapter_core.errors import MismatchError
 from .applied import KEY, Applied, applied_to
 from .conditionings import by_number
@@ -51,6 +51,11 @@ class Run:
             for plan in (applied.plans if applied else ())
             if plan.acting is not None and model_sampling is not None
         }
+        self._curves = {
+            plan: curve_in_sigmas(plan.curve, model_sampling.percent_to_sigma, float(model_sampling.sigma_max))
+            for plan in (applied.plans if applied else ())
+            if plan.curve is not None and model_sampling is not None
+        }
         self._lock = threading.Lock()  # of several devices, each has a thread
         self._residents: dict[tuple[object, ...], Resident] = {}
         self._said: set[str] = set()
@@ -78,6 +83,14 @@ class Run:
     def sigmas(self, plan: PatchPlan) -> SigmaRange | None:
         """When a plan acts; None is always."""
         return self._ranges.get(plan)
+
+    def curve(self, plan: PatchPlan, device: torch.device) -> SigmaCurve | None:
+        """How a plan's strength changes; None is not at all."""
+        with self._lock:
+            curve = self._curves.get(plan)
+            if curve is not None and curve.sigmas.device != device:
+                curve = self._curves[plan] = curve.to(device)
+            return curve
 
     def warn_once(self, message: str) -> None:
         with self._lock:
@@ -222,7 +235,7 @@ class Step:
             image = image_attention(q, *kv, attend)
             mask = resident.mask(feature_map, q.shape[1], rows, self.frames)
             gate = self.gate(plan, image)
-            out = add_image_attention(out, image, mask, gate)
+            out = add_image_attention(out, image, mask, gate, guard=plan.guard)
             if self.run.recording is not None:
                 parts = parts_of(self, plan, slot, kv[1], partial(_attend_to_part, q, *kv, attend))
                 note(self, plan, slot, rows, image, parts, weight_of(mask, gate), feature_map[-2:], self.size)
@@ -331,13 +344,17 @@ class Step:
             )
 
     def gate(self, plan: PatchPlan, like: Tensor) -> Tensor | None:
-        """Whether the plan acts now, as a 0-dim 0 or 1 like `like`; None if it always acts. Decided once per step."""
-        acting = None if self._sigmas is None else self.run.sigmas(plan)
-        if acting is None or self._sigmas is None:
+        """What the plan's strength is multiplied with now, 0-dim, like `like`; None if always with 1. Found once per step."""
+        if self._sigmas is None:
+            return None
+        acting, curve = self.run.sigmas(plan), self.run.curve(plan, self._sigmas.device)
+        if acting is None and curve is None:
             return None
         key = (plan, like.device, like.dtype)
         if key not in self._gates:
-            self._gates[key] = acting.gate(self._sigmas).to(like.device, like.dtype)
+            factor = 1.0 if curve is None else curve.factor(self._sigmas)
+            factor = factor if acting is None else acting.gate(self._sigmas) * factor
+            self._gates[key] = torch.as_tensor(factor).to(like.device, like.dtype)
         return self._gates[key]
 
 

@@ -50,7 +50,7 @@ def add_images(
         MismatchError: rows or tokens that fit no pattern.
     """
     for made in images(step, q, address, place, part, options):
-        out = add_to_tokens(out, made.image, part.first - part.skipped, made.mask, made.acting)
+        out = add_to_tokens(out, made.image, part.first - part.skipped, made.mask, made.acting, guard=made.plan.guard)
         if step.run.recording is not None:
             note_image(step, made, weight_of(made.mask, made.acting))
     return out

@@ -7,8 +7,9 @@ import torch
 from comfy.model_patcher import ModelPatcher
 from torch import Tensor
 
-from ...ipadapter_core.backbone.row import SiteLayout
+from ...ipadapter_core.backbone.row import Place, SiteLayout
 from ...ipadapter_core.backbone.sites import Site
+from ...ipadapter_core.branch.guard import Guard
 from ...ipadapter_core.branch.tokens import ImageTokens, in_one_row, weighed
 from ...ipadapter_core.errors import BadInputError
 from ...ipadapter_core.strength.scaling import SCALINGS, VALUE_ONLY, Scaling
@@ -26,6 +27,16 @@ def check_scaling(adapter: LoadedAdapter, layout: SiteLayout, scaling: Scaling) 
         expected=f"'{names[VALUE_ONLY]}', the one that means something for {adapter.spec.family}",
         action=f"set embeds_scaling to '{names[VALUE_ONLY]}'",
     )
+
+
+def check_guard(adapter: LoadedAdapter, layout: SiteLayout, guard: Guard) -> None:
+    """Raises BadInputError: the branch is to be compared with a text branch that is not there where it acts."""
+    if guard.changes_branch and layout.place is Place.BEFORE_MLP:
+        raise BadInputError(
+            f"a guard that is orthogonal or rescales, for {adapter.name}, which acts before the MLP of a block",
+            expected="noise alone, or an adapter that acts elsewhere",
+            action="set orthogonal and rescale of the guard to 0",
+        )
 
 
 def weigh_tokens(

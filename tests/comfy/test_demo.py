@@ -76,12 +76,14 @@ def test_serve_has_everything_in_place_and_ends_cleanly(tmp_path: Path):
         assert running.stdout is not None
         url = running.stdout.readline().split()[-1]
         info = requests.get(f"{url}/object_info", timeout=60).json()
-        saved = requests.get(f"{url}/userdata", params={"dir": "workflows"}, timeout=60).json()
+        listed = requests.get(f"{url}/workflow_templates", timeout=60).json()
+        settings = requests.get(f"{url}/settings", timeout=60).json()
         running.terminate()
         assert running.wait(60) == 130
     assert CHECKPOINT in str(info["CheckpointLoaderSimple"]["input"])
     assert [file for file in FILES if file not in str(info["LoadImage"]["input"])] == []
-    assert sorted(saved) == sorted(f"{scene.name}.json" for scene in SCENES)
+    assert sorted(listed["ipadapter-studio-demo"]) == sorted(scene.title for scene in SCENES)
+    assert settings["Comfy.TutorialCompleted"] is False  # so that the page opens its gallery
     with pytest.raises(requests.ConnectionError):
         requests.get(url, timeout=5)
 

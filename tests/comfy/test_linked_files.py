@@ -125,7 +125,7 @@ def test_a_linked_name_of_nothing_is_a_message(executor: Executor, files: dict, 
     ("node", "linked"), [("IPALoadAdapter", "adapter_file"), ("IPALoadAdapter", "image_encoder"), LINKS[-3]]
 )
 def test_no_name_is_a_message(files: dict, node: str, linked: str, value: object) -> None:
-    with pytest.raises(ValueError, match=rf"{linked} of .*Expected: the name of a choice"):
+    with pytest.raises(ValueError, match=rf"{comfy_host.title(node, linked)} of .*Expected: the name of a choice"):
         comfy_host.run(node, **LOADERS[node] | {linked: value})
 
 

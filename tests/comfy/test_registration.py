@@ -14,7 +14,10 @@ CONTRACT = {
     "IPAEncodeImage": (["adapter", "image", "crop", "negative_image", "mask", "clip_vision"], ["IPA_TOKENS"]),
     "IPACombineTokens": (["tokens", "method", "weights"], ["IPA_TOKENS"]),
     "IPAApply": (["model", "adapter", "tokens", *_USE], ["MODEL"]),
-    "IPAApplyImage": (["model", "adapter", "image", *_USE], ["MODEL"]),
+    "IPAApplyImage": (
+        ["model", "adapter", "image", *_USE, "crop", "image_strengths", "references"],
+        ["MODEL"],
+    ),
     "IPALayerWeights": (
         ["input", "middle", "output", "style", "composition", "site_factors"],
         ["IPA_WEIGHTS"],
@@ -75,6 +78,26 @@ def test_every_number_says_its_unit_and_neutral_value(base_directory: Path, node
 
 
 @pytest.mark.parametrize("node_id", CONTRACT)
+def test_the_screen_shows_words(base_directory: Path, node_id: str) -> None:
+    for item in schema(node_id).inputs:
+        assert (item.display_name or item.id).lower() == item.id.replace("_", " ")
+
+
+def test_what_beginners_leave_alone_is_folded_away(base_directory: Path) -> None:
+    folded = {
+        f"{name}.{item.id}" for name in CONTRACT for item in schema(name).inputs if getattr(item, "advanced", None)
+    }
+    assert folded == {
+        *(f"{name}.{end}" for name in ("IPAApply", "IPAApplyImage") for end in ("start_percent", "end_percent")),
+        "IPAApplyImage.crop",
+        "IPALoadAdapter.encoder_resolution",
+        "IPALoadFaceModel.device",
+        "IPAEncodeFace.version",
+        "IPAEncodeFace.structure",
+    }
+
+
+@pytest.mark.parametrize("node_id", CONTRACT)
 def test_search_finds_the_node_and_the_help_page_names_every_input(base_directory: Path, node_id: str) -> None:
     assert schema(node_id).search_aliases
     page = (DOCS / f"{node_id}.md").read_text(encoding="utf-8")
@@ -87,6 +110,8 @@ def test_ranges_of_the_apply_nodes(base_directory: Path) -> None:
     assert (inputs["strength"].default, inputs["strength"].min, inputs["strength"].max) == (1.0, -1.0, 5.0)
     assert (inputs["start_percent"].default, inputs["end_percent"].default) == (0.0, 1.0)
     assert inputs["layer_preset"].options[:4] == ["all", "style", "composition", "style and composition"]
+    presets = comfy_host.pack("ipadapter_core.strength.presets").ONE_STRENGTH_PRESETS
+    assert sorted(inputs["layer_preset"].options) == sorted(presets)
 
 
 def test_the_help_page_states_the_size_of_the_cache(base_directory: Path) -> None:

@@ -1,9 +1,11 @@
 """A whole graph in a real ComfyUI server, over HTTP and WebSocket as its page talks to it."""
 
 import io
+import re
 
 import numpy as np
 import pytest
+import requests
 import torch
 from PIL import Image
 from safetensors.torch import load
@@ -53,10 +55,16 @@ def test_graph_makes_a_picture(client: Client):
 def test_loader_shows_what_the_file_is(client: Client):
     # Another choice of encoder than elsewhere, so that the node is not cached.
     prompt = with_inputs(simple(seed=2), graphs.ADAPTER, image_encoder="image_encoder/")
-    (text,) = finished(client, prompt).texts(graphs.ADAPTER)
+    run = finished(client, prompt)
+    text, *choice = run.outputs[graphs.ADAPTER]["ipadapter_studio"]
     assert "SD1.5 plus" in text
     assert "16 tokens, 4 attention layers" in text
     assert "image_encoder/" in text
+    assert choice == [prompt[graphs.ADAPTER]["inputs"]["adapter_file"], "image_encoder/", "0"]
+    again = finished(client, prompt)
+    assert graphs.ADAPTER in again.cached
+    if client.get("/object_info/IPALoadAdapter")["IPALoadAdapter"].get("has_intermediate_output"):
+        assert again.outputs[graphs.ADAPTER] == run.outputs[graphs.ADAPTER]
 
 
 def test_unchanged_graph_runs_nothing_again(client: Client):
@@ -156,10 +164,14 @@ def test_node_is_described(client: Client, server: ComfyServer, node_id: str):
     page = client.get_text(f"/extensions/{server.pack}/docs/{node_id}.md")
     assert page.startswith("#")
     assert [name for name in inputs if f"`{name}`" not in page] == []
+    for picture in re.findall(r"!\[[^\]]*\]\(([^)]+)\)", page):  # where the page's panel looks for it
+        shown = requests.get(f"{server.url}/extensions/{server.pack}/docs/{picture}", timeout=60)
+        assert shown.headers["Content-Type"] == "image/png"
+    assert node_id in client.get("/i18n")["ja"]["nodeDefs"]
 
 
 def test_workflows_are_offered_as_templates(client: Client, server: ComfyServer):
     names = sorted(path.stem for path in WORKFLOWS.glob("*.json"))
-    assert "ipa_simple" in names
+    assert "Image prompt" in names
     assert sorted(client.get("/workflow_templates")[server.pack]) == names
-    assert client.get(f"/api/workflow_templates/{server.pack}/ipa_simple.json")["version"] == 0.4
+    assert client.get(f"/api/workflow_templates/{server.pack}/Image prompt.json")["version"] == 0.4

@@ -179,7 +179,10 @@ def test_every_socket_of_every_node_says_what_it_got(fuzzer: NodeFuzzer, strange
                 continue
             said = refused(fuzzer, node_id, **{name: value})
             apply_nodes_own = "no image" in said  # these take a picture by several names
-            assert apply_nodes_own or f", for {name} of {schema.display_name}. Expected: " in said, (
+            assert (
+                apply_nodes_own
+                or f", for {comfy_host.title(node_id, name)} of {schema.display_name}. Expected: " in said
+            ), (
                 node_id,
                 name,
                 said,
@@ -213,7 +216,7 @@ def test_images(fuzzer: NodeFuzzer, node_id: str, name: str, fault: str) -> None
     image = fuzzer.goods[node_id][name]
     said = refused(fuzzer, node_id, **{name: TENSORS[fault](random.Random(0), image)})
     assert IMAGE_FAULTS[fault] in said
-    assert f"for {name} of " in said
+    assert f"for {comfy_host.title(node_id, name)} of " in said
     assert "Expected: an IMAGE" in said
 
 
@@ -222,7 +225,7 @@ def test_images(fuzzer: NodeFuzzer, node_id: str, name: str, fault: str) -> None
 def test_masks(fuzzer: NodeFuzzer, node_id: str, name: str, fault: str) -> None:
     said = refused(fuzzer, node_id, **{name: TENSORS[fault](random.Random(0), fuzzer.goods[node_id][name])})
     assert IMAGE_FAULTS[fault] in said
-    assert f"for {name} of " in said
+    assert f"for {comfy_host.title(node_id, name)} of " in said
 
 
 @pytest.mark.parametrize("fault", sorted(set(IMAGE_FAULTS) - {"bool"}))
@@ -269,7 +272,10 @@ def test_linked_numbers(base_directory: Path, goods: dict, node_id: str, name: s
     """Through the class: ComfyUI's own report of an error has no room for 5,000 digits."""
     value, found = NUMBERS[kind]
     widgets = {key: default for key, default in defaults(node_id).items() if default is not None}
-    with pytest.raises(ValueError, match=re.escape(f"Found: {found}") + rf".*, for {name} of .*Expected: a .*number"):
+    with pytest.raises(
+        ValueError,
+        match=re.escape(f"Found: {found}") + rf".*, for {comfy_host.title(node_id, name)} of .*Expected: a .*number",
+    ):
         comfy_host.call(node_id, **widgets | goods[node_id] | {name: value})
 
 

@@ -21,8 +21,13 @@ def shipped() -> list[Path]:
     )
 
 
+def thumbnails() -> list[Path]:
+    return [path for pattern in ("workflows/*.jpg", "demo/packs/*/workflows/*.jpg") for path in ROOT.glob(pattern)]
+
+
 def test_every_shipped_file_has_its_digest_and_licence() -> None:
-    files = [*shipped(), ROOT / "docs" / "demo.png"]
+    pictures = [path for path in (ROOT / "docs").iterdir() if path.suffix in (".png", ".jpg")]
+    files = [*shipped(), *thumbnails(), *pictures]
     digests = {str(path.relative_to(ROOT)): hashlib.sha256(path.read_bytes()).hexdigest()[:16] for path in files}
     assert recorded() == digests
 

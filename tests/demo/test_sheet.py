@@ -11,13 +11,13 @@ from torch import Tensor
 
 from demo import checks, rows
 from demo.checks import Check
-from demo.install import InstallError, install
+from demo.install import SAVED, InstallError, install
 from demo.page import write_page
 from demo.references import FILES, path_of
 from demo.rows import Row, Shown
 from demo.scenes import SCENES
 from demo.sheet import SIDE, write_sheet
-from demo.workflows import WORKFLOWS, build
+from demo.workflows import build
 
 PLAIN = torch.tensor([2.0, -4.0])
 BLACK, WHITE = Image.new("RGB", (64, 64)), Image.new("RGB", (96, 64), "white")
@@ -113,7 +113,7 @@ def test_every_scene_fills_six_places():
 @pytest.mark.parametrize("scene", SCENES, ids=lambda scene: scene.name)
 def test_a_workflow_is_what_the_table_says(scene):
     """After a change there: python -m demo.workflows."""
-    assert (WORKFLOWS / f"{scene.name}.json").read_text(encoding="utf-8") == build(scene).text()
+    assert scene.path.read_text(encoding="utf-8") == build(scene).text()
 
 
 @pytest.fixture
@@ -130,7 +130,8 @@ def models(tmp_path: Path) -> Path:
 def test_install_copies_what_is_not_there(models: Path, tmp_path: Path):
     comfyui = tmp_path / "comfyui"
     copied = install(models, comfyui)
-    assert len(copied) == 3 + len(FILES)
+    assert len(copied) == 3 + len(FILES) + len(SCENES)
+    assert sorted(path.name for path in (comfyui / SAVED).iterdir()) == sorted(scene.path.name for scene in SCENES)
     assert (comfyui / "models/clip_vision/encoder/config.json").read_text() == "clip_vision/encoder/config.json"
     assert (comfyui / "input" / FILES[0]).read_bytes() == path_of(FILES[0]).read_bytes()
     assert not (comfyui / "models" / "diffusers").exists()

@@ -55,6 +55,12 @@ def schema(node_id: str) -> Any:
     return node(node_id).GET_SCHEMA()
 
 
+def title(node_id: str, name: str) -> str:
+    """What the screen calls an input."""
+    (item,) = (item for item in schema(node_id).inputs if item.id == name)
+    return str(item.display_name or item.id)
+
+
 def fingerprint(node_id: str, **inputs: object) -> Any:
     """What ComfyUI compares to know whether a node has to run again."""
     found = node(node_id)

@@ -17,6 +17,7 @@ ROOT = Path(__file__).resolve().parents[2]
 STUBS = {
     "env.sh": 'case $1 in ruff | mypy | comfy) exit ;; esac; exec "$@"',
     "comfyui.sh": 'printf "%s" "$(dirname "$0")/comfyui-${1:-9.9}"',
+    "docs.sh": "",
 }
 SOONER = {"sign_of_life": 0, "insist": 1}  # seconds
 WAITS_FOR_THE_OTHER = """

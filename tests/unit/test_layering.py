@@ -47,17 +47,18 @@ CORE = {
 BELOW_NODES = {"arrivals", "cache", "encoding", "loading", "paths", "patching", "progress", "sockets"}
 NODES = {
     "cache": set(),
+    "errors": set(),
     "paths": set(),
     "progress": set(),
     "sockets": {"encoding"},
     "arrivals": {"encoding", "sockets"},
     "encoding": {"cache", "paths", "progress", "sockets"},
     "loading": {"encoding", "paths", "sockets"},
-    "inputs": {"sockets"},
+    "inputs": {"errors", "sockets"},
     "patching": {"cache", "sockets"},
     "legacy": BELOW_NODES,
-    "definitions": BELOW_NODES | {"inputs"},
-    "__init__": {"cache", "definitions", "legacy", "paths"},
+    "definitions": BELOW_NODES | {"errors", "inputs"},
+    "__init__": {"cache", "definitions", "errors", "legacy", "paths"},
 }
 TRAINER = {"ipadapter_core", "ipadapter_trainer"}
 OURS = {"comfy", "comfy_api", "comfy_extras", "folder_paths", "ipadapter_core", "ipadapter_trainer", "nodes", "trainer"}

@@ -1,4 +1,4 @@
-"""scripts/requirements.lock holds all that the set-up installs, by hash, and the scripts install nothing past it."""
+"""The locks in scripts/ hold all that is installed, by hash, and the scripts install nothing past them."""
 
 import itertools
 import os
@@ -15,6 +15,8 @@ from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).parents[2]
 LOCK = ROOT / "scripts" / "requirements.lock"
+DOCS_LOCK = ROOT / "scripts" / "docs.lock"
+SMALLEST = {LOCK: 150, DOCS_LOCK: 20}  # packages
 SCRIPTS = [*sorted((ROOT / "scripts").glob("*.sh")), ROOT / ".ci" / "run", *sorted((ROOT / "demo").glob("*.sh"))]
 PYTHONS = ("3.10", "3.11", "3.12", "3.13")
 MACHINES = [("linux", "Linux", "x86_64"), ("linux", "Linux", "aarch64"), ("darwin", "Darwin", "arm64")]
@@ -30,8 +32,8 @@ class Pin:
 
 
 @cache
-def pins() -> list[Pin]:
-    text = re.sub(r"\\\n", " ", LOCK.read_text(encoding="utf-8"))
+def pins(lock: Path = LOCK) -> list[Pin]:
+    text = re.sub(r"\\\n", " ", lock.read_text(encoding="utf-8"))
     found = []
     for line in text.splitlines():
         if not line.strip() or line.lstrip().startswith("#"):
@@ -59,18 +61,18 @@ ENVIRONMENTS = {
 }
 
 
-def installed(environment: dict[str, str]) -> dict[str, str]:
+def installed(environment: dict[str, str], lock: Path = LOCK) -> dict[str, str]:
     """What the lock gives there, every name once."""
     there: dict[str, str] = {}
-    for pin in pins():
+    for pin in pins(lock):
         if pin.marker is None or pin.marker.evaluate(environment):
             assert pin.name not in there, f"{pin.name} twice on {environment}"
             there[pin.name] = pin.version
     return there
 
 
-def unmet(wanted: list[Requirement], environment: dict[str, str]) -> list[str]:
-    there = installed(environment)
+def unmet(wanted: list[Requirement], environment: dict[str, str], lock: Path = LOCK) -> list[str]:
+    there = installed(environment, lock)
     return [
         str(one)
         for one in wanted
@@ -89,15 +91,20 @@ def comfyui_requirements(folder: Path) -> list[Requirement]:
     return [one for one in lines_of(folder / "requirements.txt") if canonicalize_name(one.name) not in SPLIT_OFF]
 
 
-def test_every_package_has_the_hashes_of_its_files():
-    assert len(pins()) > 150
-    assert [pin.name for pin in pins() if not pin.hashes] == []
-    assert [one for pin in pins() for one in pin.hashes if not re.fullmatch(r"sha256:[0-9a-f]{64}", one)] == []
+each_lock = pytest.mark.parametrize("lock", SMALLEST, ids=lambda path: path.name)
 
 
-def test_the_lock_names_no_place():
+@each_lock
+def test_every_package_has_the_hashes_of_its_files(lock: Path):
+    assert len(pins(lock)) > SMALLEST[lock]
+    assert [pin.name for pin in pins(lock) if not pin.hashes] == []
+    assert [one for pin in pins(lock) for one in pin.hashes if not re.fullmatch(r"sha256:[0-9a-f]{64}", one)] == []
+
+
+@each_lock
+def test_the_lock_names_no_place(lock: Path):
     """Neither an index of whoever made it nor a folder."""
-    lines = LOCK.read_text(encoding="utf-8").splitlines()
+    lines = lock.read_text(encoding="utf-8").splitlines()
     assert [line for line in lines if re.search(r"://|@ |(?<!\w)/\w|^--", line)] == []
 
 
@@ -111,6 +118,11 @@ def test_it_holds_what_this_project_and_its_set_up_ask_for(environment: dict[str
     wanted = [one for one in map(Requirement, asked) if one.name != project["name"]]
     assert len(wanted) > 35
     assert unmet([*wanted, *lines_of(ROOT / "scripts" / "requirements.in")], environment) == []
+
+
+@pytest.mark.parametrize("environment", ENVIRONMENTS.values(), ids=ENVIRONMENTS)
+def test_it_holds_what_the_site_asks_for(environment: dict[str, str]):
+    assert unmet(lines_of(ROOT / "scripts" / "docs.in"), environment, DOCS_LOCK) == []
 
 
 @pytest.mark.skipif("COMFYUI_PATH" not in os.environ, reason="no COMFYUI_PATH")
@@ -140,7 +152,12 @@ def test_scripts_install_nothing_without_hashes(script: Path):
 
 def test_what_installs_is_found():
     counts = {script.name: len(installing(script.read_text(encoding="utf-8"))) for script in SCRIPTS}
-    assert {name: count for name, count in counts.items() if count} == {"comfyui.sh": 2, "env.sh": 4, "lock.sh": 1}
+    assert {name: count for name, count in counts.items() if count} == {
+        "comfyui.sh": 2,
+        "docs.sh": 1,
+        "env.sh": 4,
+        "lock.sh": 1,
+    }
     (bad,) = installing("    logged 'a' pip install \\\n  --no-deps torch\n# pip install that\n")
     assert not is_held(bad)
     assert not is_held("curl -L https://example.org/install.sh | bash")

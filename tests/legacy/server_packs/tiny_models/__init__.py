@@ -1,9 +1,10 @@
 """A custom node pack of the test's server: ComfyUI's own model classes at tiny sizes, random.
 
-`TinyCheckpoint` stands for CheckpointLoaderSimple and `TinyCLIPVision` for CLIPVisionLoader, which build what they load
-at full size only. What stands for the loaders of transformers is in `transformers.py`.
+`TinyCheckpoint` stands for CheckpointLoaderSimple, `TinyCLIPVision` for CLIPVisionLoader and `TinyControlNet` for
+ControlNetLoader, which build what they load at full size only. What stands for the loaders of transformers is in `transformers.py`.
 """
 
+import copy
 import json
 import tempfile
 from dataclasses import dataclass
@@ -12,7 +13,9 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import comfy.cldm.cldm
 import comfy.clip_vision
+import comfy.controlnet
 import comfy.model_patcher
 import comfy.sd
 import comfy.sd1_clip
@@ -189,11 +192,31 @@ class TinyCLIPVision(io.ComfyNode):
         return io.NodeOutput(_encoder(clip_name))
 
 
+class TinyControlNet(io.ComfyNode):
+    """A CONTROL_NET for the tiny SD1.5."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="TinyControlNet",
+            category="test",
+            inputs=[io.String.Input("control_net_name")],
+            outputs=[io.ControlNet.Output()],
+        )
+
+    @classmethod
+    def execute(cls, control_net_name: str) -> io.NodeOutput:
+        with torch.inference_mode(False):
+            network = comfy.cldm.cldm.ControlNet(hint_channels=3, **copy.deepcopy(_SD15)).eval()
+            _randomise(network)
+        return io.NodeOutput(comfy.controlnet.ControlNet(network, load_device=torch.device("cpu")))
+
+
 class TinyModels(ComfyExtension):
     """The pack."""
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
-        return [TinyCheckpoint, TinyCLIPVision, TinyTransformer, TinyPrompt, TinyDecode]
+        return [TinyCheckpoint, TinyCLIPVision, TinyControlNet, TinyTransformer, TinyPrompt, TinyDecode]
 
 
 async def comfy_entrypoint() -> TinyModels:
