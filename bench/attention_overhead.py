@@ -7,7 +7,7 @@ comes per step. Here the device is the CPU, where a copy to the host can be invi
 the meta device, which refuses to give anything to the host.
 
 `--backbone NAME` counts the same for another kind of base model, per block and for every kind of adapter for it, with a
-whole forward on the meta device.
+whole forward on the meta device. `--record` counts with a heat map recorded, which costs nothing where there is none.
 """
 
 import argparse
@@ -44,6 +44,14 @@ CASES: dict[str, dict[str, Any]] = {
     "1_guard": {"nodes": ("guard",)},
     "1_batch2": {"batch": 2},
     "3_batch2_mask_range": {"adapters": 3, "batch": 2, "mask": HALF, "end_percent": 0.9},
+}
+# With Record IP-Adapter Heat Map behind the adapters.
+RECORDED: dict[str, dict[str, Any]] = {
+    "1": {},
+    "1_2references": {"references": 2},
+    "1_4references": {"references": 4},
+    "1_mask_range": {"mask": HALF, "end_percent": 0.9},
+    "3": {"adapters": 3},
 }
 # Kinds of adapters by kind of base model; `tests/support/families.py` has both.
 BACKBONES = {

@@ -53,7 +53,9 @@ def heated(image: Tensor, heat: Tensor, blending: float) -> Tensor:
     colours = torch.tensor(_HEAT) / 255
     at = below.long()
     colour = torch.lerp(colours[at], colours[at + 1], (place - below)[..., None])
-    return torch.lerp(image.cpu().expand_as(colour), colour, blending)
+    picture = image.cpu().expand_as(colour)
+    grey = picture.mean(dim=-1, keepdim=True).expand_as(picture)  # its own colours would be taken for those of the map
+    return torch.lerp(torch.lerp(picture, grey, blending), colour, blending)
 
 
 def bars(rows: Sequence[tuple[Tensor, Tensor, float]]) -> Tensor:

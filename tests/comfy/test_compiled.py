@@ -181,3 +181,18 @@ def test_a_compiler_that_plays_back_what_it_recorded_is_refused(
     patched.model_options["torch_compile_kwargs"] = {"backend": "cudagraphs"}  # as TorchCompileModel leaves it
     with pytest.raises(ValueError, match="set backend of TorchCompileModel to 'inductor', with"):
         sample(patched, steps=1)
+
+
+@pytest.mark.slow
+@whole_graph
+def test_a_heat_map_of_it_is_that_of_the_plain_model(
+    setting: tuple, apply: Callable, sample: Callable, make_tokens: Callable
+) -> None:
+    model, adapter, _ = setting
+    maps = []
+    for base in (compiled(model), model):
+        patched, record = comfy_host.call("IPARecord", model=apply(base, adapter, make_tokens(adapter, references=2)))
+        sample(patched, steps=1)
+        maps.append(record.maps.maps[0])
+    assert maps[0].min() > 0
+    same(*maps)

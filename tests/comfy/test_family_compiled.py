@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 
-from support import families
+from support import comfy_host, families
 from support.families import FAMILIES, apply, sample
 
 USUAL = "xlabs_chroma"  # both places of an image branch in it; the others with `scripts/test.sh --long`
@@ -40,3 +40,18 @@ def test_a_compiled_model_draws_the_same(name: str, setting: tuple) -> None:
     bare, patched = sample(name, model, steps=1), sample(name, apply(*setting), steps=1)
     for onto, wanted in ((compiled, bare), (apply(compiled, *setting[1:]), patched), (compiled, bare)):
         torch.testing.assert_close(sample(name, onto, steps=1), wanted, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.long
+def test_a_heat_map_of_a_compiled_model_is_that_of_the_plain_one(name: str, setting: tuple) -> None:
+    if name in UNCOMPILED:
+        pytest.skip("is refused")
+    model, adapter, _ = setting
+    maps = []
+    for base in (compiled_clone(model), model):
+        tokens = families.tokens_of(name, adapter, references=2)
+        patched, record = comfy_host.call("IPARecord", model=apply(base, adapter, tokens))
+        sample(name, patched, steps=1)
+        maps.append(record.maps.maps[0])
+    assert maps[0][:, :2].abs().max() > 0
+    torch.testing.assert_close(*maps, rtol=1e-3, atol=1e-3)

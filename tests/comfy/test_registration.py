@@ -46,6 +46,9 @@ CONTRACT = {
     "IPASchedule": (["over", "curve", "low", "high", "points", "frames", "fade_references"], ["IPA_SCHEDULE"]),
     "IPAGrid": (["model", "adapter", "tokens", "strengths", "layer_presets"], ["MODEL", "STRING", "INT"]),
     "IPAGridSheet": (["images", "labels", "columns"], ["IMAGE"]),
+    "IPARecord": (["model"], ["MODEL", "IPA_RECORD"]),
+    "IPAHeatMap": (["record", "image", "adapter", "reference", "step", "blending", "scale"], ["IMAGE", "MASK"]),
+    "IPAGuard": (["orthogonal", "rescale", "noise"], ["IPA_GUARD"]),
 }
 DOCS = comfy_host.ROOT / "nodes" / "web" / "docs"
 

@@ -20,7 +20,6 @@ DEMO = [scene.path for scene in SCENES]
 WORKFLOWS = [*TEMPLATES, *DEMO]
 BLUEPRINTS = sorted((ROOT / "subgraphs").glob("*.json"))
 SIMPLE = FOLDER / "Image prompt.json"
-ANIMATION = FOLDER / "Animation with a schedule.json"
 # of diffusion transformers, with the tiny model they are drawn with
 TRANSFORMERS = {
     "Anima image prompt": "Anima",
