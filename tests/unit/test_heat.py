@@ -1,5 +1,7 @@
 """Which tokens are whose, which step a call is of, and how what is added is shared out."""
 
+import itertools
+
 import pytest
 import torch
 
@@ -26,7 +28,7 @@ def test_every_token_is_of_one_reference(references: References, length: int, ow
 def test_a_call_is_of_the_step_that_begins_at_its_level(levels: tuple[float, ...]) -> None:
     rounded = [level * (1 + off) for level in levels[:-1] for off in (-1e-6, 0, 1e-6)]
     assert [step_of_level(level, levels) for level in rounded] == [0, 0, 0, 1, 1, 1, 2, 2, 2]
-    between = [(one + other) / 2 for one, other in zip(levels, levels[1:], strict=False)]
+    between = [(one + other) / 2 for one, other in itertools.pairwise(levels)]
     assert [step_of_level(level, levels) for level in between] == [0, 1, 2]
     assert step_of_level(levels[-1], levels) == 2
     assert step_of_level(12.0 if levels[0] == 10 else 0.0, levels) == 0, "noise was added before it"
