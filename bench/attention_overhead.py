@@ -13,7 +13,7 @@ whole forward on the meta device. `--record` counts with a heat map recorded, wh
 import argparse
 import copy
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,12 +25,23 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from support import comfy_host, families, published, tiny_unet
 
 HALF = torch.ones(1, 64, 64).tril()
+# What other nodes give to the apply node, by input: their id and their widgets.
+NODES: dict[str, tuple[str, dict[str, Any]]] = {
+    "schedule": (
+        "IPASchedule",
+        {"over": "steps", "curve": "ease out", "low": 0.0, "high": 1.0}
+        | {"points": "", "frames": 1, "fade_references": False},
+    ),
+    "guard": ("IPAGuard", {"orthogonal": 0.5, "rescale": 0.5, "noise": 0.3}),
+}
 CASES: dict[str, dict[str, Any]] = {
     "1": {},
     "3": {"adapters": 3},
     "1_mask": {"mask": HALF},
     "1_range": {"end_percent": 0.9},
     "1_mask_range": {"mask": HALF, "end_percent": 0.9},
+    "1_schedule": {"nodes": ("schedule",)},
+    "1_guard": {"nodes": ("guard",)},
     "1_batch2": {"batch": 2},
     "3_batch2_mask_range": {"adapters": 3, "batch": 2, "mask": HALF, "end_percent": 0.9},
 }
@@ -167,6 +178,7 @@ def compared(
     refusals: Callable[[Any, int], int],
     adapters: int = 1,
     batch: int = 1,
+    nodes: Sequence[str] = (),
     **widgets: Any,
 ) -> dict[str, Any]:
     """What is added per layer and adapter, and what per step.
@@ -175,7 +187,9 @@ def compared(
         patched: the model with one adapter more.
         count: operations of a step.
         refusals: what the meta device refuses.
+        nodes: connected to the apply node; keys of `NODES`.
     """
+    widgets |= {name: comfy_host.run(NODES[name][0], **NODES[name][1]) for name in nodes}
     layer_weights = comfy_host.pack("ipadapter_core.strength.layer_weights")
     only_first = layer_weights.LayerWeights(factors=layer_weights.parse_site_factors(f"1-{sites - 1}: 0"))
     all_layers = first_layer = model

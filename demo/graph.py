@@ -9,10 +9,9 @@ from typing import Any
 from comfy_cli.workflow_to_api import convert_ui_to_api
 
 from demo.client import Prompt
-from demo.layout import WORKFLOWS
+from demo.layout import SIMPLE
 from demo.scenes import Scene
 
-SIMPLE = WORKFLOWS / "Image prompt.json"
 REFERENCE = "reference.png"  # of a run with the user's models
 LATENT = "latent"  # node id of the saved latent
 _UP = ("images", "image", "samples")  # inputs that lead from a saved picture to its sampler

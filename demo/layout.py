@@ -12,7 +12,8 @@ Source = tuple[Node, int]
 """A node and the number of one of its outputs."""
 
 WORKFLOWS = Path(__file__).resolve().parents[1] / "workflows"
-TITLE, MARGIN, GAP, BETWEEN, SLOT = 30, 20, 30, 55, 20  # pixels; a node's title stands above its position
+SIMPLE = WORKFLOWS / "Image prompt.json"
+TITLE, MARGIN, GAP, BETWEEN, SLOT, PREVIEW = 30, 20, 30, 55, 20, 200  # pixels; a node's title stands above its position
 ENLARGE: Node = {
     "type": "ImageScaleBy",
     "size": [315, 82],
@@ -83,7 +84,7 @@ class Page:
             self.subgraphs.append(definition)
         inputs = [{"name": end["name"], "type": end["type"], "link": None} for end in definition["inputs"]]
         outputs = [{"name": end["name"], "type": end["type"], "links": None} for end in definition["outputs"]]
-        shape = {"type": definition["id"], "size": [0, SLOT * len(inputs) + GAP // 2], "inputs": inputs}
+        shape = {"type": definition["id"], "size": [0, SLOT * len(inputs) + PREVIEW], "inputs": inputs}
         shape |= {"outputs": outputs, "title": definition["name"], "properties": {}}
         return self._connected(self._append(shape, (), None), sources)
 
@@ -142,7 +143,7 @@ def _shapes() -> dict[str, Node]:
     """Inputs, outputs and size by node type, as the pack's workflows have them."""
     shapes: dict[str, Node] = {"ImageScaleBy": ENLARGE}
     kept = ("type", "size", "inputs", "outputs", "properties", "color", "bgcolor")
-    for path in sorted(WORKFLOWS.glob("*.json")):
+    for path in (SIMPLE, *sorted(WORKFLOWS.glob("*.json"))):  # in others, inputs that grow have grown
         for node in json.loads(path.read_text(encoding="utf-8"))["nodes"]:
             shape = {name: copy.deepcopy(node[name]) for name in kept if name in node}
             shape["properties"].pop("models", None)

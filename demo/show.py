@@ -15,6 +15,7 @@ from demo import checks, graph, rows, session
 from demo.checks import Check
 from demo.client import Client, Prompt
 from demo.judge import Judge
+from demo.layout import SIMPLE
 from demo.references import PHOTO
 from demo.rows import Row, Shown
 from demo.scenes import ENLARGED, SCENES, STRENGTH, Scene
@@ -85,9 +86,7 @@ def own_models(client: Client, inputs: Path, photo: Image.Image, checkpoint: str
             pictures += session.pictures(client, done, changed)
     labels = [f"strength {strength:g}" for strength in OWN_STRENGTHS]
     shown = _shown(labels, pictures, rows.whole(Judge(), [photo], pictures))
-    row = Row(
-        "One reference image", graph.SIMPLE.name, f"{adapter} on {checkpoint}", (Shown("reference", photo),), shown
-    )
+    row = Row("One reference image", SIMPLE.name, f"{adapter} on {checkpoint}", (Shown("reference", photo),), shown)
     return Outcome((row,), tuple(checks.arithmetic(latents)))
 
 

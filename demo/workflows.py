@@ -26,6 +26,7 @@ to `input`."""
 NOTE_HEIGHT, PICTURE_HEIGHT, RESULT_WIDTH = 330, 330, 270  # pixels; five results fit a screen with their texts
 SAMPLING = [scenes.SEED, "fixed", scenes.STEPS, scenes.CFG, scenes.SAMPLER, scenes.SCHEDULER, 1]
 ENLARGING = ["lanczos", scenes.ENLARGED]
+OTHERS = ["as trained", ""]  # crop and image strengths of Apply IP-Adapter from Image
 
 
 def build(scene: Scene) -> Page:
@@ -85,7 +86,7 @@ class Parts:
         if self.masks:
             for image, mask, side in zip(self.images, self.masks, ("left", "right"), strict=True):
                 sources = {"model": model, "adapter": (self.adapter, 0), "image": (image, 0), "mask": (mask, 0)}
-                model = self.page.add("IPAApplyImage", sources, settings, title=f"Apply on the {side}"), 0
+                model = self.page.add("IPAApplyImage", sources, [*settings, *OTHERS], title=f"Apply on the {side}"), 0
             return model
         tokens = self.tokens[0]
         if len(self.tokens) > 1:

@@ -32,6 +32,7 @@ class IPACompare(io.ComfyNode):
                 ),
                 io.ClipVision.Input(
                     "clip_vision",
+                    display_name="CLIP vision",
                     optional=True,
                     tooltip="Image encoder to use in place of the adapter's. Neutral: unconnected.",
                 ),
@@ -40,6 +41,7 @@ class IPACompare(io.ComfyNode):
                 io.Float.Output("similarity", tooltip="Mean over all pairs, -1 to 1."),
                 io.Image.Output("chart", tooltip="A bar for every pair, with the two pictures beside it."),
             ],
+            is_output_node=True,  # seen without anything behind it
         )
 
     @classmethod

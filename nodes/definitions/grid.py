@@ -43,10 +43,11 @@ class IPAGrid(io.ComfyNode):
                 io.String.Input(
                     "strengths",
                     default="0, 0.4, 0.7, 1",
-                    tooltip="A column each: numbers separated by commas, no unit. 0 is the model without the adapter.",
+                    tooltip="A column each: numbers separated by commas, no unit. Neutral: 0, the model without the adapter.",
                 ),
                 io.String.Input(
                     "layer_presets",
+                    display_name="layer presets",
                     default="all",
                     multiline=True,
                     tooltip="A row each: layer presets separated by commas or line ends, as Apply IP-Adapter names them. "

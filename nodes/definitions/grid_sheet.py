@@ -32,6 +32,7 @@ class IPAGridSheet(io.ComfyNode):
                 ),
             ],
             outputs=[io.Image.Output("sheet", tooltip="All of them in one picture, for Save Image.")],
+            is_output_node=True,  # seen without anything behind it
         )
 
     @classmethod

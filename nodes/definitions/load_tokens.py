@@ -26,6 +26,7 @@ class IPALoadTokens(io.ComfyNode):
                 ),
                 io.Combo.Input(
                     "tokens_file",
+                    display_name="tokens file",
                     options=token_files(),
                     tooltip="A file of Save IP-Adapter Tokens. Press R after saving, and it stands in the list.",
                 ),

@@ -36,6 +36,8 @@ class IPAPrepareReference(io.ComfyNode):
             search_aliases=[
                 "crop reference",
                 "crop face",
+                "crop",
+                "square",
                 "prep image",
                 "Prep Image For ClipVision",
                 "PrepImageForClipVision",
@@ -66,12 +68,15 @@ class IPAPrepareReference(io.ComfyNode):
                 ),
                 io.Combo.Input(
                     "pad_colour",
+                    display_name="pad colour",
+                    advanced=True,
                     options=list(COLOURS),
                     default=next(iter(COLOURS)),
                     tooltip="What 'pad' fills with. Usual: grey, which says least.",
                 ),
                 io.Int.Input(
                     "resolution",
+                    advanced=True,
                     default=512,
                     min=64,
                     max=4096,
@@ -80,6 +85,7 @@ class IPAPrepareReference(io.ComfyNode):
                 ),
                 io.Float.Input(
                     "sharpening",
+                    advanced=True,
                     default=0.0,
                     min=0.0,
                     max=1.0,
@@ -87,12 +93,31 @@ class IPAPrepareReference(io.ComfyNode):
                     tooltip="How much the square is sharpened, which brings out detail of a large picture made small; no "
                     "unit. Neutral: 0, not at all.",
                 ),
-                io.Float.Input("x", default=0.25, tooltip="Of a box: where it begins, 0 left to 1 right.", **_PART),
-                io.Float.Input("y", default=0.25, tooltip="Of a box: where it begins, 0 top to 1 bottom.", **_PART),
-                io.Float.Input("width", default=0.5, tooltip="Of a box: part of the picture's width.", **_PART),
-                io.Float.Input("height", default=0.5, tooltip="Of a box: part of the picture's height.", **_PART),
+                io.Float.Input(
+                    "x", default=0.25, tooltip="Of a box: where it begins, 0 left to 1 right. Neutral: 0.", **_PART
+                ),
+                io.Float.Input(
+                    "y", default=0.25, tooltip="Of a box: where it begins, 0 top to 1 bottom. Neutral: 0.", **_PART
+                ),
+                io.Float.Input(
+                    "width",
+                    default=0.5,
+                    tooltip="Of a box: part of the picture's width. Neutral: 1, all of it.",
+                    **_PART,
+                ),
+                io.Float.Input(
+                    "height",
+                    default=0.5,
+                    tooltip="Of a box: part of the picture's height. Neutral: 1, all of it.",
+                    **_PART,
+                ),
                 io.Mask.Input("mask", optional=True, tooltip="For the cut 'mask': 1 on what is to be cut out."),
-                IPAFaceModel.Input("face_model", optional=True, tooltip="For the cut 'face'."),
+                IPAFaceModel.Input(
+                    "face_model",
+                    display_name="face model",
+                    optional=True,
+                    tooltip="For the cut 'face'; from Load Face Model for IP-Adapter.",
+                ),
                 IPAAdapter.Input(
                     "adapter",
                     optional=True,
@@ -100,7 +125,12 @@ class IPAPrepareReference(io.ComfyNode):
                     "squares.",
                 ),
             ],
-            outputs=[io.Image.Output("image", tooltip="The squares, for Encode Image or Apply IP-Adapter from Image.")],
+            outputs=[
+                io.Image.Output(
+                    "image", tooltip="The squares, for Encode Image for IP-Adapter or Apply IP-Adapter from Image."
+                )
+            ],
+            is_output_node=True,  # seen without anything behind it
         )
 
     @classmethod

@@ -44,12 +44,27 @@ class IPARegion(io.ComfyNode):
                     "up to 1. Neutral: 0, hard edges.",
                 ),
                 io.Boolean.Input("invert", default=False, tooltip="Everything but the region. Neutral: off."),
-                io.Float.Input("x", default=0.25, tooltip="Of a box: where it begins, 0 left to 1 right.", **_PART),
-                io.Float.Input("y", default=0.25, tooltip="Of a box: where it begins, 0 top to 1 bottom.", **_PART),
-                io.Float.Input("width", default=0.5, tooltip="Of a box: part of the picture's width.", **_PART),
-                io.Float.Input("height", default=0.5, tooltip="Of a box: part of the picture's height.", **_PART),
+                io.Float.Input(
+                    "x", default=0.25, tooltip="Of a box: where it begins, 0 left to 1 right. Neutral: 0.", **_PART
+                ),
+                io.Float.Input(
+                    "y", default=0.25, tooltip="Of a box: where it begins, 0 top to 1 bottom. Neutral: 0.", **_PART
+                ),
+                io.Float.Input(
+                    "width",
+                    default=0.5,
+                    tooltip="Of a box: part of the picture's width. Neutral: 1, all of it.",
+                    **_PART,
+                ),
+                io.Float.Input(
+                    "height",
+                    default=0.5,
+                    tooltip="Of a box: part of the picture's height. Neutral: 1, all of it.",
+                    **_PART,
+                ),
                 io.Int.Input(
                     "picture_width",
+                    display_name="picture width",
                     default=1024,
                     min=16,
                     max=16384,
@@ -58,6 +73,7 @@ class IPARegion(io.ComfyNode):
                 ),
                 io.Int.Input(
                     "picture_height",
+                    display_name="picture height",
                     default=1024,
                     min=16,
                     max=16384,
@@ -80,6 +96,7 @@ class IPARegion(io.ComfyNode):
                 io.Mask.Output("mask", tooltip="1 where the image acts; for the mask of Apply IP-Adapter."),
                 io.Image.Output("preview", tooltip="The picture, darker where the image does not act."),
             ],
+            is_output_node=True,  # seen without anything behind it
         )
 
     @classmethod

@@ -46,7 +46,10 @@ class IPASchedule(io.ComfyNode):
                     tooltip="Its form, between low and high; 'points' reads those below. Neutral: constant.",
                 ),
                 io.Float.Input(
-                    "low", default=0.0, tooltip="Lowest factor of the strength; no unit. 0 is off.", **_FACTOR
+                    "low",
+                    default=0.0,
+                    tooltip="Lowest factor of the strength; no unit. 0 is off. Neutral: 1, as set.",
+                    **_FACTOR,
                 ),
                 io.Float.Input(
                     "high",
@@ -59,7 +62,7 @@ class IPASchedule(io.ComfyNode):
                     default="0: 1, 0.5: 0.5, 1: 0",
                     multiline=True,
                     tooltip="For 'points': time and factor, from 0 (the beginning) to 1 (the end), one pair per line or "
-                    "separated by commas, with straight lines between. Two pairs of one time are a jump.",
+                    "separated by commas, with straight lines between. Two pairs of one time are a jump. Neutral: '0: 1'.",
                 ),
                 io.Int.Input(
                     "frames",
@@ -70,12 +73,14 @@ class IPASchedule(io.ComfyNode):
                 ),
                 io.Boolean.Input(
                     "fade_references",
+                    display_name="fade references",
                     default=False,
                     tooltip="For 'frames': the references take turns, each fading into the next. Neutral: off, all act in all "
                     "frames.",
                 ),
             ],
             outputs=[Socket.Output("schedule", tooltip="For the schedule of Apply IP-Adapter.")],
+            is_output_node=True,  # seen without anything behind it
         )
 
     @classmethod

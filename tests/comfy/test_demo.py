@@ -19,11 +19,13 @@ from demo.references import FILES
 from demo.run import read_picture
 from demo.scenes import CHECKPOINT, SCENES, STRENGTH, STRENGTHS
 from demo.server import ROOT, ComfyServer
+from support.browser import Browser
 from support.graphs import ADAPTERS
 
 pytest_plugins = ["support.server"]
 
 CLAIMS = 5
+CARD = '[role=dialog] [data-testid^="template-workflow-"]'  # of ComfyUI's gallery
 PICTURES = sum(len(scene.references) + len(scene.labels) for scene in SCENES)
 
 
@@ -70,20 +72,25 @@ def test_it_holds_and_writes_sheet_and_page(
 
 
 @pytest.mark.slow
-def test_serve_has_everything_in_place_and_ends_cleanly(tmp_path: Path):
+def test_serve_opens_with_its_workflows_and_ends_cleanly(tmp_path: Path, browser: Browser):
     arguments = [sys.executable, "-m", "demo.run", "--serve", "--output", str(tmp_path)]
     with subprocess.Popen(arguments, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as running:
         assert running.stdout is not None
         url = running.stdout.readline().split()[-1]
         info = requests.get(f"{url}/object_info", timeout=60).json()
         listed = requests.get(f"{url}/workflow_templates", timeout=60).json()
-        settings = requests.get(f"{url}/settings", timeout=60).json()
+        with browser.page() as tab:
+            tab.open(url)
+            tab.wait_for(f"document.querySelectorAll('{CARD}').length === {len(SCENES)}", seconds=120)
+            cards = tab.evaluate(f"[...document.querySelectorAll('{CARD}')].map(card => card.textContent)")
+            nodes = tab.evaluate("app.graph._nodes.length")
         running.terminate()
         assert running.wait(60) == 130
     assert CHECKPOINT in str(info["CheckpointLoaderSimple"]["input"])
     assert [file for file in FILES if file not in str(info["LoadImage"]["input"])] == []
     assert sorted(listed["ipadapter-studio-demo"]) == sorted(scene.title for scene in SCENES)
-    assert settings["Comfy.TutorialCompleted"] is False  # so that the page opens its gallery
+    assert [scene.title for scene in SCENES if not any(scene.title in card for card in cards)] == []
+    assert nodes == 0  # ComfyUI's own first workflow would ask for a model that is not there
     with pytest.raises(requests.ConnectionError):
         requests.get(url, timeout=5)
 

@@ -8,7 +8,8 @@ import pytest
 
 from support import comfy_host
 
-_USE = ["strength", "start_percent", "end_percent", "layer_preset", "layer_weights", "mask"]
+_USE = ["strength", "start_percent", "end_percent", "layer_preset", "layer_weights", "mask", "schedule", "guard"]
+_BOX = ["x", "y", "width", "height"]
 CONTRACT = {
     "IPALoadAdapter": (["adapter_file", "image_encoder", "encoder_resolution"], ["IPA_ADAPTER"]),
     "IPAEncodeImage": (["adapter", "image", "crop", "negative_image", "mask", "clip_vision"], ["IPA_TOKENS"]),
@@ -19,7 +20,7 @@ CONTRACT = {
         ["MODEL"],
     ),
     "IPALayerWeights": (
-        ["input", "middle", "output", "style", "composition", "site_factors"],
+        ["input", "middle", "output", "style", "composition", "site_factors", "model", "layer_preset"],
         ["IPA_WEIGHTS"],
     ),
     "IPALoadFaceModel": (["face_pack", "device"], ["IPA_FACE_MODEL"]),
@@ -28,8 +29,26 @@ CONTRACT = {
         ["IPA_TOKENS", "IMAGE"],
     ),
     "IPAApplyFaceLora": (["model", "adapter", "strength"], ["MODEL"]),
+    "IPARegion": (
+        ["region", "feather", "invert", *_BOX, "picture_width", "picture_height", "image", "mask"],
+        ["MASK", "IMAGE"],
+    ),
+    "IPASaveTokens": (["adapter", "tokens", "filename"], []),
+    "IPALoadTokens": (["adapter", "tokens_file"], ["IPA_TOKENS"]),
+    "IPAPrepareReference": (
+        [
+            *("image", "cut", "margin", "fit", "pad_colour", "resolution", "sharpening", *_BOX),
+            *("mask", "face_model", "adapter"),
+        ],
+        ["IMAGE"],
+    ),
+    "IPACompare": (["image", "reference", "adapter", "clip_vision"], ["FLOAT", "IMAGE"]),
+    "IPASchedule": (["over", "curve", "low", "high", "points", "frames", "fade_references"], ["IPA_SCHEDULE"]),
+    "IPAGrid": (["model", "adapter", "tokens", "strengths", "layer_presets"], ["MODEL", "STRING", "INT"]),
+    "IPAGridSheet": (["images", "labels", "columns"], ["IMAGE"]),
     "IPARecord": (["model"], ["MODEL", "IPA_RECORD"]),
     "IPAHeatMap": (["record", "image", "adapter", "reference", "step", "blending", "scale"], ["IMAGE", "MASK"]),
+    "IPAGuard": (["orthogonal", "rescale", "noise"], ["IPA_GUARD"]),
 }
 DOCS = comfy_host.ROOT / "nodes" / "web" / "docs"
 
@@ -73,7 +92,7 @@ def test_every_input_and_output_has_a_tooltip(base_directory: Path, node_id: str
 @pytest.mark.parametrize("node_id", CONTRACT)
 def test_every_number_says_its_unit_and_neutral_value(base_directory: Path, node_id: str) -> None:
     for item in schema(node_id).inputs:
-        if item.get_io_type() in ("FLOAT", "STRING"):
+        if item.get_io_type() in ("FLOAT", "STRING") and not getattr(item, "force_input", None):
             assert "neutral" in item.tooltip.lower(), f"{node_id}.{item.id}"
 
 
@@ -94,7 +113,15 @@ def test_what_beginners_leave_alone_is_folded_away(base_directory: Path) -> None
         "IPALoadFaceModel.device",
         "IPAEncodeFace.version",
         "IPAEncodeFace.structure",
+        *(f"IPARegion.picture_{side}" for side in ("width", "height")),
+        *(f"IPAPrepareReference.{name}" for name in ("pad_colour", "resolution", "sharpening")),
     }
+
+
+def test_what_has_something_to_show_runs_with_nothing_behind_it(base_directory: Path) -> None:
+    ends = {name for name in CONTRACT if schema(name).is_output_node}
+    shows = {"IPARegion", "IPAPrepareReference", "IPASchedule", "IPACompare", "IPAGridSheet"}
+    assert ends == shows | {"IPASaveTokens"}
 
 
 @pytest.mark.parametrize("node_id", CONTRACT)

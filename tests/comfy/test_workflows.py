@@ -39,6 +39,13 @@ BYPASSED = 4
 TITLE = 30  # pixels of a node's title, which stands above its position
 WITHOUT_ENCODER = {"ip-adapter-faceid_sd15.bin"}  # it reads a face's embedding
 BASES = ("v1-5-pruned-emaonly-fp16.safetensors", "sd_xl_base_1.0.safetensors")
+SEARCHED = {  # what the page's search finds first
+    "image prompt": "Image prompt",
+    "style of": "Style of a picture",
+    "composition": "Composition of a picture",
+    "face": "Face",
+    "left and": "Left and right",
+}
 LARGEST_PICTURE = 60_000  # bytes
 
 each_template = pytest.mark.parametrize("path", TEMPLATES, ids=lambda path: path.stem)
@@ -232,6 +239,7 @@ def test_a_blueprint_draws(path: Path, client: Client, object_info: Any):
 
 
 def test_the_server_lists_the_blueprints(client: Client):
+    assert sorted(SEARCHED.values()) == [path.stem for path in BLUEPRINTS]
     listed = [entry["name"] for entry in client.get("/global_subgraphs").values() if entry["source"] == "custom_node"]
     assert sorted(listed) == [path.stem for path in BLUEPRINTS]
 
@@ -281,8 +289,10 @@ def test_page_shows_them_as_one_learns_and_finds_the_blueprints(page: Page, serv
         f"app.api.getCustomNodesI18n().then(found => found.en.templateWorkflows.category['{server.pack}'])"
     )
     assert section == "IP-Adapter Studio"
-    types = [f"SubgraphBlueprint.{path.stem}" for path in BLUEPRINTS]
-    page.wait_for(f"{json.dumps(types)}.every(type => type in LiteGraph.registered_node_types)", seconds=60)
+    store = "document.querySelector('#vue-app').__vue_app__.config.globalProperties.$pinia._s.get('nodeDef')"
+    found = {word: f"{store}.nodeSearchService.searchNode('{word}')[0]?.display_name" for word in SEARCHED}
+    for word, name in SEARCHED.items():
+        page.wait_for(f"{found[word]} === '{name}'", seconds=60)  # they are fetched after the nodes
 
 
 def test_the_demo_is_no_part_of_the_package():

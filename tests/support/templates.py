@@ -20,7 +20,6 @@ DEMO = [scene.path for scene in SCENES]
 WORKFLOWS = [*TEMPLATES, *DEMO]
 BLUEPRINTS = sorted((ROOT / "subgraphs").glob("*.json"))
 SIMPLE = FOLDER / "Image prompt.json"
-ANIMATION = FOLDER / "Animation with a schedule.json"
 # of diffusion transformers, with the tiny model they are drawn with
 TRANSFORMERS = {
     "Anima image prompt": "Anima",
@@ -43,6 +42,8 @@ SMALL: dict[str, dict[int, Any]] = {  # values by their place, for a picture in 
 }
 DRAWN = {path.stem: [(SIZE * ENLARGED,) * 2] * len(scene.labels) for path, scene in zip(DEMO, SCENES, strict=True)}
 DRAWN["Upscale by tiles"] = [(2 * SIZE, 2 * SIZE)]
+DRAWN["Which picture is closest"] = [(SIZE, SIZE)] * 4
+DRAWN["Strengths and presets side by side"] = [(3 * (SIZE + 28) + 8, 3 * (SIZE + 8) + 8)]  # with labels and gaps
 """Heights and widths of what a workflow saves, if it is not one picture of `SIZE`."""
 assert DEMO_SIZE == SIZE
 Node = dict[str, Any]

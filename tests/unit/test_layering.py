@@ -29,26 +29,28 @@ for name in names:
     importlib.import_module(name)
 print(json.dumps([names, sorted(sys.modules)]))
 """
-GROUND = {"errors", "numbers", "operations"}
+GROUND = {"box", "errors", "numbers", "operations"}
 # What each part may import of its own package, itself apart.
 CORE = {
     "errors": set(),
     "operations": set(),
     "numbers": {"errors"},
+    "box": {"errors"},
     "face": GROUND,
     "file": GROUND | {"face"},
     "backbone": GROUND | {"face"},
     "strength": GROUND | {"backbone"},
     "encoder": GROUND | {"file"},
     "network": GROUND | {"backbone", "face", "file"},
-    "branch": GROUND | {"backbone", "network", "strength"},
+    "branch": GROUND | {"backbone", "file", "network", "strength"},
     "legacy": GROUND | {"backbone", "branch", "encoder", "face", "file", "network", "strength"},
 }
-BELOW_NODES = {"arrivals", "cache", "encoding", "loading", "paths", "patching", "progress", "sockets"}
+BELOW_NODES = {"arrivals", "cache", "encoding", "loading", "paths", "patching", "previews", "progress", "sockets"}
 NODES = {
     "cache": set(),
     "errors": set(),
     "paths": set(),
+    "previews": set(),
     "progress": set(),
     "sockets": {"encoding"},
     "arrivals": {"encoding", "sockets"},
