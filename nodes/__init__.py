@@ -18,6 +18,7 @@ from .definitions.load_tokens import IPALoadTokens
 from .definitions.prepare_reference import IPAPrepareReference
 from .definitions.region import IPARegion
 from .definitions.save_tokens import IPASaveTokens
+from .definitions.train import IPATrain
 from .legacy.coexistence import former_nodes_to_register, nodes_to_register
 from .legacy.former.renaming import rename_in_prompts
 from .legacy.payload import forget_foreign
@@ -38,6 +39,7 @@ NODES: tuple[type[io.ComfyNode], ...] = (
     IPALoadTokens,
     IPAPrepareReference,
     IPACompare,
+    IPATrain,
 )
 
 
