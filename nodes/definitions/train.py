@@ -13,7 +13,7 @@ from ..loading import open_adapter
 from ..paths import AUTO, NONE, adapter_files, fingerprint
 from ..sockets import CATEGORY, IPAAdapter
 from ..training.batch import captions_of, write_batch
-from ..training.config import Asked
+from ..training.config import KINDS, LARGEST_SEED, Asked
 from ..training.places import (
     base_model,
     base_models,
@@ -65,8 +65,8 @@ class IPATrain(io.ComfyNode):
                 ),
                 io.Combo.Input(
                     "kind",
-                    options=["plus", "base"],
-                    default="plus",
+                    options=list(KINDS),
+                    default=KINDS[0],
                     tooltip="plus: closer to the reference. base: smaller, and freer.",
                 ),
                 io.Int.Input(
@@ -99,7 +99,7 @@ class IPATrain(io.ComfyNode):
                     "seed",
                     default=0,
                     min=0,
-                    max=10**18,
+                    max=LARGEST_SEED,
                     control_after_generate=False,
                     tooltip="What is random follows from it; it cannot change between queues of one name.",
                 ),
@@ -175,24 +175,17 @@ class IPATrain(io.ComfyNode):
     ) -> io.NodeOutput:
         place = place_of(name)
         base, described_by = _base_model(base_model, base_config)
-        found = encoder(image_encoder)
         if (images is None) == (folder == NONE):
             raise BadInputError(
                 "neither a folder nor images" if images is None else "a folder and images at once",
                 expected="one of them",
                 action="choose a folder, or connect images and set folder to 'none'",
             )
-        if images is None:
-            pictures = picture_folder(folder)
-        else:
-            images = check_image(images)
-            with storage(place):
-                pictures = write_batch(images, captions_of(captions, len(images)), place.pictures)
         asked = Asked(
-            pictures=pictures,
+            pictures=place.pictures if images is not None else picture_folder(folder),
             base=base,
             described_by=described_by,
-            encoder=found,
+            encoder=encoder(image_encoder),
             kind=kind,
             start_from=start_file(start_from),
             steps=steps,
@@ -200,6 +193,10 @@ class IPATrain(io.ComfyNode):
             learning_rate=learning_rate,
             seed=seed,
         )
+        if images is not None:
+            images = check_image(images)
+            with storage(place):
+                write_batch(images, captions_of(captions, len(images)), place.pictures)
         outcome = train(asked, place, cls.hidden.unique_id if cls.hidden else None)
         adapter = open_adapter(outcome.adapter.name, image_encoder, 0)
         curve = _image(outcome.curve)

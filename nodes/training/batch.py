@@ -29,7 +29,7 @@ def captions_of(text: str, count: int) -> list[str]:
     return lines * count if len(lines) == 1 else lines
 
 
-def write_batch(images: Tensor, captions: Sequence[str], folder: Path) -> Path:
+def write_batch(images: Tensor, captions: Sequence[str], folder: Path) -> None:
     """Write pictures (B, H, W, 3), 0..1, with their captions beside them; what is there already stays as it is.
 
     Raises:
@@ -47,7 +47,7 @@ def write_batch(images: Tensor, captions: Sequence[str], folder: Path) -> Path:
                 expected="the same ones, with which the training goes on",
                 action="choose another name for another training",
             )
-        return folder
+        return
     part = folder.with_name(f"{folder.name}.part")
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir(parents=True)
@@ -55,4 +55,3 @@ def write_batch(images: Tensor, captions: Sequence[str], folder: Path) -> Path:
         Image.fromarray(picture.numpy()).save(part / f"{mark}.png")
         (part / f"{mark}.txt").write_text(text, encoding="utf-8", errors="replace")
     os.replace(part, folder)
-    return folder

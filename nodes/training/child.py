@@ -20,7 +20,8 @@ ROOT = Path(__file__).resolve().parents[2]
 _POLL = 0.2  # seconds
 _PATIENCE = 120.0  # seconds: a step, and a checkpoint on a slow disk
 _READ = 16_384  # bytes of a log's end
-_MISSING = re.compile(r"No module named '?([\w.]+)|ImportError: cannot import name '?(\w+)'? from '?([\w.]+)")
+_MISSING = re.compile(r"No module named '?([\w.]+)|cannot import name '?\w+'? from '?([\w.]+)")
+_OLDER = re.compile(r"No such (?:option|command)")  # another ipadapter than this pack's
 _OUT_OF_MEMORY = re.compile(r"out of memory|DefaultCPUAllocator|MemoryError", re.IGNORECASE)
 _LAST = 3  # lines in which Python says why it ended
 _KILLED = -9
@@ -119,9 +120,11 @@ class Child:
         if said is not None:
             return ToldError("\n".join(lines[said:]).removeprefix(_ERROR), goes_on)
         ends_with = "\n".join(lines[-_LAST:])
-        if found := _MISSING.search(ends_with):
+        found = _MISSING.search(ends_with)
+        if found or _OLDER.search("\n".join(lines)):
+            lacks = shown(found[1] or found[2]) if found else "the trainer of this pack"
             return TrainingError(
-                f"the trainer cannot start: ComfyUI's Python lacks {shown(found[1] or found[2])}, or has another version",
+                f"the trainer cannot start: ComfyUI's Python lacks {lacks}, or has another version of it",
                 expected="the program ipadapter with all it needs",
                 action=f"in {ROOT} run {shlex.quote(sys.executable)} -m pip install -e '.[train]', then queue again",
             )

@@ -5,10 +5,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from ...ipadapter_core.errors import BadInputError, shown
+from ...ipadapter_core.errors import BadInputError, one_of, shown
 from ...ipadapter_core.file.container import write_aside
 from .places import Place
 
+KINDS = ("plus", "base")
+LARGEST_SEED = 10**18
+_SIDES = 8  # pixels of a resolution's step
 _MOST_BETWEEN = 10  # steps from one number to the next
 _POINTS = 100  # of a curve, at least
 _SAID = """# Written by Train IP-Adapter each time it is queued; what it does not say is in suggested.toml, which is yours to change.
@@ -35,6 +38,21 @@ class Asked:
     resolution: int
     learning_rate: float
     seed: int
+
+    def __post_init__(self) -> None:
+        """Raises BadInputError: what no training can have, as a linked input may give it."""
+        one_of(self.kind, KINDS, "kind")
+        wrong = {
+            "steps": (self.steps < 0, "0 or more"),
+            "resolution": (self.resolution < 0 or self.resolution % _SIDES != 0, f"0 or a multiple of {_SIDES}"),
+            "learning_rate": (self.learning_rate < 0, "0 or more"),
+            "seed": (not 0 <= self.seed <= LARGEST_SEED, f"0 to {LARGEST_SEED}"),
+        }
+        for name, (is_wrong, expected) in wrong.items():
+            if is_wrong:
+                raise BadInputError(
+                    f"{name} {getattr(self, name)}", expected=expected, action=f"correct {name} of Train IP-Adapter"
+                )
 
 
 def suggesting(asked: Asked, output: Path) -> list[str]:

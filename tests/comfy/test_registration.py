@@ -25,6 +25,11 @@ CONTRACT = {
         ["IPA_TOKENS", "IMAGE"],
     ),
     "IPAApplyFaceLora": (["model", "adapter", "strength"], ["MODEL"]),
+    "IPATrain": (
+        ["folder", "base_model", "image_encoder", "kind", "steps", "resolution", "learning_rate", "seed", "name"]
+        + ["images", "captions", "start_from", "base_config"],
+        ["IPA_ADAPTER", "IMAGE", "IMAGE"],
+    ),
 }
 DOCS = comfy_host.ROOT / "nodes" / "web" / "docs"
 

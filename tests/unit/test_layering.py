@@ -55,8 +55,10 @@ NODES = {
     "loading": {"encoding", "paths", "sockets"},
     "inputs": {"sockets"},
     "patching": {"cache", "sockets"},
+    "previews": set(),
+    "training": {"paths", "progress"},
     "legacy": BELOW_NODES,
-    "definitions": BELOW_NODES | {"inputs"},
+    "definitions": BELOW_NODES | {"inputs", "previews", "training"},
     "__init__": {"cache", "definitions", "legacy", "paths"},
 }
 TRAINER = {"ipadapter_core", "ipadapter_trainer"}
