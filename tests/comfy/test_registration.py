@@ -8,7 +8,7 @@ import pytest
 
 from support import comfy_host
 
-_USE = ["strength", "start_percent", "end_percent", "layer_preset", "layer_weights", "mask", "schedule"]
+_USE = ["strength", "start_percent", "end_percent", "layer_preset", "layer_weights", "mask", "schedule", "guard"]
 _BOX = ["x", "y", "width", "height"]
 CONTRACT = {
     "IPALoadAdapter": (["adapter_file", "image_encoder", "encoder_resolution"], ["IPA_ADAPTER"]),
@@ -20,7 +20,7 @@ CONTRACT = {
         ["MODEL"],
     ),
     "IPALayerWeights": (
-        ["input", "middle", "output", "style", "composition", "site_factors"],
+        ["input", "middle", "output", "style", "composition", "site_factors", "model", "layer_preset"],
         ["IPA_WEIGHTS"],
     ),
     "IPALoadFaceModel": (["face_pack", "device"], ["IPA_FACE_MODEL"]),
@@ -49,6 +49,13 @@ CONTRACT = {
     "IPARecord": (["model"], ["MODEL", "IPA_RECORD"]),
     "IPAHeatMap": (["record", "image", "adapter", "reference", "step", "blending", "scale"], ["IMAGE", "MASK"]),
     "IPAGuard": (["orthogonal", "rescale", "noise"], ["IPA_GUARD"]),
+    "IPATrain": (
+        [
+            *("folder", "base_model", "image_encoder", "kind", "steps", "resolution", "learning_rate", "seed", "name"),
+            *("images", "captions", "start_from", "base_config"),
+        ],
+        ["IPA_ADAPTER", "IMAGE", "IMAGE"],
+    ),
 }
 DOCS = comfy_host.ROOT / "nodes" / "web" / "docs"
 

@@ -66,7 +66,7 @@ COMMANDS: dict[str, RunBy | NotRun] = {
     "ipadapter inspect": GUIDE,
     "scripts/demo.sh": RunBy(f"{DEMO}test_it_holds_and_writes_sheet_and_page"),
     "scripts/demo.sh --image": RunBy(f"{DEMO}test_a_bad_picture_is_named"),
-    "scripts/demo.sh --serve": RunBy(f"{DEMO}test_serve_opens_with_its_workflows_and_ends_cleanly"),
+    "scripts/demo.sh --serve": RunBy(f"{DEMO}test_serve_has_everything_in_place_and_ends_cleanly"),
     "COMFYUI_PATH=~/ComfyUI scripts/demo.sh --install": RunBy(f"{DEMO}test_install_asks_for_a_comfyui"),
     "COMFYUI_PATH=~/ComfyUI scripts/demo.sh --checkpoint": RunBy(
         f"{DEMO}test_an_unknown_name_is_answered_with_the_known_ones"
