@@ -72,7 +72,7 @@ def test_it_holds_and_writes_sheet_and_page(
 
 
 @pytest.mark.slow
-def test_serve_opens_with_its_workflows_and_ends_cleanly(tmp_path: Path, browser: Browser):
+def test_serve_has_everything_in_place_and_ends_cleanly(tmp_path: Path, browser: Browser):
     arguments = [sys.executable, "-m", "demo.run", "--serve", "--output", str(tmp_path)]
     with subprocess.Popen(arguments, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as running:
         assert running.stdout is not None
