@@ -24,6 +24,7 @@ from .definitions.record import IPARecord
 from .definitions.region import IPARegion
 from .definitions.save_tokens import IPASaveTokens
 from .definitions.schedule import IPASchedule
+from .definitions.train import IPATrain
 from .errors import name_plainly
 from .legacy.coexistence import former_nodes_to_register, nodes_to_register
 from .legacy.former.renaming import rename_in_prompts
@@ -51,6 +52,7 @@ NODES: tuple[type[io.ComfyNode], ...] = (
     IPARecord,
     IPAHeatMap,
     IPAGuard,
+    IPATrain,
 )
 
 

@@ -37,6 +37,8 @@ def register_folders() -> None:
     paths, extensions = folder_paths.folder_names_and_paths[ADAPTERS]
     # A folder known from extra_model_paths.yaml alone admits every suffix.
     folder_paths.folder_names_and_paths[ADAPTERS] = (paths, set(extensions) | set(ADAPTER_SUFFIXES))
+    # where Train IP-Adapter puts what is finished
+    folder_paths.add_model_folder_path(ADAPTERS, os.path.join(folder_paths.get_output_directory(), ADAPTERS))
     for base in (folder_paths.models_dir, folder_paths.get_output_directory()):
         folder_paths.add_model_folder_path(TOKENS, os.path.join(base, TOKENS))
 

@@ -1,8 +1,11 @@
 """Leaving in good order when a signal asks for it."""
 
+import _thread
 import logging
 import os
 import signal
+import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,6 +20,21 @@ class StopRequest:
     """Whether somebody asked to leave."""
 
     is_asked: bool = False
+
+
+def interrupt_with_input() -> None:
+    """Be interrupted, as by Ctrl-C, when standard input ends: the program that holds its other end asks, or is gone.
+
+    On every system, also where a process group cannot be sent Ctrl-C.
+    """
+    number = sys.stdin.fileno()
+
+    def wait() -> None:
+        while os.read(number, 1):  # not through sys.stdin, whose lock the interpreter would wait for as it ends
+            continue
+        _thread.interrupt_main()
+
+    threading.Thread(target=wait, daemon=True).start()
 
 
 @contextmanager

@@ -35,7 +35,7 @@ class References:
         return (owner == torch.arange(self.count)[:, None]).float()
 
 
-def shares(image: Tensor, parts: Sequence[Tensor], weight: Tensor | None = None) -> Tensor:
+def shares(image: Tensor, parts: Sequence[Tensor], weight: Tensor | None = None, held: Tensor | None = None) -> Tensor:
     """How long what is added to each token is, as the sum of what its parts have in it: (P, B, L).
 
     A part counts as it points in the direction of the whole, so that what is against it is negative.
@@ -44,13 +44,17 @@ def shares(image: Tensor, parts: Sequence[Tensor], weight: Tensor | None = None)
         image: (B, L, C).
         parts: of which `image` is the sum, all but the last one.
         weight: by which the image is multiplied before it is added, of a shape that it can be; None is 1.
+        held: what was added in the end, as `image`, where a guard changed it, which knows no parts; None is the product.
     """
     added = image.float() if weight is None else image.float() * weight
     length = torch.linalg.vector_norm(added, dim=-1)
     direction = added / length.clamp_min(torch.finfo(length.dtype).tiny)[..., None]
     direction = direction if weight is None else direction * weight
     known = [(part.float() * direction).sum(dim=-1) for part in parts]
-    return torch.stack([*known, length - sum(known)] if known else [length])
+    found = torch.stack([*known, length - sum(known)] if known else [length])
+    if held is None:
+        return found
+    return found * torch.where(length > 0, torch.linalg.vector_norm(held.float(), dim=-1) / length, 0)
 
 
 def step_of_level(level: float, levels: Sequence[float]) -> int:

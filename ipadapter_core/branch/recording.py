@@ -37,6 +37,26 @@ class Shown:
     covers: tuple[int, int]
 
 
+@dataclass(frozen=True, eq=False)
+class Addition:
+    """What a plan adds at a site.
+
+    Attributes:
+        slot: of the site in the plan.
+        rows: whose they are.
+        image: (G·B, L, C), for the tokens of the picture.
+        parts, weight, held: as those of `shares`; a weight has G·B rows or one.
+    """
+
+    plan: PatchPlan
+    slot: int
+    rows: Rows
+    image: Tensor
+    parts: Sequence[Tensor] = ()
+    weight: Tensor | None = None
+    held: Tensor | None = None
+
+
 @dataclass(frozen=True)
 class _Key:
     """Additions that are summed on the device."""
@@ -82,39 +102,29 @@ class Recording:
         count = references.count - (0 if isinstance(plan.kv, TimedKV) else 1)  # the last is what remains
         return tuple(attend(column) for column in columns[:count])
 
-    def add(
-        self,
-        plan: PatchPlan,
-        slot: int,
-        rows: Rows,
-        shown: Shown,
-        level: Tensor | None,
-        image: Tensor,
-        parts: Sequence[Tensor],
-        weight: Tensor | None,
-    ) -> None:
+    def add(self, made: Addition, shown: Shown, level: Tensor | None) -> None:
         """Note what was added at a site.
 
         Args:
             level: the noise level, 0-dim; None where nobody said it.
-            image: (G·B, L, C), for the tokens of the picture.
-            parts, weight: as those of `shares`; a weight has G·B rows or one.
         """
+        plan, rows, weight = made.plan, made.rows, made.weight
         if len(shown.frames) != rows.latents:
             self.fault = "another node split the batch of latents, so that nobody knows whose picture is whose"
             return
-        if image.shape[1] % (shown.grid[0] * shown.grid[1]):
+        if made.image.shape[1] % (shown.grid[0] * shown.grid[1]):
             self.fault = "another node merged or split the tokens of the picture, so that they are no picture"
             return
-        references = _of_site(plan, slot)
+        references = _of_site(plan, made.slot)
         for number, block in enumerate(rows.blocks):
             if block.side != COND:
                 continue
             of_block = slice(number * rows.latents, (number + 1) * rows.latents)
             of_rows = weight[of_block] if weight is not None and weight.ndim and len(weight) > 1 else weight
-            found = shares(image[of_block], [part[of_block] for part in parts], of_rows)
+            held = made.held if made.held is None else made.held[of_block]
+            found = shares(made.image[of_block], [part[of_block] for part in made.parts], of_rows, held)
             found = found.view(*found.shape[:2], -1, shown.grid[0] * shown.grid[1]).sum(dim=2)
-            key = _Key(plan, shown, block.place, image.device)
+            key = _Key(plan, shown, block.place, made.image.device)
             with self._lock:
                 if shown.evaluation not in self._levels:
                     self._levels[shown.evaluation] = None if level is None else level.clone()

@@ -15,6 +15,7 @@ from ...ipadapter_core.backbone.row import Place
 from ...ipadapter_core.backbone.sites import Address
 from ...ipadapter_core.branch.attention import add_to_tokens, weight_of
 from .compiled import operation, running_step
+from .noting import before_guard, held_back
 from .run import Step, step_of
 from .sequence import Image, Part, add_images, images, note_image
 
@@ -99,9 +100,10 @@ def _add_later(step: Step, out: Tensor, embedding: Tensor, place: Place) -> Tens
         if gates:
             channels = _per_token(gates[made.slot](embedding).to(out.dtype), out)
             weight = channels if weight is None else channels * weight
+        before = before_guard(step, made.plan, out)
         out = add_to_tokens(out, made.image.to(out.dtype), 0, made.mask, weight, guard=made.plan.guard)
         if step.run.recording is not None:
-            note_image(step, made, weight_of(made.mask, weight))
+            note_image(step, made, weight_of(made.mask, weight), held_back(out, before, 0, out.shape[1]))
     return out
 
 

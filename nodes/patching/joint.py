@@ -11,8 +11,9 @@ from torch import Tensor
 from ...ipadapter_core.backbone.row import Place
 from ...ipadapter_core.backbone.sites import Address
 from ...ipadapter_core.branch.attention import AttentionFunction, add_to_tokens, weight_of
+from ...ipadapter_core.branch.recording import Addition
 from ...ipadapter_core.branch.timed import joint_attention
-from .noting import note_patches, parts_of
+from .noting import before_guard, held_back, note_patches, parts_of
 from .run import Step
 from .sequence import patch_mask
 
@@ -61,12 +62,14 @@ def add_images(step: Step, out: Tensor, own: Own, address: Address, options: Map
         gate = step.gate(plan, image)
         if of_rows is not None:
             gate = of_rows if gate is None else of_rows * gate
+        before = before_guard(step, plan, out)
         out = add_to_tokens(out, image, own.text, mask, gate, strength, plan.guard)
         if step.run.recording is not None:
             attend_to = partial(_attend_to_part, attend, asking, own_key, v, keys)
             made = (image, *parts_of(step, plan, slot, keys[1].transpose(1, 2), attend_to))
             whole, *parts = (strength * each.transpose(1, 2).flatten(2) for each in made)
-            note_patches(step, plan, slot, rows, whole, parts, weight_of(mask, gate), own.patch_size)
+            held = held_back(out, before, own.text, whole.shape[1])
+            note_patches(step, Addition(plan, slot, rows, whole, parts, weight_of(mask, gate), held), own.patch_size)
     return out
 
 

@@ -15,14 +15,14 @@ from ...ipadapter_core.backbone.row import Place
 from ...ipadapter_core.backbone.sites import Address, Site
 from ...ipadapter_core.branch.attention import AttentionFunction, add_image_attention, image_attention, weight_of
 from ...ipadapter_core.branch.plan import PatchPlan
-from ...ipadapter_core.branch.recording import Recording
+from ...ipadapter_core.branch.recording import Addition, Recording
 from ...ipadapter_core.branch.resident import Resident
 from ...ipadapter_core.branch.rows import Group, Rows, attention_rows, batch_rows
 from ...ipadapter_core.branch.schedule import SigmaCurve, SigmaRange, curve_in_sigmas
 from ...ipadapter_core.errors import MismatchError
 from .applied import KEY, Applied, applied_to
 from .conditionings import by_number
-from .noting import note, parts_of
+from .noting import before_guard, held_back, note, parts_of
 
 logger = logging.getLogger(__name__)
 
@@ -235,10 +235,13 @@ class Step:
             image = image_attention(q, *kv, attend)
             mask = resident.mask(feature_map, q.shape[1], rows, self.frames)
             gate = self.gate(plan, image)
+            before = before_guard(self, plan, out)
             out = add_image_attention(out, image, mask, gate, guard=plan.guard)
             if self.run.recording is not None:
                 parts = parts_of(self, plan, slot, kv[1], partial(_attend_to_part, q, *kv, attend))
-                note(self, plan, slot, rows, image, parts, weight_of(mask, gate), feature_map[-2:], self.size)
+                held = held_back(out, before, 0, out.shape[1])
+                made = Addition(plan, slot, rows, image, parts, weight_of(mask, gate), held)
+                note(self, made, feature_map[-2:], self.size)
         return out
 
     def acting(

@@ -11,10 +11,11 @@ from ...ipadapter_core.backbone.row import Place
 from ...ipadapter_core.backbone.sites import Address
 from ...ipadapter_core.branch.attention import AttentionFunction, add_to_tokens, weight_of
 from ...ipadapter_core.branch.plan import PatchPlan
+from ...ipadapter_core.branch.recording import Addition
 from ...ipadapter_core.branch.resident import Resident
 from ...ipadapter_core.branch.rows import Rows
 from ...ipadapter_core.errors import MismatchError
-from .noting import note_patches, parts_of
+from .noting import before_guard, held_back, note_patches, parts_of
 from .run import Step
 
 
@@ -50,19 +51,23 @@ def add_images(
         MismatchError: rows or tokens that fit no pattern.
     """
     for made in images(step, q, address, place, part, options):
-        out = add_to_tokens(out, made.image, part.first - part.skipped, made.mask, made.acting, guard=made.plan.guard)
+        before, first = before_guard(step, made.plan, out), part.first - part.skipped
+        out = add_to_tokens(out, made.image, first, made.mask, made.acting, guard=made.plan.guard)
         if step.run.recording is not None:
-            note_image(step, made, weight_of(made.mask, made.acting))
+            note_image(
+                step, made, weight_of(made.mask, made.acting), held_back(out, before, first, part.last - part.first)
+            )
     return out
 
 
-def note_image(step: Step, made: "Image", weight: Tensor | None) -> None:
-    """Note what was added to the picture."""
+def note_image(step: Step, made: "Image", weight: Tensor | None, held: Tensor | None) -> None:
+    """Note what was added to the picture. `weight` and `held` are as those of `Addition`, for text as well."""
     text = made.part.text
     if weight is not None and weight.ndim and weight.shape[1] > 1:
         weight = weight[:, text:]
+    held = held if held is None else held[:, text:]
     image, *parts = (each.transpose(1, 2).flatten(2)[:, text:] for each in (made.image, *made.parts))
-    note_patches(step, made.plan, made.slot, made.rows, image, parts, weight, made.part.patch_size)
+    note_patches(step, Addition(made.plan, made.slot, made.rows, image, parts, weight, held), made.part.patch_size)
 
 
 @dataclass(frozen=True)

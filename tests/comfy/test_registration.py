@@ -49,6 +49,13 @@ CONTRACT = {
     "IPARecord": (["model"], ["MODEL", "IPA_RECORD"]),
     "IPAHeatMap": (["record", "image", "adapter", "reference", "step", "blending", "scale"], ["IMAGE", "MASK"]),
     "IPAGuard": (["orthogonal", "rescale", "noise"], ["IPA_GUARD"]),
+    "IPATrain": (
+        [
+            *("folder", "base_model", "image_encoder", "kind", "steps", "resolution", "learning_rate", "seed", "name"),
+            *("images", "captions", "start_from", "base_config"),
+        ],
+        ["IPA_ADAPTER", "IMAGE", "IMAGE"],
+    ),
 }
 DOCS = comfy_host.ROOT / "nodes" / "web" / "docs"
 

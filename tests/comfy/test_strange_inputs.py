@@ -30,6 +30,7 @@ SPEAKING = (  # have no file here that they look for, or have but a message
     "IPAdapterFluxLoader",
     "IPAdapterSD3Loader",
     "LoadFluxIPAdapter",
+    "IPATrain",
     "IPAdapterUnifiedLoader",
     "IPAdapterUnifiedLoaderCommunity",
     "IPAdapterUnifiedLoaderFaceID",

@@ -5,7 +5,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 
@@ -25,12 +25,20 @@ def start(target: Callable[..., object], *arguments: object) -> ForkServerProces
     return process
 
 
-def start_training(config_file: Path, run: Path, *launcher: str) -> "subprocess.Popen[str]":
+def start_training(
+    config_file: Path, run: Path, *launcher: str, options: Sequence[str] = (), stdin: int | None = None
+) -> "subprocess.Popen[str]":
     """`ipadapter train` in a process group of its own, as a terminal starts it, when it has done three steps."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
-    command = [sys.executable, *launcher, "-m", "ipadapter_trainer", "train", str(config_file)]
+    command = [sys.executable, *launcher, "-m", "ipadapter_trainer", "train", str(config_file), *options]
     process = subprocess.Popen(
-        command, cwd=_ROOT, env=environment, stderr=subprocess.PIPE, text=True, start_new_session=True
+        command,
+        cwd=_ROOT,
+        env=environment,
+        stdin=stdin,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
     )
     deadline = time.monotonic() + 120
     metrics = run / "metrics.jsonl"

@@ -4,6 +4,7 @@ import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from PIL import Image
@@ -14,7 +15,7 @@ from ipadapter_trainer.cli import app
 from ipadapter_trainer.config import Config
 from ipadapter_trainer.config_file import read_config
 from ipadapter_trainer.loop import train
-from ipadapter_trainer.start.suggestion import suggest, to_toml
+from ipadapter_trainer.start.suggestion import Wanted, suggest, to_toml
 from ipadapter_trainer.start.survey import Machine, Models, Pictures, find_models, survey
 from support.pictures import write_shards
 from support.training import write_pictures
@@ -174,6 +175,33 @@ def test_commands_are_whole_lines_on_a_narrow_terminal(tmp_path: Path, monkeypat
         "next: ipadapter plan mine.toml",
         "next: ipadapter train mine.toml",
     ]
+
+
+def test_what_is_decided_already_is_kept_and_what_hangs_on_it_follows(tmp_path: Path) -> None:
+    def decided(**wanted: Any) -> Config:
+        made = suggest("pictures", "mine", TWENTY, SD15, GPU, Wanted(**wanted))
+        (tmp_path / "made.toml").write_text(to_toml(made, "header"), encoding="utf-8")
+        return read_config(tmp_path / "made.toml")
+
+    short = decided(kind="base", steps=120)
+    assert (short.adapter.kind, short.adapter.pretrained) == ("base", None)
+    assert (short.train.steps, short.optimizer.warmup_steps) == (120, 12)
+    assert short.checkpoint.every <= 120
+    assert short.optimizer.learning_rate == 1e-4
+    mine = decided(start_from="mine.safetensors")
+    assert (mine.adapter.kind, mine.adapter.pretrained) == ("plus", "mine.safetensors")
+    assert mine.optimizer.learning_rate == 2e-5
+    anew = decided(start_from="none")
+    assert (anew.adapter.kind, anew.adapter.pretrained, anew.optimizer.learning_rate) == ("plus", None, 1e-4)
+
+
+def test_the_command_takes_what_is_decided(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_pictures(Path("mine"), 8)
+    asked = ["--kind", "base", "--steps", "70", "--start-from", "none"]
+    assert CliRunner().invoke(app, ["new", "mine", *asked]).exit_code == 0
+    config = read_config(Path("mine.toml"))
+    assert (config.adapter.kind, config.train.steps, config.adapter.pretrained) == ("base", 70, None)
 
 
 def test_shards_are_not_looked_at(tmp_path: Path) -> None:

@@ -54,6 +54,20 @@ def test_ctrl_c_is_answered_once_and_data_workers_go_on(config_file: Path) -> No
     assert find_checkpoints(config_file.parent / "run")[-1].name == f"step-{step:08d}"
 
 
+@pytest.mark.slow
+def test_the_end_of_its_input_is_an_answer_to_who_asked_for_it(config_file: Path) -> None:
+    run = config_file.parent / "run"
+    process = start_training(config_file, run, options=["--stop-with-input"], stdin=subprocess.PIPE)
+    _, said = process.communicate(timeout=120)  # closes it
+    assert process.returncode == 0, said[-2000:]
+    assert said.count(ASKED) == 1
+    assert "Traceback" not in said
+    assert find_checkpoints(run)[-1].name == f"step-{read_records(run)[-1]['step']:08d}"
+    deaf = start_training(config_file, run, stdin=subprocess.DEVNULL)
+    assert deaf.poll() is None, "what does not ask for it may have no input"
+    end(deaf, signal.SIGINT)
+
+
 @pytest.mark.long
 @pytest.mark.slow
 def test_two_processes_answer_once(config_file: Path) -> None:

@@ -1,6 +1,6 @@
 """Which tokens are whose, which step a call is of, and how what is added is shared out."""
 
-import itertools
+from itertools import pairwise
 
 import pytest
 import torch
@@ -28,7 +28,7 @@ def test_every_token_is_of_one_reference(references: References, length: int, ow
 def test_a_call_is_of_the_step_that_begins_at_its_level(levels: tuple[float, ...]) -> None:
     rounded = [level * (1 + off) for level in levels[:-1] for off in (-1e-6, 0, 1e-6)]
     assert [step_of_level(level, levels) for level in rounded] == [0, 0, 0, 1, 1, 1, 2, 2, 2]
-    between = [(one + other) / 2 for one, other in itertools.pairwise(levels)]
+    between = [(one + other) / 2 for one, other in pairwise(levels)]
     assert [step_of_level(level, levels) for level in between] == [0, 1, 2]
     assert step_of_level(levels[-1], levels) == 2
     assert step_of_level(12.0 if levels[0] == 10 else 0.0, levels) == 0, "noise was added before it"
@@ -52,6 +52,16 @@ def test_a_weight_of_channels_counts() -> None:
     given = shares(one + other, [one], weight)
     torch.testing.assert_close(given, shares((one + other) * weight, [one * weight]))
     torch.testing.assert_close(given.sum(dim=0), ((one + other) * weight).norm(dim=-1))
+
+
+def test_where_a_guard_changed_it_the_parts_sum_to_what_was_added() -> None:
+    one, other, held = torch.rand(3, 1, 4, 8)
+    one[:, 0] = other[:, 0] = 0  # nothing to share out
+    found = shares(one + other, [one], held=held)
+    torch.testing.assert_close(found.sum(dim=0)[:, 1:], held[:, 1:].norm(dim=-1))
+    assert not found[..., 0].any()
+    plain = shares(one + other, [one])
+    torch.testing.assert_close((found[0] / found[1])[:, 1:], (plain[0] / plain[1])[:, 1:])
 
 
 def test_a_map_keeps_its_mean_and_leaves_the_padding_out() -> None:

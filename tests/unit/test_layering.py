@@ -58,8 +58,9 @@ NODES = {
     "loading": {"encoding", "paths", "sockets"},
     "inputs": {"errors", "sockets"},
     "patching": {"cache", "sockets"},
+    "training": {"paths", "progress"},
     "legacy": BELOW_NODES,
-    "definitions": BELOW_NODES | {"errors", "inputs"},
+    "definitions": BELOW_NODES | {"errors", "inputs", "previews", "training"},
     "__init__": {"cache", "definitions", "errors", "legacy", "paths"},
 }
 TRAINER = {"ipadapter_core", "ipadapter_trainer"}

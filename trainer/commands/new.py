@@ -2,7 +2,7 @@
 
 import shlex
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -31,6 +31,13 @@ def new(
         str, typer.Option(help="Image encoder: folder or hub id.")
     ] = "laion/CLIP-ViT-H-14-laion2B-s32B-b79K",
     as_json: AsJson = False,
+    kind: Annotated[
+        Literal["base", "plus"] | None, typer.Option(help="Kind of adapter, if not what is suggested.")
+    ] = None,
+    steps: Annotated[int | None, typer.Option(min=1, help="Optimiser steps, if not what is suggested.")] = None,
+    start_from: Annotated[
+        str | None, typer.Option(help="Adapter file to start from, or none, if not what is suggested.")
+    ] = None,
 ) -> None:
     """Look at your pictures and write a config that fits them and this machine; says which command comes next.
 
@@ -39,7 +46,7 @@ def new(
     Example: `ipadapter new my_pictures`, then `ipadapter plan my_pictures.toml`
     """
     from ..config_file import read_config
-    from ..start.suggestion import PUBLISHED, describe, suggest, to_toml
+    from ..start.suggestion import PUBLISHED, Wanted, describe, suggest, to_toml
     from ..start.survey import find_models, survey, this_machine
 
     name = Path(data).resolve().stem or "mine"
@@ -52,7 +59,8 @@ def new(
         )
     pictures = survey(data)
     models = find_models(_BASES.get(base, base), encoder)
-    made = suggest(data, name, pictures, models, this_machine())
+    wanted = Wanted(kind=kind, steps=steps, start_from=start_from)
+    made = suggest(data, name, pictures, models, this_machine(), wanted)
     header = f"Written by `ipadapter new` for {pictures.count:,} pictures.\n\n  ipadapter train {file}"
     file.write_text(to_toml(made, header), encoding="utf-8")
     config = read_config(file)  # what is suggested is what can be read

@@ -23,6 +23,10 @@ def train(
     ] = None,
     overrides: Overrides = [],  # noqa: B006 - typer's way
     as_json: AsJson = False,
+    stop_with_input: Annotated[
+        bool,
+        typer.Option("--stop-with-input", help="Stop as Ctrl-C does when standard input ends: for programs."),
+    ] = False,
 ) -> None:
     """Train an adapter, or go on with the run that train.output holds; exports it at the end.
 
@@ -32,7 +36,10 @@ def train(
     Example: `ipadapter train my.toml --set train.steps=2000`; on all GPUs: `accelerate launch -m ipadapter_trainer train my.toml`
     """
     from ..config_file import read_config
+    from ..stop import interrupt_with_input
 
+    if stop_with_input:
+        interrupt_with_input()
     # before the libraries, which take their time: a mistake shows at once
     started = [] if restart_from is None else [f"adapter.pretrained={json.dumps(str(restart_from))}"]
     settings = read_config(config, [*overrides, *started])

@@ -39,8 +39,25 @@ class _Size:
 
 # of a picture: what is kept for the backward pass, counted (0.8 and 5.8 GB), and room for single operations
 _SIZES = {False: _Size(512, 384, 3.5 * _GIB, 1.0 * _GIB), True: _Size(1024, 768, 14 * _GIB, 6.5 * _GIB)}
+_NONE = "none"
 _CHECKPOINTED = 0.35  # of a picture's bytes that gradient checkpointing leaves
 _USABLE = 0.9  # of a GPU's memory
+
+
+@dataclass(frozen=True, kw_only=True)
+class Wanted:
+    """What the user has decided already; None is left to the suggestion.
+
+    Attributes:
+        start_from: an adapter file, or "none" to begin at 0.
+    """
+
+    kind: str | None = None
+    steps: int | None = None
+    start_from: str | None = None
+
+
+_NOTHING = Wanted()
 
 
 @dataclass
@@ -58,17 +75,19 @@ class Suggestion:
             self.reasons[name] = reason
 
 
-def suggest(path: str, name: str, pictures: Pictures, models: Models, machine: Machine) -> Suggestion:
-    """What fits.
+def suggest(
+    path: str, name: str, pictures: Pictures, models: Models, machine: Machine, wanted: Wanted = _NOTHING
+) -> Suggestion:
+    """What fits, and what is wanted.
 
     Args:
         path: of the data, as it goes into the config.
         name: of the run.
     """
     made = Suggestion({})
-    _models(made, pictures, models, machine)
+    _models(made, pictures, models, machine, wanted)
     _data(made, path, pictures, models, machine)
-    _train(made, name, pictures, models, machine)
+    _train(made, name, pictures, models, machine, wanted)
     _validation(made, pictures)
     return made
 
@@ -83,7 +102,7 @@ def to_toml(made: Suggestion, header: str) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _models(made: Suggestion, pictures: Pictures, models: Models, machine: Machine) -> None:
+def _models(made: Suggestion, pictures: Pictures, models: Models, machine: Machine, wanted: Wanted) -> None:
     precision, reason = "bf16", ""
     if machine.memory is None:
         precision, reason = "fp32", "no GPU was found; bf16 on one"
@@ -96,17 +115,21 @@ def _models(made: Suggestion, pictures: Pictures, models: Models, machine: Machi
     made.set("encoder.model", models.encoder)
     if precision != "bf16":
         made.set("encoder.precision", precision)
-    made.set("adapter.kind", "plus" if pictures.count < _MANY else "base")
+    kind = wanted.kind or ("plus" if pictures.count < _MANY else "base")
+    made.set("adapter.kind", kind)
+    if wanted.start_from not in (None, _NONE):
+        made.set("adapter.pretrained", wanted.start_from)
+        return
     if pictures.count >= _MANY:
         return
-    if models.fits_published:
+    if models.fits_published and kind == "plus" and wanted.start_from is None:
         made.set(
             "adapter.pretrained", PUBLISHED[models.is_sdxl], f"{pictures.count:,} pictures are too few to begin at 0"
         )
     else:
         made.notes.append(
-            f"no published adapter fits these models, so this one begins at 0: {pictures.count:,} pictures are few for "
-            "that; adapter.pretrained names a file to start from"
+            f"{'this adapter' if models.fits_published else 'no published adapter fits these models, so this one'} "
+            f"begins at 0: {pictures.count:,} pictures are few for that; adapter.pretrained names a file to start from"
         )
 
 
@@ -135,16 +158,17 @@ def _data(made: Suggestion, path: str, pictures: Pictures, models: Models, machi
         made.set("cache.variants", variants, "of each picture and reference" if variants > 1 else "")
 
 
-def _train(made: Suggestion, name: str, pictures: Pictures, models: Models, machine: Machine) -> None:
+def _train(made: Suggestion, name: str, pictures: Pictures, models: Models, machine: Machine, wanted: Wanted) -> None:
     size = _SIZES[models.is_sdxl]
     batch, checkpointing = _batch(size, machine)
     is_tight = machine.memory is not None and machine.memory * _USABLE < size.fixed + size.picture * _CHECKPOINTED
-    wanted = 4 if pictures.count < _FEW else 32
-    batch = min(batch, wanted)
-    accumulate = max(1, wanted // batch)
-    starts = pictures.count < _MANY and models.fits_published
+    at_once = 4 if pictures.count < _FEW else 32
+    batch = min(batch, at_once)
+    accumulate = max(1, at_once // batch)
+    starts = "pretrained" in made.config["adapter"]
     steps = round(_OFTEN * pictures.count / (batch * accumulate))
     steps = min(10_000, max(300, steps)) if starts else min(100_000, max(1_000, steps))
+    steps = wanted.steps or steps
     made.set("train.output", f"runs/{name}")
     made.set(
         "train.steps", steps, f"each picture about {max(1, round(steps * batch * accumulate / pictures.count))} times"
