@@ -26,8 +26,10 @@ CONTRACT = {
     ),
     "IPAApplyFaceLora": (["model", "adapter", "strength"], ["MODEL"]),
     "IPATrain": (
-        ["folder", "base_model", "image_encoder", "kind", "steps", "resolution", "learning_rate", "seed", "name"]
-        + ["images", "captions", "start_from", "base_config"],
+        [
+            *("folder", "base_model", "image_encoder", "kind", "steps", "resolution", "learning_rate", "seed", "name"),
+            *("images", "captions", "start_from", "base_config"),
+        ],
         ["IPA_ADAPTER", "IMAGE", "IMAGE"],
     ),
 }
