@@ -7,6 +7,7 @@ from pathlib import Path
 
 from ...ipadapter_core.errors import BadInputError, one_of, shown
 from ...ipadapter_core.file.container import write_aside
+from ..paths import NONE
 from .places import Place
 
 KINDS = ("plus", "base")
@@ -77,7 +78,8 @@ def _sections(asked: Asked, place: Place) -> Mapping[str, Mapping[str, object]]:
     described_by = None if asked.described_by is None else str(asked.described_by)
     between = max(1, min(_MOST_BETWEEN, asked.steps // _POINTS)) if asked.steps else _MOST_BETWEEN
     return {
-        "base": {"model": str(asked.base), "config": described_by},
+        # the suggested autoencoder of SDXL would be fetched
+        "base": {"model": str(asked.base), "config": described_by, "vae": NONE},
         "encoder": {"model": str(asked.encoder)},
         "adapter": {"kind": asked.kind, "pretrained": asked.start_from},
         "data": {"path": str(asked.pictures), "format": "folder", "resolution": asked.resolution or None},

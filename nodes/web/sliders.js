@@ -18,6 +18,11 @@ app.registerExtension({
     const widget = NODES.includes(node.comfyClass) && node.widgets?.find((each) => each.name === "strength");
     if (!widget) return;
     reach(widget);
+    const { callback } = widget; // which brings a value within the reach, as when a prompt is opened
+    widget.callback = function (...given) {
+      reach(widget);
+      return callback?.apply(this, given);
+    };
     const { onConfigure } = node;
     node.onConfigure = function (...given) {
       onConfigure?.apply(this, given);

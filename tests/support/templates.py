@@ -43,7 +43,9 @@ SMALL: dict[str, dict[int, Any]] = {  # values by their place, for a picture in 
 DRAWN = {path.stem: [(SIZE * ENLARGED,) * 2] * len(scene.labels) for path, scene in zip(DEMO, SCENES, strict=True)}
 DRAWN["Upscale by tiles"] = [(2 * SIZE, 2 * SIZE)]
 DRAWN["Which picture is closest"] = [(SIZE, SIZE)] * 4
-DRAWN["Strengths and presets side by side"] = [(3 * (SIZE + 28) + 8, 3 * (SIZE + 8) + 8)]  # with labels and gaps
+DRAWN["Strengths and presets side by side"] = [
+    (3 * (SIZE + 42) + 8, 3 * (SIZE + 8) + 8)
+]  # labels of two lines, and gaps
 """Heights and widths of what a workflow saves, if it is not one picture of `SIZE`."""
 assert DEMO_SIZE == SIZE
 Node = dict[str, Any]
