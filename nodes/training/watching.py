@@ -48,20 +48,41 @@ class Watcher:
     def __init__(self, place: Place, since: float | None = None) -> None:
         self._place = place
         self._since = time.time() if since is None else since
+        self._numbers = Numbers()
+        self._file, self._read = 0, 0
 
     def numbers(self) -> Numbers:
         """What is written so far; a line that is not complete, or has no number, is left out."""
-        found = Numbers()
-        points = {"train": ("loss", found.losses), "validation": ("true", found.checked)}
-        for record in _records(self._place.run / _METRICS):
-            name, into = points.get(str(record.get("kind")), ("", []))
+        for record in self._new_records():
+            name, into = {
+                "train": ("loss", self._numbers.losses),
+                "validation": ("true", self._numbers.checked),
+            }.get(str(record.get("kind")), ("", []))
             step, value, at = (_number(record.get(key)) for key in ("step", name, "time"))
             if step is None or value is None:
                 continue
             into.append((step, value))
-            if into is found.losses and at is not None:
-                found.times.append((step, at))
-        return found
+            if into is self._numbers.losses and at is not None:
+                self._numbers.times.append((step, at))
+        return self._numbers
+
+    def _new_records(self) -> list[dict[str, Any]]:
+        """Those since the last look; all of them where a run that goes on has written the file anew."""
+        path = self._place.run / _METRICS
+        try:
+            status = path.stat()
+            if status.st_ino != self._file or status.st_size < self._read:
+                self._file, self._read, self._numbers = status.st_ino, 0, Numbers()
+            if status.st_size == self._read:
+                return []
+            with path.open("rb") as file:
+                file.seek(self._read)
+                text = file.read()
+        except OSError:
+            return []
+        text = text[: text.rfind(b"\n") + 1]
+        self._read += len(text)
+        return [record for line in text.splitlines() if (record := _record(line)) is not None]
 
     def text(self, numbers: Numbers, total: int | None) -> str:
         """Step, loss and the time that is left."""
@@ -114,20 +135,12 @@ def duration(seconds: float) -> str:
     return f"{hours:,} h {rest // _MINUTE} min" if hours else f"{rest // _MINUTE} min"
 
 
-def _records(path: Path) -> list[dict[str, Any]]:
+def _record(line: bytes) -> dict[str, Any] | None:
     try:
-        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:
-        return []
-    records = []
-    for line in lines:
-        try:
-            record = json.loads(line)
-        except ValueError:
-            continue
-        if isinstance(record, dict):
-            records.append(record)
-    return records
+        record = json.loads(line)
+    except ValueError:
+        return None
+    return record if isinstance(record, dict) else None
 
 
 def _number(value: object) -> float | None:
