@@ -77,6 +77,7 @@ class IPALayerWeights(io.ComfyNode):
                 ),
             ],
             outputs=[IPAWeights.Output("layer_weights", tooltip="For layer weights of Apply IP-Adapter.")],
+            is_output_node=True,  # seen without anything behind it
         )
 
     @classmethod

@@ -54,12 +54,14 @@ class IPATrain(io.ComfyNode):
                 ),
                 io.Combo.Input(
                     "base_model",
+                    display_name="base model",
                     options=base_models(),
                     tooltip="The SD1.5, SD2.x or SDXL model to train for: a folder of models/diffusers (its name ends in "
                     "/), or a file of models/checkpoints.",
                 ),
                 io.Combo.Input(
                     "image_encoder",
+                    display_name="image encoder",
                     options=encoders(),
                     tooltip="A folder of models/clip_vision with a transformers model. The adapter will need this encoder.",
                 ),
@@ -87,6 +89,7 @@ class IPATrain(io.ComfyNode):
                 ),
                 io.Float.Input(
                     "learning_rate",
+                    display_name="learning rate",
                     default=0.0,
                     min=0.0,
                     max=10.0,
@@ -123,6 +126,7 @@ class IPATrain(io.ComfyNode):
                 ),
                 io.Combo.Input(
                     "start_from",
+                    display_name="start from",
                     options=[NONE, *adapter_files()],
                     default=NONE,
                     optional=True,
@@ -131,6 +135,7 @@ class IPATrain(io.ComfyNode):
                 ),
                 io.Combo.Input(
                     "base_config",
+                    display_name="base config",
                     options=[AUTO, *diffusers_folders()],
                     default=AUTO,
                     optional=True,

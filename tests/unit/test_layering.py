@@ -49,6 +49,7 @@ BELOW_NODES = {"arrivals", "cache", "encoding", "loading", "paths", "patching", 
 NODES = {
     "cache": set(),
     "errors": set(),
+    "heat": set(),
     "paths": set(),
     "previews": set(),
     "progress": set(),
@@ -60,7 +61,7 @@ NODES = {
     "patching": {"cache", "sockets"},
     "training": {"paths", "progress"},
     "legacy": BELOW_NODES,
-    "definitions": BELOW_NODES | {"errors", "inputs", "previews", "training"},
+    "definitions": BELOW_NODES | {"errors", "heat", "inputs", "previews", "training"},
     "__init__": {"cache", "definitions", "errors", "legacy", "paths"},
 }
 TRAINER = {"ipadapter_core", "ipadapter_trainer"}
