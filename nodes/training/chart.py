@@ -2,19 +2,20 @@
 
 from collections.abc import Sequence
 
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageFont
 
 Point = tuple[float, float]
 _WIDTH, _HEIGHT, _LEFT, _RIGHT, _TOP, _FOOT = 512, 288, 56, 16, 28, 28  # pixels
 _PAPER, _INK, _GRID = (32, 32, 34), (225, 225, 225), (62, 62, 66)
 _FAINT, _LINE, _CHECKED = (70, 92, 112), (86, 156, 214), (240, 170, 80)
+_LETTERS = 13  # pixels
 _DECAY = 0.9
 
 
 def curve(losses: Sequence[Point], checked: Sequence[Point], total: int) -> Image.Image:
     """Losses by step: as they came and smoothed, and those of the held-out pictures; `total` steps wide."""
     sheet = Image.new("RGB", (_WIDTH, _HEIGHT), _PAPER)
-    pen = ImageDraw.Draw(sheet)
+    pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(_LETTERS)
     values = [value for _, value in (*losses, *checked)] or [0.0, 1.0]
     low, high = min(values), max(values)
     margin = 0.05 * (high - low) or 0.1 * abs(high) or 1.0
@@ -29,14 +30,16 @@ def curve(losses: Sequence[Point], checked: Sequence[Point], total: int) -> Imag
         value = low + share * (high - low)
         (left, y), (right, _) = place((0, value)), place((total, value))
         pen.line((left, y, right, y), fill=_GRID)
-        pen.text((4, y - 6), f"{value:.3f}", fill=_INK)
+        pen.text((6, y - 8), f"{value:.3f}", _INK, font)
     for step in (0, total):
-        pen.text((place((step, low))[0] - (30 if step else 0), _HEIGHT - _FOOT + 8), f"{step:,}", fill=_INK)
+        text = f"{step:,}"
+        left = place((step, low))[0] - (font.getlength(text) if step else 0)
+        pen.text((left, _HEIGHT - _FOOT + 6), text, _INK, font)
     for points, color, width in ((losses, _FAINT, 1), (_smoothed(losses), _LINE, 2), (checked, _CHECKED, 2)):
         _line(pen, [place(point) for point in points], color, width)
-    pen.text((_LEFT, 8), "training loss", fill=_LINE)
+    pen.text((_LEFT, 6), "training loss", _LINE, font)
     if checked:
-        pen.text((_LEFT + 110, 8), "held-out pictures", fill=_CHECKED)
+        pen.text((_LEFT + 120, 6), "held-out pictures", _CHECKED, font)
     return sheet
 
 

@@ -97,7 +97,11 @@ def train(asked: Asked, place: Place, node_id: str | None) -> Outcome:
         write_config(asked, place)
         face.say("the trainer starts …")
         child = Child(["train", str(place.config), "--json", "--stop-with-input"], place.log)
-        child.wait(lambda: face.look(child), lambda: face.say("stops: writing a checkpoint …"))
+        try:
+            child.wait(lambda: face.look(child), lambda: face.say("stops: writing a checkpoint …"))
+        except comfy.model_management.InterruptProcessingException:
+            face.say(f"stopped at step {face.watcher.numbers().step:,}; queued again, it goes on")
+            raise
         if child.code != 0:
             raise child.failure(place.name)
         numbers, total = face.watcher.numbers(), face.total

@@ -112,9 +112,10 @@ def test_started_watched_stopped_resumed_finished_and_used(server: ComfyServer) 
     with Client(server.url, timeout=SILENCE) as client:
         stopped = client.run(training("mine"), stop_at_a_loss(client, client.interrupt))
         assert stopped.end == "execution_interrupted", stopped.error
-        assert stopped.texts(TRAIN)[-1] == "stops: writing a checkpoint …"
         (checkpoint,) = checkpoints(server, "mine")
         step = int(checkpoint.removeprefix("step-"))
+        said = f"stopped at step {step}; queued again, it goes on"
+        assert stopped.texts(TRAIN)[-2:] == ["stops: writing a checkpoint …", said]
         finished = client.run(training("mine", steps=step + 10))
         assert finished.end == "execution_success", finished.error
         assert step < steps_shown(finished)[-1] == step + 10
