@@ -49,6 +49,7 @@ BELOW_NODES = {"arrivals", "cache", "encoding", "loading", "paths", "patching", 
 NODES = {
     "cache": set(),
     "errors": set(),
+    "heat": set(),
     "paths": set(),
     "previews": set(),
     "progress": set(),
@@ -59,7 +60,7 @@ NODES = {
     "inputs": {"errors", "sockets"},
     "patching": {"cache", "sockets"},
     "legacy": BELOW_NODES,
-    "definitions": BELOW_NODES | {"errors", "inputs"},
+    "definitions": BELOW_NODES | {"errors", "heat", "inputs"},
     "__init__": {"cache", "definitions", "errors", "legacy", "paths"},
 }
 TRAINER = {"ipadapter_core", "ipadapter_trainer"}
