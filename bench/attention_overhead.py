@@ -14,6 +14,7 @@ import argparse
 import copy
 from collections import Counter
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,9 @@ NODES: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "guard": ("IPAGuard", {"orthogonal": 0.5, "rescale": 0.5, "noise": 0.3}),
 }
-CASES: dict[str, dict[str, Any]] = {
+Cases = dict[str, dict[str, Any]]
+Count = Callable[[Any, int], Counter[str]]  # of a model and a number of latents
+CASES: Cases = {
     "1": {},
     "3": {"adapters": 3},
     "1_mask": {"mask": HALF},
@@ -46,7 +49,7 @@ CASES: dict[str, dict[str, Any]] = {
     "3_batch2_mask_range": {"adapters": 3, "batch": 2, "mask": HALF, "end_percent": 0.9},
 }
 # With Record IP-Adapter Heat Map behind the adapters.
-RECORDED: dict[str, dict[str, Any]] = {
+RECORDED: Cases = {
     "1": {},
     "1_2references": {"references": 2},
     "1_4references": {"references": 4},
@@ -100,7 +103,7 @@ class HostMethods(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
-def measure_family(name: str, folder: Path) -> dict[str, Any]:
+def measure_family(name: str, folder: Path, cases: Cases, *, is_recorded: bool) -> dict[str, Any]:
     """As `measure` for an adapter of another kind of base model; a layer is a block."""
     torch.set_num_threads(1)
     adapter = families.adapter_of(name, folder)
@@ -108,18 +111,21 @@ def measure_family(name: str, folder: Path) -> dict[str, Any]:
     def count(model: Any, batch: int) -> Counter[str]:
         return steps_of(lambda **given: families.sample(name, model, batch=batch, **given))
 
-    cases = {
+    def patched(onto: Any, references: int = 1, **given: Any) -> Any:
+        return apply(onto, adapter, families.tokens_of(name, adapter, references), **given)
+
+    measured = {
         case: compared(
             families.model_of(name),
-            lambda model, **given: apply(model, adapter, families.tokens_of(name, adapter), **given),
+            patched,
             len(families.FAMILIES[name].sites),
-            count,
+            recorded(count) if is_recorded else count,
             lambda model, batch: refusal_on_meta(name, model, batch),
             **settings,
         )
-        for case, settings in CASES.items()
+        for case, settings in cases.items()
     }
-    return {**{key: value for key, value in cases["1"].items() if key != "operations"}, **cases}
+    return with_first(measured)
 
 
 def refusal_on_meta(name: str, model: Any, batch: int) -> int:
@@ -150,31 +156,44 @@ def refusal_on_meta(name: str, model: Any, batch: int) -> int:
     return 0
 
 
-def measure(folder: Path) -> dict[str, Any]:
+def measure(folder: Path, cases: Cases, *, is_recorded: bool) -> dict[str, Any]:
     torch.set_num_threads(1)  # the model is too small to share out; threads waiting for a busy core cost minutes
     unet = tiny_unet.diffusers_unet("sdxl")
     model = tiny_unet.comfy_model("sdxl", unet)
     sites = tiny_unet.site_dims(unet)
     name = write_adapter(folder, published.tiny_adapter("base", site_dims=sites))
     adapter = comfy_host.run("IPALoadAdapter", adapter_file=name, image_encoder="none")
-    cases = {name: case(model, adapter, len(sites), **settings) for name, settings in CASES.items()}
-    return {**{key: value for key, value in cases["1"].items() if key != "operations"}, **cases}
+    measured = {
+        name: case(model, adapter, recorded(count_step) if is_recorded else count_step, len(sites), **settings)
+        for name, settings in cases.items()
+    }
+    return with_first(measured)
 
 
-def case(model: Any, adapter: Any, sites: int, **settings: Any) -> dict[str, Any]:
+def with_first(measured: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """All cases, and the numbers of the plain one in front."""
+    return {**{key: value for key, value in measured["1"].items() if key != "operations"}, **measured}
+
+
+def recorded(count: Count) -> Count:
+    """Counts of a model of which a heat map is recorded."""
+    return lambda model, batch: count(comfy_host.run("IPARecord", model=model), batch)
+
+
+def case(model: Any, adapter: Any, count: Count, sites: int, **settings: Any) -> dict[str, Any]:
     """One case on the tiny UNet."""
 
-    def patched(onto: Any, **given: Any) -> Any:
-        return apply(onto, adapter, random_tokens(adapter, 4, tiny_unet.CONTEXT_DIM), **given)
+    def patched(onto: Any, references: int = 1, **given: Any) -> Any:
+        return apply(onto, adapter, random_tokens(adapter, 4, tiny_unet.CONTEXT_DIM, references), **given)
 
-    return compared(model, patched, sites, count_step, refusals_on_meta, **settings)
+    return compared(model, patched, sites, count, refusals_on_meta, **settings)
 
 
 def compared(
     model: Any,
     patched: Callable[..., Any],
     sites: int,
-    count: Callable[[Any, int], Counter[str]],
+    count: Count,
     refusals: Callable[[Any, int], int],
     adapters: int = 1,
     batch: int = 1,
@@ -260,13 +279,19 @@ def tidy(number: float) -> float:
     return int(number) if float(number).is_integer() else round(number, 4)
 
 
-def measure_backbone(folder: Path, name: str) -> dict[str, Any]:
+def measure_backbone(folder: Path, name: str, cases: Cases, *, is_recorded: bool) -> dict[str, Any]:
     """Every kind of adapter for a kind of base model."""
-    return {"backbone": name, **{family: measure_family(family, folder) for family in BACKBONES[name]}}
+    measured = {family: measure_family(family, folder, cases, is_recorded=is_recorded) for family in BACKBONES[name]}
+    return {"backbone": name, **measured}
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--backbone", choices=["UNet", *BACKBONES], default="UNet", help="kind of base model")
-    backbone = parser.parse_args().backbone
-    main(measure if backbone == "UNet" else lambda folder: measure_backbone(folder, backbone))
+    parser.add_argument("--record", action="store_true", help="with a heat map recorded")
+    args = parser.parse_args()
+    given: dict[str, Any] = {"cases": RECORDED if args.record else CASES, "is_recorded": args.record}
+    if args.backbone == "UNet":
+        main(partial(measure, **given))
+    else:
+        main(partial(measure_backbone, name=args.backbone, **given))

@@ -47,14 +47,21 @@ def shares(image: Tensor, parts: Sequence[Tensor], weight: Tensor | None = None,
         held: what was added in the end, as `image`, where a guard changed it, which knows no parts; None is the product.
     """
     added = image.float() if weight is None else image.float() * weight
-    length = torch.linalg.vector_norm(added, dim=-1)
+    length = _lengths(added)
+    if not parts:
+        return length[None] if held is None else _lengths(held)[None]
     direction = added / length.clamp_min(torch.finfo(length.dtype).tiny)[..., None]
     direction = direction if weight is None else direction * weight
     known = [(part.float() * direction).sum(dim=-1) for part in parts]
-    found = torch.stack([*known, length - sum(known)] if known else [length])
+    found = torch.stack([*known, length - sum(known)])
     if held is None:
         return found
-    return found * torch.where(length > 0, torch.linalg.vector_norm(held.float(), dim=-1) / length, 0)
+    return found * torch.where(length > 0, _lengths(held) / length, 0)
+
+
+def _lengths(x: Tensor) -> Tensor:
+    lengths: Tensor = torch.linalg.vector_norm(x.float(), dim=-1)
+    return lengths
 
 
 def step_of_level(level: float, levels: Sequence[float]) -> int:

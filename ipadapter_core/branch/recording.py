@@ -112,7 +112,8 @@ class Recording:
         if len(shown.frames) != rows.latents:
             self.fault = "another node split the batch of latents, so that nobody knows whose picture is whose"
             return
-        if made.image.shape[1] % (shown.grid[0] * shown.grid[1]):
+        cells = shown.grid[0] * shown.grid[1]
+        if made.image.shape[1] % cells:
             self.fault = "another node merged or split the tokens of the picture, so that they are no picture"
             return
         references = _of_site(plan, made.slot)
@@ -123,7 +124,8 @@ class Recording:
             of_rows = weight[of_block] if weight is not None and weight.ndim and len(weight) > 1 else weight
             held = made.held if made.held is None else made.held[of_block]
             found = shares(made.image[of_block], [part[of_block] for part in made.parts], of_rows, held)
-            found = found.view(*found.shape[:2], -1, shown.grid[0] * shown.grid[1]).sum(dim=2)
+            if found.shape[-1] > cells:
+                found = found.view(*found.shape[:2], -1, cells).sum(dim=2)
             key = _Key(plan, shown, block.place, made.image.device)
             with self._lock:
                 if shown.evaluation not in self._levels:

@@ -25,6 +25,7 @@ class IPAHeatMap(io.ComfyNode):
             description="Shows where in a picture each reference acted, over the picture: how much the image branch added "
             "there.",
             search_aliases=["heatmap", "attention map", "where does the reference act", "attribution", "saliency"],
+            is_output_node=True,  # seen without anything behind it
             inputs=[
                 IPARecordSocket.Input(
                     "record", tooltip="From Record IP-Adapter Heat Map, which the sampler's model came from."
