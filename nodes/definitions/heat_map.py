@@ -81,7 +81,6 @@ class IPAHeatMap(io.ComfyNode):
                 ),
                 io.Mask.Output("mask", tooltip="The map, 0 to 1, of the picture's size."),
             ],
-            is_output_node=True,  # seen without anything behind it
         )
 
     @classmethod
