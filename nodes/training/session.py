@@ -60,7 +60,9 @@ class Face:
         if not numbers.losses:
             self.say(last_line(child.lines()))
             return
-        self.say(self.watcher.text(numbers, total))
+        is_done = total is not None and numbers.step >= total
+        ends = "; the last samples are drawn, and the file is written …"
+        self.say(self.watcher.text(numbers, None) + ends if is_done else self.watcher.text(numbers, total))
         if total is not None:
             self._advance(numbers, total)
 

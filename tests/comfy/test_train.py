@@ -33,7 +33,7 @@ ASKED: dict[str, Any] = {
     "seed": 0,
 }
 LINE = (86, 156, 214)  # colour of the smoothed loss
-LONGEST = 90  # seconds until a trainer on a busy machine has done its first steps
+LONGEST = 300  # seconds until a trainer on a busy machine has done its first steps
 
 
 @pytest.fixture(scope="module")
@@ -86,7 +86,7 @@ def once_it_steps(world: Path, name: str, do: Callable[[], object]) -> threading
 
 def trainers(name: str) -> list[int]:
     """Processes that train under a name."""
-    found = subprocess.run(["ps", "-eo", "pid,args"], capture_output=True, text=True, check=True).stdout.splitlines()
+    found = subprocess.run(["ps", "-wweo", "pid,args"], capture_output=True, text=True, check=True).stdout.splitlines()
     lines = [line for line in found if "ipadapter_trainer" in line and f"/{name}/" in line]
     return [int(line.split()[0]) for line in lines]
 
