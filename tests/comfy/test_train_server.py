@@ -165,4 +165,4 @@ def _children(process: int) -> list[str]:
 
 
 def _command(process: int) -> str:
-    return subprocess.run(["ps", "-o", "args=", "-p", str(process)], capture_output=True, text=True).stdout
+    return subprocess.run(["ps", "-wwo", "args=", "-p", str(process)], capture_output=True, text=True).stdout
