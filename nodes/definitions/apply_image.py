@@ -1,7 +1,8 @@
 """`IPAApplyImage`: encode references and patch a clone of the model, in one node."""
 
+import torch
 from comfy.model_patcher import ModelPatcher
-from comfy_api.latest import io
+from comfy_api.latest import io, ui
 from torch import Tensor
 
 from ...ipadapter_core.branch.guard import NO_GUARD, Guard
@@ -10,7 +11,7 @@ from ...ipadapter_core.numbers import parse_numbers
 from ...ipadapter_core.strength.curve import Schedule
 from ...ipadapter_core.strength.layer_weights import LayerWeights
 from ..arrivals import checked
-from ..encoding.pictures import choose, encode_several
+from ..encoding.pictures import choose, encode_several, seen
 from ..inputs import apply_inputs, range_problem
 from ..patching.application import ApplySettings, apply_adapter
 from ..sockets import CATEGORY, LoadedAdapter
@@ -108,5 +109,7 @@ class IPAApplyImage(io.ComfyNode):
         settings = ApplySettings(
             strength, start_percent, end_percent, layer_preset, layer_weights, mask, schedule=schedule, guard=guard
         )
-        tokens = encode_several(adapter, choose(adapter), images, strengths, None if crop == _AS_TRAINED else crop)
-        return io.NodeOutput(apply_adapter(model, adapter, tokens, settings))
+        encoder, cut = choose(adapter), None if crop == _AS_TRAINED else crop
+        patched = apply_adapter(model, adapter, encode_several(adapter, encoder, images, strengths, cut), settings)
+        shown = torch.cat([seen(adapter, encoder, each, cut) for each in images])
+        return io.NodeOutput(patched, ui=ui.PreviewImage(shown, cls=cls))

@@ -2,12 +2,12 @@
 
 import logging
 
-from comfy_api.latest import io
+from comfy_api.latest import io, ui
 from torch import Tensor
 
 from ...ipadapter_core.file.spec import CROPS
 from ..arrivals import checked
-from ..encoding.pictures import choose, encode_image
+from ..encoding.pictures import choose, encode_image, seen
 from ..sockets import CATEGORY, IPAAdapter, IPATokens, LoadedAdapter
 
 logger = logging.getLogger(__name__)
@@ -72,4 +72,5 @@ class IPAEncodeImage(io.ComfyNode):
         trained = adapter.spec.encoder.crop
         if trained is not None and trained != crop:
             logger.warning("%s was trained with crop '%s', and gets '%s' here.", adapter.name, trained, crop)
-        return io.NodeOutput(encode_image(adapter, encoder, image, crop=crop, negative_image=negative_image, mask=mask))
+        tokens = encode_image(adapter, encoder, image, crop=crop, negative_image=negative_image, mask=mask)
+        return io.NodeOutput(tokens, ui=ui.PreviewImage(seen(adapter, encoder, image, crop, mask), cls=cls))

@@ -8,14 +8,14 @@ from torch import Tensor
 
 from ...ipadapter_core.box import Box
 from ...ipadapter_core.branch.masks import check_mask, resized
-from ...ipadapter_core.encoder.pixels import check_image, encoder_pixels
-from ...ipadapter_core.encoder.prepare import COLOURS, box_of_mask, part_of, sharpened, shown, squared, widened
+from ...ipadapter_core.encoder.pixels import check_image
+from ...ipadapter_core.encoder.prepare import COLOURS, box_of_mask, part_of, sharpened, squared, widened
 from ...ipadapter_core.errors import BadInputError
 from ...ipadapter_core.file.spec import CROPS
 from ..arrivals import checked
 from ..encoding.face_model import FaceModel
 from ..encoding.faces import boxes_of_faces
-from ..encoding.pictures import choose
+from ..encoding.pictures import choose, seen
 from ..sockets import CATEGORY, IPAAdapter, IPAFaceModel, LoadedAdapter
 
 _CUTS = ("none", "box", "mask", "face")
@@ -199,6 +199,4 @@ def _seen(squares: Tensor, adapter: LoadedAdapter | None) -> Tensor:
     """The squares as they are, or as an adapter's encoder gets them."""
     if adapter is None or adapter.spec.face is not None or adapter.encoder is None:
         return squares
-    encoder, hint = choose(adapter), adapter.spec.encoder
-    pixels = encoder_pixels(squares, encoder.pixel_format, hint.crop or CROPS[0], None, hint.padding)
-    return shown(pixels, encoder.pixel_format)
+    return seen(adapter, choose(adapter), squares)

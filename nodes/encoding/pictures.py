@@ -11,6 +11,7 @@ from ...ipadapter_core.branch.masks import check_mask
 from ...ipadapter_core.branch.tokens import ImageTokens, combine
 from ...ipadapter_core.encoder.choice import check_encoder, encoder_need
 from ...ipadapter_core.encoder.pixels import check_image, encoder_pixels, no_image_pixels
+from ...ipadapter_core.encoder.prepare import shown
 from ...ipadapter_core.errors import BadInputError, MismatchError, with_article
 from ...ipadapter_core.file.spec import CROPS, Negative
 from ..cache import CACHE
@@ -22,6 +23,7 @@ logger = logging.getLogger(__name__)
 
 SMALLEST_SIDE = 16  # pixels; below it a picture is hardly more than a colour
 RGBA = 4  # channels
+_MOST_SHOWN = 8  # pictures on a node; an animation may have hundreds
 
 
 def choose(adapter: LoadedAdapter, clip_vision: object | None = None) -> VisionEncoder:
@@ -126,6 +128,17 @@ def encode_several(
     if all(factor == 1 for _, factor in acting) and len(parts) == 1:
         return parts[0]
     return combine(parts, "concat", [factor for _, factor in acting])
+
+
+def seen(
+    adapter: LoadedAdapter, encoder: VisionEncoder, image: Tensor, crop: str | None = None, mask: Tensor | None = None
+) -> Tensor:
+    """The first few references as the encoder gets them, (R, S, S, 3), 0..1. Arguments as `encode_image`."""
+    pictures, hint = check_image(image), adapter.spec.encoder
+    masks = None if mask is None else _one_mask_per_picture(check_mask(mask), len(pictures))[:_MOST_SHOWN]
+    crop = crop or hint.crop or CROPS[0]
+    pixels = encoder_pixels(pictures[:_MOST_SHOWN].cpu(), encoder.pixel_format, crop, masks, hint.padding)
+    return shown(pixels, encoder.pixel_format)
 
 
 def image_features(

@@ -99,3 +99,23 @@ def test_it_shows_what_the_encoder_will_see(adapter: Any, image: Tensor, base_di
         assert len(shown) == 2
         with Image.open(base_directory / "temp" / shown[0]["subfolder"] / shown[0]["filename"]) as seen:
             assert seen.size == (side, side)
+
+
+@pytest.mark.parametrize("crop", ["center", "pad"])
+def test_encode_and_apply_show_what_the_encoder_sees(
+    adapter: Any, image: Tensor, crop: str, base_directory: Path
+) -> None:
+    from PIL import Image
+
+    pictures = comfy_host.pack("nodes.encoding.pictures")
+    wanted = pictures.seen(adapter, adapter.encoder, image, crop)
+    size = adapter.encoder.pixel_format.size
+    assert wanted.shape == (2, size, size, 3)
+    found = comfy_host.node("IPAEncodeImage")
+    with torch.inference_mode():
+        entries = found.EXECUTE_NORMALIZED(adapter=adapter, image=image, crop=crop).ui.as_dict()["images"]
+    assert len(entries) == 2
+    with Image.open(base_directory / "temp" / entries[1]["subfolder"] / entries[1]["filename"]) as shown:
+        given = torch.tensor(list(shown.convert("RGB").getdata())).reshape(size, size, 3) / 255
+    torch.testing.assert_close(given, wanted[1], rtol=0, atol=1 / 255)
+    assert len(pictures.seen(adapter, adapter.encoder, image.repeat(20, 1, 1, 1))) == 8
