@@ -160,8 +160,8 @@ class TimedKV:
         """
         sides = (of.mixes.uncond, of.mixes.cond)
         numbers = moment.frames if self.is_per_frame else range(len(of.mixes.cond))
-        picked = [side[[min(number, len(side) - 1) for number in numbers]] for side in sides]  # (F, R) each
-        used = [side.any(dim=0).nonzero()[:, 0] for side in picked]
+        picked = [[side[min(number, len(side) - 1)] for number in numbers] for side in sides]  # F rows of R each
+        used = [[column for column in range(len(side[0])) if any(row[column] for row in side)] for side in picked]
 
         def features() -> Tensor:
             return torch.cat((of.uncond[used[0]], of.cond[used[1]])).to(device)
@@ -169,7 +169,10 @@ class TimedKV:
         read = features() if self.is_per_frame else moment.kept(("features", of, device), features)
         # the residual stream of a resampler may leave float16's range
         tokens, time = self.adapter.timed_tokens(read.to(torch.promote_types(dtype, torch.float32)), moment.timestep)
-        parts = (side[:, columns] for side, columns in zip(picked, used, strict=True))
+        parts = (
+            torch.tensor([[row[column] for column in columns] for row in side], dtype=torch.float64)
+            for side, columns in zip(picked, used, strict=True)
+        )
         mix: Tensor = torch.block_diag(*parts)  # type: ignore[no-untyped-call]
         rows = torch.tensordot(mix.to(tokens), tokens, dims=1).to(dtype)
         gain = mix.abs().sum(dim=1).to(rows)[:, None, None].expand(*rows.shape[:2], 1)

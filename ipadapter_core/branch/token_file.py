@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 from ..errors import MismatchError, UnreadableFileError, shown
@@ -30,7 +31,8 @@ def save_tokens(path: Path, tokens: ImageTokens, origin: str, family: str) -> No
     """
     tensors: dict[str, Tensor] = dict(zip(_SIDES, (tokens.cond, tokens.uncond), strict=True))
     if tokens.mix is not None:
-        tensors |= dict(zip(_MIXES, (tokens.mix.cond, tokens.mix.uncond), strict=True))
+        mixes = (torch.tensor(side, dtype=torch.float64) for side in (tokens.mix.cond, tokens.mix.uncond))
+        tensors |= dict(zip(_MIXES, mixes, strict=True))
     about = {_ABOUT: json.dumps({_ORIGIN: origin, _FAMILY: family})}
     write_aside(path, lambda part: write_safetensors(part, tensors, about))
 
@@ -69,8 +71,10 @@ def read_tokens(path: Path, spec: AdapterSpec, origin: str, adapter_id: str) -> 
     if not spec.is_timed:
         return ImageTokens(cond, uncond, adapter_id)
     widths = zip(_MIXES, (len(cond), len(uncond)), strict=True)
-    mix = Mix(*(_checked(path, file.tensors.get(name), _MIX_RANK, count) for name, count in widths))
-    return ImageTokens(cond, uncond, adapter_id, mix)
+    sides = [_checked(path, file.tensors.get(name), _MIX_RANK, count) for name, count in widths]
+    if not all(side.isfinite().all() for side in sides):
+        raise _damaged(path, "a combination of references that is not finite")
+    return ImageTokens(cond, uncond, adapter_id, Mix(*(tuple(map(tuple, side.tolist())) for side in sides)))
 
 
 def holds_tokens(path: Path) -> bool:

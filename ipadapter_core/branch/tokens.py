@@ -14,19 +14,20 @@ from torch.nn import functional
 from ..errors import BadInputError, MismatchError, one_of
 
 _NOISE_SEED = 0
+Rows = tuple[tuple[float, ...], ...]
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True)
 class Mix:
     """How references are combined whose tokens are made later: what each combined one takes of which reference.
 
     Attributes:
-        cond: (R', R), float64.
-        uncond: (U', U), float64.
+        cond: R' rows of R numbers.
+        uncond: U' rows of U numbers.
     """
 
-    cond: Tensor
-    uncond: Tensor
+    cond: Rows
+    uncond: Rows
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,8 +56,9 @@ class ImageTokens:
                 action="the adapter or encoder file is damaged: download it again",
             )
         digest = hashlib.blake2b(self.adapter_id.encode(), digest_size=16)
-        mix = () if self.mix is None else (self.mix.cond, self.mix.uncond)
-        for tensor in (self.cond, self.uncond, *mix):
+        if self.mix is not None:
+            digest.update(repr(self.mix).encode())
+        for tensor in (self.cond, self.uncond):
             digest.update(repr(tuple(tensor.shape)).encode())
             digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().data)
         object.__setattr__(self, "digest", digest.hexdigest())
@@ -96,7 +98,11 @@ def features_as_tokens(cond: Tensor, uncond: Tensor, adapter_id: str) -> ImageTo
 
 
 def _each_itself(cond: Tensor, uncond: Tensor) -> Mix:
-    return Mix(*(torch.eye(len(side), dtype=torch.float64) for side in (cond, uncond)))
+    return Mix(*(tuple(_all_of(row, len(side)) for row in range(len(side))) for side in (cond, uncond)))
+
+
+def _all_of(number: int, count: int) -> tuple[float, ...]:
+    return tuple(float(number == other) for other in range(count))
 
 
 def only_reference(tokens: ImageTokens, number: int) -> ImageTokens:
@@ -104,7 +110,7 @@ def only_reference(tokens: ImageTokens, number: int) -> ImageTokens:
     if tokens.mix is None:
         cond, uncond = (side[[min(number, len(side) - 1)]] for side in (tokens.cond, tokens.uncond))
         return replace(tokens, cond=cond, uncond=uncond)
-    mix = (side[[min(number, len(side) - 1)]] for side in (tokens.mix.cond, tokens.mix.uncond))
+    mix = ((side[min(number, len(side) - 1)],) for side in (tokens.mix.cond, tokens.mix.uncond))
     return replace(tokens, mix=Mix(*mix))
 
 
@@ -230,12 +236,14 @@ def combine(parts: Sequence[ImageTokens], method: str, factors: Sequence[float])
         )
     rows = zip(_apart([mix.cond for mix in mixes]), _apart([mix.uncond for mix in mixes]), strict=True)
     cond, uncond = (torch.cat(side) for side in zip(*sides, strict=True))
-    return ImageTokens(cond, uncond, parts[0].adapter_id, Mix(*_combined(list(rows), combination, factors)))
+    mix = Mix(*(tuple(map(tuple, side.tolist())) for side in _combined(list(rows), combination, factors)))
+    return ImageTokens(cond, uncond, parts[0].adapter_id, mix)
 
 
-def _apart(mixes: Sequence[Tensor]) -> tuple[Tensor, ...]:
-    """The rows of each, with a column for every reference of all."""
-    diagonal: Tensor = torch.block_diag(*mixes)  # type: ignore[no-untyped-call]
+def _apart(mixes: Sequence[Rows]) -> tuple[Tensor, ...]:
+    """The rows of each, (R', all R), float64."""
+    parts = (torch.tensor(mix, dtype=torch.float64) for mix in mixes)
+    diagonal: Tensor = torch.block_diag(*parts)  # type: ignore[no-untyped-call]
     return torch.split(diagonal, [len(mix) for mix in mixes])
 
 

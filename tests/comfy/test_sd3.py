@@ -277,5 +277,5 @@ def test_scalings_of_keys_are_refused(model: Any, adapter: Any, tokens: Any, sca
     find: Callable = comfy_host.pack("ipadapter_core.strength.scaling").find_scaling
     sites = application.fitting_sites(model, adapter)
     strengths = {0: comfy_host.pack("ipadapter_core.strength.site").SiteStrength(1.0)}
-    with pytest.raises(ValueError, match="embeds scaling"):
+    with pytest.raises(ValueError, match="embeds_scaling"):
         application.patch_sites(model, sites, adapter, {0: tokens}, strengths, application.Limits(), find(scaling))
