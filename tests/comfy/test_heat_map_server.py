@@ -17,8 +17,8 @@ PLAIN = {"adapter": 0, "reference": 0, "step": 0, "blending": 0.6}
 pytestmark = pytest.mark.smoke
 
 
-def recorded(seed: int) -> Prompt:
-    prompt = with_inputs(simple(seed=seed), graphs.SAMPLER, model=[RECORD, 0])
+def recorded(seed: int, **apply: float) -> Prompt:
+    prompt = with_inputs(simple(seed=seed, **apply), graphs.SAMPLER, model=[RECORD, 0])
     prompt[RECORD] = node("IPARecord", model=[graphs.APPLY, 0])
     prompt[HEAT] = node("IPAHeatMap", record=[RECORD, 1], image=[graphs.DECODE, 0], **PLAIN)
     return prompt
@@ -50,7 +50,8 @@ def test_looking_at_another_part_samples_nothing_and_another_seed_records_anew(c
 
 
 def test_a_picture_from_elsewhere_is_not_shown_before_anything_was_sampled(client: Client) -> None:
-    prompt = with_inputs(recorded(seed=73), HEAT, image=[graphs.IMAGE, 0])
+    # another strength, so that the record is not the one of an earlier sampling
+    prompt = with_inputs(recorded(seed=73, strength=0.37), HEAT, image=[graphs.IMAGE, 0])
     prompt[graphs.SAMPLER]["inputs"]["model"] = [graphs.APPLY, 0]
     run = client.run(prompt)
     assert run.end == "execution_error"

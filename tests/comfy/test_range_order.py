@@ -69,11 +69,11 @@ def acting_steps(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
     run, seen = comfy_host.pack("nodes.patching.run"), []
     original, decided = run.add_image_attention, []
 
-    def add(out: Tensor, image: Tensor, mask: Tensor | None, gate: Tensor) -> Tensor:
+    def add(out: Tensor, image: Tensor, mask: Tensor | None, gate: Tensor, **more: Any) -> Tensor:
         if not decided or decided[-1] is not gate:  # one gate a call of the model
             decided.append(gate)
             seen.append(bool(gate))
-        return original(out, image, mask, gate)
+        return original(out, image, mask, gate, **more)
 
     monkeypatch.setattr(run, "add_image_attention", add)
     return seen
