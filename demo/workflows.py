@@ -10,7 +10,6 @@ from demo.scenes import SCENES, Result, Scene
 from demo.subgraph import FIRST, subgraph
 
 MODELS_COLOR, TEXT_COLOR, IMAGE_COLOR, MASK_COLOR, RESULT_COLOR = "#3f789e", "#777", "#88A", "#A88", "#8A8"
-HALF = scenes.SIZE // 2
 NOTE = """## {title}
 
 {text}
@@ -109,12 +108,16 @@ class Parts:
     def _masks(self) -> list[Node]:
         """Of the left and the right half."""
         self.page.column()
-        self.page.group("Masks", MASK_COLOR)
-        nothing = self.page.add("SolidMask", widgets=[0, scenes.SIZE, scenes.SIZE], title="Nothing")
-        half = self.page.add("SolidMask", widgets=[1, HALF, scenes.SIZE], title="Half as wide")
-        sources = {"destination": (nothing, 0), "source": (half, 0)}
-        left = self.page.add("MaskComposite", sources, [0, 0, "add"], title="Left half")
-        return [left, self.page.add("InvertMask", {"mask": (left, 0)}, title="Right half")]
+        self.page.group("Regions", MASK_COLOR)
+        unused = [0.25, 0.25, 0.5, 0.5]  # of a box
+        return [
+            self.page.add(
+                "IPARegion",
+                widgets=[side, 0, False, *unused, scenes.SIZE, scenes.SIZE],
+                title=f"{side.capitalize()} half",
+            )
+            for side in ("left", "right")
+        ]
 
     def _prompt(self, title: str, text: str) -> Node:
         return self.page.add("CLIPTextEncode", {"clip": (self.checkpoint, 1)}, [text], title=title, height=100)

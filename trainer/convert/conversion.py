@@ -162,13 +162,23 @@ def _base(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str | N
 
 
 def _why_only_renamed(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> UnsupportedFamilyError | None:
-    """What is said of a kind of adapter that the trainer does not build; None of one that it does."""
+    """As `_family_error`, and None as well of what numbers or metadata are at odds with."""
+    try:
+        return _family_error(tensors, metadata)
+    except UnreadableFileError:  # numbers may still be repaired; if not, building says the same again
+        return None
+
+
+def _family_error(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> UnsupportedFamilyError | None:
+    """What is said of a kind of adapter that the trainer does not build; None of one that it does.
+
+    Raises:
+        UnreadableFileError: tensors or metadata are at odds with each other.
+    """
     try:
         check_family(detect({name: tuple(tensor.shape) for name, tensor in tensors.items()}, metadata))
     except UnsupportedFamilyError as error:
         return error
-    except UnreadableFileError:  # numbers may still be repaired; if not, building says the same again
-        return None
     return None
 
 
@@ -180,7 +190,7 @@ def _copy(
     precision: Precision | None,
 ) -> Conversion:
     """Write what the trainer does not build, and check only that it reads back equal."""
-    why = _why_only_renamed(tensors, metadata)
+    why = _family_error(tensors, metadata)
     assert why is not None, "it should have been exported"
     if precision is not None:
         raise ConvertError(
