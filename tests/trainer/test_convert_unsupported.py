@@ -186,6 +186,6 @@ def test_what_the_nodes_run_keeps_all_that_its_file_says(kind: str, saved_by: st
 def test_metadata_that_contradict_the_tensors_are_said(tmp_path: Path) -> None:
     path = tmp_path / "lies.safetensors"
     write_safetensors(path, xlabs(), {"ipadapter.spec": '{"num_tokens": 7, "layer": "x"}'})
-    with pytest.raises(ValueError, match="Expected: .*What to do: "):
+    with pytest.raises(ValueError, match=r"Expected: .*What to do: "):
         convert_file(path, tmp_path / "out.safetensors")
     assert not (tmp_path / "out.safetensors").exists()
