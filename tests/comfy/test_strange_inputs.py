@@ -41,7 +41,14 @@ SPEAKING = (  # have no file here that they look for, or have but a message
 
 
 @pytest.fixture(scope="module")
-def goods(base_directory: Path, model: Callable, make_adapter: Callable, make_tokens: Callable) -> dict[str, Any]:
+def goods(
+    base_directory: Path,
+    model: Callable,
+    make_adapter: Callable,
+    make_tokens: Callable,
+    apply: Callable,
+    sample: Callable,
+) -> dict[str, Any]:
     """Inputs with which every node of the pack runs."""
     import folder_paths
 
@@ -72,6 +79,12 @@ def goods(base_directory: Path, model: Callable, make_adapter: Callable, make_to
     params = outputs("IPAdapterRegionalConditioning", image=picture, mask=mask, **region)[0]
     strategy = outputs("IPAdapterWeights", **(defaults("IPAdapterWeights") | {"frames": 5, "image": None}))[5]
     tokens = make_tokens(plain)
+    recorded, record = comfy_host.call("IPARecord", model=apply(model(LAYOUT), plain, tokens))
+    sample(recorded)
+    with torch.inference_mode():
+        saved = comfy_host.node("IPASaveTokens").EXECUTE_NORMALIZED(
+            adapter=plain.loaded, tokens=tokens, filename="fuzz"
+        )
     by_type = {
         "MODEL": model(LAYOUT),
         "IPADAPTER": dict(adapter.payload),
@@ -87,6 +100,9 @@ def goods(base_directory: Path, model: Callable, make_adapter: Callable, make_to
         "IPA_ADAPTER": plain.loaded,
         "IPA_TOKENS": tokens,
         "COMFY_AUTOGROW_V3": None,
+        "IPA_RECORD": record,
+        "IPA_SCHEDULE": comfy_host.run("IPASchedule", **defaults("IPASchedule")),
+        "IPA_GUARD": comfy_host.run("IPAGuard", **defaults("IPAGuard")),
         "IPA_WEIGHTS": comfy_host.run("IPALayerWeights", **defaults("IPALayerWeights")),
         "IPA_FACE_MODEL": comfy_host.run("IPALoadFaceModel", face_pack="buffalo_l", device="CPU"),
         "CLIP_VISION_OUTPUT": vision.encode_image(picture),
@@ -104,6 +120,10 @@ def goods(base_directory: Path, model: Callable, make_adapter: Callable, make_to
         "IPAdapterLoadEmbeds": {"embeds": "fuzz.ipadpt"},
         "IPAApplyFaceLora": {"adapter": face},
         "IPAdapterModelLoader": {"ipadapter_file": plain.name},
+        "IPAGrid": {"tokens.tokens0": tokens},
+        "IPAGridSheet": {"labels": "one", "columns": 1},
+        "IPALoadTokens": {"tokens_file": saved.ui["tokens"][0]["filename"]},
+        "IPACompare": {"clip_vision": vision},
         "IPACombineTokens": {"tokens.tokens0": tokens, "tokens.tokens1": tokens},
     }
     payload = outputs("IPAdapterModelLoader", ipadapter_file="fuzz-face.safetensors")[0]
@@ -174,7 +194,7 @@ def test_every_socket_of_every_node_says_what_it_got(fuzzer: NodeFuzzer, strange
         required = [item.id for item in schema.inputs if not item.optional and item.id in inputs]
         for name in required if node_id not in SPEAKING else ():
             value = ANYTHING[strange]()
-            if isinstance(inputs[name], str):  # a widget
+            if isinstance(inputs[name], str | int):  # a widget
                 continue
             if value is None and name == "image_composition":  # without it the style's picture is both
                 continue
