@@ -1,5 +1,6 @@
 """Prompts and sockets that strangers send, through ComfyUI's own validation and executor: it works or says why not."""
 
+import gc
 import importlib
 import logging
 import math
@@ -150,10 +151,13 @@ def every_node() -> dict[str, type]:
 @pytest.fixture(scope="module")
 def fuzzer(goods: dict[str, Any]) -> Iterator[NodeFuzzer]:
     logging.getLogger().setLevel(logging.CRITICAL)
+    gc.collect()
+    gc.freeze()  # ComfyUI collects after each prompt: all that other tests left would be looked at every time
     with nodes_of_tests():
         every_node()[GIVEN] = Given
         yield NodeFuzzer(Executor(), goods)
         del every_node()[GIVEN]
+    gc.unfreeze()
 
 
 def test_good_inputs_run(fuzzer: NodeFuzzer) -> None:
