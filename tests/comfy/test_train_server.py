@@ -42,7 +42,7 @@ samples = 1
 sampler_steps = 2
 """
 SILENCE = 600  # seconds a busy machine may take
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.long]  # in process, test_train.py does the same
 
 
 class OwnTrainer(ComfyServer):
