@@ -9,11 +9,8 @@ import torch
 from support import comfy_host, families
 from support.families import FAMILIES, apply, sample
 
-USUAL = "xlabs_chroma"  # both places of an image branch in it; the others with `scripts/test.sh --long`
 UNCOMPILED = ("anima_lucifer_early",)  # acts within a block, for which compiled code cannot be told apart
-pytestmark = pytest.mark.parametrize(
-    "name", [USUAL, *(pytest.param(name, marks=pytest.mark.long) for name in FAMILIES if name != USUAL)]
-)
+pytestmark = [pytest.mark.long, pytest.mark.parametrize("name", FAMILIES)]
 
 
 @pytest.fixture
