@@ -22,6 +22,20 @@ def strength_input(tooltip: str, *, default: float = 1.0, high: float = 5.0, ste
     )
 
 
+def box_inputs() -> list[io.Input]:
+    """A part of a picture, as `Box` has it: where it begins, and how wide and high it is."""
+    part = {"min": 0.0, "max": 1.0, "step": 0.01}
+    tooltips = {
+        "x": (0.25, "Of a box: where it begins, 0 left to 1 right. Neutral: 0."),
+        "y": (0.25, "Of a box: where it begins, 0 top to 1 bottom. Neutral: 0."),
+        "width": (0.5, "Of a box: part of the picture's width. Neutral: 1, all of it."),
+        "height": (0.5, "Of a box: part of the picture's height. Neutral: 1, all of it."),
+    }
+    return [
+        io.Float.Input(name, default=default, tooltip=tooltip, **part) for name, (default, tooltip) in tooltips.items()
+    ]
+
+
 def apply_inputs(reference: io.Input) -> list[io.Input]:
     """What every node that patches a model with an adapter takes; `reference` is what it takes the image as."""
     return [

@@ -56,9 +56,9 @@ def softened(mask: Tensor, feather: float) -> Tensor:
     return mask
 
 
-def named_box(region: str, box: Box) -> Box:
-    """The box of a name; `box` for "box". Raises BadInputError for another name."""
-    return box if region == "box" else one_of(region, REGIONS, "region")
+def named_box(region: str) -> Box:
+    """The box of a name. Raises BadInputError for another name."""
+    return one_of(region, REGIONS, "region")
 
 
 def _profile(low: float, high: float, count: int, edge: float) -> Tensor:

@@ -146,7 +146,7 @@ class TimedKV:
     def _row_size(self) -> int:
         per_reference = self.adapter.spec.num_tokens or 0
         return sum(
-            2 * site.dim * per_reference * (1 if self.is_per_frame else len(self.tokens[site.index].mixes.cond))
+            2 * site.dim * per_reference * (1 if self.is_per_frame else self.tokens[site.index].num_references)
             for site in self.sites
         )
 
@@ -159,7 +159,7 @@ class TimedKV:
         A site norms the tokens, and so sees nothing of how long factors made them: the values are given that back.
         """
         sides = (of.mixes.uncond, of.mixes.cond)
-        numbers = moment.frames if self.is_per_frame else range(len(of.mixes.cond))
+        numbers = moment.frames if self.is_per_frame else range(of.num_references)
         picked = [[side[min(number, len(side) - 1)] for number in numbers] for side in sides]  # F rows of R each
         used = [[column for column in range(len(side[0])) if any(row[column] for row in side)] for side in picked]
 

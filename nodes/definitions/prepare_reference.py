@@ -16,10 +16,10 @@ from ..arrivals import checked
 from ..encoding.face_model import FaceModel
 from ..encoding.faces import boxes_of_faces
 from ..encoding.pictures import choose, seen
+from ..inputs import box_inputs
 from ..sockets import CATEGORY, IPAAdapter, IPAFaceModel, LoadedAdapter
 
 _CUTS = ("none", "box", "mask", "face")
-_PART = {"min": 0.0, "max": 1.0, "step": 0.01}
 
 
 class IPAPrepareReference(io.ComfyNode):
@@ -93,24 +93,7 @@ class IPAPrepareReference(io.ComfyNode):
                     tooltip="How much the square is sharpened, which brings out detail of a large picture made small; no "
                     "unit. Neutral: 0, not at all.",
                 ),
-                io.Float.Input(
-                    "x", default=0.25, tooltip="Of a box: where it begins, 0 left to 1 right. Neutral: 0.", **_PART
-                ),
-                io.Float.Input(
-                    "y", default=0.25, tooltip="Of a box: where it begins, 0 top to 1 bottom. Neutral: 0.", **_PART
-                ),
-                io.Float.Input(
-                    "width",
-                    default=0.5,
-                    tooltip="Of a box: part of the picture's width. Neutral: 1, all of it.",
-                    **_PART,
-                ),
-                io.Float.Input(
-                    "height",
-                    default=0.5,
-                    tooltip="Of a box: part of the picture's height. Neutral: 1, all of it.",
-                    **_PART,
-                ),
+                *box_inputs(),
                 io.Mask.Input("mask", optional=True, tooltip="For the cut 'mask': 1 on what is to be cut out."),
                 IPAFaceModel.Input(
                     "face_model",

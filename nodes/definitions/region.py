@@ -8,11 +8,11 @@ from ...ipadapter_core.branch.masks import check_mask, resized
 from ...ipadapter_core.branch.regions import REGIONS, named_box, region_mask, softened
 from ...ipadapter_core.encoder.pixels import check_image
 from ..arrivals import checked
+from ..inputs import box_inputs
 from ..previews import shaded
 from ..sockets import CATEGORY
 
 _BOX = "box"
-_PART = {"min": 0.0, "max": 1.0, "step": 0.01}
 
 
 class IPARegion(io.ComfyNode):
@@ -44,24 +44,7 @@ class IPARegion(io.ComfyNode):
                     "up to 1. Neutral: 0, hard edges.",
                 ),
                 io.Boolean.Input("invert", default=False, tooltip="Everything but the region. Neutral: off."),
-                io.Float.Input(
-                    "x", default=0.25, tooltip="Of a box: where it begins, 0 left to 1 right. Neutral: 0.", **_PART
-                ),
-                io.Float.Input(
-                    "y", default=0.25, tooltip="Of a box: where it begins, 0 top to 1 bottom. Neutral: 0.", **_PART
-                ),
-                io.Float.Input(
-                    "width",
-                    default=0.5,
-                    tooltip="Of a box: part of the picture's width. Neutral: 1, all of it.",
-                    **_PART,
-                ),
-                io.Float.Input(
-                    "height",
-                    default=0.5,
-                    tooltip="Of a box: part of the picture's height. Neutral: 1, all of it.",
-                    **_PART,
-                ),
+                *box_inputs(),
                 io.Int.Input(
                     "picture_width",
                     display_name="picture width",
@@ -122,7 +105,7 @@ class IPARegion(io.ComfyNode):
             size = (image.shape[1], image.shape[2])
         elif given is not None:
             size = (given.shape[1], given.shape[2])
-        box = named_box(region, Box(x, y, x + width, y + height)) if region == _BOX else named_box(region, Box())
+        box = Box(x, y, x + width, y + height) if region == _BOX else named_box(region)
         made = region_mask(box, *size, feather)[None]
         if given is not None:
             made = made * softened(resized(given, size), feather)

@@ -231,10 +231,10 @@ def _references(
         of = tokens[site.index]
         if of not in first:
             first[of] = counted
-            counted += len(of.mixes.cond)
+            counted += of.num_references
     given = (tokens[site.index] for site in sites)
     length = None if not adapter.spec.is_timed else adapter.spec.num_tokens
-    return tuple(References(first[of], len(of.mixes.cond), length or of.cond.shape[1]) for of in given)
+    return tuple(References(first[of], of.num_references, length or of.cond.shape[1]) for of in given)
 
 
 def _joined(adapter: LoadedAdapter, tokens: Mapping[int, ImageTokens], *, by_site: bool) -> SiteKV:

@@ -63,4 +63,4 @@ def test_a_softened_mask_keeps_its_range_and_its_flat_parts() -> None:
 
 def test_an_unknown_region_lists_those_there_are() -> None:
     with pytest.raises(ValueError, match="left third"):
-        named_box("lefft", Box())
+        named_box("lefft")
