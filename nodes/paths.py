@@ -4,9 +4,11 @@ import hashlib
 import logging
 import os
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import folder_paths
+from safetensors import SafetensorError
 
 from ..ipadapter_core.branch.token_file import holds_tokens
 from ..ipadapter_core.encoder.known import FILE_KIND
@@ -193,6 +195,27 @@ def output_place(prefix: str) -> tuple[Path, str, str]:
             action="choose another name",
         ) from error
     return Path(folder), f"{name}_{counter:05}_", made
+
+
+@contextmanager
+def writing(path: Path, what: str, widget: str) -> Iterator[None]:
+    """Turn what a disk or a file format refuses inside into a message.
+
+    Args:
+        what: is written, for the message.
+        widget: that names the file.
+
+    Raises:
+        BadInputError: it cannot be written.
+    """
+    try:
+        yield
+    except (OSError, ValueError, SafetensorError) as error:
+        raise BadInputError(
+            f"{what} that cannot be written to {shown(str(path))} ({shown(str(error))})",
+            expected="a name that the file system takes, and room on the disk",
+            action=f"choose another {widget}, or make room",
+        ) from error
 
 
 def is_within(folder: str, path: str) -> bool:

@@ -3,13 +3,12 @@
 import os
 
 from comfy_api.latest import io
-from safetensors import SafetensorError
 
 from ...ipadapter_core.branch.token_file import SUFFIX, save_tokens
 from ...ipadapter_core.branch.tokens import ImageTokens
 from ...ipadapter_core.errors import BadInputError, shown
 from ..arrivals import checked
-from ..paths import TOKENS, output_place
+from ..paths import TOKENS, output_place, writing
 from ..sockets import CATEGORY, IPAAdapter, IPATokens, LoadedAdapter, check_origin
 
 
@@ -45,14 +44,8 @@ class IPASaveTokens(io.ComfyNode):
         check_origin(tokens, adapter)
         folder, name, subfolder = output_place(os.path.join(TOKENS, _name(filename)))
         file = f"{name}{SUFFIX}"
-        try:
+        with writing(folder / file, "tokens", "filename"):
             save_tokens(folder / file, tokens, adapter.origin, adapter.spec.family)
-        except (OSError, ValueError, SafetensorError) as error:
-            raise BadInputError(
-                f"tokens that cannot be written to {shown(str(folder / file))} ({shown(str(error))})",
-                expected="a name that the file system takes, and room on the disk",
-                action="choose another filename, or make room",
-            ) from error
         return io.NodeOutput(ui={"tokens": [{"filename": file, "subfolder": subfolder, "type": "output"}]})
 
 

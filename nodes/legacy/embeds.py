@@ -4,10 +4,8 @@ from pathlib import Path
 
 import folder_paths
 from comfy_api.latest import io
-from safetensors import SafetensorError
 from torch import Tensor
 
-from ...ipadapter_core.errors import BadInputError, shown
 from ...ipadapter_core.legacy.embeds import (
     EMBEDS_COMBINATIONS,
     FILE_RANKS,
@@ -19,7 +17,7 @@ from ...ipadapter_core.legacy.embeds import (
     read_embeds,
     save_embeds,
 )
-from ..paths import files_below, fingerprint, input_path, is_within, output_place
+from ..paths import files_below, fingerprint, input_path, is_within, output_place, writing
 from .arrivals import checked
 from .features import negative_features, positive_features
 from .payload import read_payload
@@ -156,14 +154,8 @@ class IPAdapterSaveEmbeds(io.ComfyNode):
         checked = check_embeds(embeds, FILE_RANKS)
         folder, name, subfolder = output_place(filename_prefix)
         file = f"{name}.safetensors"
-        try:
+        with writing(folder / file, "embeds", "filename_prefix"):
             save_embeds(folder / file, checked)
-        except (OSError, ValueError, SafetensorError) as error:
-            raise BadInputError(
-                f"embeds that cannot be written to {shown(str(folder / file))} ({shown(str(error))})",
-                expected="a name that the file system takes, and room on the disk",
-                action="choose another filename_prefix, or make room",
-            ) from error
         return io.NodeOutput(ui={"embeds": [{"filename": file, "subfolder": subfolder, "type": "output"}]})
 
 
