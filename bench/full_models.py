@@ -16,7 +16,7 @@ from transformers import (
     CLIPVisionModelWithProjection,
 )
 
-from ipadapter_trainer.models.processor import install
+from ipadapter_trainer.backbones.unet_attention import install
 from support.full_unet import CONFIGS
 from support.tiny_base import write_tokenizer
 

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from ipadapter_core.file.spec import Negative
 
+from .backbones.unet_attention import install
 from .batch import Batch
 from .cache.fill import fill
 from .cache.store import CacheError
@@ -32,7 +33,6 @@ from .models.base import Base, with_terminal_snr
 from .models.image_encoder import ImageEncoder, load_image_encoder
 from .models.loading import load_base
 from .models.network import TrainableAdapter, new_adapter
-from .models.processor import install
 from .objective import Objective
 from .optimizer import MissingPackageError, build_ema, build_optimizer, build_schedule
 from .preflight import check_before_models

@@ -14,8 +14,8 @@ from diffusers.training_utils import compute_snr
 from torch import Tensor, nn
 
 from demo import tiny_base
-from ipadapter_trainer.models.processor import install
-from ipadapter_trainer.models.sites import discover_sites
+from ipadapter_trainer.backbones.unet_attention import install
+from ipadapter_trainer.backbones.unet_sites import discover_sites
 
 from .apart import Pairs, difference, draw_pairs
 from .glances import Outputs, glance_error

@@ -16,7 +16,7 @@ from demo.world.glances import Outputs, glance_error
 from demo.world.image_prompts import CELLS, SPARE, WordsOf, own_words
 from demo.world.lessons import HALVES, LESSONS, Lesson, Lessons, captions_of
 from demo.world.pictures import Picture
-from ipadapter_trainer.models.processor import DecoupledAttention
+from ipadapter_trainer.backbones.unet_attention import DecoupledAttention
 from support.letters import letters
 
 

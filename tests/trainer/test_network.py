@@ -9,11 +9,11 @@ import torch
 from ipadapter_core.errors import MismatchError
 from ipadapter_core.file.spec import Negative, Projection
 from ipadapter_core.network.adapter import build_adapter, load_adapter, save_adapter
+from ipadapter_trainer.backbones.unet_attention import install
+from ipadapter_trainer.backbones.unet_sites import discover_sites
 from ipadapter_trainer.config import AdapterConfig, EncoderConfig
 from ipadapter_trainer.models.image_encoder import ImageEncoder, load_image_encoder
 from ipadapter_trainer.models.network import new_adapter
-from ipadapter_trainer.models.processor import install
-from ipadapter_trainer.models.sites import discover_sites
 from support.published import random_tensors, tiny_adapter
 from support.tiny_unet import diffusers_unet, site_dims
 

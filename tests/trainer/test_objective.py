@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from ipadapter_core.file.spec import Negative
+from ipadapter_trainer.backbones.unet_attention import install
 from ipadapter_trainer.batch import Batch
 from ipadapter_trainer.config import AdapterConfig, BaseModelConfig, EncoderConfig, ObjectiveConfig
 from ipadapter_trainer.draws import draw
@@ -20,7 +21,6 @@ from ipadapter_trainer.models.base import Base, with_terminal_snr
 from ipadapter_trainer.models.image_encoder import ImageEncoder, load_image_encoder
 from ipadapter_trainer.models.loading import load_base
 from ipadapter_trainer.models.network import TrainableAdapter, new_adapter
-from ipadapter_trainer.models.processor import install
 from ipadapter_trainer.objective import Objective
 
 CPU = torch.device("cpu")

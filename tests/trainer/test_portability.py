@@ -17,6 +17,7 @@ from ipadapter_core.file.spec import (
     ResamplerSpec,
 )
 from ipadapter_core.network.adapter import IPAdapter, load_adapter
+from ipadapter_trainer.backbones.unet_attention import install
 from ipadapter_trainer.files.facts import Preprocess
 from ipadapter_trainer.files.portability import (
     EVERYWHERE,
@@ -25,7 +26,6 @@ from ipadapter_trainer.files.portability import (
     check_portability,
     random_features,
 )
-from ipadapter_trainer.models.processor import install
 from support.published import nested, random_tensors
 from support.tiny_unet import CONTEXT_DIM, diffusers_unet, site_dims
 

@@ -11,6 +11,7 @@ from diffusers.quantizers.bitsandbytes import BnB4BitDiffusersQuantizer, BnB8Bit
 
 from ipadapter_core.errors import MismatchError
 from ipadapter_core.file.container import read_header
+from ipadapter_trainer.backbones.unet_sites import discover_sites
 from ipadapter_trainer.config import AdapterConfig, BaseModelConfig, Config, EncoderConfig
 from ipadapter_trainer.files.checkpoint_export import export_checkpoint
 from ipadapter_trainer.loop import train
@@ -19,7 +20,6 @@ from ipadapter_trainer.models.image_encoder import load_image_encoder
 from ipadapter_trainer.models.loading import load_base
 from ipadapter_trainer.models.network import TrainableAdapter, new_adapter
 from ipadapter_trainer.models.quantized import full_weight
-from ipadapter_trainer.models.sites import discover_sites
 from ipadapter_trainer.optimizer import MissingPackageError
 from ipadapter_trainer.planning import make_plan
 from ipadapter_trainer.resume.weights import Weights

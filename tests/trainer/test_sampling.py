@@ -12,11 +12,11 @@ from PIL import Image
 
 from ipadapter_core.errors import BadInputError
 from ipadapter_core.strength.site import SiteStrength
+from ipadapter_trainer.backbones.unet_attention import install
 from ipadapter_trainer.config import AdapterConfig, BaseModelConfig, EncoderConfig
 from ipadapter_trainer.models.image_encoder import load_image_encoder
 from ipadapter_trainer.models.loading import load_base
 from ipadapter_trainer.models.network import new_adapter
-from ipadapter_trainer.models.processor import install
 from ipadapter_trainer.watch.contact_sheet import contact_sheet, save_grid
 from ipadapter_trainer.watch.sampling import (
     Sampler,

@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 
 from ipadapter_core.errors import MismatchError
+from ipadapter_trainer.backbones.unet_attention import install
 from ipadapter_trainer.config import BaseModelConfig, ObjectiveConfig
 from ipadapter_trainer.models.base import Base
 from ipadapter_trainer.models.loading import load_base
-from ipadapter_trainer.models.processor import install
 from ipadapter_trainer.objective import Condition, Objective
 
 CPU = torch.device("cpu")

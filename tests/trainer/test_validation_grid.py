@@ -7,13 +7,13 @@ import torch
 from torch import Tensor
 
 from ipadapter_core.errors import BadInputError
+from ipadapter_trainer.backbones.unet_attention import install
 from ipadapter_trainer.batch import Batch
 from ipadapter_trainer.config import AdapterConfig, BaseModelConfig, EncoderConfig, ObjectiveConfig
 from ipadapter_trainer.draws import sample_generator
 from ipadapter_trainer.models.image_encoder import load_image_encoder
 from ipadapter_trainer.models.loading import load_base
 from ipadapter_trainer.models.network import TrainableAdapter, new_adapter
-from ipadapter_trainer.models.processor import install
 from ipadapter_trainer.objective import Condition, Objective
 from ipadapter_trainer.watch.validation import ValidationGrid, build_grid, validate
 from support.encoders import write_folder

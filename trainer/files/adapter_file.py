@@ -15,12 +15,12 @@ from ipadapter_core.file.spec import AdapterSpec
 from ipadapter_core.network.adapter import build_adapter
 from ipadapter_core.network.fit import check_sites
 
+from ..backbones.unet_attention import install
+from ..backbones.unet_sites import discover_sites
 from ..config import EncoderConfig, Precision
 from ..models.base import Base
 from ..models.image_encoder import ImageEncoder, load_image_encoder, resolve_folder
 from ..models.network import TrainableAdapter
-from ..models.processor import install
-from ..models.sites import discover_sites
 from .facts import read_preprocess
 from .families import check_family
 

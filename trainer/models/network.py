@@ -20,12 +20,12 @@ from ipadapter_core.network.adapter import IPAdapter, load_adapter
 from ipadapter_core.network.fit import check_sites
 from ipadapter_core.strength.presets import resolve_preset
 
+from ..backbones.unet_attention import KV
+from ..backbones.unet_sites import discover_sites
 from ..config import AdapterConfig
 from ..hub import find_file
 from .image_encoder import ImageEncoder
-from .processor import KV
 from .quantized import full_weight
-from .sites import discover_sites
 
 _PROJECTIONS = {"base": Projection.LINEAR, "plus": Projection.RESAMPLER, "full": Projection.MLP}
 _USUAL_TOKENS = {"base": 4, "plus": 16, "full": None}

@@ -8,9 +8,9 @@ from math import ceil
 import torch
 from torch import Tensor
 
+from ..backbones.unet_attention import SiteKVs
 from ..config import Config
 from ..meter import wait_for
-from ..models.processor import SiteKVs
 from .sampling import Reference, Sampler, Share, sample_grid
 
 _STEPS = 2  # the first is slower, and not counted

@@ -16,12 +16,12 @@ from ipadapter_core.errors import BadInputError
 from ipadapter_core.strength.presets import resolve_preset
 from ipadapter_core.strength.site import SiteStrength
 
+from ..backbones.unet_attention import KV, SiteKVs
+from ..backbones.unet_sites import discover_sites
 from ..config import Config
 from ..draws import sample_generator
 from ..models.base import Base
 from ..models.image_encoder import ImageEncoder
-from ..models.processor import KV, SiteKVs
-from ..models.sites import discover_sites
 
 _ZERO_SNR_RESCALE = 0.7  # arXiv 2305.08891, section 3.4
 _NUM_TIMESTEPS = 1000

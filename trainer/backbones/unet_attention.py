@@ -14,7 +14,7 @@ from torch.nn import functional
 
 from ipadapter_core.branch.attention import add_image_attention, image_attention
 
-from .sites import discover_sites
+from .unet_sites import discover_sites
 
 KV = tuple[Tensor, Tensor]  # (B, N, H·D) each
 SiteKVs = Sequence[KV | None]
