@@ -93,7 +93,7 @@ def count(setup: Setup) -> dict[str, Any]:
     """Operations per image, parameters, and bytes of the cache."""
     base, encoder, config = models(setup)
     with META:
-        network = new_adapter(config.adapter, base.unet, encoder)
+        network = new_adapter(config.adapter, base, encoder)
     forward, backward = count_training(base, encoder, network, setup.resolution // base.latent_factor)
     pixels = torch.empty(1, 3, setup.resolution, setup.resolution, device=META)
     parts = {
@@ -110,7 +110,7 @@ def count(setup: Setup) -> dict[str, Any]:
         "encoding": sum(parts.values()),
         "sites": network.spec.num_sites,
         "parameters": sum(parameter.numel() for parameter in network.trained_parameters()),
-        "frozen_parameters": sum(parameter.numel() for parameter in base.unet.parameters()),
+        "frozen_parameters": sum(parameter.numel() for parameter in base.model.parameters()),
         "cache_bytes": estimate_bytes(config, base, encoder, pictures=PAIRS, references=PAIRS, captions=PAIRS),
     }
 

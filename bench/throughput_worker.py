@@ -87,7 +87,7 @@ def count_bytes(connection: Connection, variants: tuple[str, ...], settings: dic
             run = open_run(make_config(settings, precision, is_cached=variant == "cached"))
             run.release_encoders()
             if variant == "cached":  # it has sent them to the CPU, which is the device here
-                elsewhere = [run.base.vae, run.encoder.vision.model]
+                elsewhere = [run.base.vae, run.reader.encoder.vision.model]
             step = step_of(run)
         while (steps := connection.recv()) is not None:
             with TensorBytes(elsewhere) as tensors:

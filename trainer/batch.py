@@ -1,8 +1,8 @@
 """`Batch`: what one forward of the training loop needs, made by the data workers and moved to the device as it is."""
 
-# B samples, C latent channels, h w latent size, H W pixels, S encoder input, E feature width, T text length, D text width
+# B samples, C latent channels, h w latent size, H W pixels, S encoder input, E feature width
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
@@ -29,15 +29,14 @@ class Batch:
         captions: texts, "" where the text is dropped.
         pixels: targets (B, 3, H, W), -1..1.
         latent_mean, latent_std: what the autoencoder gives for them (B, C, h, w), not yet scaled.
-        reference_pixels: references as the encoder wants them (B, 3, S, S).
-        features: what the encoder gives for them, (B, E) or (B, S, E).
-        text: text embeddings (B, T, D), those of "" where the text is dropped.
-        pooled: pooled text embedding of SDXL (B, P).
+        references: what is read of references before the encoder, by name, as it wants it: "pixels" (B, 3, S, S).
+        features: what the encoder gives for them, by name: "features" (B, E) or (B, S, E).
+        text: text embeddings by name, as the model's `encode_text` gives them; those of "" where the text is dropped.
         drop_image: (B,) bool, true where the image is dropped and what stands for that is not in its place already.
         noise_number: (B,) which of the objective's noises stands for a dropped image; None if none does.
         latent_noise, noise: (B, C, h, w), for the autoencoder's sample and for the diffusion.
-        timesteps: (B,).
-        time_ids: SDXL's sizes (B, 6): original height, width, crop top, left, target height, width.
+        times: of the diffusion (B,), 0 (clean) to 1 (noise), float32.
+        sizes: (B, 6): original height, width, crop top, left, target height, width.
         loss_mask: (B, 1, h, w), 0..1.
         perturbation: (B, C, h, w), noise that the model's input has and the target has not.
         skipped: broken pictures met on the way, whose places other samples took.
@@ -49,15 +48,14 @@ class Batch:
     drop_image: Tensor
     latent_noise: Tensor
     noise: Tensor
-    timesteps: Tensor
-    time_ids: Tensor
+    times: Tensor
+    sizes: Tensor
     pixels: Tensor | None = None
     latent_mean: Tensor | None = None
     latent_std: Tensor | None = None
-    reference_pixels: Tensor | None = None
-    features: Tensor | None = None
-    text: Tensor | None = None
-    pooled: Tensor | None = None
+    references: Mapping[str, Tensor] | None = None
+    features: Mapping[str, Tensor] | None = None
+    text: Mapping[str, Tensor] | None = None
     loss_mask: Tensor | None = None
     perturbation: Tensor | None = None
     noise_number: Tensor | None = None
@@ -73,5 +71,9 @@ class Batch:
 
     def _each(self, change: Callable[[Tensor], Tensor]) -> "Batch":
         values = {field.name: getattr(self, field.name) for field in fields(self)}
-        changed: dict[str, Any] = {name: change(value) for name, value in values.items() if isinstance(value, Tensor)}
+        changed: dict[str, Any] = {
+            name: change(value) if isinstance(value, Tensor) else {part: change(each) for part, each in value.items()}
+            for name, value in values.items()
+            if isinstance(value, Tensor | Mapping)
+        }
         return replace(self, **changed)

@@ -14,8 +14,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from .backbones.times import TimeShift
 from .config import ObjectiveConfig
 
+STEPS = 1000
+"""Of a schedule; a config's timesteps are 0 to one less."""
 CACHED_NOISES = 20
 """Pictures of noise that stand for dropped references where features are cached; as many as ai-toolkit's cache has."""
 
@@ -27,14 +30,14 @@ class Draws:
     Attributes:
         latent_noise: (C, h, w), standard normal, for sampling from the autoencoder's distribution.
         noise: (C, h, w), standard normal plus the noise offset, or over several resolutions.
-        timestep: of the diffusion, within the objective's range.
+        time: of the diffusion, 0 (clean) to 1 (noise), within the objective's range.
         drop_text, drop_image: which prompts this sample loses.
         perturbation: (C, h, w), what the model's input has beyond the noise; None if nothing.
     """
 
     latent_noise: Tensor
     noise: Tensor
-    timestep: int
+    time: float
     drop_text: bool
     drop_image: bool
     perturbation: Tensor | None
@@ -46,8 +49,18 @@ def sample_generator(seed: int, position: int, purpose: str) -> torch.Generator:
     return torch.Generator().manual_seed(int.from_bytes(digest, "little") >> 1)
 
 
-def draw(seed: int, position: int, shape: tuple[int, int, int], objective: ObjectiveConfig) -> Draws:
+def draw(
+    seed: int,
+    position: int,
+    shape: tuple[int, int, int],
+    objective: ObjectiveConfig,
+    shift: TimeShift | None = None,
+) -> Draws:
     """Draw for one sample whose latent has this shape (C, h, w).
+
+    Args:
+        shift: of a flow model, whose times are any number; None: one of a schedule's 1,000 steps.
+
 
     One draw decides the dropping, so that text, image and both exclude each other (arXiv 2308.06721, section 4.1.2).
     What is off by default draws from generators of its own: switched on, it leaves all other draws as they are.
@@ -61,8 +74,10 @@ def draw(seed: int, position: int, shape: tuple[int, int, int], objective: Objec
         noise = noise + objective.noise_offset * torch.randn((shape[0], 1, 1), generator=generator)
     if objective.pyramid_noise:
         noise = _with_coarser(noise, objective.pyramid_noise, sample_generator(seed, position, "pyramid"))
-    if objective.timestep_sampling != "uniform":
-        timestep = _timestep(objective, sample_generator(seed, position, "timestep"))
+    time = timestep / STEPS
+    if shift is not None or objective.timestep_sampling != "uniform":
+        place = _place(objective, sample_generator(seed, position, "timestep"))
+        time = _step(place, objective) / STEPS if shift is None else _shifted(place, objective, shift, shape)
     perturbation = None
     if objective.input_perturbation:
         generator = sample_generator(seed, position, "perturbation")
@@ -70,17 +85,24 @@ def draw(seed: int, position: int, shape: tuple[int, int, int], objective: Objec
     text_only = drop < objective.drop_text
     image_only = not text_only and drop < objective.drop_text + objective.drop_image
     both = not (text_only or image_only) and drop < objective.drop_text + objective.drop_image + objective.drop_both
-    return Draws(latent_noise, noise, int(timestep), text_only or both, image_only or both, perturbation)
+    return Draws(latent_noise, noise, time, text_only or both, image_only or both, perturbation)
 
 
-def _timestep(objective: ObjectiveConfig, generator: torch.Generator) -> int:
-    """Within the objective's range, at a place that is not uniform."""
+def _place(objective: ObjectiveConfig, generator: torch.Generator) -> float:
+    """Where in the objective's range, 0..1."""
     if objective.timestep_sampling == "sigmoid":
         normal = torch.randn((), generator=generator, dtype=torch.float64)
-        place = (objective.timestep_logit_mean + objective.timestep_logit_std * normal).sigmoid().item()
-    else:
-        cubed = torch.rand((), generator=generator, dtype=torch.float64).item() ** 3
-        place = cubed if objective.timestep_sampling == "earlier" else 1 - cubed
+        return (objective.timestep_logit_mean + objective.timestep_logit_std * normal).sigmoid().item()
+    even = torch.rand((), generator=generator, dtype=torch.float64).item()
+    return {"uniform": even, "earlier": even**3, "later": 1 - even**3}[objective.timestep_sampling]
+
+
+def _shifted(place: float, objective: ObjectiveConfig, shift: TimeShift, shape: tuple[int, int, int]) -> float:
+    first, last = objective.timestep_min / STEPS, (objective.timestep_max + 1) / STEPS
+    return first + (last - first) * shift.of(place, shape[1], shape[2])
+
+
+def _step(place: float, objective: ObjectiveConfig) -> int:
     count = objective.timestep_max - objective.timestep_min + 1
     return objective.timestep_min + min(math.floor(place * count), count - 1)
 

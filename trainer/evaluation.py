@@ -17,7 +17,6 @@ from .data.own_references import check_references
 from .data.records import Records
 from .data.sources import open_sources
 from .files.adapter_file import open_adapter
-from .models.base import with_terminal_snr
 from .models.loading import load_base
 from .objective import Objective
 from .preflight import check_pictures_folder
@@ -52,14 +51,14 @@ def evaluate(config: Config, file: Path, folder: Path, *, images: int | None) ->
     device = PartialState().device
     base = load_base(config.base, device)
     if config.objective.zero_terminal_snr:
-        base = with_terminal_snr(base)
+        base = base.with_terminal_snr()
     opened = open_adapter(file, base, config.encoder.model, config.encoder.precision)
-    encoder = opened.encoder
-    judge = load_judge(config.validation, encoder, device)
-    sampler, references = open_drawing(config, held_out, base, encoder, count=images)
-    objective = Objective(config.objective, base, opened.no_image, encoder)
+    reader = opened.reader
+    judge = load_judge(config.validation, reader, device)
+    sampler, references = open_drawing(config, held_out, base, reader, count=images)
+    objective = Objective(config.objective, base, opened.no_image, reader)
     batches = tqdm(
-        held_out_batches(config, held_out, geometry(base, encoder)), "encoding", len(held_out), unit=" pictures"
+        held_out_batches(config, held_out, geometry(base, reader)), "encoding", len(held_out), unit=" pictures"
     )
     grid = build_grid(batches, objective, timesteps=config.validation.timesteps, seed=config.train.seed)
     losses = validate(grid, opened.network, objective, batch_size=config.train.batch_size)

@@ -70,7 +70,7 @@ def make_plan(config: Config) -> Plan:
         cache = _cache(run)  # while the encoders are there
         drawing = None
         if config.validation.sample_every is not None:
-            drawing = open_drawing(config, run.held_out, run.base, run.encoder)
+            drawing = open_drawing(config, run.held_out, run.base, run.reader)
         run.release_encoders()
         memory, flops = _count(run, next(batches))
         is_cached = not set(encoded).intersection(config.cache.parts)
@@ -88,13 +88,12 @@ def _trained(run: Run) -> dict[str, object]:
     return {
         "adapter": spec.family,
         "tokens": spec.num_tokens,
-        "encoder": run.encoder.spec.name,
-        "reads": f"{spec.feature.value}{'' if spec.feature.value == 'image_embeds' else f' of layer {spec.layer}'}",
+        **run.reader.words,
         "negative": spec.negative.value,
-        "prediction_type": run.base.schedule.config.prediction_type,
+        "prediction_type": run.base.prediction,
         "sites": f"{len(run.network.trained_sites)} of {spec.num_sites} ({run.config.adapter.blocks}){others}",
         "parameters": sum(parameter.numel() for parameter in run.network.trained_parameters()),
-        "frozen_parameters": run.base.unet.num_parameters(),
+        "frozen_parameters": run.base.model.num_parameters(),
     }
 
 
@@ -124,7 +123,7 @@ def _count(run: Run, batch: Batch) -> tuple[dict[str, int], dict[str, int]]:
     run.optimizer.zero_grad(set_to_none=True)
     trained = sum(parameter.nbytes for parameter in run.network.trained_parameters())
     memory = {
-        "frozen_model": _bytes(run.base.unet),
+        "frozen_model": _bytes(run.base.model),
         "frozen_encoders": sum(map(_bytes, _encoders(run))),
         "adapter": _bytes(run.network),
         "gradients": trained,
@@ -145,7 +144,7 @@ def _encoders(run: Run) -> Iterator[nn.Module]:
     if "text" in encoded:
         yield from (text.model for text in run.base.texts)
     if "features" in encoded:
-        yield run.encoder.vision.model
+        yield from run.reader.models.values()
 
 
 def flop_counter() -> FlopCounterMode:
@@ -182,7 +181,7 @@ def _cache(run: Run) -> dict[str, object]:
     pictures = len(records) + len(run.held_out)
     captions = len({text for record in (*records, *run.held_out) for text in record.captions})
     estimated = estimate_bytes(
-        run.config, run.base, run.encoder, pictures=pictures, references=pictures, captions=captions
+        run.config, run.base, run.reader, pictures=pictures, references=pictures, captions=captions
     )
     return {f"{kind}_bytes": count for kind, count in estimated.items()}
 
@@ -191,7 +190,8 @@ def _cache(run: Run) -> dict[str, object]:
 def _saved_for_backward(run: Run) -> Iterator[Counter[int]]:
     """Bytes that autograd keeps, by storage; weights are counted elsewhere."""
     weights = {
-        parameter.untyped_storage().data_ptr() for parameter in (*run.base.unet.parameters(), *run.network.parameters())
+        parameter.untyped_storage().data_ptr()
+        for parameter in (*run.base.model.parameters(), *run.network.parameters())
     }
     saved: Counter[int] = Counter()
 

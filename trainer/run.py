@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from ipadapter_core.file.spec import Negative
 
-from .backbones.unet_attention import install
+from .backbones.backbone import Backbone
 from .batch import Batch
 from .cache.fill import fill
 from .cache.store import CacheError
@@ -29,20 +29,20 @@ from .data.sample import Geometry, Stores
 from .data.skips import SKIPPED, SkipLog
 from .data.sources import Source, open_sources
 from .draws import CACHED_NOISES, sample_generator
-from .models.base import Base, with_terminal_snr
-from .models.image_encoder import ImageEncoder, load_image_encoder
+from .models.image_encoder import load_image_encoder
 from .models.loading import load_base
 from .models.network import TrainableAdapter, new_adapter
 from .objective import Objective
 from .optimizer import MissingPackageError, build_ema, build_optimizer, build_schedule
 from .preflight import check_before_models
+from .readers.pictures import PictureReader
+from .readers.reader import ReferenceReader
 from .resume.identify import identify
 from .sharding import check_sharding, configure_deepspeed
 from .state import Counters, State, check_last_checkpoint
 
 logger = logging.getLogger(__name__)
 
-_SDXL_SIDE = 768  # pixels
 Lacking = Literal["refuse", "fill", "encode"]
 
 
@@ -59,8 +59,8 @@ class Run:
 
     config: Config
     accelerator: Accelerator
-    base: Base
-    encoder: ImageEncoder
+    base: Backbone
+    reader: ReferenceReader
     network: TrainableAdapter
     adapter: nn.Module
     objective: Objective
@@ -76,7 +76,7 @@ class Run:
 
     @property
     def geometry(self) -> Geometry:
-        return geometry(self.base, self.encoder)
+        return geometry(self.base, self.reader)
 
     @property
     def samples_per_step(self) -> int:
@@ -140,7 +140,8 @@ class Run:
             frozenset({"text"} if self.stores.text else ()) | frozenset({"vae"} if self.stores.latents else ())
         )
         if self.stores.features:
-            self.encoder.vision.model.to("cpu")
+            for model in self.reader.models.values():
+                model.to("cpu")
 
     @contextmanager
     def averaged(self) -> Iterator[None]:
@@ -157,8 +158,8 @@ class Run:
             self.ema.restore(parameters)
 
 
-def geometry(base: Base, encoder: ImageEncoder) -> Geometry:
-    return Geometry(base.latent_channels, base.latent_factor, encoder.format)
+def geometry(base: Backbone, reader: ReferenceReader) -> Geometry:
+    return Geometry(base.latent_channels, base.latent_factor, reader.preparation, base.time_shift)
 
 
 def open_run(config: Config, *, lacking: Lacking = "refuse", lists: Path | None = None) -> Run:
@@ -197,29 +198,25 @@ def open_run(config: Config, *, lacking: Lacking = "refuse", lists: Path | None 
     source, held_out = open_sources(config)
     check_before_models(config, source, held_out)
     base = load_base(config.base, accelerator.device)
-    if base.is_sdxl and config.data.resolution < _SDXL_SIDE:
-        logger.warning(
-            "data.resolution is %d: SDXL was made for 1024, and is a poor model below %d",
-            config.data.resolution,
-            _SDXL_SIDE,
-        )
+    base.check(config)
     if config.objective.zero_terminal_snr:
-        base = with_terminal_snr(base)
+        base = base.with_terminal_snr()
     encoder = load_image_encoder(config.encoder, config.adapter.kind, accelerator.device)
-    network = new_adapter(config.adapter, base.unet, encoder, config.train.seed).to(accelerator.device)
-    install(base.unet)
+    reader = PictureReader(encoder)
+    network = new_adapter(config.adapter, base, encoder, config.train.seed).to(accelerator.device)
+    base.install()
     if config.train.gradient_checkpointing:
-        base.unet.enable_gradient_checkpointing()
+        base.model.enable_gradient_checkpointing()
     if config.train.compile:
-        base.unet.compile()
-    identity = functools.cache(lambda: identify(config, base, encoder, network, (source, held_out), accelerator))
+        base.model.compile()
+    identity = functools.cache(lambda: identify(config, base, reader, network, (source, held_out), accelerator))
     if lacking == "fill":
         check_last_checkpoint(config, identity())
-    stores = _stores(config, base, encoder, (source, held_out), accelerator, lacking)
-    no_image, noises = encoder.no_image(network.spec.negative), None
+    stores = _stores(config, base, reader, (source, held_out), accelerator, lacking)
+    no_image, noises = reader.no_image(network.spec.negative), None
     if network.spec.negative is Negative.NOISE and stores.features is not None:
-        noises = _noises(encoder, config.train.seed)
-    objective = Objective(config.objective, base, no_image, encoder, noises)
+        noises = _noises(reader, config.train.seed)
+    objective = Objective(config.objective, base, no_image, reader, noises)
     optimizer = build_optimizer(network.trained_parameters(), config.optimizer)
     ema = build_ema(network.trained_parameters(), config.optimizer)
     adapter, optimizer = _prepare(accelerator, network, optimizer, config)
@@ -229,7 +226,7 @@ def open_run(config: Config, *, lacking: Lacking = "refuse", lists: Path | None 
         config=config,
         accelerator=accelerator,
         base=base,
-        encoder=encoder,
+        reader=reader,
         network=accelerator.unwrap_model(adapter),
         adapter=adapter,
         objective=objective,
@@ -245,16 +242,18 @@ def open_run(config: Config, *, lacking: Lacking = "refuse", lists: Path | None 
     )
 
 
-def _noises(encoder: ImageEncoder, seed: int) -> Tensor:
-    """Features of those that stand for dropped references where features are cached: (K, E) or (K, S, E)."""
+def _noises(reader: ReferenceReader, seed: int) -> dict[str, Tensor]:
+    """Features of those that stand for dropped references where features are cached, one row each."""
     generators = (sample_generator(seed, number, "cached noise") for number in range(CACHED_NOISES))
-    return torch.cat([encoder.features(encoder.format.noise(generator)) for generator in generators])
+    prepared = (reader.preparation.noise(generator) for generator in generators)
+    read = [reader.read({part: tensor[None] for part, tensor in each.items()}) for each in prepared]
+    return {name: torch.cat([features[name] for features in read]) for name in read[0]}
 
 
 def _stores(
     config: Config,
-    base: Base,
-    encoder: ImageEncoder,
+    base: Backbone,
+    reader: ReferenceReader,
     sources: tuple[Source, ...],
     accelerator: Accelerator,
     lacking: Lacking,
@@ -262,14 +261,14 @@ def _stores(
     """The cache of a run."""
     if config.cache.path is None:
         return Stores()
-    stores = open_stores(config, base, encoder)
+    stores = open_stores(config, base, reader)
     if lacking != "refuse" and not _is_filled(stores, sources):
         if lacking == "encode":
             return Stores()
-        base.unet.to("cpu")  # what encodes needs its room
-        fill(config, base, encoder, sources, progress=accelerator.is_local_main_process)
-        base.unet.to(accelerator.device)
-        stores = open_stores(config, base, encoder)
+        base.model.to("cpu")  # what encodes needs its room
+        fill(config, base, reader, sources, progress=accelerator.is_local_main_process)
+        base.model.to(accelerator.device)
+        stores = open_stores(config, base, reader)
     _require(stores, sources)
     return stores
 

@@ -109,7 +109,7 @@ def in_trainer(trained: Trained, layout: str) -> Tensor:
         pairs = opened.network(torch.cat((opened.no_image, features)))
         kv = [(k, v * STRENGTH) for k, v in pairs]
         given = inputs()
-        return base.unet(
+        return base.model(
             given["latents"],
             TIMESTEP,
             given["text"],

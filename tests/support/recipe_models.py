@@ -153,9 +153,9 @@ def write_judge(folder: Path) -> None:
 def _write_adapter(config: Config, folder: Path) -> None:
     """A file as the recipe expects to start from."""
     cpu = torch.device("cpu")
-    base = load_base(config.base, cpu, only=frozenset({"unet"}))
+    base = load_base(config.base, cpu, only=frozenset({"model"}))
     encoder = load_image_encoder(config.encoder, config.adapter.kind, cpu)
-    adapter = new_adapter(config.adapter, base.unet, encoder, is_fresh=True).adapter
+    adapter = new_adapter(config.adapter, base, encoder, is_fresh=True).adapter
     write_safetensors(folder / "adapter.safetensors", adapter.state_dict(), adapter.spec.to_metadata())
 
 

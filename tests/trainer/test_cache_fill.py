@@ -23,7 +23,7 @@ from ipadapter_trainer.data.records import DataError
 from ipadapter_trainer.data.sample import Geometry
 from ipadapter_trainer.data.skips import SKIPPED
 from ipadapter_trainer.data.sources import load_records, open_source
-from ipadapter_trainer.models.base import Base
+from ipadapter_trainer.backbones.unet import UNetBackbone
 from ipadapter_trainer.models.image_encoder import ImageEncoder, load_image_encoder
 from ipadapter_trainer.models.loading import load_base
 from ipadapter_trainer.objective import Objective

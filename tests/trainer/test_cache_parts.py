@@ -21,7 +21,7 @@ from ipadapter_trainer.data.pictures import picture_digest
 from ipadapter_trainer.data.records import DataError
 from ipadapter_trainer.data.sources import load_records, open_sources
 from ipadapter_trainer.loop import train
-from ipadapter_trainer.models.base import Base
+from ipadapter_trainer.backbones.unet import UNetBackbone
 from ipadapter_trainer.models.image_encoder import ImageEncoder, load_image_encoder
 from ipadapter_trainer.models.loading import load_base
 from ipadapter_trainer.objective import Objective

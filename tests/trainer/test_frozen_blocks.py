@@ -44,7 +44,7 @@ def encoder_of(folder: Path) -> ImageEncoder:
 def start(tmp_path: Path, base_folder: Callable[..., Path], encoder_folder: Callable[[str], Path]) -> Path:
     """A published file, in float16, whose values no other start has."""
     config = make_config(base_folder(), encoder_folder("clip"), tmp_path, tmp_path)
-    unet = load_base(config.base, CPU, only=frozenset({"unet"})).unet
+    unet = load_base(config.base, CPU, only=frozenset({"model"})).unet
     made = new_adapter(AdapterConfig(init="random"), unet, encoder_of(encoder_folder("clip")), seed=9)
     save_adapter(made.adapter.half(), tmp_path / "start.safetensors")
     return tmp_path / "start.safetensors"

@@ -25,7 +25,7 @@ from ipadapter_trainer.config import AdapterConfig, BaseModelConfig, DataConfig,
 from ipadapter_trainer.data.records import DataError
 from ipadapter_trainer.data.sources import load_records
 from ipadapter_trainer.hub import HubPlace, ModelNotFoundError
-from ipadapter_trainer.models.base import Base
+from ipadapter_trainer.backbones.unet import UNetBackbone
 from ipadapter_trainer.models.image_encoder import load_image_encoder
 from ipadapter_trainer.models.loading import load_base
 from ipadapter_trainer.models.network import new_adapter

@@ -32,8 +32,8 @@ CAPTIONS = ("a red cat", "")
 def parts(folder: Path, encoder_folder: Path, adapter: AdapterConfig) -> tuple[Base, ImageEncoder, TrainableAdapter]:
     base = load_base(BaseModelConfig(model=str(folder), precision="fp32"), CPU)
     encoder = load_image_encoder(EncoderConfig(model=str(encoder_folder), precision="fp32"), adapter.kind, CPU)
-    network = new_adapter(adapter, base.unet, encoder)
-    install(base.unet)
+    network = new_adapter(adapter, base, encoder)
+    base.install()
     return base, encoder, network
 
 
@@ -174,7 +174,7 @@ def test_masked_loss_counts_white_only(base_folder: Callable[..., Path], encoder
 def test_terminal_snr_is_zero_and_needs_v_prediction(base_folder: Callable[..., Path]) -> None:
     def base(prediction_type: str) -> Base:
         config = BaseModelConfig(model=str(base_folder("sd15", prediction_type)), precision="fp32")
-        return load_base(config, CPU, only=frozenset({"unet"}))
+        return load_base(config, CPU, only=frozenset({"model"}))
 
     assert with_terminal_snr(base("v_prediction")).schedule.alphas_cumprod[-1] < 1e-6
     with pytest.raises(ValueError, match=r"which predicts epsilon.*v_prediction model"):

@@ -15,7 +15,7 @@ from ipadapter_trainer.backbones.unet_sites import discover_sites
 from ipadapter_trainer.config import AdapterConfig, BaseModelConfig, Config, EncoderConfig
 from ipadapter_trainer.files.checkpoint_export import export_checkpoint
 from ipadapter_trainer.loop import train
-from ipadapter_trainer.models.base import Base
+from ipadapter_trainer.backbones.unet import UNetBackbone
 from ipadapter_trainer.models.image_encoder import load_image_encoder
 from ipadapter_trainer.models.loading import load_base
 from ipadapter_trainer.models.network import TrainableAdapter, new_adapter
@@ -62,20 +62,20 @@ def config(
 def unet_of(model: Path, quantization: str, **settings: Any) -> Base:
     settings = {"precision": "fp32", **settings}
     return load_base(
-        BaseModelConfig(model=str(model), quantization=quantization, **settings), CPU, only=frozenset({"unet"})
+        BaseModelConfig(model=str(model), quantization=quantization, **settings), CPU, only=frozenset({"model"})
     )
 
 
 def adapter_on(base: Base, encoder: Path) -> TrainableAdapter:
     config = EncoderConfig(model=str(encoder), precision="fp32")
-    return new_adapter(AdapterConfig(), base.unet, load_image_encoder(config, "base", CPU))
+    return new_adapter(AdapterConfig(), base, load_image_encoder(config, "base", CPU))
 
 
 def predict(base: Base) -> torch.Tensor:
     torch.manual_seed(0)
-    latents, text = torch.randn(2, 4, 16, 16), torch.randn(2, 7, base.unet.config.cross_attention_dim)
+    latents, text = torch.randn(2, 4, 16, 16), torch.randn(2, 7, base.model.config.cross_attention_dim)
     with torch.no_grad():
-        return base.unet(latents, torch.tensor([10, 600]), text).sample
+        return base.model(latents, torch.tensor([10, 600]), text).sample
 
 
 @pytest.mark.parametrize("kind", CLOSE)
@@ -111,16 +111,16 @@ def test_only_the_adapter_learns(config: Callable[..., Config], kind: str) -> No
     losses = {}
     for quantization in ("none", kind):
         run = open_run(config(quantization))
-        frozen = {name: tensor.clone() for name, tensor in run.base.unet.state_dict().items()}
+        frozen = {name: tensor.clone() for name, tensor in run.base.model.state_dict().items()}
         batches = run.batches(0)
         loss = run.loss(next(batches))
         run.accelerator.backward(loss)
         gradients = [parameter.grad for parameter in run.network.trained_parameters()]
         assert all(gradient is not None and gradient.isfinite().all() for gradient in gradients)
         assert any(gradient.any() for gradient in gradients if gradient is not None)
-        assert all(parameter.grad is None for parameter in run.base.unet.parameters())
+        assert all(parameter.grad is None for parameter in run.base.model.parameters())
         run.step(batches)
-        after = run.base.unet.state_dict()
+        after = run.base.model.state_dict()
         assert all(torch.equal(tensor, after[name]) for name, tensor in frozen.items())
         losses[quantization] = float(loss.detach())
     assert losses[kind] == pytest.approx(losses["none"], rel=CLOSE[kind])
@@ -147,7 +147,7 @@ def test_a_run_goes_on_with_the_quantization_it_began_with(config: Callable[...,
 def test_plan_counts_what_is_kept(config: Callable[..., Config], kind: str) -> None:
     whole, quantized = (make_plan(config(quantization)) for quantization in ("none", kind))
     assert quantized.trained["frozen_parameters"] == whole.trained["frozen_parameters"]
-    unet = open_run(config("none")).base.unet
+    unet = open_run(config("none")).base.model
     linear = sum(module.weight.nbytes for module in unet.modules() if type(module) is torch.nn.Linear)
     kept = linear - (whole.memory["frozen_model"] - quantized.memory["frozen_model"])
     assert 0.125 * linear < kept < SMALLER[kind] * linear

@@ -39,12 +39,12 @@ class Setting:
     def __init__(self, layout, kind, make_folder) -> None:
         self.folder = write_base(make_folder("base"), layout)
         self.base = load_base(BaseModelConfig(model=str(self.folder), precision="fp32"), CPU)
-        install(self.base.unet)
+        self.base.install()
         encoder_folder = make_folder("encoder")
         write_folder("clip", encoder_folder)
         self.encoder = load_image_encoder(EncoderConfig(model=str(encoder_folder), precision="fp32"), kind, CPU)
         config = AdapterConfig(kind=kind, init="random", resampler_dim=64 if kind == "plus" else None)
-        self.adapter = new_adapter(config, self.base.unet, self.encoder, seed=3)
+        self.adapter = new_adapter(config, self.base, self.encoder, seed=3)
         with torch.no_grad():
             for index in range(self.adapter.spec.num_sites):  # strong enough to be seen
                 self.adapter.adapter.site(index).to_v_ip.weight.mul_(30)
@@ -144,7 +144,7 @@ def test_draws_nothing_from_the_global_generators_and_reports_progress(setting):
 
 def test_keeps_nothing_alive_that_a_run_frees(tmp_path):
     base = load_base(BaseModelConfig(model=str(write_base(tmp_path)), precision="fp32"), CPU)
-    install(base.unet)
+    base.install()
     encoder = weakref.ref(base.pipeline.text_encoder)
     text = encode_prompt(base, "a red cat")
     sampler = Sampler(base, SETTINGS, text)

@@ -51,7 +51,7 @@ def files(tmp_path_factory):
     write_pictures(folder / "pictures", 6)
     base = load_base(BaseModelConfig(model=str(folder / "base"), precision="fp32"), CPU)
     encoder = load_image_encoder(EncoderConfig(model=str(folder / "encoder"), precision="fp32"), "base", CPU)
-    adapter = new_adapter(AdapterConfig(init="random"), base.unet, encoder).adapter
+    adapter = new_adapter(AdapterConfig(init="random"), base, encoder).adapter
     save_adapter(adapter, folder / "adapter.safetensors")
     adapter.spec = replace(adapter.spec, encoder=EncoderHint(name=str(folder / "encoder")))
     save_adapter(adapter, folder / "names_folder.safetensors")
@@ -125,7 +125,7 @@ def test_an_adapter_is_used_as_its_file_states(files, tmp_path):
     plus = AdapterConfig(kind="plus", resampler_dim=64, tokens=3, negative="zero_pixels")
     stated = Preprocess.of(encoder.spec, encoder.format.pixel_format, "pad")
     file = tmp_path / "plus.safetensors"
-    save_adapter(new_adapter(plus, base.unet, encoder).adapter, file, {PREPROCESS_KEY: json.dumps(asdict(stated))})
+    save_adapter(new_adapter(plus, base, encoder).adapter, file, {PREPROCESS_KEY: json.dumps(asdict(stated))})
     opened = open_adapter(file, base, str(files / "encoder"), "fp32")
     assert (opened.encoder.layer, opened.encoder.format.crop) == (-1, "pad")
     assert torch.equal(opened.no_image, encoder.no_image(Negative.ZERO_PIXELS))

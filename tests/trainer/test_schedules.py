@@ -14,7 +14,7 @@ from torch import Tensor
 from ipadapter_core.errors import MismatchError
 from ipadapter_trainer.backbones.unet_attention import install
 from ipadapter_trainer.config import BaseModelConfig, ObjectiveConfig
-from ipadapter_trainer.models.base import Base
+from ipadapter_trainer.backbones.unet import UNetBackbone
 from ipadapter_trainer.models.loading import load_base
 from ipadapter_trainer.objective import Condition, Objective
 
@@ -63,10 +63,10 @@ def test_betas_are_the_base_models_whatever_samples_it(load: Callable[..., Base]
 def test_sizes_reach_the_unet_as_they_are(small_base_folder: Callable[[str], Path]) -> None:
     """In bfloat16 1333 would be 1336."""
     base = load_base(BaseModelConfig(model=str(small_base_folder("sdxl")), precision="bf16"), CPU)
-    install(base.unet)
+    base.install()
     sizes = torch.tensor([[1333.0, 2001.0, 3.0, 259.0, 1024.0, 1024.0]])
     seen: list[Tensor] = []
-    base.unet.add_time_proj.register_forward_pre_hook(lambda module, given: seen.append(given[0]))
+    base.model.add_time_proj.register_forward_pre_hook(lambda module, given: seen.append(given[0]))
     text, pooled = base.encode_text(["a"])
     condition = Condition(latents=torch.zeros(1, 4, 8, 8), text=text, pooled=pooled, time_ids=sizes, features=text)
     sites: list[None] = [None] * 100

@@ -133,7 +133,7 @@ def test_folder_whose_weights_are_there_in_fp16_only(
             save_file({name: tensor.half() for name, tensor in load_file(path).items()}, path, {"format": "pt"})
             path.rename(path.with_name(f"{path.stem}.fp16.safetensors"))
     base, whole = load(folder, precision=precision), load(source, precision=precision)
-    weight, expected = base.unet.conv_in.weight, whole.unet.conv_in.weight
+    weight, expected = base.model.conv_in.weight, whole.unet.conv_in.weight
     assert weight.dtype == expected.dtype
     rounded = expected.half().to(expected.dtype) if halves != "text_encoder" else expected
     assert torch.equal(weight, rounded)

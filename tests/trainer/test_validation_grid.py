@@ -29,7 +29,7 @@ SIZES = ((8, 8), (8, 8), (8, 12), (8, 8), (8, 12))
 def objective(request, tmp_path_factory) -> Objective:
     folder = write_base(tmp_path_factory.mktemp(request.param), request.param)
     base = load_base(BaseModelConfig(model=str(folder), precision="fp32"), CPU)
-    install(base.unet)
+    base.install()
     return Objective(ObjectiveConfig(min_snr_gamma=5.0), base, torch.zeros(1, 20))
 
 
@@ -38,7 +38,7 @@ def adapter(objective, tmp_path_factory) -> TrainableAdapter:
     folder = tmp_path_factory.mktemp("clip")
     write_folder("clip", folder)
     encoder = load_image_encoder(EncoderConfig(model=str(folder), precision="fp32"), "base", CPU)
-    return new_adapter(AdapterConfig(init="random"), objective.base.unet, encoder)
+    return new_adapter(AdapterConfig(init="random"), objective.base, encoder)
 
 
 def _batch(size: tuple[int, int], number: int, **more) -> Batch:

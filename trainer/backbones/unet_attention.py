@@ -6,7 +6,6 @@ in one forward of the adapter, so that DDP, FSDP and gradient checkpointing see 
 
 # B samples, L query positions, N image tokens, T text tokens, H heads, D head dim
 
-from collections.abc import Sequence
 from typing import Any, cast
 
 from torch import Tensor, nn
@@ -14,10 +13,8 @@ from torch.nn import functional
 
 from ipadapter_core.branch.attention import add_image_attention, image_attention
 
+from .image_prompt import SiteKVs
 from .unet_sites import discover_sites
-
-KV = tuple[Tensor, Tensor]  # (B, N, H·D) each
-SiteKVs = Sequence[KV | None]
 
 
 class DecoupledAttention:

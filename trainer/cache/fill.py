@@ -8,12 +8,12 @@ from typing import TypeVar
 
 from tqdm import tqdm
 
+from ..backbones.backbone import Backbone
 from ..config import Config
 from ..data.shards import Shards
 from ..data.skips import SKIPPED, SkipLog
 from ..data.sources import Source
-from ..models.base import Base
-from ..models.image_encoder import ImageEncoder
+from ..readers.reader import ReferenceReader
 from ..storage import storage
 from .sharing import Block, Make, Share, fill_store
 from .store import CacheStore
@@ -47,8 +47,8 @@ class FillReport:
 
 def fill(
     config: Config,
-    base: Base,
-    encoder: ImageEncoder,
+    base: Backbone,
+    reader: ReferenceReader,
     sources: Sequence[Source],
     *,
     batch_size: int = 8,
@@ -68,19 +68,19 @@ def fill(
     """
     start = time.perf_counter()
     with storage("the cache", check_path(config)):
-        return _fill(config, base, encoder, sources, batch_size, progress, start)
+        return _fill(config, base, reader, sources, batch_size, progress, start)
 
 
 def _fill(
     config: Config,
-    base: Base,
-    encoder: ImageEncoder,
+    base: Backbone,
+    reader: ReferenceReader,
     sources: Sequence[Source],
     batch_size: int,
     progress: bool,
     start: float,
 ) -> FillReport:
-    stores = open_stores(config, base, encoder)
+    stores = open_stores(config, base, reader)
     for store in stores.all:
         store.clean()
     total = _count(sources)
@@ -88,7 +88,7 @@ def _fill(
     work = Work(
         config,
         base,
-        encoder,
+        reader,
         sources,
         stores,
         batch_size=batch_size,

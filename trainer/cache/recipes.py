@@ -2,15 +2,15 @@
 
 from collections.abc import Mapping
 
+from ..backbones.backbone import Backbone
 from ..config import Config
-from ..models.base import Base
-from ..models.image_encoder import ImageEncoder
+from ..readers.reader import ReferenceReader
 
 Recipe = Mapping[str, object]
 FORMAT = 1  # raised when entries of the same names come to mean something else
 
 
-def latents_recipe(config: Config, base: Base) -> Recipe:
+def latents_recipe(config: Config, base: Backbone) -> Recipe:
     """Of the targets' latents and sizes."""
     data = config.data
     is_random = data.crop == "random" or data.flip > 0
@@ -26,23 +26,19 @@ def latents_recipe(config: Config, base: Base) -> Recipe:
     }
 
 
-def features_recipe(config: Config, encoder: ImageEncoder) -> Recipe:
-    """Of the references' features; the encoder's identity names its feature and layer."""
-    augment, pixels = config.data.augment, encoder.format.pixel_format
+def features_recipe(config: Config, reader: ReferenceReader) -> Recipe:
+    """Of the references' features."""
+    augment = config.data.augment
     return {
         "format": FORMAT,
-        "encoder": encoder.identity,
-        "size": pixels.size,
-        "mean": list(pixels.mean),
-        "std": list(pixels.std),
-        "crop": encoder.format.crop,
+        **reader.recipe,
         "augment": None if augment.is_neutral else augment.model_dump(),
         "seed": None if augment.is_neutral else config.train.seed,
         "precision": config.cache.precision,
     }
 
 
-def text_recipe(config: Config, base: Base) -> Recipe:
+def text_recipe(config: Config, base: Backbone) -> Recipe:
     """Of the captions' embeddings."""
     return {
         "format": FORMAT,

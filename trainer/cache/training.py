@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from ..backbones.backbone import Backbone
 from ..config import Config, DataConfig
 from ..data.digests import DigestMemo
 from ..data.pictures import BrokenPictureError
@@ -11,8 +12,7 @@ from ..data.prepare import cached_sizes, caption_digest, entry_key, latents_key
 from ..data.records import Record
 from ..data.sample import Stores as SampleStores
 from ..data.skips import SKIPPED, read_skipped
-from ..models.base import Base
-from ..models.image_encoder import ImageEncoder
+from ..readers.reader import ReferenceReader
 from .recipes import features_recipe, latents_recipe, text_recipe
 from .store import CacheError, CacheStore
 
@@ -28,8 +28,8 @@ class Stores(SampleStores):
 
     Attributes:
         latents: {"mean", "std" (C, h, w), "sizes" (6,)} under `latents_key` of the target.
-        features: {"features" (E,) or (S, E)} under `entry_key` of the reference.
-        text: {"text" (T, D), "pooled" (P,) for SDXL} under `caption_digest`; that of "" is always there.
+        features: as the reader names them, under `entry_key` of the reference.
+        text: as the model names them, under `caption_digest`; that of "" is always there.
         digests: the memo that finds the entries of pictures without reading them.
         folder: the cache.
         variants: how many of each picture there are.
@@ -93,7 +93,7 @@ class Stores(SampleStores):
             )
 
 
-def open_stores(config: Config, base: Base, encoder: ImageEncoder) -> Stores:
+def open_stores(config: Config, base: Backbone, reader: ReferenceReader) -> Stores:
     """Open the cache of a config; nothing is written.
 
     Raises:
@@ -102,7 +102,7 @@ def open_stores(config: Config, base: Base, encoder: ImageEncoder) -> Stores:
     folder, parts = check_path(config), config.cache.parts
     return Stores(
         latents=CacheStore(folder, "latents", latents_recipe(config, base)) if "latents" in parts else None,
-        features=CacheStore(folder, "features", features_recipe(config, encoder)) if "features" in parts else None,
+        features=CacheStore(folder, "features", features_recipe(config, reader)) if "features" in parts else None,
         text=CacheStore(folder, "text", text_recipe(config, base)) if "text" in parts else None,
         digests=DigestMemo(folder / DIGESTS),
         folder=folder,

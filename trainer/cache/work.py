@@ -13,6 +13,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
+from ..backbones.backbone import Backbone
 from ..batch import Skipped
 from ..config import Config
 from ..data.digests import DigestMemo
@@ -26,7 +27,6 @@ from ..data.prepare import (
     entry_key,
     latents_key,
     place_target,
-    reference_pixels,
     target_pixels,
     variant_generator,
 )
@@ -34,8 +34,7 @@ from ..data.records import Record
 from ..data.shards import Shards
 from ..data.skips import SkipLog
 from ..data.sources import Source
-from ..models.base import Base
-from ..models.image_encoder import ImageEncoder
+from ..readers.reader import ReferenceReader
 from .entries import stored
 from .index import KeyIndex
 from .pipeline import ahead, batches_alike
@@ -71,11 +70,15 @@ class Wanted:
 
 @dataclass(frozen=True, eq=False)
 class Prepared:
-    """A picture as the model takes it: pixels (3, H, W), and for targets sizes (6,)."""
+    """A picture as the models take it: "pixels" (3, H, W) and "sizes" (6,) of a target, of a reference what its reader
+    reads."""
 
     wanted: Wanted
-    pixels: Tensor
-    sizes: Tensor | None = None
+    tensors: Mapping[str, Tensor]
+
+    @property
+    def shapes(self) -> tuple[tuple[str, torch.Size], ...]:
+        return tuple((name, tensor.shape) for name, tensor in self.tensors.items())
 
 
 class Work:
@@ -89,8 +92,8 @@ class Work:
     def __init__(
         self,
         config: Config,
-        base: Base,
-        encoder: ImageEncoder,
+        base: Backbone,
+        reader: ReferenceReader,
         sources: Sequence[Source],
         stores: Stores,
         *,
@@ -98,7 +101,7 @@ class Work:
         skips: SkipLog,
         threads: int,
     ) -> None:
-        self._config, self._base, self._encoder = config, base, encoder
+        self._config, self._base, self._reader = config, base, reader
         self._sources, self._skips, self._batch_size = sources, skips, batch_size
         self._pool, self._threads = ThreadPoolExecutor(threads), threads
         # a pool of its own, so that the next block's digests do not stand before this block's pictures
@@ -131,25 +134,26 @@ class Work:
 
     def make_text(self, missing: Mapping[str, str]) -> Iterator[Entry]:
         for batch in batches_alike(missing.items(), lambda _: None, self._batch_size):
-            text, pooled = self._base.encode_text([caption for _, caption in batch])
-            parts = {"text": text.cpu()} | ({} if pooled is None else {"pooled": pooled.cpu()})
+            text = _on_cpu(self._base.encode_text([caption for _, caption in batch]))
             for row, (key, caption) in enumerate(batch):
-                yield key, self._stored({part: tensor[row] for part, tensor in parts.items()}, repr(caption))
+                yield key, self._stored({part: tensor[row] for part, tensor in text.items()}, repr(caption))
 
     def make_latents(self, missing: Mapping[str, Wanted]) -> Iterator[Entry]:
         for batch in self._batches(missing, self._target):
-            mean, std = self._base.encode_pixels(torch.stack([target.pixels for target in batch]))
+            mean, std = self._base.encode_pixels(torch.stack([target.tensors["pixels"] for target in batch]))
             mean, std = mean.cpu(), std.cpu()
             for row, target in enumerate(batch):
-                assert target.sizes is not None
-                parts = {"mean": mean[row], "std": std[row], "sizes": target.sizes}
+                parts = {"mean": mean[row], "std": std[row], "sizes": target.tensors["sizes"]}
                 yield target.wanted.key, self._stored(parts, target.wanted.name)
 
     def make_features(self, missing: Mapping[str, Wanted]) -> Iterator[Entry]:
         for batch in self._batches(missing, self._reference):
-            features = self._encoder.features(torch.stack([reference.pixels for reference in batch])).cpu()
+            names = batch[0].tensors
+            prepared = {name: torch.stack([reference.tensors[name] for reference in batch]) for name in names}
+            features = _on_cpu(self._reader.read(prepared))
             for row, reference in enumerate(batch):
-                yield reference.wanted.key, self._stored({"features": features[row]}, reference.wanted.name)
+                parts = {part: tensor[row] for part, tensor in features.items()}
+                yield reference.wanted.key, self._stored(parts, reference.wanted.name)
 
     def _read(self) -> Iterator[Record | Skipped]:
         for source in self._sources:
@@ -215,19 +219,19 @@ class Work:
                 else:
                     yield found
 
-        yield from batches_alike(usable(), lambda prepared: prepared.pixels.shape, self._batch_size)
+        yield from batches_alike(usable(), lambda prepared: prepared.shapes, self._batch_size)
 
     def _target(self, wanted: Wanted) -> Prepared:
         data = self._config.data
         image = decode(wanted.picture)
         generator = variant_generator(self._config.train.seed, wanted.digest, wanted.variant, TARGET)
         placement = place_target(image, data, wanted.bucket or bucket_of(wanted.picture, data), generator)
-        return Prepared(wanted, target_pixels(image, placement), placement.sizes)
+        return Prepared(wanted, {"pixels": target_pixels(image, placement), "sizes": placement.sizes})
 
     def _reference(self, wanted: Wanted) -> Prepared:
         generator = variant_generator(self._config.train.seed, wanted.digest, wanted.variant, REFERENCE)
-        image = decode(wanted.picture)
-        return Prepared(wanted, reference_pixels(image, self._config.data.augment, self._encoder.format, generator))
+        image, changes = decode(wanted.picture), self._config.data.augment
+        return Prepared(wanted, self._reader.preparation.prepare(image, changes, generator))
 
     def _stored(self, tensors: Mapping[str, Tensor], what: str) -> dict[str, Tensor]:
         return stored(tensors, self._config.cache.precision, what)
@@ -251,6 +255,10 @@ class _ThreadedDigests:
     def flush(self) -> None:
         for memo in self._memos:
             memo.flush()
+
+
+def _on_cpu(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensor.cpu() for name, tensor in tensors.items()}
 
 
 def _first(item: T, items: Iterable[T]) -> Iterator[T]:

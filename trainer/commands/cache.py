@@ -49,6 +49,7 @@ def cache(
     from ..models.image_encoder import load_image_encoder
     from ..models.loading import load_base
     from ..preflight import check_before_models
+    from ..readers.pictures import PictureReader
 
     check_path(settings)
     sources = open_sources(settings)
@@ -57,10 +58,10 @@ def cache(
     needed = {"latents": "vae", "text": "text"}
     only = frozenset(needed[kind] for kind in settings.cache.parts if kind in needed)
     base = load_base(settings.base, process.device, only=only)
-    encoder = load_image_encoder(settings.encoder, settings.adapter.kind, process.device)
-    stores = open_stores(settings, base, encoder)
+    reader = PictureReader(load_image_encoder(settings.encoder, settings.adapter.kind, process.device))
+    stores = open_stores(settings, base, reader)
     damaged = _check(stores, show=process.is_main_process) if check and process.is_main_process else None
-    report = fill(settings, base, encoder, sources, batch_size=batch_size, progress=process.is_local_main_process)
+    report = fill(settings, base, reader, sources, batch_size=batch_size, progress=process.is_local_main_process)
     if not process.is_main_process:
         return
     stale = [folder for store in stores.all for folder in store.stale()]

@@ -95,7 +95,7 @@ def sample(
         each
         for name, picture in pictures
         for each in with_texts(
-            encode_reference(picture, name, base=model, encoder=opened.encoder, prompt=texts[0]), texts, model
+            encode_reference(picture, name, base=model, reader=opened.reader, prompt=texts[0]), texts, model
         )
     ]
     began = time.perf_counter()
@@ -106,7 +106,7 @@ def sample(
         "sheet": str(sheet),
         "pictures": [str(path) for path in files] if as_json else len(files),
         "adapter": opened.network.spec.family,
-        "encoder": opened.encoder.name,
+        "encoder": opened.reader.name,
         "seconds": round(time.perf_counter() - began, 1),
     }
     emit(result, as_json)

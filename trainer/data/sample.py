@@ -4,16 +4,17 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from PIL import Image
 from torch import Tensor
 
+from ..backbones.times import TimeShift
 from ..batch import Batch, Skipped
 from ..config import AugmentConfig, Config
 from ..draws import CACHED_NOISES, draw, sample_generator
-from ..models.image_encoder import ReferenceFormat
+from ..readers.reader import Preparation
 from .buckets import Centered, Placement, place
 from .digests import DigestMemo
 from .pictures import BrokenPictureError, Picture, Size, decode
@@ -25,7 +26,6 @@ from .prepare import (
     latents_key,
     loss_mask,
     place_target,
-    reference_pixels,
     target_pixels,
     variant_generator,
 )
@@ -39,12 +39,14 @@ class Geometry:
     Attributes:
         latent_channels: C.
         latent_factor: pixels of a latent cell.
-        reference: how a reference becomes the encoder's input.
+        reference: how a reference becomes its reader's input.
+        shift: of the times of a flow model; None: a schedule's steps.
     """
 
     latent_channels: int
     latent_factor: int
-    reference: ReferenceFormat
+    reference: Preparation
+    shift: TimeShift | None = None
 
 
 class Store(Protocol):
@@ -60,8 +62,8 @@ class Stores:
 
     Attributes:
         latents: mean and std (C, h, w) and sizes (6,) by `latents_key` of the target.
-        features: features (E,) or (S, E) by `entry_key` of the reference.
-        text: text (T, D), and pooled (P,) for SDXL, by `caption_digest`.
+        features: named features by `entry_key` of the reference, as the reader gives them.
+        text: named embeddings by `caption_digest`, as the model gives them.
         digests: of the pictures' bytes.
     """
 
@@ -92,7 +94,7 @@ class Sample:
     key: str
     caption: str
     position: int
-    tensors: Mapping[str, Tensor]
+    tensors: Mapping[str, Tensor | Mapping[str, Tensor]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -138,20 +140,23 @@ class SampleMaker:
         """
         config, record = self.config, candidate.record
         variant = self._variant(position)
+        geometry = self.geometry
         opened: dict[str, Image.Image] = {}
-        tensors = self._target(record, position, variant, bucket, opened)
-        tensors |= self._reference(candidate, position, variant, opened)
-        pixels_or_mean = tensors["pixels"] if "pixels" in tensors else tensors["latent_mean"]
-        factor = self.geometry.latent_factor if "pixels" in tensors else 1
+        target = self._target(record, position, variant, bucket, opened)
+        pixels_or_mean = target["pixels"] if "pixels" in target else target["latent_mean"]
+        factor = geometry.latent_factor if "pixels" in target else 1
         height, width = (side // factor for side in pixels_or_mean.shape[-2:])
-        draws = draw(config.train.seed, position, (self.geometry.latent_channels, height, width), config.objective)
+        shape = (geometry.latent_channels, height, width)
+        draws = draw(config.train.seed, position, shape, config.objective, geometry.shift)
+        tensors: dict[str, Tensor | Mapping[str, Tensor]] = {**target}
+        tensors |= self._reference(candidate, position, variant, opened)
         drop_text, drop_image = (drop and not self.is_plain for drop in (draws.drop_text, draws.drop_image))
         caption = "" if drop_text else self._caption(record, position)
         tensors |= self._text(caption)
         tensors |= {
             "latent_noise": draws.latent_noise,
             "noise": draws.noise,
-            "timesteps": torch.tensor(draws.timestep),
+            "times": torch.tensor(draws.time),
             "drop_image": torch.tensor(drop_image),
         }
         if draws.perturbation is not None:
@@ -180,12 +185,12 @@ class SampleMaker:
             image = _open(record.image, opened)
             framing = Centered() if self.is_plain else data
             placement = place_target(image, framing, bucket, sample_generator(seed, position, TARGET))
-            tensors = {"pixels": target_pixels(image, placement), "time_ids": placement.sizes.float()}
+            tensors = {"pixels": target_pixels(image, placement), "sizes": placement.sizes.float()}
         else:
             digest = self.stores.digests.digest(record.image)
             key = latents_key(digest, variant, bucket if data.more_resolutions else None)
             entry = self._cached(self.stores.latents, key, record.image)
-            tensors = {"latent_mean": entry["mean"], "latent_std": entry["std"], "time_ids": entry["sizes"].float()}
+            tensors = {"latent_mean": entry["mean"], "latent_std": entry["std"], "sizes": entry["sizes"].float()}
             placement = self._cached_placement(entry["sizes"], variant_generator(seed, digest, variant, TARGET))
         if self.config.objective.masked and record.mask is not None:
             tensors["loss_mask"] = loss_mask(record.mask, placement, self.geometry.latent_factor)
@@ -198,17 +203,17 @@ class SampleMaker:
 
     def _reference(
         self, candidate: Candidate, position: int, variant: int, opened: dict[str, Image.Image]
-    ) -> dict[str, Tensor]:
+    ) -> dict[str, Mapping[str, Tensor]]:
         picture = candidate.reference
         if self.stores.features is not None:
             key = entry_key(self.stores.digests.digest(picture), variant)
-            return {"features": self._cached(self.stores.features, key, picture)["features"]}
+            return {"features": self._cached(self.stores.features, key, picture)}
         generator = sample_generator(self.config.train.seed, position, REFERENCE)
         changes = AugmentConfig() if self.is_plain else self.config.data.augment
         image = _open(picture, opened)
-        return {"reference_pixels": reference_pixels(image, changes, self.geometry.reference, generator)}
+        return {"references": self.geometry.reference.prepare(image, changes, generator)}
 
-    def _noise(self, position: int, drop_image: bool) -> dict[str, Tensor]:
+    def _noise(self, position: int, drop_image: bool) -> dict[str, Tensor | Mapping[str, Tensor]]:
         """What stands for a dropped reference: a picture of its own, or which of those that were encoded before."""
         generator = sample_generator(self.config.train.seed, position, "no image")
         if self.stores.features is not None:
@@ -216,15 +221,15 @@ class SampleMaker:
         if not drop_image:
             return {}
         return {
-            "reference_pixels": self.geometry.reference.noise(generator)[0],
+            "references": self.geometry.reference.noise(generator),
             "drop_image": torch.tensor(False),  # its place is taken
         }
 
-    def _text(self, caption: str) -> dict[str, Tensor]:
+    def _text(self, caption: str) -> dict[str, Mapping[str, Tensor]]:
         if self.stores.text is None:
             return {}
         try:
-            return dict(self.stores.text.get(caption_digest(caption)))
+            return {"text": self.stores.text.get(caption_digest(caption))}
         except KeyError as error:
             raise _not_cached(f"the caption {caption!r}") from error
 
@@ -238,7 +243,9 @@ class SampleMaker:
 
 def collate(samples: Sequence[Sample], skipped: tuple[Skipped, ...]) -> Batch:
     """A batch of samples of one size."""
-    tensors = {name: torch.stack([sample.tensors[name] for sample in samples]) for name in samples[0].tensors}
+    tensors: dict[str, Any] = {
+        name: _stacked([sample.tensors[name] for sample in samples]) for name in samples[0].tensors
+    }
     return Batch(
         positions=tuple(sample.position for sample in samples),
         keys=tuple(sample.key for sample in samples),
@@ -247,10 +254,17 @@ def collate(samples: Sequence[Sample], skipped: tuple[Skipped, ...]) -> Batch:
         drop_image=tensors.pop("drop_image"),
         latent_noise=tensors.pop("latent_noise"),
         noise=tensors.pop("noise"),
-        timesteps=tensors.pop("timesteps"),
-        time_ids=tensors.pop("time_ids"),
+        times=tensors.pop("times"),
+        sizes=tensors.pop("sizes"),
         **tensors,
     )
+
+
+def _stacked(parts: Sequence[Any]) -> Any:
+    """Tensors, or mappings of tensors."""
+    if isinstance(parts[0], Tensor):
+        return torch.stack(list(parts))
+    return {name: torch.stack([part[name] for part in parts]) for name in parts[0]}
 
 
 def _open(picture: Picture, opened: dict[str, Image.Image]) -> Image.Image:

@@ -1,6 +1,7 @@
 """An adapter file in use: with the base it is for and the encoder it reads, ready to draw."""
 
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,23 +16,23 @@ from ipadapter_core.file.spec import AdapterSpec
 from ipadapter_core.network.adapter import build_adapter
 from ipadapter_core.network.fit import check_sites
 
-from ..backbones.unet_attention import install
-from ..backbones.unet_sites import discover_sites
+from ..backbones.backbone import Backbone
 from ..config import EncoderConfig, Precision
-from ..models.base import Base
-from ..models.image_encoder import ImageEncoder, load_image_encoder, resolve_folder
+from ..models.image_encoder import load_image_encoder, resolve_folder
 from ..models.network import TrainableAdapter
+from ..readers.pictures import PictureReader
+from ..readers.reader import ReferenceReader
 from .facts import read_preprocess
 from .families import check_family
 
 
 @dataclass(frozen=True, eq=False)
 class AdapterInUse:
-    """An adapter, the encoder it reads, and the features that stand for no image, (1, E) or (1, S, E)."""
+    """An adapter, what reads references for it, and the features that stand for no image, by name."""
 
     network: TrainableAdapter
-    encoder: ImageEncoder
-    no_image: Tensor
+    reader: ReferenceReader
+    no_image: Mapping[str, Tensor]
 
 
 def usual_precision(device: torch.device) -> Precision:
@@ -39,8 +40,8 @@ def usual_precision(device: torch.device) -> Precision:
     return "fp32" if device.type == "cpu" else "bf16"
 
 
-def open_adapter(file: Path, base: Base, encoder: str | None, precision: Precision) -> AdapterInUse:
-    """Load an adapter and its encoder, and prepare the base's UNet for it.
+def open_adapter(file: Path, base: Backbone, encoder: str | None, precision: Precision) -> AdapterInUse:
+    """Load an adapter and its encoder, and prepare the base for it.
 
     Layer, feature, crop and negative are those the file states.
 
@@ -56,8 +57,7 @@ def open_adapter(file: Path, base: Base, encoder: str | None, precision: Precisi
     content = read_tensors(file)
     adapter = build_adapter(content.tensors, content.metadata)
     check_family(adapter.spec)
-    sites, _ = discover_sites(base.unet)
-    check_sites(adapter.spec, sites)
+    check_sites(adapter.spec, base.sites)
     model = encoder or _stated_folder(adapter.spec)
     given = read_encoder_folder(resolve_folder(model, "--encoder"))
     if not fits(given, adapter.spec):
@@ -78,10 +78,10 @@ def open_adapter(file: Path, base: Base, encoder: str | None, precision: Precisi
         }
     )
     # the kind decides nothing where the feature is said
-    vision = load_image_encoder(config, "base", base.device)
+    reader = PictureReader(load_image_encoder(config, "base", base.device))
     network = TrainableAdapter(adapter, frozenset(range(adapter.spec.num_sites))).to(base.device).eval()
-    install(base.unet)
-    return AdapterInUse(network.requires_grad_(False), vision, vision.no_image(adapter.spec.negative))
+    base.install()
+    return AdapterInUse(network.requires_grad_(False), reader, reader.no_image(adapter.spec.negative))
 
 
 def _stated_folder(spec: AdapterSpec) -> str:

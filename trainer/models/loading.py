@@ -9,7 +9,6 @@ from diffusers import (
     AutoencoderKL,
     AutoencoderTiny,
     AutoModel,
-    DDPMScheduler,
     DiffusionPipeline,
     StableDiffusionPipeline,
     StableDiffusionXLPipeline,
@@ -21,27 +20,26 @@ from safetensors import SafetensorError
 from ipadapter_core.errors import MismatchError, UnreadableFileError
 from ipadapter_core.file.container import SAFETENSORS_SUFFIXES, read_header
 
+from ..backbones.backbone import PARTS, Backbone
+from ..backbones.unet import UNetBackbone
 from ..config import BaseModelConfig
 from ..hub import HUB_ERRORS, HubPlace, ModelNotFoundError, find_file, find_folder
 from ..quiet import quiet_libraries
-from .base import DTYPES, PARTS, TEXT_ENCODERS, Base
+from .base import DTYPES
 from .quantized import loading_arguments
 
 _SDXL_KEY = "conditioner.embedders.1.model.ln_final.weight"
 _V_PREDICTION_KEY = "v_pred"  # an empty tensor that finetunes of SDXL carry
-_TEXT_PARTS = (*TEXT_ENCODERS, "tokenizer", "tokenizer_2")
+_BACKBONES: tuple[type[Backbone], ...] = (UNetBackbone,)
+_TEXT_PARTS = tuple(name for number in ("", "_2", "_3") for name in (f"text_encoder{number}", f"tokenizer{number}"))
+_MODEL_PARTS = ("unet", "transformer")
 _UNUSED_PARTS = ("safety_checker", "feature_extractor", "image_encoder")
 _KIND = "base model"  # in messages
 _PICKLED = (".ckpt", ".pt", ".pth", ".bin")
 _FILE_PARTS = {  # what a single file has, and how the names of it start
-    "unet": ("a UNet", ("model.diffusion_model.",)),
+    "model": ("a UNet", ("model.diffusion_model.",)),
     "vae": ("an autoencoder", ("first_stage_model.", "vae.")),
     "text": ("a text encoder", ("cond_stage_model.", "conditioner.embedders.")),
-}
-_USUAL: dict[str, tuple[object, ...]] = {  # of a scheduler's settings; None is a setting it does not have
-    "prediction_type": ("epsilon", "v_prediction", None),
-    "timestep_type": ("discrete", None),
-    "use_flow_sigmas": (False, None),
 }
 _MODULES = ("diffusers", "transformers")
 _LOADING_ERRORS = (
@@ -55,13 +53,13 @@ _DESCRIPTION = ("*.json", "*.txt", "*.model")
 _FORMS = "a folder in diffusers layout (model_index.json), a single .safetensors file, or a hub repository"
 
 
-def load_base(config: BaseModelConfig, device: torch.device, *, only: frozenset[str] = PARTS) -> Base:
+def load_base(config: BaseModelConfig, device: torch.device, *, only: frozenset[str] = PARTS) -> Backbone:
     """Load the frozen parts of a model.
 
     Args:
         config: which model, its precision and prediction type.
         device: where its parts go.
-        only: of "unet", "vae" and "text"; the others are not read.
+        only: of `PARTS`; the others are not read.
 
     Raises:
         ModelNotFoundError: nothing usable at that path or name.
@@ -70,27 +68,24 @@ def load_base(config: BaseModelConfig, device: torch.device, *, only: frozenset[
     quiet_libraries()
     dtype = DTYPES[config.precision]
     given: dict[str, Any] = dict.fromkeys(_UNUSED_PARTS)
-    given |= {name: None for name in ("unet", "vae") if name not in only}
+    given |= {} if "model" in only else dict.fromkeys(_MODEL_PARTS)
+    given |= {} if "vae" in only else {"vae": None}
     given |= {} if "text" in only else dict.fromkeys(_TEXT_PARTS)
     has_own_vae = config.vae is None and "vae" in only
     if config.vae is not None and "vae" in only:
         given["vae"] = _load_vae(config.vae, dtype)
     file = _single_file(config, only if has_own_vae else only - {"vae"})
-    quantizing = _quantizing(config, file, device) if "unet" in only else None
+    quantizing = _quantizing(config, file, device) if "model" in only else None
     try:
         if file is None:
             pipeline = _open_folder(config, dtype, given, quantizing)
         else:
             pipeline = _open_file(file, config, dtype, given)
-        if not isinstance(pipeline, StableDiffusionPipeline | StableDiffusionXLPipeline):
-            raise MismatchError(
-                f"{config.model} is a {type(pipeline).__name__}",
-                expected="SD1.5, SD2.x or SDXL",
-                action="choose such a model as base.model",
-            )
+        family = _family(pipeline, config)
         if dtype is torch.float16 and has_own_vae:
             pipeline.vae.float()  # SDXL's own autoencoder overflows in float16
-        for part in (pipeline.unet, pipeline.vae, pipeline.text_encoder, getattr(pipeline, "text_encoder_2", None)):
+        for name in (family.part, "vae", *family.text_parts):
+            part = getattr(pipeline, name, None)
             if part is not None:
                 part.to(device).eval().requires_grad_(False)
     except (MismatchError, ModelNotFoundError):
@@ -103,11 +98,23 @@ def load_base(config: BaseModelConfig, device: torch.device, *, only: frozenset[
             action="check base.model" if file is None else "check base.model, and that base.config is of such a model",
         ) from error
     pipeline.set_progress_bar_config(disable=True)
-    is_v = file is not None and _V_PREDICTION_KEY in read_header(file, _KIND)
-    base = Base(config.model, pipeline, _schedule(pipeline, config, is_v=is_v), device, dtype)
+    if config.prediction_type == "auto" and file is not None and _V_PREDICTION_KEY in read_header(file, _KIND):
+        config = config.model_copy(update={"prediction_type": "v_prediction"})
+    base = family.of(pipeline, config, device, dtype)
     if "text" in only:
         _check_texts(base, config)
     return base
+
+
+def _family(pipeline: Any, config: BaseModelConfig) -> type[Backbone]:
+    for family in _BACKBONES:
+        if isinstance(pipeline, family.pipelines):
+            return family
+    raise MismatchError(
+        f"{config.model} is a {type(pipeline).__name__}",
+        expected=" or ".join(family.bases for family in _BACKBONES),
+        action="choose such a model as base.model",
+    )
 
 
 def _single_file(config: BaseModelConfig, parts: frozenset[str]) -> Path | None:
@@ -193,9 +200,10 @@ def _open_folder(
     known = _parts_of(folder)
     given = {name: part for name, part in given.items() if name in known}
     variant = _variant(Path(folder))
-    if quantizing is not None and "unet" in known:
-        unet = AutoModel.from_pretrained(folder, subfolder="unet", variant=variant, **quantizing)
-        given = {**given, "unet": unet}
+    for name in _MODEL_PARTS:
+        if quantizing is not None and name in known:
+            model = AutoModel.from_pretrained(folder, subfolder=name, variant=variant, **quantizing)
+            given = {**given, name: model}
     return DiffusionPipeline.from_pretrained(folder, torch_dtype=dtype, variant=variant, **given)
 
 
@@ -220,7 +228,8 @@ def _fetch(model: str, given: dict[str, Any]) -> str:
 
 def _variant(folder: Path) -> str | None:
     """fp16 if some part of a local folder has no other weights."""
-    files = [path for part in ("unet", "vae", *TEXT_ENCODERS) for path in (folder / part).glob("*.safetensors")]
+    parts = (*_MODEL_PARTS, "vae", *_TEXT_PARTS)
+    files = [path for part in parts for path in (folder / part).glob("*.safetensors")]
     halves = {path.parent for path in files if ".fp16" in path.name}
     return "fp16" if halves - {path.parent for path in files if ".fp16" not in path.name} else None
 
@@ -245,26 +254,26 @@ def _load_vae(model: str, dtype: torch.dtype) -> Any:
     return vae
 
 
-def _check_texts(base: Base, config: BaseModelConfig) -> None:
+def _check_texts(base: Backbone, config: BaseModelConfig) -> None:
     """transformers makes up what it does not find: tokenizers without a word, weights at random.
 
     Raises:
         ModelNotFoundError: it did.
     """
-    for name, text in zip(TEXT_ENCODERS, base.texts, strict=False):
-        tokenizer = name.replace("text_encoder", "tokenizer")
+    for text in base.texts:
+        tokenizer = text.part.replace("text_encoder", "tokenizer")
         if len(text.tokenizer) <= len(text.tokenizer.all_special_tokens):
             raise ModelNotFoundError(
                 f"{config.config or config.model} without the files of {tokenizer}",
                 expected=f"{tokenizer}/vocab.json and merges.txt, or tokenizer.json",
                 action="complete the folder",
             )
-        files = list((Path(base.pipeline.name_or_path or config.model) / name).glob("*.safetensors"))
+        files = list((Path(base.pipeline.name_or_path or config.model) / text.part).glob("*.safetensors"))
         stored = {key.removeprefix("text_model.") for file in files for key in read_header(file, "text encoder")}
         missing = [key for key in text.model.state_dict() if key.removeprefix("text_model.") not in stored]
         if files and missing:
             raise ModelNotFoundError(
-                f"{config.model}, whose {name} lacks {missing[0]}",
+                f"{config.model}, whose {text.part} lacks {missing[0]}",
                 expected="all of its weights",
                 action="download it again",
             )
@@ -286,27 +295,6 @@ def _parts_of(model: str) -> frozenset[str]:
                 action="choose another base.model, or a copy of it without code of its own",
             )
     return frozenset(named)
-
-
-def _schedule(pipeline: Any, config: BaseModelConfig, *, is_v: bool) -> DDPMScheduler:
-    """The base's own; what it predicts as configured, else as the single file's mark or the scheduler's config says.
-
-    Raises:
-        MismatchError: it adds noise in a way that betas do not describe; diffusers would take its own instead.
-    """
-    stated = "v_prediction" if is_v else None
-    prediction_type = stated if config.prediction_type == "auto" else config.prediction_type
-    given = {} if prediction_type is None else {"prediction_type": prediction_type}
-    settings = {**pipeline.scheduler.config, **given}
-    odd = [f"{name} = {settings[name]!r}" for name, usual in _USUAL.items() if settings.get(name) not in usual]
-    if "beta_schedule" not in settings or odd:
-        raise MismatchError(
-            f"{config.model} with a {type(pipeline.scheduler).__name__}{f', {odd[0]}' if odd else ''}",
-            expected="a model trained on a schedule of betas that predicts epsilon or v_prediction",
-            action="choose another base.model; if that is how it was trained after all, "
-            "give it the scheduler/scheduler_config.json of the model it was made from",
-        )
-    return DDPMScheduler.from_config(pipeline.scheduler.config, **given)
 
 
 def _reason(error: BaseException) -> str:

@@ -3,10 +3,10 @@
 # B samples, S feature positions, E encoder dim, N image tokens, C cross-attention dim
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from itertools import groupby
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -20,12 +20,12 @@ from ipadapter_core.network.adapter import IPAdapter, load_adapter
 from ipadapter_core.network.fit import check_sites
 from ipadapter_core.strength.presets import resolve_preset
 
-from ..backbones.unet_attention import KV
-from ..backbones.unet_sites import discover_sites
+from ..backbones.backbone import Backbone
+from ..backbones.image_prompt import ImagePrompt
 from ..config import AdapterConfig
 from ..hub import find_file
+from ..readers.pictures import FEATURES
 from .image_encoder import ImageEncoder
-from .quantized import full_weight
 
 _PROJECTIONS = {"base": Projection.LINEAR, "plus": Projection.RESAMPLER, "full": Projection.MLP}
 _USUAL_TOKENS = {"base": 4, "plus": 16, "full": None}
@@ -63,24 +63,30 @@ class TrainableAdapter(nn.Module):
     def trained_parameters(self) -> Iterator[nn.Parameter]:
         return (parameter for parameter in self.parameters() if parameter.requires_grad)
 
-    def forward(self, features: Tensor) -> tuple[KV | None, ...]:
-        """Features (B, E) or (B, S, E) to each site's K and V (B, N, site dim); None where the site is left out.
+    def forward(self, features: Mapping[str, Tensor], times: Tensor | None = None) -> ImagePrompt:
+        """What a reader gave for B references to each site's K and V (B, N, site dim); None where the site is left out.
 
         Always in float32: the residual stream of a wide resampler leaves float16's range.
+
+        Args:
+            times: (B,), 0..1; of no matter to adapters that give the same at all times.
         """
         acting = self.trained_sites | self.frozen_sites
-        with torch.autocast(features.device.type, enabled=False):
-            tokens = self.adapter.project(features.float())
-            return tuple(
-                (site.to_k_ip(tokens), site.to_v_ip(tokens)) if index in acting else None
-                for index, site in ((index, self.adapter.site(index)) for index in range(self.spec.num_sites))
+        picture = features[FEATURES]
+        with torch.autocast(picture.device.type, enabled=False):
+            tokens = self.adapter.project(picture.float())
+            return ImagePrompt(
+                tuple(
+                    (site.to_k_ip(tokens), site.to_v_ip(tokens)) if index in acting else None
+                    for index, site in ((index, self.adapter.site(index)) for index in range(self.spec.num_sites))
+                )
             )
 
 
 def new_adapter(
-    config: AdapterConfig, unet: nn.Module, encoder: ImageEncoder, seed: int = 0, *, is_fresh: bool = False
+    config: AdapterConfig, base: Backbone, encoder: ImageEncoder, seed: int = 0, *, is_fresh: bool = False
 ) -> TrainableAdapter:
-    """Build the network a config describes for a UNet and an encoder; a fresh one whatever `pretrained` says.
+    """Build the network a config describes for a base and an encoder; a fresh one whatever `pretrained` says.
 
     Projections start as PyTorch initialises them, from `seed`; K/V from the text projections (arXiv 2308.06721,
     section 4.1.2) unless `init` is random.
@@ -91,7 +97,7 @@ def new_adapter(
         UnreadableFileError, UnknownCheckpointError: as `load_adapter`, of `pretrained`.
         ModelNotFoundError: as `pretrained_file`.
     """
-    sites, attentions = discover_sites(unet)
+    sites = base.sites
     strengths = resolve_preset(config.blocks, sites, 1.0)
     trained = frozenset(index for index, strength in strengths.items() if strength.value and not strength.swap)
     start = None if config.pretrained is None or is_fresh else pretrained_file(config.pretrained)
@@ -105,7 +111,7 @@ def new_adapter(
     if start is not None and given is not None:
         adapter.load_state_dict(_pretrained(start.name, given, spec))
     elif config.init == "text":
-        _copy_text_projections(adapter, attentions)
+        _copy_text_projections(adapter, base)
     return TrainableAdapter(adapter, trained, keeps_others=config.other_blocks == "frozen")
 
 
@@ -166,12 +172,14 @@ def _spec(
     )
 
 
-def _copy_text_projections(adapter: IPAdapter, attentions: tuple[Any, ...]) -> None:
+def _copy_text_projections(adapter: IPAdapter, base: Backbone) -> None:
     with torch.no_grad():
-        for index, attention in enumerate(attentions):
-            site = adapter.site(index)
-            site.to_k_ip.weight.copy_(full_weight(attention.to_k))
-            site.to_v_ip.weight.copy_(full_weight(attention.to_v))
+        for index in range(adapter.spec.num_sites):
+            weights = base.text_kv(index)
+            if weights is not None:
+                site = adapter.site(index)
+                site.to_k_ip.weight.copy_(weights[0])
+                site.to_v_ip.weight.copy_(weights[1])
 
 
 def _sizes_of_start(config: AdapterConfig, given: IPAdapter | None) -> tuple[int | None, int | None]:

@@ -9,14 +9,15 @@ from accelerate import Accelerator
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
+from ..backbones.backbone import Backbone
 from ..config import AdapterConfig, BaseModelConfig, Config, DataConfig, ObjectiveConfig
 from ..data.loader import World, stream_workers
 from ..data.records import Records
 from ..data.shards import Shards
 from ..data.sources import Source
-from ..models.base import TEXT_ENCODERS, Base
-from ..models.image_encoder import ImageEncoder
+from ..draws import STEPS
 from ..models.network import TrainableAdapter
+from ..readers.reader import ReferenceReader
 from ..sharding import SHARDED
 from .identity import Keys, RunIdentity
 from .weights import Weights
@@ -43,8 +44,8 @@ _OTHER_BLOCKS = "adapter.other_blocks"
 
 def identify(
     config: Config,
-    base: Base,
-    encoder: ImageEncoder,
+    base: Backbone,
+    reader: ReferenceReader,
     network: TrainableAdapter,
     sources: tuple[Source, Records],
     accelerator: Accelerator,
@@ -56,9 +57,9 @@ def identify(
     forward = train.batch_size * processes
     world = World(accelerator.process_index, processes)
     return RunIdentity(
-        settings=plain(deciding_settings(config, is_stream=is_stream) | _of_models(base, encoder, network)),
+        settings=plain(deciding_settings(config, is_stream=is_stream) | _of_models(base, reader, network)),
         sites=tuple(sorted(network.trained_sites)),
-        weights=_weights(config, base, encoder),
+        weights=_weights(config, base, reader),
         data=_keys(source),
         held_out=_keys(held_out),
         step_samples=forward * train.accumulate,
@@ -128,19 +129,13 @@ def _default(field: FieldInfo) -> Any:
     return field.get_default(call_default_factory=True)
 
 
-def _of_models(base: Base, encoder: ImageEncoder, network: TrainableAdapter) -> dict[str, Any]:
-    spec, pixels = network.spec, encoder.format.pixel_format
+def _of_models(base: Backbone, reader: ReferenceReader, network: TrainableAdapter) -> dict[str, Any]:
+    spec = network.spec
     resampler = spec.resampler
-    alphas = base.schedule.alphas_cumprod
-    schedule = [round(float(alphas[min(step, len(alphas) - 1)]), _DIGITS) for step in _SCHEDULE_STEPS]
     return {
-        "base.prediction_type": base.schedule.config.prediction_type,
-        "the noise schedule of base.model": schedule,
-        "encoder.feature": spec.feature.value,
-        "encoder.layer": spec.layer,
-        "encoder.crop": encoder.format.crop,
-        "the picture size of encoder.model": pixels.size,
-        "the normalisation of encoder.model": [round(value, _DIGITS) for value in (*pixels.mean, *pixels.std)],
+        "base.prediction_type": base.prediction,
+        "the noise schedule of base.model": [round(base.signal(step / STEPS), _DIGITS) for step in _SCHEDULE_STEPS],
+        **reader.settings,
         "adapter.kind": spec.projection.value,
         "adapter.tokens": spec.num_tokens,
         _OTHER_BLOCKS: "frozen" if network.frozen_sites else "zero",
@@ -151,15 +146,16 @@ def _of_models(base: Base, encoder: ImageEncoder, network: TrainableAdapter) -> 
     }
 
 
-def _weights(config: Config, base: Base, encoder: ImageEncoder) -> dict[str, Weights]:
+def _weights(config: Config, base: Backbone, reader: ReferenceReader) -> dict[str, Weights]:
     model, vae = config.base.model, config.base.vae
     found = {
-        "UNet": Weights.of(base.unet, "base.model", model, config.base.quantization),
+        base.word: Weights.of(base.model, "base.model", model, config.base.quantization),
         "autoencoder": Weights.of(base.vae, "base.vae" if vae else "base.model", vae or model),
-        "image encoder": Weights.of(encoder.vision.model, "encoder.model", config.encoder.model),
     }
-    for name, text in zip(TEXT_ENCODERS, base.texts, strict=False):
-        found[name.replace("_", " ")] = Weights.of(text.model, "base.model", model)
+    for name, module in reader.models.items():
+        found[name] = Weights.of(module, "encoder.model", config.encoder.model)
+    for text in base.texts:
+        found[text.part.replace("_", " ")] = Weights.of(text.model, "base.model", model)
     return found
 
 

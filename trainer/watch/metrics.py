@@ -20,7 +20,8 @@ from ipadapter_core.errors import MismatchError
 
 from ..config import ValidationConfig
 from ..hub import ModelNotFoundError
-from ..models.image_encoder import ImageEncoder, resolve_folder
+from ..models.image_encoder import resolve_folder
+from ..readers.reader import ReferenceReader
 from .sampling import SampleGrid, text_label
 
 CLIPSCORE_FACTOR = 2.5  # arXiv 2104.08718, section 3
@@ -102,7 +103,7 @@ class Judge:
         return rated
 
 
-def load_judge(config: ValidationConfig, training: ImageEncoder, device: torch.device) -> Judge | None:
+def load_judge(config: ValidationConfig, training: ReferenceReader, device: torch.device) -> Judge | None:
     """The evaluation encoders of a config; None if it names none.
 
     Raises:
@@ -119,7 +120,7 @@ def load_judge(config: ValidationConfig, training: ImageEncoder, device: torch.d
     return Judge(clip, dino) if clip or dino else None
 
 
-def _load(model: str, key: str, classes: tuple[str, ...], training: ImageEncoder, device: torch.device) -> Evaluator:
+def _load(model: str, key: str, classes: tuple[str, ...], training: ReferenceReader, device: torch.device) -> Evaluator:
     folder = resolve_folder(model, key)
     is_dino = classes is _DINO_CLASSES
     network, processor = _open(folder, key, is_dino=is_dino)
@@ -129,7 +130,7 @@ def _load(model: str, key: str, classes: tuple[str, ...], training: ImageEncoder
             expected=f"one of {', '.join(classes)}",
             action=f"set {key} to such a model, or remove it",
         )
-    if holds_weights_of(network, training.vision.model):
+    if any(holds_weights_of(network, model) for model in training.models.values()):
         raise MismatchError(
             f"{key} = {model!r}, which is the encoder the adapter reads",
             expected="another encoder: to its own one an adapter looks better than it is",

@@ -154,9 +154,9 @@ def open_observer(run: Run) -> Observer:
         batches = held_out_batches(config, run.held_out, run.geometry, run.stores)
         grid = build_grid(batches, run.objective, timesteps=validation.timesteps, seed=config.train.seed)
     if validation.sample_every is not None:
-        sampler, drawn = open_drawing(config, run.held_out, run.base, run.encoder)
+        sampler, drawn = open_drawing(config, run.held_out, run.base, run.reader)
         references = tuple(drawn)
-        judge = load_judge(validation, run.encoder, accelerator.device)
+        judge = load_judge(validation, run.reader, accelerator.device)
     log = MetricsLog(
         config.run,
         start_step=run.state.counters.step,

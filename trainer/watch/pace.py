@@ -1,14 +1,14 @@
 """How many sample pictures a run draws, and how long that takes."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from math import ceil
 
 import torch
 from torch import Tensor
 
-from ..backbones.unet_attention import SiteKVs
+from ..backbones.image_prompt import ImagePrompt
 from ..config import Config
 from ..meter import wait_for
 from .sampling import Reference, Sampler, Share, sample_grid
@@ -20,8 +20,8 @@ def sample_pace(
     config: Config,
     sampler: Sampler,
     references: Sequence[Reference],
-    adapter: Callable[[Tensor], SiteKVs],
-    no_image: Tensor,
+    adapter: Callable[..., ImagePrompt],
+    no_image: Mapping[str, Tensor],
     processes: int,
 ) -> dict[str, object]:
     """Counts of all that is drawn in a run, and hours from drawing a few pictures with two denoising steps.
@@ -51,7 +51,10 @@ def sample_pace(
 
 
 def _seconds(
-    sampler: Sampler, references: Sequence[Reference], adapter: Callable[[Tensor], SiteKVs], no_image: Tensor
+    sampler: Sampler,
+    references: Sequence[Reference],
+    adapter: Callable[..., ImagePrompt],
+    no_image: Mapping[str, Tensor],
 ) -> tuple[float, float]:
     """Of a denoising step of these references at full strength, and of what comes after the last."""
     if not references:

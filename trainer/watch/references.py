@@ -7,18 +7,18 @@ from itertools import islice
 
 from PIL import Image
 
+from ..backbones.backbone import Backbone
 from ..config import Config
 from ..data.own_references import opened, own_references
 from ..data.pictures import BrokenPictureError, decode
 from ..data.records import Records
 from ..draws import sample_generator
-from ..models.base import Base
-from ..models.image_encoder import ImageEncoder
+from ..readers.reader import ReferenceReader
 from .sampling import Reference, Sampler, SampleSettings, encode_prompt, encode_reference
 
 
 def open_drawing(
-    config: Config, held_out: Records, base: Base, encoder: ImageEncoder, *, count: int | None = None
+    config: Config, held_out: Records, base: Backbone, reader: ReferenceReader, *, count: int | None = None
 ) -> tuple[Sampler, list[Reference]]:
     """What draws as the validation section of a config says, and what is drawn: texts of one picture side by side.
 
@@ -34,14 +34,14 @@ def open_drawing(
     else:
         pictures = islice(_held_out(held_out, config.train.seed), validation.samples if count is None else count)
     encoded = (
-        encode_reference(picture, name, base=base, encoder=encoder, caption=caption, prompt=validation.texts[0])
+        encode_reference(picture, name, base=base, reader=reader, caption=caption, prompt=validation.texts[0])
         for picture, name, caption in pictures
     )
     references = [each for reference in encoded for each in with_texts(reference, validation.prompts, base)]
     return Sampler(base, SampleSettings.of(config), encode_prompt(base, "")), references
 
 
-def with_texts(reference: Reference, prompts: tuple[str, ...], base: Base) -> list[Reference]:
+def with_texts(reference: Reference, prompts: tuple[str, ...], base: Backbone) -> list[Reference]:
     """A reference with each of several texts; as it is if there are none."""
     others = (replace(reference, prompt=prompt, text=encode_prompt(base, prompt)) for prompt in prompts[1:])
     return [reference, *others]

@@ -1,14 +1,12 @@
 """Pictures from a base, an adapter and references, through diffusers' pipelines: what a person judges a run by."""
 
-# B pictures, E feature width, S feature positions, T text length, D text width, P pooled width, N image tokens
+# B pictures, C latent channels, h w latent size
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
-from diffusers import DDIMScheduler
 from PIL import Image
 from torch import Tensor
 
@@ -16,14 +14,12 @@ from ipadapter_core.errors import BadInputError
 from ipadapter_core.strength.presets import resolve_preset
 from ipadapter_core.strength.site import SiteStrength
 
-from ..backbones.unet_attention import KV, SiteKVs
-from ..backbones.unet_sites import discover_sites
-from ..config import Config
+from ..backbones.backbone import Backbone
+from ..backbones.image_prompt import KV, ImageAt, ImagePrompt
+from ..config import AugmentConfig, Config
 from ..draws import sample_generator
-from ..models.base import Base
-from ..models.image_encoder import ImageEncoder
+from ..readers.reader import ReferenceReader
 
-_ZERO_SNR_RESCALE = 0.7  # arXiv 2305.08891, section 3.4
 _NUM_TIMESTEPS = 1000
 
 
@@ -79,12 +75,7 @@ class SampleSettings:
         return references * self.count * len(self.strengths) * self.steps
 
 
-@dataclass(frozen=True, eq=False)
-class TextEmbeds:
-    """A prompt for the UNet: tokens (1, T, D) and, for SDXL, pooled (1, P)."""
-
-    tokens: Tensor
-    pooled: Tensor | None
+Text = Mapping[str, Tensor]  # a prompt as `Backbone.encode_text` gives it, one row
 
 
 @dataclass(frozen=True, eq=False)
@@ -95,15 +86,15 @@ class Reference:
         name: of the picture, for files and labels.
         caption: what is said to be on it; may be "".
         prompt: text of what is drawn from it.
-        features: (1, E) or (1, S, E).
+        features: by name, one row each.
     """
 
     name: str
     picture: Image.Image
     caption: str
     prompt: str
-    features: Tensor
-    text: TextEmbeds
+    features: Mapping[str, Tensor]
+    text: Text
 
 
 @dataclass(frozen=True, eq=False)
@@ -141,41 +132,50 @@ def text_label(prompt: str) -> str:
     return prompt or "no text"
 
 
-def encode_prompt(base: Base, prompt: str) -> TextEmbeds:
-    return TextEmbeds(*base.encode_text([prompt]))
+def encode_prompt(base: Backbone, prompt: str) -> Text:
+    return base.encode_text([prompt])
 
 
 def encode_reference(
-    picture: Image.Image, name: str, *, base: Base, encoder: ImageEncoder, caption: str = "", prompt: str | None = ""
+    picture: Image.Image,
+    name: str,
+    *,
+    base: Backbone,
+    reader: ReferenceReader,
+    caption: str = "",
+    prompt: str | None = "",
 ) -> Reference:
     """Encode a picture (RGB) and its prompt; prompt None is the picture's own caption."""
-    pixels = torch.from_numpy(np.asarray(picture.convert("RGB"), dtype=np.float32) / 255)[None]
-    features = encoder.features(encoder.format.pixels(pixels))
+    prepared = reader.preparation.prepare(picture.convert("RGB"), AugmentConfig(), torch.Generator())
+    features = reader.read({part: tensor[None] for part, tensor in prepared.items()})
     text = caption if prompt is None else prompt
     return Reference(name, picture, caption, text, features, encode_prompt(base, text))
 
 
 class Sampler:
-    """DDIM over a base model. Draws nothing from the global generators and changes nothing of the base.
+    """Draws with a base model. Draws nothing from the global generators and changes nothing of the base.
 
     Args:
-        base: its UNet prepared by `processor.install`.
+        base: prepared by `install`.
         negative: the negative prompt, encoded.
 
     Raises:
         BadInputError: a size the model cannot draw.
     """
 
-    def __init__(self, base: Base, settings: SampleSettings, negative: TextEmbeds) -> None:
-        if any(side < base.latent_factor or side % base.latent_factor for side in settings.size):
+    def __init__(self, base: Backbone, settings: SampleSettings, negative: Text) -> None:
+        if any(side < base.side_step or side % base.side_step for side in settings.size):
             raise BadInputError(
                 f"a picture size of {settings.size[0]}x{settings.size[1]}",
-                expected=f"sides that are multiples of {base.latent_factor}",
+                expected=f"sides that are multiples of {base.side_step}",
                 action="choose such a size; 512 is usual, 1024 for SDXL",
             )
         self.base, self.settings, self.negative = base, settings, negative
-        self._pipeline = _pipeline(base)
-        self._sites, _ = discover_sites(base.unet)
+
+    @property
+    def is_guided(self) -> bool:
+        """Whether pictures are drawn without the prompts as well, and the difference enlarged."""
+        return self.settings.guidance > 1 and self.base.has_uncond
 
     def noise(self, place: int, take: int) -> Tensor:
         """(1, C, h, w) for a reference picture by its place among them, on the CPU."""
@@ -184,49 +184,39 @@ class Sampler:
         return torch.randn(1, self.base.latent_channels, height, width, generator=generator)
 
     def site_strengths(self, strength: float) -> dict[int, SiteStrength]:
-        return resolve_preset(self.settings.blocks, self._sites, strength)
+        return resolve_preset(self.settings.blocks, self.base.sites, strength)
 
     @torch.no_grad()
     def draw(
         self,
         noise: Tensor,
-        texts: Sequence[TextEmbeds],
-        kv: SiteKVs,
+        texts: Sequence[Text],
+        image: ImageAt,
         progress: Callable[[int], object] = lambda pictures: None,
     ) -> list[Image.Image]:
-        """Pictures (B) from noise (B, C, h, w), a prompt each, and K/V of 2B rows: uncond, then cond."""
+        """Pictures (B) from noise (B, C, h, w), a prompt each, and their image prompts.
+
+        Args:
+            image: of 2B rows, uncond, then cond, where it `is_guided`; else of B.
+        """
         count, settings = len(texts), self.settings
-        is_guided = settings.guidance > 1
-        embeds = _embeds(texts, "")
-        if is_guided:
-            embeds |= _embeds([self.negative] * count, "negative_")
-        else:
-            kv = tuple(None if pair is None else (pair[0][count:], pair[1][count:]) for pair in kv)
-
-        def after_step(pipeline: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
-            progress(count)
-            return tensors
-
-        latents = self._pipeline(
-            **embeds,
-            latents=noise.to(self.base.device, self.base.dtype),
-            width=settings.size[0],
-            height=settings.size[1],
-            num_inference_steps=settings.steps,
-            guidance_scale=settings.guidance,
-            guidance_rescale=_ZERO_SNR_RESCALE if self.base.schedule.config.rescale_betas_zero_snr else 0.0,
-            cross_attention_kwargs={"image_kv": kv},
-            output_type="latent",
-            callback_on_step_end=after_step,
-        ).images
+        latents = self.base.denoise(
+            noise,
+            _stacked(texts),
+            _stacked([self.negative] * count) if self.is_guided else None,
+            image,
+            steps=settings.steps,
+            guidance=settings.guidance,
+            progress=lambda: progress(count),
+        )
         return _pictures(self.base.decode(latents))
 
 
 @torch.no_grad()
 def sample_grid(
     sampler: Sampler,
-    adapter: Callable[[Tensor], SiteKVs],
-    no_image: Tensor,
+    adapter: Callable[..., ImagePrompt],
+    no_image: Mapping[str, Tensor],
     references: Sequence[Reference],
     progress: Callable[[int], object] = lambda pictures: None,
     share: Share = Share(),
@@ -237,7 +227,7 @@ def sample_grid(
     Processes that share the work all get all pictures.
 
     Args:
-        adapter: features to the K/V of every site, a `TrainableAdapter`.
+        adapter: features (and times) to what acts at every site, a `TrainableAdapter`.
         no_image: features that stand for no image, for the uncond half.
         progress: called after each denoising step with the number of pictures in it.
     """
@@ -247,17 +237,18 @@ def sample_grid(
         places.setdefault(id(reference.picture), len(places))
     jobs = [(place, take) for place in range(len(references)) for take in range(settings.count)]
     rows: list[list[Image.Image]] = [[] for _ in jobs]
-    uncond = adapter(no_image.to(device))
+    uncond = _at(sampler.base, adapter, {name: each.to(device) for name, each in no_image.items()})
     together = settings.rows_together(len(jobs), share)
     for start in range(0, len(jobs), together)[share.rank :: share.size]:
         chosen = slice(start, start + together)
         batch = [references[place] for place, _ in jobs[chosen]]
         takes = zip(batch, (take for _, take in jobs[chosen]), strict=True)
         noise = torch.cat([sampler.noise(places[id(reference.picture)], take) for reference, take in takes])
-        cond = adapter(torch.cat([reference.features for reference in batch]).to(device))
+        features = _stacked([reference.features for reference in batch])
+        cond = _at(sampler.base, adapter, {name: each.to(device) for name, each in features.items()})
         for strength in settings.strengths:
-            kv = guided(uncond, cond, sampler.site_strengths(strength))
-            pictures = sampler.draw(noise, [reference.text for reference in batch], kv, progress)
+            image = _strengthened(uncond, cond, sampler.site_strengths(strength), is_guided=sampler.is_guided)
+            pictures = sampler.draw(noise, [reference.text for reference in batch], image, progress)
             for row, picture in zip(rows[chosen], pictures, strict=True):
                 row.append(picture)
     drawn = dict(share.gather([(number, tuple(row)) for number, row in enumerate(rows) if row]))
@@ -268,8 +259,22 @@ def sample_grid(
     )
 
 
-def guided(uncond: SiteKVs, cond: SiteKVs, strengths: Mapping[int, SiteStrength]) -> tuple[KV | None, ...]:
-    """K/V of both halves of a batch as a pipeline with guidance lays them, strengths folded into V.
+def _at(base: Backbone, adapter: Callable[..., ImagePrompt], features: Mapping[str, Tensor]) -> ImageAt:
+    """What an adapter gives for features at any time; computed once where it is the same at all."""
+    if base.is_timed:
+        return lambda times: adapter(features, times)
+    always = adapter(features)
+    return lambda times: always
+
+
+def _strengthened(uncond: ImageAt, cond: ImageAt, strengths: Mapping[int, SiteStrength], *, is_guided: bool) -> ImageAt:
+    if is_guided:
+        return lambda times: guided(uncond(times[:1]), cond(times), strengths)
+    return lambda times: _second_half(guided(uncond(times[:1]), cond(times), strengths))
+
+
+def guided(uncond: ImagePrompt, cond: ImagePrompt, strengths: Mapping[int, SiteStrength]) -> ImagePrompt:
+    """Of both halves of a batch as guidance lays them, strengths folded into V.
 
     Args:
         uncond: of no image, one row.
@@ -277,13 +282,15 @@ def guided(uncond: SiteKVs, cond: SiteKVs, strengths: Mapping[int, SiteStrength]
         strengths: by site; a site at 0 is left out.
 
     Returns:
-        Of each site K and V of 2B rows: uncond, then cond.
+        Of 2B rows: uncond, then cond.
     """
-    return tuple(
-        None
-        if no_image is None or image is None or not strengths[site].value
-        else _halves(no_image, image, strengths[site])
-        for site, (no_image, image) in enumerate(zip(uncond, cond, strict=True))
+    return ImagePrompt(
+        tuple(
+            None
+            if no_image is None or image is None or not strengths[site].value
+            else _halves(no_image, image, strengths[site])
+            for site, (no_image, image) in enumerate(zip(uncond.kv, cond.kv, strict=True))
+        )
     )
 
 
@@ -293,25 +300,12 @@ def _halves(no_image: KV, image: KV, strength: SiteStrength) -> KV:
     return torch.cat((first[0], second[0])), torch.cat((first[1], second[1])) * strength.value
 
 
-def _pipeline(base: Base) -> Any:
-    """A pipeline of the base's kind with the schedule it is trained on; its own scheduler may be any."""
-    schedule = base.schedule.config
-    spacing = "trailing" if schedule.rescale_betas_zero_snr else schedule.timestep_spacing
-    # clipping is for pixels, although a DDPM schedule has it by default
-    scheduler = DDIMScheduler.from_config(schedule, clip_sample=False, set_alpha_to_one=False, timestep_spacing=spacing)
-    # the UNet alone: text is encoded before, latents are decoded after, and a run may free both parts meanwhile
-    parts = {**dict.fromkeys(base.pipeline.components), "unet": base.unet, "scheduler": scheduler}
-    options = {} if base.is_sdxl else {"requires_safety_checker": False}
-    pipeline = type(base.pipeline)(**parts, **options)
-    pipeline.set_progress_bar_config(disable=True)
-    return pipeline
+def _second_half(image: ImagePrompt) -> ImagePrompt:
+    return ImagePrompt(tuple(None if kv is None else (kv[0].chunk(2)[1], kv[1].chunk(2)[1]) for kv in image.kv))
 
 
-def _embeds(texts: Sequence[TextEmbeds], prefix: str) -> dict[str, Tensor]:
-    """Arguments of diffusers' pipelines."""
-    named = {f"{prefix}prompt_embeds": torch.cat([text.tokens for text in texts])}
-    pooled = [text.pooled for text in texts if text.pooled is not None]
-    return {**named, f"{prefix}pooled_prompt_embeds": torch.cat(pooled)} if pooled else named
+def _stacked(rows: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    return {name: torch.cat([row[name] for row in rows]) for name in rows[0]}
 
 
 def _pictures(pixels: Tensor) -> list[Image.Image]:

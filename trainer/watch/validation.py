@@ -7,7 +7,7 @@ adapter looks at it at all.
 
 # I pictures, T timesteps, R kinds of reference, B cells of a batch, C latent channels, h w latent size
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
 
@@ -169,7 +169,7 @@ def _losses(grid: ValidationGrid, kind: int, cells: Cells, adapter: nn.Module, o
     device = objective.base.device
     pictures = [picture for picture, _ in cells]
     features = [grid.pictures[grid.other(picture) if kind == SHUFFLED else picture].features for picture in pictures]
-    condition = _on(_stack([grid.pictures[picture] for picture in pictures], torch.cat(features)), device)
+    condition = _on(_stack([grid.pictures[picture] for picture in pictures], _joined(features)), device)
     if kind == NULL:
         everyone = torch.ones(len(cells), dtype=torch.bool, device=device)
         condition = replace(condition, features=objective.drop(condition.features, everyone))
@@ -180,7 +180,7 @@ def _losses(grid: ValidationGrid, kind: int, cells: Cells, adapter: nn.Module, o
         adapter,
         condition,
         noise.to(device),
-        torch.tensor(timesteps, device=device),
+        torch.tensor(timesteps, device=device) / _NUM_TIMESTEPS,
         torch.cat(masks).to(device) if masks else None,
     )
 
@@ -202,15 +202,17 @@ def _summary(table: Tensor, timesteps: tuple[int, ...]) -> ValidationLosses:
     )
 
 
-def _stack(pictures: Sequence[Condition], features: Tensor) -> Condition:
-    pooled = [picture.pooled for picture in pictures if picture.pooled is not None]
+def _stack(pictures: Sequence[Condition], features: Mapping[str, Tensor]) -> Condition:
     return Condition(
         latents=torch.cat([picture.latents for picture in pictures]),
-        text=torch.cat([picture.text for picture in pictures]),
-        pooled=torch.cat(pooled) if pooled else None,
-        time_ids=torch.cat([picture.time_ids for picture in pictures]),
+        text=_joined([picture.text for picture in pictures]),
+        sizes=torch.cat([picture.sizes for picture in pictures]),
         features=features,
     )
+
+
+def _joined(rows: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    return {name: torch.cat([row[name] for row in rows]) for name in rows[0]}
 
 
 def _row(condition: Condition, index: int) -> Condition:
@@ -224,8 +226,7 @@ def _on(condition: Condition, device: torch.device) -> Condition:
 def _each(condition: Condition, change: Callable[[Tensor], Tensor]) -> Condition:
     return Condition(
         latents=change(condition.latents),
-        text=change(condition.text),
-        pooled=None if condition.pooled is None else change(condition.pooled),
-        time_ids=change(condition.time_ids),
-        features=change(condition.features),
+        text={name: change(tensor) for name, tensor in condition.text.items()},
+        sizes=change(condition.sizes),
+        features={name: change(tensor) for name, tensor in condition.features.items()},
     )
