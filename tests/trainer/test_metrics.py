@@ -191,7 +191,7 @@ def test_the_encoder_the_adapter_reads_may_not_judge_it(tmp_path, folders):
     copy = tmp_path / "copy under another name"
     vision = transformers.CLIPVisionModelWithProjection.from_pretrained(folder / "clip")
     vision.half().save_pretrained(copy)
-    training = load_image_encoder(EncoderConfig(model=str(copy)), "base", CPU)
+    training = PictureReader(load_image_encoder(EncoderConfig(model=str(copy)), "base", CPU))
     with pytest.raises(MismatchError, match=r"validation\.clip_model = .* is the encoder the adapter reads"):
         load_judge(ValidationConfig(clip_model=str(folder / "clip")), training, CPU)
 
