@@ -3,6 +3,7 @@
 from comfy_api.latest import ComfyExtension, io
 from typing_extensions import override
 
+from .blueprints import say_search_words
 from .cache import free_with_models
 from .definitions.apply import IPAApply
 from .definitions.apply_face_lora import IPAApplyFaceLora
@@ -57,7 +58,7 @@ NODES: tuple[type[io.ComfyNode], ...] = (
 
 
 class IPAdapterStudio(ComfyExtension):
-    """Registers the model folder and the nodes, names errors, reads old prompts, and frees what is kept when ComfyUI does."""
+    """Registers folder, nodes and blueprints, names errors, reads old prompts, and frees what is kept when ComfyUI does."""
 
     @override
     async def on_load(self) -> None:
@@ -65,6 +66,7 @@ class IPAdapterStudio(ComfyExtension):
         register_folders()
         free_with_models(forget_foreign)
         rename_in_prompts()
+        say_search_words()
 
     @override
     async def get_node_list(self) -> list[type[io.ComfyNode]]:

@@ -6,7 +6,7 @@ does not look into: what stands in `transformer_options`, or in Python, is not w
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,7 +14,7 @@ from torch import Tensor
 from ...ipadapter_core.backbone.row import Place
 from ...ipadapter_core.backbone.sites import Address
 from ...ipadapter_core.branch.attention import add_to_tokens, weight_of
-from .compiled import operation, running_step
+from .compiled import Operation, running_step
 from .noting import before_guard, held_back
 from .run import Step, step_of
 from .sequence import Image, Part, add_images, images, note_image
@@ -39,7 +39,7 @@ def note_crossing(options: Mapping[str, Any], context: Tensor, number: int) -> T
         The context to go on with, so that compiled code keeps the order.
     """
     if torch.compiler.is_compiling():
-        return cast(Tensor, _note_operation(context))
+        return _note_operation(context)
     _note(step_of(options), number)
     return context
 
@@ -61,7 +61,7 @@ def add_at_attention(
         patch_size: cells of the latent on a side that make one token.
     """
     if torch.compiler.is_compiling():
-        return cast(Tensor, _attention_operation(out, q, patch_size))
+        return _attention_operation(out, q, patch_size)
     return out if address is None else _add_at_attention(step_of(options), out, q, patch_size, address, options)
 
 
@@ -73,7 +73,7 @@ def add_later(options: Mapping[str, Any], out: Tensor, embedding: Tensor, place:
         embedding: (B, 1 or T, C), of the timestep.
     """
     if torch.compiler.is_compiling():
-        return cast(Tensor, _later_operation(out, embedding, place.value))
+        return _later_operation(out, embedding, place.value)
     return _add_later(step_of(options), out, embedding, place)
 
 
@@ -130,8 +130,8 @@ def _later_compiled(out: Tensor, embedding: Tensor, place: str) -> Tensor:
     return out.clone() if added is out else added
 
 
-_note_operation = operation("note_crossing", _note_compiled, torch.empty_like)
-_attention_operation = operation(
+_note_operation = Operation("note_crossing", _note_compiled, torch.empty_like)
+_attention_operation = Operation(
     "add_at_attention", _attention_compiled, lambda out, _q, _patch_size: torch.empty_like(out)
 )
-_later_operation = operation("add_later", _later_compiled, lambda out, _embedding, _place: torch.empty_like(out))
+_later_operation = Operation("add_later", _later_compiled, lambda out, _embedding, _place: torch.empty_like(out))

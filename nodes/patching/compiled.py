@@ -13,6 +13,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import astuple
+from functools import cache
 from typing import Any, cast
 
 import torch
@@ -89,21 +90,44 @@ def running_step() -> Step:
     return step
 
 
-def operation(name: str, run: Callable[..., Tensor], shape: Callable[..., Tensor]) -> Any:
-    """An operation that the compiler does not look into.
+class Operation:
+    """An operation that the compiler does not look into; `make_operations` makes it.
 
     Args:
         shape: as `run`, with fake tensors.
     """
-    tags = {} if _UNRECORDED is None else {"tags": (_UNRECORDED,)}
-    made = _define(f"ipadapter_studio::{name}", mutates_args=(), **tags)(run)
-    made.register_fake(shape)
-    return made
+
+    def __init__(self, name: str, run: Callable[..., Tensor], shape: Callable[..., Tensor]) -> None:
+        self._name, self._run, self._shape = name, run, shape
+        self._made: Any = None
+        _OPERATIONS.append(self)
+
+    def __call__(self, *given: Any) -> Tensor:
+        return cast(Tensor, self._made(*given))
+
+    def make(self) -> None:
+        """Have PyTorch know it."""
+        tags = {} if _UNRECORDED is None else {"tags": (_UNRECORDED,)}
+        made = _define(f"ipadapter_studio::{self._name}", mutates_args=(), **tags)(self._run)
+        made.register_fake(self._shape)
+        self._made = made
 
 
-_operation = operation("add_images", _add_images, _shape_of_images)
-_sequence_operation = operation("add_images_to_sequence", _add_images_to_sequence, _shape_of_sequence)
-_joint_operation = operation("add_images_to_joint", _add_images_to_joint, _shape_of_joint)
+_OPERATIONS: list[Operation] = []
+_operation = Operation("add_images", _add_images, _shape_of_images)
+_sequence_operation = Operation("add_images_to_sequence", _add_images_to_sequence, _shape_of_sequence)
+_joint_operation = Operation("add_images_to_joint", _add_images_to_joint, _shape_of_joint)
+
+
+@cache
+def make_operations() -> None:
+    """Make all operations, once.
+
+    PyTorch takes a tenth of a second for it, which has no place in the start of ComfyUI. It must be over before code with
+    our patches is traced; as models are compiled in more ways than `is_compiled` knows, that is when the first is patched.
+    """
+    for operation in _OPERATIONS:
+        operation.make()
 
 
 def add_images(
@@ -116,7 +140,7 @@ def add_images(
 ) -> Tensor:
     """`Step.add_images` of the call of the model whose `transformer_options` these are, compiled or not."""
     if torch.compiler.is_compiling():
-        return cast(Tensor, _operation(out, q, attn_precision))
+        return _operation(out, q, attn_precision)
     return step_of(options).add_images(out, q, address, feature_map, attn_precision, options)
 
 
@@ -125,14 +149,14 @@ def add_to_sequence(
 ) -> Tensor:
     """`sequence.add_images` of the call of the model whose `transformer_options` these are, compiled or not."""
     if torch.compiler.is_compiling():
-        return cast(Tensor, _sequence_operation(out, q, place.value, address[0], list(astuple(part))))
+        return _sequence_operation(out, q, place.value, address[0], list(astuple(part)))
     return sequence.add_images(step_of(options), out, q, address, place, part, options)
 
 
 def add_to_joint(options: Mapping[str, Any], out: Tensor, own: joint.Own, address: Address) -> Tensor:
     """`joint.add_images` of the call of the model whose `transformer_options` these are, compiled or not."""
     if torch.compiler.is_compiling():
-        return cast(Tensor, _joint_operation(out, own.q, own.k, own.v, address[0], own.text, own.patch_size))
+        return _joint_operation(out, own.q, own.k, own.v, address[0], own.text, own.patch_size)
     return joint.add_images(step_of(options), out, own, address, options)
 
 

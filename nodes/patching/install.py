@@ -10,6 +10,7 @@ from ...ipadapter_core.backbone.sites import Sites
 from ...ipadapter_core.branch.plan import PatchPlan
 from . import anima, flux, sd3, unet
 from .applied import KEY, Applied, Hooked, applied_to
+from .compiled import make_operations
 from .hooks import check_hooks
 from .replacement import FillSlots, install_in_slots
 from .wrappers import add_wrappers
@@ -44,6 +45,7 @@ def install(
     name, clone = sites.backbone.name, model.clone()
     network = original(clone.get_model_object("diffusion_model"))
     check_hooks(name, network)
+    make_operations()
     INSTALL[name](clone, sites, plan, networks)
     options = clone.model_options["transformer_options"]
     before = applied_to(options)

@@ -185,6 +185,18 @@ def test_a_compiler_that_plays_back_what_it_recorded_is_refused(
 
 @pytest.mark.slow
 @whole_graph
+def test_a_model_compiled_in_another_way_is_refused(setting: tuple, apply: Callable, sample: Callable) -> None:
+    """As by a pack that compiles the method: nothing shows it, and its code would be that of other adapters."""
+    model, adapter, tokens = setting
+    compiled = model.clone()
+    forward = model.get_model_object("diffusion_model").forward
+    compiled.add_object_patch("diffusion_model.forward", torch.compile(forward, backend="eager"))
+    with pytest.raises(ValueError, match="compile it with TorchCompileModel"):
+        sample(apply(compiled, adapter, tokens), steps=1)
+
+
+@pytest.mark.slow
+@whole_graph
 def test_a_heat_map_of_it_is_that_of_the_plain_model(
     setting: tuple, apply: Callable, sample: Callable, make_tokens: Callable
 ) -> None:

@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -121,6 +122,15 @@ def test_the_note_names_every_file(path: Path):
     note = templates.note_of(workflow)
     assert files_of(workflow)
     assert [name for name in files_of(workflow) if name not in note] == []
+
+
+@pytest.mark.parametrize("path", [*TEMPLATES, *BLUEPRINTS], ids=lambda path: f"{path.parent.name}-{path.stem}")
+def test_the_note_has_the_address_of_what_the_page_cannot_download(path: Path):
+    workflow = read(path)
+    packs = {templates.widgets(node)["face_pack"] for node in nodes_of(workflow, "IPALoadFaceModel")}
+    missing = packs | files_of(workflow) - {entry["name"] for entry in models_of(workflow)}
+    note = templates.note_of(workflow)
+    assert [name for name in missing if not re.search(rf"\[{re.escape(name)}(\.zip)?\]\(https://", note)] == []
 
 
 @each_template

@@ -13,6 +13,12 @@ ROOT = Path(__file__).resolve().parents[2]
 
 def start(base_directory: Path) -> None:
     """Import ComfyUI from COMFYUI_PATH and load the pack into it; models and outputs lie below `base_directory`."""
+    start_alone(base_directory)
+    load_pack()
+
+
+def start_alone(base_directory: Path) -> None:
+    """As `start`, without the pack."""
     comfyui = os.environ["COMFYUI_PATH"]
     sys.path.insert(0, comfyui)  # before the checkout, whose folder `nodes` has the name of ComfyUI's module
     from comfy.cli_args import args
@@ -23,8 +29,12 @@ def start(base_directory: Path) -> None:
     (base_directory / "models" / "clip_vision").mkdir(exist_ok=True)
     # As main.py does: older versions put comfy/ on the path later, whose utils.py would take this package's name.
     importlib.import_module("utils.extra_config")
-    nodes = importlib.import_module("nodes")
-    assert asyncio.run(nodes.load_custom_node(str(ROOT))), "ComfyUI could not load the pack"
+    importlib.import_module("nodes")
+
+
+def load_pack() -> None:
+    """Load the pack with ComfyUI's own loader."""
+    assert asyncio.run(importlib.import_module("nodes").load_custom_node(str(ROOT))), "ComfyUI could not load the pack"
 
 
 def node(node_id: str) -> type:

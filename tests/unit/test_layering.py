@@ -47,6 +47,7 @@ CORE = {
 }
 BELOW_NODES = {"arrivals", "cache", "encoding", "loading", "paths", "patching", "previews", "progress", "sockets"}
 NODES = {
+    "blueprints": set(),
     "cache": set(),
     "errors": set(),
     "heat": set(),
@@ -62,7 +63,7 @@ NODES = {
     "training": {"paths", "progress"},
     "legacy": BELOW_NODES,
     "definitions": BELOW_NODES | {"errors", "heat", "inputs", "previews", "training"},
-    "__init__": {"cache", "definitions", "errors", "legacy", "paths"},
+    "__init__": {"blueprints", "cache", "definitions", "errors", "legacy", "paths"},
 }
 TRAINER = {"ipadapter_core", "ipadapter_trainer"}
 OURS = {"comfy", "comfy_api", "comfy_extras", "folder_paths", "ipadapter_core", "ipadapter_trainer", "nodes", "trainer"}
