@@ -34,6 +34,12 @@ class Story:
     outputs: tuple[Any, ...] = ()
 
 
+def batch() -> dict[str, Any]:
+    """What is trained on."""
+    images = torch.rand(4, 48, 64, 3, generator=torch.Generator().manual_seed(0))
+    return {"folder": "none", "images": images, "captions": "a shape"}
+
+
 @pytest.fixture(scope="module")
 def story(world: Path) -> Story:
     """A batch of images is trained on, interrupted, queued again with a few steps more, and finished."""
@@ -41,11 +47,9 @@ def story(world: Path) -> Story:
     import comfy.utils
 
     told = Story("a batch")
-    images = torch.rand(4, 48, 64, 3, generator=torch.Generator().manual_seed(0))
-    batch = {"folder": "none", "images": images, "captions": "a shape"}
     interrupter = once_it_steps(world, told.name, comfy.model_management.interrupt_current_processing)
     with pytest.raises(comfy.model_management.InterruptProcessingException):
-        train(told.name, **batch, steps=MANY)
+        train(told.name, **batch(), steps=MANY)
     interrupter.join()
     assert trainers(told.name) == []
     told.seen = steps_of(world, told.name)
@@ -60,7 +64,7 @@ def story(world: Path) -> Story:
     before = comfy.utils.PROGRESS_BAR_HOOK
     comfy.utils.set_progress_bar_global_hook(note)
     try:
-        told.outputs = train(told.name, **batch, steps=told.resumed_from + 12)
+        told.outputs = train(told.name, **batch(), steps=told.resumed_from + 12)
     finally:
         comfy.utils.set_progress_bar_global_hook(before)
     return told
@@ -100,6 +104,17 @@ def test_the_finished_file_is_listed_at_once_and_loads(story: Story) -> None:
     assert "step-" not in "".join(choice.options), "checkpoints are no adapters to choose"
 
 
+@pytest.mark.long
+@pytest.mark.slow
+def test_a_finished_training_queued_again_leaves_its_file_as_it_is(world: Path, story: Story) -> None:
+    """And so what hangs on it in ComfyUI's cache."""
+    file = world / "output" / "ipadapter" / f"{story.name}.safetensors"
+    before = file.stat()
+    outputs = train(story.name, **batch(), steps=story.resumed_from + 12)
+    assert (file.stat().st_ino, file.stat().st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
+    assert outputs[0].origin == story.outputs[0].origin
+
+
 @pytest.mark.slow
 def test_the_same_run_goes_on_in_a_terminal(world: Path, story: Story) -> None:
     from ipadapter_trainer.config_file import read_config
@@ -123,10 +138,16 @@ def test_a_batch_keeps_its_pictures_and_captions(world: Path, story: Story) -> N
 @pytest.mark.long
 @pytest.mark.slow
 def test_what_may_not_change_is_said_with_the_trainers_words(world: Path, story: Story) -> None:
-    images = torch.rand(4, 48, 64, 3, generator=torch.Generator().manual_seed(0))
     with pytest.raises(ValueError, match=r"seed.*What to do: .*queue again with the name a batch") as caught:
-        train(story.name, folder="none", images=images, captions="a shape", seed=5)
+        train(story.name, **batch(), seed=5)
     assert str(caught.value).count("Found: ") == 1
+
+
+@pytest.mark.parametrize("values", [[0.01, 0.6], [0.0], [0.5, 0.5], [2.0, 3.0], [-1.0, 1.0]])
+def test_a_curve_has_room_around_it_and_none_below_0(base_directory: Path, values: list[float]) -> None:
+    low, high = comfy_host.pack("nodes.training.chart").bounds(values)
+    assert low <= min(values) <= max(values) < high
+    assert (low < 0) == (min(values) < 0)
 
 
 def test_numbers_are_read_as_they_come(world: Path) -> None:

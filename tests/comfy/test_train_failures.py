@@ -110,6 +110,18 @@ def test_folders_outside_the_input_folder(world: Path, folder: str) -> None:
     assert not folder_of(world, "outside").exists()
 
 
+def test_a_changed_folder_is_trained_on_anew(world: Path) -> None:
+    """ComfyUI's cache asks for a fingerprint; a batch has none but its own."""
+    pictures = write_pictures(world / "input" / "changing", 2)
+    before = comfy_host.fingerprint("IPATrain", folder="changing")
+    assert before
+    assert comfy_host.fingerprint("IPATrain", folder="changing") == before
+    (pictures / "0.txt").write_text("another caption")
+    assert comfy_host.fingerprint("IPATrain", folder="changing") != before
+    assert comfy_host.fingerprint("IPATrain", folder="none") == comfy_host.fingerprint("IPATrain", folder=None) == ""
+    shutil.rmtree(pictures)
+
+
 def test_links_that_lead_out_are_not_followed(world: Path, tmp_path: Path) -> None:
     write_pictures(tmp_path / "secret", 2)
     (world / "input" / "linked").symlink_to(tmp_path / "secret")
@@ -196,12 +208,13 @@ def test_a_trainer_that_is_killed_is_said_and_goes_on(world: Path) -> None:
 @pytest.mark.long
 @pytest.mark.slow
 def test_broken_pictures(world: Path) -> None:
-    pictures = write_pictures(world / "input" / "some broken", 20)
+    count = 40  # of which some are held out: one of the others must be a small share
+    pictures = write_pictures(world / "input" / "some broken", count)
     (pictures / "3.png").write_bytes(b"no picture")
     train("some broken", folder="some broken", steps=20)
     assert "3.png" in (folder_of(world, "some broken") / "run" / "skipped.jsonl").read_text()
-    for number in range(20):
+    for number in range(count):
         (pictures / f"{number}.png").write_bytes(b"no picture")
-    with pytest.raises(ValueError, match=r"none of 20 pictures can be read.*queue again"):
+    with pytest.raises(ValueError, match=r"none of 40 pictures can be read.*queue again"):
         train("all broken", folder="some broken")
     shutil.rmtree(pictures)
