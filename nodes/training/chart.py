@@ -16,10 +16,7 @@ def curve(losses: Sequence[Point], checked: Sequence[Point], total: int) -> Imag
     """Losses by step: as they came and smoothed, and those of the held-out pictures; `total` steps wide."""
     sheet = Image.new("RGB", (_WIDTH, _HEIGHT), _PAPER)
     pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(_LETTERS)
-    values = [value for _, value in (*losses, *checked)] or [0.0, 1.0]
-    low, high = min(values), max(values)
-    margin = 0.05 * (high - low) or 0.1 * abs(high) or 1.0
-    low, high = low - margin, high + margin
+    low, high = bounds([value for _, value in (*losses, *checked)] or [0.0, 1.0])
 
     def place(point: Point) -> tuple[float, float]:
         step, value = point
@@ -41,6 +38,13 @@ def curve(losses: Sequence[Point], checked: Sequence[Point], total: int) -> Imag
     if checked:
         pen.text((_LEFT + 120, 6), "held-out pictures", _CHECKED, font)
     return sheet
+
+
+def bounds(values: Sequence[float]) -> tuple[float, float]:
+    """Lowest and highest value on the sheet: with room around them, but none below 0 where a loss never is."""
+    low, high = min(values), max(values)
+    margin = 0.05 * (high - low) or 0.1 * abs(high) or 1.0
+    return low - margin if low < 0 else max(low - margin, 0.0), high + margin
 
 
 def _line(pen: ImageDraw.ImageDraw, points: Sequence[Point], color: tuple[int, int, int], width: int) -> None:

@@ -11,11 +11,15 @@ const ORDER = [
   "Two references.app",
   "Two references",
   "Left and right",
+  "Where each reference acts",
   "A part of a picture as reference",
   "Strength over the steps",
   "Strengths and presets side by side",
   "Which picture is closest",
+  "A strength for each block",
+  "Strong, not burnt",
   "A reference as a small file",
+  "A small file as reference",
   "Face and style",
   "Image to image with a reference",
   "Inpaint with a reference",
@@ -23,6 +27,7 @@ const ORDER = [
   "Upscale by tiles",
   "Stacked adapters",
   "Animation with a schedule",
+  "Train on your pictures",
 ];
 const PACK = decodeURIComponent(import.meta.url.split("/").at(-2));
 

@@ -112,7 +112,7 @@ function keep(choice, text) {
 
 const choices = (node) => node.widgets.filter((widget) => widget.serialize !== false);
 const choiceOf = (node) => choices(node).map((widget) => String(widget.value)).join("\n");
-const isLinked = (node) => node.inputs?.some((input) => input.widget && input.link != null);
+const isLinked = (node) => node.inputs?.some((input, slot) => input.widget && node.isInputConnected(slot));
 
 function* nodesBelow(graph) {
   for (const node of graph?.nodes ?? []) {

@@ -62,6 +62,28 @@ def test_of_comfyuis_own_encoders_too(kind: str, base_directory: Path, tmp_path:
     assert similarity == pytest.approx(wanted, abs=2e-3)
 
 
+def test_a_connected_encoder_comes_before_the_adapters_own(base_directory: Path, tmp_path: Path) -> None:
+    """The adapter's is a kind judge of what it drew itself."""
+    clip_vision, _ = encoders.comfy_pair("clip", tmp_path / "encoder.safetensors")
+    folder = base_directory / "models" / "clip_vision" / "compare_other"
+    encoders.write_folder("clip", folder, seed=1)
+    file = base_directory / "models" / "ipadapter" / "compare_other.safetensors"
+    sizes = {"site_dims": (8, 16, 16), "cross_attention_dim": 8, "image_dim": encoders.EMBED_DIM}
+    write_safetensors(file, random_tensors(tiny_adapter("base", **sizes)))
+    adapter = comfy_host.run("IPALoadAdapter", adapter_file=file.name, image_encoder=f"{folder.name}/")
+    given = {"image": pictures(1, 5), "reference": pictures(1, 6)}
+    both, connected, own = (
+        comfy_host.call("IPACompare", **given, **encoder)[0]
+        for encoder in (
+            {"adapter": adapter, "clip_vision": clip_vision},
+            {"clip_vision": clip_vision},
+            {"adapter": adapter},
+        )
+    )
+    assert both == connected != own
+    shutil.rmtree(folder)
+
+
 def test_without_an_encoder_it_says_what_to_connect(base_directory: Path) -> None:
     with pytest.raises(ValueError, match=r"What to do: connect Load IP-Adapter .*or Load CLIP Vision"):
         comfy_host.call("IPACompare", image=pictures(1, 0), reference=pictures(1, 1))

@@ -50,12 +50,15 @@ def test_a_region_has_the_size_of_the_picture_it_is_shown_over() -> None:
 
 
 def test_a_mask_of_ones_own_is_cut_to_the_region() -> None:
-    mine = torch.zeros(1, 32, 32)
-    mine[:, :16] = 1
+    mine = torch.zeros(1, 24, 32)
+    mine[:, :12] = 1
     assert torch.equal(region("everywhere", mask=mine), mine)
     quarter = region("left", mask=mine)
     assert quarter.mean() == pytest.approx(0.25)
-    assert quarter[0, :16, :16].min() == 1
+    assert quarter[0, :12, :16].min() == 1
+    soft = region("everywhere", mask=mine, feather=0.5)
+    assert 0 < soft[0, 11, 0] < 1, "its edges are softened too"
+    assert soft[0, 0, 0] == 1
     assert torch.equal(region("left", mask=mine, invert=True), 1 - quarter)
 
 

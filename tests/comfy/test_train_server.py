@@ -9,20 +9,23 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import websocket
 import yaml
+from comfy_cli.workflow_to_api import convert_ui_to_api
 from PIL import Image
 
 from demo import references
 from demo.client import Client, Event, Prompt, Run
 from demo.models import demo_models
 from demo.server import ComfyServer
-from support import graphs
+from support import graphs, templates
 from support.graphs import node, simple, with_inputs
 from support.training import write_pictures
 
 TRAIN = "train"
+TEMPLATES_NAME = "my adapter"  # as the template has it
 # In place of what `ipadapter new` suggests, which draws more: users may change it as well.
 QUICK = """
 [base]
@@ -61,9 +64,10 @@ def server(tmp_path: Path) -> Iterator[ComfyServer]:
     made.options = ("--cpu", "--extra-model-paths-config", str(extra))
     write_pictures(made.input / "pictures", 8, (64, 64))
     references.put_into(made.input)
-    mine = made.output / "ipadapter_runs" / "mine"
-    mine.mkdir(parents=True)
-    (mine / "suggested.toml").write_text(QUICK)
+    for name in ("mine", TEMPLATES_NAME):
+        folder = made.output / "ipadapter_runs" / name
+        folder.mkdir(parents=True)
+        (folder / "suggested.toml").write_text(QUICK)
     with made:
         yield made
 
@@ -135,11 +139,28 @@ def test_started_watched_stopped_resumed_finished_and_used(server: ComfyServer) 
         prompt = with_inputs(simple(seed=1), graphs.CHECKPOINT, ckpt_name="demo_world.safetensors")
         prompt = with_inputs(prompt, graphs.IMAGE, image=references.FILES[0])
         prompt = with_inputs(prompt, graphs.ADAPTER, adapter_file="mine.safetensors", image_encoder="auto")
+        drawn = []
+        for strength in (1.0, 0.0):
+            run = client.run(with_inputs(prompt, graphs.APPLY, strength=strength))
+            assert run.end == "execution_success", run.error
+            (content,) = client.files(run, graphs.SAVE)
+            drawn.append(np.asarray(Image.open(io.BytesIO(content))))
+        assert not np.array_equal(*drawn), "the trained adapter acts"
+
+
+def test_the_template_trains_and_draws_with_what_it_trained(server: ComfyServer) -> None:
+    workflow = templates.on_the_world(templates.made_small(templates.read(templates.TRAINS)), "pictures")
+    with Client(server.url, timeout=SILENCE) as client:
+        prompt = convert_ui_to_api(workflow, client.get("/object_info"))
         drawn = client.run(prompt)
         assert drawn.end == "execution_success", drawn.error
+        (save,) = [name for name, entry in prompt.items() if entry["class_type"] == "SaveImage"]
+        (content,) = client.files(drawn, save)
+    with Image.open(io.BytesIO(content)) as picture:
+        assert picture.size == (templates.SIZE, templates.SIZE)
+    assert (server.output / "ipadapter" / f"{TEMPLATES_NAME}.safetensors").is_file()
 
 
-@pytest.mark.long
 def test_a_server_that_is_killed_loses_nothing(server: ComfyServer) -> None:
     def kill() -> None:
         (pid,) = [int(line) for line in _children(os.getpid()) if str(server.port) in _command(int(line))]

@@ -20,6 +20,9 @@ DEMO = [scene.path for scene in SCENES]
 WORKFLOWS = [*TEMPLATES, *DEMO]
 BLUEPRINTS = sorted((ROOT / "subgraphs").glob("*.json"))
 SIMPLE = FOLDER / "Image prompt.json"
+SAVES_TOKENS = FOLDER / "A reference as a small file.json"
+LOADS_TOKENS = FOLDER / "A small file as reference.json"
+TRAINS = FOLDER / "Train on your pictures.json"
 # of diffusion transformers, with the tiny model they are drawn with
 TRANSFORMERS = {
     "Anima image prompt": "Anima",
@@ -28,6 +31,7 @@ TRANSFORMERS = {
     "FLUX image prompt (InstantX)": "FLUX",
     "SD3.5 image prompt": "SD3.5",
 }
+NONE = "none"  # in place of an image encoder, where none is needed
 NOTES = {"Note", "MarkdownNote"}
 MODEL_FILES = (".safetensors", ".bin")
 # a pickle cannot say that its heads are tiny
@@ -98,7 +102,7 @@ def made_small(workflow: dict[str, Any], prefix: str | None = None) -> dict[str,
     for node in all_nodes(workflow):
         for place, value in SMALL.get(node["type"], {}).items():
             node["widgets_values"][place] = value
-        if node["type"] == "IPALoadAdapter":
+        if node["type"] == "IPALoadAdapter" and node["widgets_values"][1] != NONE:
             node["widgets_values"][1] = "auto"
         if node["type"] == "SaveImage" and prefix:
             node["widgets_values"][0] = prefix
@@ -140,6 +144,22 @@ def on_stand_ins(prompt: Prompt, kind: str | None) -> Prompt:
         if class_type not in left_out:
             changed[name] = {"class_type": class_type, "inputs": inputs}
     return changed
+
+
+def on_the_world(workflow: dict[str, Any], folder: str) -> dict[str, Any]:
+    """A workflow that trains: on the demo's world, whose base model and encoder are folders too; two steps.
+
+    Args:
+        folder: of pictures, in the input folder.
+    """
+    models = {"base_model": "demo_world/", "image_encoder": "demo_encoder/", "start_from": NONE}
+    asked = {"folder": folder, "kind": "base", "steps": 2, "resolution": SIZE, **models}
+    for node in all_nodes(workflow):
+        if node["type"] == "IPATrain":
+            node["widgets_values"] = list((widgets(node) | asked).values())
+        if node["type"] == "CheckpointLoaderSimple":
+            node["widgets_values"] = ["demo_world.safetensors"]
+    return workflow
 
 
 def with_blueprint(workflow: dict[str, Any], blueprint: dict[str, Any]) -> dict[str, Any]:

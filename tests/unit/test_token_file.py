@@ -97,3 +97,4 @@ def test_files_of_something_else(about: str, tmp_path: Path) -> None:
         read_tokens(path, adapter.spec, "x", "a")
     assert not holds_tokens(write_safetensors(tmp_path / "plain.safetensors", {"cond": torch.ones(1)}, {}))
     assert not holds_tokens(tmp_path / "missing.safetensors")
+    assert not holds_tokens(path.rename(path.with_suffix(".part"))), "a file that is still written"
