@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # scripts/test.sh [--unit | [--long] [--all-comfyui] | --comfyui VERSION] [pytest arguments and files…]
-#   sets the environment up and runs all tests in two lanes side by side: those that need no ComfyUI, and those that
-#   run inside a real one (tests/comfy, tests/legacy). What a lane says is shown when it is done.
+#   sets the environment up and runs all tests, in as many lanes side by side as there are cores: those that need no
+#   ComfyUI, and those that run inside a real one (tests/comfy, tests/legacy). What a lane says is shown when it is done.
 #   --unit            only tests/unit
 #   --all-comfyui     all, and the tests marked smoke in the oldest ComfyUI; with --long before it in each older one
 #   --long            also the tests marked long: whole trainings, several processes, compiling; else only where their
@@ -13,7 +13,8 @@ set -euo pipefail
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd -P)
 env_sh=$root/scripts/env.sh
 older_versions=(0.16.3 0.20.1 0.18.2)   # the oldest first: what holds in it and in the newest holds between, mostly
-lanes=2                # as many as the usual machine of a check has cores
+lanes=$(nproc 2>/dev/null || sysctl -n hw.ncpu)   # macOS has no nproc
+((lanes >= 2)) || lanes=2                         # one can work while the other waits
 sign_of_life=30        # seconds
 patience=40            # seconds that an interrupted lane may take to stop its server and its browser
 insist=10              # seconds until it is interrupted again: a training in a test takes the first as its own
@@ -38,20 +39,21 @@ case ${1:-} in
     -h | --help) sed -n '2,/^set/s/^# \{0,1\}//p' "$0"; exit ;;
 esac
 
-pure=() comfy=() options=()
+pure=() comfy=() legacy=() options=()
 for argument in "$@"; do
     case $argument in
-        tests/comfy* | tests/legacy*) comfy+=("$argument") ;;
+        tests/comfy*) comfy+=("$argument") ;;
+        tests/legacy*) legacy+=("$argument") ;;
         tests/*) pure+=("$argument") ;;
         *) options+=("$argument") ;;
     esac
 done
 run_pure=yes
-if ((${#pure[@]} + ${#comfy[@]})); then
+if ((${#pure[@]} + ${#comfy[@]} + ${#legacy[@]})); then
     ((${#pure[@]})) || run_pure=no
     short=()
 else
-    comfy=(tests/comfy tests/legacy)
+    comfy=(tests/comfy) legacy=(tests/legacy)
 fi
 
 if ((${#short[@]})); then
@@ -61,8 +63,8 @@ else
 fi
 
 # A job is a label and a function with one argument; each is a pytest of its own, because ComfyUI's modules are called
-# nodes, tests and utils as well, and one process holds one ComfyUI. The longest come first, so that both lanes end
-# at about the same time.
+# nodes, tests and utils as well, and one process holds one ComfyUI. The longest come first, so that all lanes end at
+# about the same time.
 labels=() jobs=()
 add() { labels+=("$1") jobs+=("${*:2}"); }
 
@@ -72,22 +74,28 @@ test_pure() {
 test_comfy() {
     exec "$env_sh" python -m pytest -rs "${selected[@]}" "${comfy[@]}" ${options[@]+"${options[@]}"}
 }
+test_legacy() {
+    exec "$env_sh" python -m pytest -rs "${selected[@]}" "${legacy[@]}" ${options[@]+"${options[@]}"}
+}
 test_older() {   # VERSION
     # Inside env.sh, so that the one environment, made for the newest, serves them all.
     exec "$env_sh" env "COMFYUI_PATH=$(env -u COMFYUI_PATH scripts/comfyui.sh "$1")" \
-        python -m pytest -rs "${comfy[@]}" ${smoke:+-m "$smoke"} ${options[@]+"${options[@]}"}
+        python -m pytest -rs ${comfy[@]+"${comfy[@]}"} ${legacy[@]+"${legacy[@]}"} ${smoke:+-m "$smoke"} \
+        ${options[@]+"${options[@]}"}
 }
 
 "$env_sh" true   # so that a failed set-up is no failed test
 if [[ $here == yes ]]; then
-    if ((${#comfy[@]})); then
-        add "ComfyUI $(sed -n 's/^__version__ = "\(.*\)"/\1/p' "$(scripts/comfyui.sh)/comfyui_version.py")" test_comfy
-    fi
     [[ $run_pure == no ]] || add "without ComfyUI" test_pure
+    if ((${#comfy[@]} + ${#legacy[@]})); then
+        newest="ComfyUI $(sed -n 's/^__version__ = "\(.*\)"/\1/p' "$(scripts/comfyui.sh)/comfyui_version.py")"
+        ((!${#comfy[@]})) || add "$newest" test_comfy
+        ((!${#legacy[@]})) || add "$newest, legacy nodes" test_legacy
+    fi
 fi
-if [[ $older == yes ]] && ((${#comfy[@]})); then
+if [[ $older == yes ]] && ((${#comfy[@]} + ${#legacy[@]})); then
     for version in "${older_versions[@]}"; do
-        scripts/comfyui.sh "$version" >/dev/null   # two lanes must not wait for one download
+        scripts/comfyui.sh "$version" >/dev/null   # lanes must not wait for one download
         add "ComfyUI $version${smoke:+, smoke}" test_older "$version"
     done
 fi

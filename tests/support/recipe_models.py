@@ -122,10 +122,10 @@ class TinyWorld:
         return folder
 
 
-def write_small_base(folder: Path) -> None:
+def write_small_base(folder: Path, prediction_type: str = "epsilon") -> None:
     """A model of the folder's layout with fewer attention layers than `tiny_unet` has: a recipe takes 21 forwards."""
     layout = folder.name
-    write_base(folder, layout)
+    write_base(folder, layout, prediction_type=prediction_type)
     torch.manual_seed(0)
     sizes = {**LAYOUTS[layout].diffusers, **_SMALLER[layout]}
     UNet2DConditionModel(sample_size=16, layers_per_block=1, **sizes).save_pretrained(folder / "unet")

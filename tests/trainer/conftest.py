@@ -28,15 +28,16 @@ def base_folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]
 
 
 @pytest.fixture(scope="session")
-def small_base_folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+def small_base_folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
     """Folder of the same with fewer layers, where any step will do."""
-    made: dict[str, Path] = {}
+    made: dict[tuple[str, str], Path] = {}
 
-    def folder(layout: str = "sd15") -> Path:
-        if layout not in made:
-            made[layout] = tmp_path_factory.mktemp("small_base") / layout
-            write_small_base(made[layout])
-        return made[layout]
+    def folder(layout: str = "sd15", prediction_type: str = "epsilon") -> Path:
+        key = layout, prediction_type
+        if key not in made:
+            made[key] = tmp_path_factory.mktemp("small_base") / layout
+            write_small_base(made[key], prediction_type)
+        return made[key]
 
     return folder
 

@@ -17,10 +17,10 @@ Files = dict[str, bytes]
 
 
 @pytest.fixture
-def run(tmp_path: Path, base_folder: Callable[..., Path], encoder_folder: Callable[[str], Path]) -> Run:
+def run(tmp_path: Path, small_base_folder: Callable[..., Path], encoder_folder: Callable[[str], Path]) -> Run:
     """After a step, with an average; only its last checkpoint is kept."""
     config = make_config(
-        base_folder(),
+        small_base_folder(),
         encoder_folder("clip"),
         write_pictures(tmp_path / "pictures"),
         tmp_path / "run",

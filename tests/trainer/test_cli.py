@@ -16,6 +16,7 @@ from typer.testing import CliRunner
 
 from ipadapter_trainer.cli import COMMANDS, app, main
 from support.encoders import write_single_file
+from support.network import import_all
 from support.training import write_pictures
 from support.training_states import write_accelerate_state
 
@@ -65,32 +66,23 @@ def test_help_loads_no_heavy_library() -> None:
 
 
 def test_no_command_imports_comfyui_or_the_nodes() -> None:
-    code = """
-import importlib, json, pkgutil, sys
-import ipadapter_trainer
-found = pkgutil.walk_packages(ipadapter_trainer.__path__, "ipadapter_trainer.")
-names = [module.name for module in found if not module.name.endswith("__main__")]
-for name in names:
-    importlib.import_module(name)
-print(json.dumps([names, sorted({name.partition(".")[0] for name in sys.modules})]))
-"""
-    result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, capture_output=True, timeout=120)
-    names, imported = json.loads(result.stdout.splitlines()[-1])
+    names, imported, _ = import_all("ipadapter_trainer")
     files = {path.relative_to(ROOT / "trainer").with_suffix("") for path in (ROOT / "trainer").rglob("[!_]*.py")}
     assert {".".join(("ipadapter_trainer", *path.parts)) for path in files} <= set(names)
-    assert not [name for name in imported if name.startswith("comfy") or name in ("folder_paths", "nodes")]
+    named = {name.partition(".")[0] for name in imported}
+    assert not [name for name in named if name.startswith("comfy") or name in ("folder_paths", "nodes")]
 
 
 @pytest.fixture(scope="module")
 def place(
     tmp_path_factory: pytest.TempPathFactory,
-    base_folder: Callable[..., Path],
+    small_base_folder: Callable[..., Path],
     encoder_folder: Callable[..., Path],
 ) -> Path:
     """A folder with a config that would train, and files that are not what a command wants."""
     folder = tmp_path_factory.mktemp("cli")
     config = {
-        "base": {"model": str(base_folder())},
+        "base": {"model": str(small_base_folder())},
         "encoder": {"model": str(encoder_folder())},
         "data": {"path": str(write_pictures(folder / "pictures", 6)), "resolution": 64, "workers": 0},
         "train": {"output": "run", "steps": 2, "trackers": []},
@@ -143,7 +135,7 @@ MISTAKES = {
 def test_a_mistake_is_one_message(
     name: str,
     place: Path,
-    base_folder: Callable[..., Path],
+    small_base_folder: Callable[..., Path],
     encoder_folder: Callable[..., Path],
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
@@ -152,7 +144,7 @@ def test_a_mistake_is_one_message(
     command, words = MISTAKES[name]
     monkeypatch.chdir(place)
     before = sorted(place.rglob("*"))
-    assert run_main(command.format(base=base_folder(), encoder=encoder_folder()).split(), monkeypatch) == 1
+    assert run_main(command.format(base=small_base_folder(), encoder=encoder_folder()).split(), monkeypatch) == 1
     out, err = capsys.readouterr()
     assert words in err
     assert MISTAKE.fullmatch(err), err

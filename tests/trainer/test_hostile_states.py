@@ -113,10 +113,10 @@ def write_sums(checkpoint: Path) -> None:
 
 
 def test_no_pickle_of_a_checkpoint_runs_code(
-    tmp_path: Path, base_folder: Callable[..., Path], encoder_folder: Any
+    tmp_path: Path, small_base_folder: Callable[..., Path], encoder_folder: Any
 ) -> None:
     pictures = write_pictures(tmp_path / "pictures")
-    config = make_config(base_folder(), encoder_folder("clip"), pictures, tmp_path / "run", train={"steps": 2})
+    config = make_config(small_base_folder(), encoder_folder("clip"), pictures, tmp_path / "run", train={"steps": 2})
     train(config)
     checkpoint = find_checkpoints(config.run)[-1]
     rest, note, ran = checkpoint / REST, checkpoint / COUNTERS, tmp_path / "ran"

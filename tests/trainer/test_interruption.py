@@ -29,13 +29,13 @@ KILLS, STEPS = 3, 24
 
 
 @pytest.fixture
-def config(tmp_path: Path, base_folder: Callable[..., Path], encoder_folder: Callable[[str], Path]) -> Any:
+def config(tmp_path: Path, small_base_folder: Callable[..., Path], encoder_folder: Callable[[str], Path]) -> Any:
     pictures = write_pictures(tmp_path / "pictures")
 
     def make(run: str, steps: int, **changes: dict[str, Any]) -> Config:
         train_settings = {"steps": steps, "batch_size": 1, "log_every": 1, "trackers": [], **changes.pop("train", {})}
         return make_config(
-            base_folder(), encoder_folder("clip"), pictures, tmp_path / run, train=train_settings, **changes
+            small_base_folder(), encoder_folder("clip"), pictures, tmp_path / run, train=train_settings, **changes
         )
 
     return make

@@ -27,9 +27,9 @@ from support.training import make_config, write_pictures
 
 
 @pytest.fixture
-def cached(tmp_path: Path, base_folder: Callable[..., Path], encoder_folder: Any) -> Run:
+def cached(tmp_path: Path, small_base_folder: Callable[..., Path], encoder_folder: Any) -> Run:
     config = make_config(
-        base_folder(),
+        small_base_folder(),
         encoder_folder("clip"),
         write_pictures(tmp_path / "pictures", 6),
         tmp_path / "run",

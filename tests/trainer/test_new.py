@@ -135,13 +135,13 @@ def test_models_are_known_by_their_folders(
 
 def test_the_config_it_writes_trains(
     tmp_path: Path,
-    base_folder: Callable[..., Path],
+    small_base_folder: Callable[..., Path],
     encoder_folder: Callable[..., Path],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.chdir(tmp_path)
     write_pictures(Path("my pictures"), 8)
-    models = ["--base", str(base_folder()), "--encoder", str(encoder_folder())]
+    models = ["--base", str(small_base_folder()), "--encoder", str(encoder_folder())]
     result = CliRunner().invoke(app, ["new", "my pictures", *models, "--json"])
     assert result.exit_code == 0, result.output
     said = json.loads(result.stdout)

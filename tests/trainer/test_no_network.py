@@ -10,10 +10,10 @@ from support.training import make_config, write_pictures
 
 
 def test_a_training_from_folders_asks_nobody(
-    tmp_path: Path, base_folder: Callable[..., Path], encoder_folder: Any
+    tmp_path: Path, small_base_folder: Callable[..., Path], encoder_folder: Any
 ) -> None:
     pictures = write_pictures(tmp_path / "pictures")
-    config = make_config(base_folder(), encoder_folder("clip"), pictures, tmp_path / "run", train={"steps": 2})
+    config = make_config(small_base_folder(), encoder_folder("clip"), pictures, tmp_path / "run", train={"steps": 2})
     write_config(config, tmp_path / "my.toml")
     assert run_watched(PROGRAM, "train", str(tmp_path / "my.toml")) == (0, [])
     assert (tmp_path / "run" / "report.html").is_file()

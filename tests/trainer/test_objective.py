@@ -144,9 +144,9 @@ def test_loss_and_gradients_are_those_of_diffusers(
 
 
 def objective_of(
-    base_folder: Callable[..., Path], encoder_folder: Callable[[str], Path], prediction_type: str, **settings: Any
+    small_base_folder: Callable[..., Path], encoder_folder: Callable[[str], Path], prediction_type: str, **settings: Any
 ) -> tuple[Objective, TrainableAdapter, Batch]:
-    base, encoder, network = parts(base_folder("sd15", prediction_type), encoder_folder("clip"), AdapterConfig())
+    base, encoder, network = parts(small_base_folder("sd15", prediction_type), encoder_folder("clip"), AdapterConfig())
     config = ObjectiveConfig(**settings)
     objective = objective_for(config, base, encoder, network)
     return objective, network, batch_of(encoder, config)
@@ -154,9 +154,9 @@ def objective_of(
 
 @pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
 def test_min_snr_weights_each_sample(
-    base_folder: Callable[..., Path], encoder_folder: Callable[[str], Path], prediction_type: str
+    small_base_folder: Callable[..., Path], encoder_folder: Callable[[str], Path], prediction_type: str
 ) -> None:
-    objective, network, batch = objective_of(base_folder, encoder_folder, prediction_type, min_snr_gamma=5.0)
+    objective, network, batch = objective_of(small_base_folder, encoder_folder, prediction_type, min_snr_gamma=5.0)
     plain = Objective(ObjectiveConfig(), objective.base, objective.no_image, objective.reader)
     condition = objective.condition(batch)
     ratio = objective.losses(network, condition, batch.noise, batch.times) / plain.losses(
@@ -169,8 +169,10 @@ def test_min_snr_weights_each_sample(
     torch.testing.assert_close(ratio, wanted)
 
 
-def test_masked_loss_counts_white_only(base_folder: Callable[..., Path], encoder_folder: Callable[[str], Path]) -> None:
-    objective, network, batch = objective_of(base_folder, encoder_folder, "epsilon")
+def test_masked_loss_counts_white_only(
+    small_base_folder: Callable[..., Path], encoder_folder: Callable[[str], Path]
+) -> None:
+    objective, network, batch = objective_of(small_base_folder, encoder_folder, "epsilon")
     condition = objective.condition(batch)
     mask = torch.zeros(2, 1, 8, 8)
     mask[:, :, :, :4] = 1
@@ -181,9 +183,9 @@ def test_masked_loss_counts_white_only(base_folder: Callable[..., Path], encoder
     torch.testing.assert_close(masked, error[..., :4].mean(dim=(1, 2, 3)))
 
 
-def test_terminal_snr_is_zero_and_needs_v_prediction(base_folder: Callable[..., Path]) -> None:
+def test_terminal_snr_is_zero_and_needs_v_prediction(small_base_folder: Callable[..., Path]) -> None:
     def base(prediction_type: str) -> UNetBackbone:
-        config = BaseModelConfig(model=str(base_folder("sd15", prediction_type)), precision="fp32")
+        config = BaseModelConfig(model=str(small_base_folder("sd15", prediction_type)), precision="fp32")
         return load_base(config, CPU, only=frozenset({"model"}))
 
     assert base("v_prediction").with_terminal_snr().schedule.alphas_cumprod[-1] < 1e-6
@@ -192,9 +194,9 @@ def test_terminal_snr_is_zero_and_needs_v_prediction(base_folder: Callable[..., 
 
 
 def test_cached_tensors_give_the_same_loss(
-    base_folder: Callable[..., Path], encoder_folder: Callable[[str], Path]
+    small_base_folder: Callable[..., Path], encoder_folder: Callable[[str], Path]
 ) -> None:
-    objective, network, batch = objective_of(base_folder, encoder_folder, "epsilon")
+    objective, network, batch = objective_of(small_base_folder, encoder_folder, "epsilon")
     base, reader = objective.base, objective.reader
     assert reader is not None
     assert batch.pixels is not None
@@ -222,10 +224,10 @@ def error_of(objective: Objective, network: TrainableAdapter, batch: Batch) -> T
 
 @pytest.mark.parametrize("schedule", ["constant", "exponential"])
 def test_huber_is_square_for_small_errors_and_straight_for_large_ones(
-    base_folder: Callable[..., Path], encoder_folder: Callable[[str], Path], schedule: str
+    small_base_folder: Callable[..., Path], encoder_folder: Callable[[str], Path], schedule: str
 ) -> None:
     objective, network, batch = objective_of(
-        base_folder, encoder_folder, "epsilon", huber_c=0.1, huber_schedule=schedule
+        small_base_folder, encoder_folder, "epsilon", huber_c=0.1, huber_schedule=schedule
     )
     given = objective.losses(network, objective.condition(batch), batch.noise, batch.times)
     error = error_of(objective, network, batch).double()
@@ -236,18 +238,18 @@ def test_huber_is_square_for_small_errors_and_straight_for_large_ones(
 
 
 def test_huber_keeps_the_digits_of_small_errors(
-    base_folder: Callable[..., Path], encoder_folder: Callable[[str], Path]
+    small_base_folder: Callable[..., Path], encoder_folder: Callable[[str], Path]
 ) -> None:
-    objective, network, batch = objective_of(base_folder, encoder_folder, "epsilon", huber_c=1e4)
+    objective, network, batch = objective_of(small_base_folder, encoder_folder, "epsilon", huber_c=1e4)
     given = objective.losses(network, objective.condition(batch), batch.noise, batch.times)
     torch.testing.assert_close(given, error_of(objective, network, batch).square().mean(dim=(1, 2, 3)))
 
 
 @pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
 def test_debiased_weights_the_same_error_alike_whatever_is_predicted(
-    base_folder: Callable[..., Path], encoder_folder: Callable[[str], Path], prediction_type: str
+    small_base_folder: Callable[..., Path], encoder_folder: Callable[[str], Path], prediction_type: str
 ) -> None:
-    objective, network, batch = objective_of(base_folder, encoder_folder, prediction_type, debiased=True)
+    objective, network, batch = objective_of(small_base_folder, encoder_folder, prediction_type, debiased=True)
     plain = Objective(ObjectiveConfig(), objective.base, objective.no_image, objective.reader)
     condition = objective.condition(batch)
     ratio = objective.losses(network, condition, batch.noise, batch.times) / plain.losses(
@@ -262,9 +264,9 @@ def test_debiased_weights_the_same_error_alike_whatever_is_predicted(
 
 @pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
 def test_perturbation_is_seen_and_not_asked_for(
-    base_folder: Callable[..., Path], encoder_folder: Callable[[str], Path], prediction_type: str
+    small_base_folder: Callable[..., Path], encoder_folder: Callable[[str], Path], prediction_type: str
 ) -> None:
-    objective, network, batch = objective_of(base_folder, encoder_folder, prediction_type, input_perturbation=0.5)
+    objective, network, batch = objective_of(small_base_folder, encoder_folder, prediction_type, input_perturbation=0.5)
     extra = 0.5 * torch.randn(batch.noise.shape, generator=torch.Generator().manual_seed(2))
     condition = objective.condition(batch)
     alphas = objective.base.schedule.alphas_cumprod[[120, 810]][:, None, None, None]

@@ -26,13 +26,13 @@ DEAD = 2**22 + 1  # above the largest number of a process
 
 
 @pytest.fixture
-def config(tmp_path: Path, base_folder: Callable[..., Path], encoder_folder: Any) -> Any:
+def config(tmp_path: Path, small_base_folder: Callable[..., Path], encoder_folder: Any) -> Any:
     pictures = write_pictures(tmp_path / "pictures")
 
     def make(steps: int) -> Config:
         settings = {"steps": steps, "batch_size": 1, "log_every": 1, "trackers": []}
         return make_config(
-            base_folder(),
+            small_base_folder(),
             encoder_folder("clip"),
             pictures,
             tmp_path / "run",

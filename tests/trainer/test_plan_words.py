@@ -88,10 +88,12 @@ def test_says_what_to_change_and_only_that(
 
 
 def test_the_command_says_words_to_people_and_numbers_to_programs(
-    tmp_path: Path, base_folder: Callable[..., Path], encoder_folder: Callable[..., Path]
+    tmp_path: Path, small_base_folder: Callable[..., Path], encoder_folder: Callable[..., Path]
 ) -> None:
     pictures = write_pictures(tmp_path / "pictures", 6)
-    asked = make_config(base_folder(), encoder_folder(), pictures, tmp_path / "run", train={"steps": 3, "trackers": []})
+    asked = make_config(
+        small_base_folder(), encoder_folder(), pictures, tmp_path / "run", train={"steps": 3, "trackers": []}
+    )
     file = tmp_path / "my.toml"
     file.write_text(tomli_w.dumps(asked.model_dump(mode="json", exclude_none=True)))
     words = CliRunner().invoke(app, ["plan", str(file)], env={"COLUMNS": "200"})

@@ -61,7 +61,7 @@ def test_plan_counts_and_writes_nothing(
 )
 def test_plan_knows_how_often_each_data_set_comes_and_all_texts(
     tmp_path: Path,
-    base_folder: Callable[..., Path],
+    small_base_folder: Callable[..., Path],
     encoder_folder: Callable[[str], Path],
     first: dict[str, float],
     second: dict[str, float],
@@ -74,7 +74,7 @@ def test_plan_knows_how_often_each_data_set_comes_and_all_texts(
     rows = [{"file_name": f"{number}.png", "text": [f"shape {number}", "a shape"]} for number in range(4)]
     (tmp_path / "first" / "metadata.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
     more = [{"path": str(tmp_path / "second"), **second}]
-    places = base_folder("sd15"), encoder_folder("clip"), tmp_path / "first", tmp_path / "run"
+    places = small_base_folder("sd15"), encoder_folder("clip"), tmp_path / "first", tmp_path / "run"
     train = {"steps": 30, "batch_size": 2, "trackers": []}
     data = {"more": more, "more_resolutions": list(sizes), **first}
     plan = make_plan(make_config(*places, data=data, train=train)).to_json()
@@ -86,10 +86,10 @@ def test_plan_knows_how_often_each_data_set_comes_and_all_texts(
 
 
 def test_plan_with_a_filled_cache_measures_training_from_it(
-    tmp_path: Path, base_folder: Callable[..., Path], encoder_folder: Callable[[str], Path]
+    tmp_path: Path, small_base_folder: Callable[..., Path], encoder_folder: Callable[[str], Path]
 ) -> None:
     pictures = write_pictures(tmp_path / "pictures", 4)
-    places = base_folder("sd15"), encoder_folder("clip"), pictures, tmp_path / "run"
+    places = small_base_folder("sd15"), encoder_folder("clip"), pictures, tmp_path / "run"
     config = make_config(*places, cache={"path": str(tmp_path / "cache")})
     before = make_plan(config).to_json()
     cpu = torch.device("cpu")
@@ -102,11 +102,13 @@ def test_plan_with_a_filled_cache_measures_training_from_it(
 
 
 def test_plan_of_a_stream_writes_nothing(
-    tmp_path: Path, base_folder: Callable[..., Path], encoder_folder: Callable[[str], Path]
+    tmp_path: Path, small_base_folder: Callable[..., Path], encoder_folder: Callable[[str], Path]
 ) -> None:
     write_shards(tmp_path / "shards", shards=2, per_shard=4)
     before = sorted(tmp_path.rglob("*"))
-    config = make_config(base_folder(), encoder_folder("clip"), tmp_path / "shards" / "{00..01}.tar", tmp_path / "run")
+    config = make_config(
+        small_base_folder(), encoder_folder("clip"), tmp_path / "shards" / "{00..01}.tar", tmp_path / "run"
+    )
     plan = make_plan(config).to_json()
     assert "pictures" not in plan["data"]
     assert sorted(tmp_path.rglob("*")) == before

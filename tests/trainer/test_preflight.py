@@ -109,11 +109,11 @@ def test_nothing_is_drawn_for_a_place_where_no_folder_can_be(tmp_path: Path) -> 
 
 
 def test_a_few_broken_pictures_are_no_reason_to_stop(
-    tmp_path: Path, base_folder: Callable[..., Path], encoder_folder: Callable[..., Path]
+    tmp_path: Path, small_base_folder: Callable[..., Path], encoder_folder: Callable[..., Path]
 ) -> None:
     pictures = write_pictures(tmp_path / "pictures", 8)
     (pictures / "0.png").write_bytes(b"no picture")
-    open_run(make_config(base_folder(), encoder_folder(), pictures, tmp_path / "run"))
+    open_run(make_config(small_base_folder(), encoder_folder(), pictures, tmp_path / "run"))
 
 
 def entries(config: Config) -> dict[Path, int]:
@@ -122,13 +122,13 @@ def entries(config: Config) -> dict[Path, int]:
 
 
 def test_training_fills_its_cache_and_learns_the_same(
-    tmp_path: Path, base_folder: Callable[..., Path], encoder_folder: Callable[..., Path]
+    tmp_path: Path, small_base_folder: Callable[..., Path], encoder_folder: Callable[..., Path]
 ) -> None:
     pictures = write_pictures(tmp_path / "pictures", 6)
 
     def config(name: str, steps: int = 2) -> Config:
         return make_config(
-            base_folder(),
+            small_base_folder(),
             encoder_folder(),
             pictures,
             tmp_path / name,
@@ -150,7 +150,7 @@ def test_training_fills_its_cache_and_learns_the_same(
 
 
 def test_training_completes_a_cache_that_lacks_some(
-    tmp_path: Path, base_folder: Callable[..., Path], encoder_folder: Callable[..., Path]
+    tmp_path: Path, small_base_folder: Callable[..., Path], encoder_folder: Callable[..., Path]
 ) -> None:
     pictures = write_pictures(tmp_path / "pictures", 8)
     few = tmp_path / "few"
@@ -160,17 +160,19 @@ def test_training_completes_a_cache_that_lacks_some(
         shutil.copy(pictures / f"{number}.txt", few)
     for name, folder in (("first", few), ("second", pictures)):
         cache = {"path": str(tmp_path / "cache")}
-        config = make_config(base_folder(), encoder_folder(), folder, tmp_path / name, cache=cache)
+        config = make_config(small_base_folder(), encoder_folder(), folder, tmp_path / name, cache=cache)
         assert train(config).is_finished
     base = load_base(config.base, CPU)
     open_stores(config, base, open_reader(config, CPU)).require(open_sources(config)[0])
 
 
 def test_training_fills_the_cache_of_a_stream(
-    tmp_path: Path, base_folder: Callable[..., Path], encoder_folder: Callable[..., Path]
+    tmp_path: Path, small_base_folder: Callable[..., Path], encoder_folder: Callable[..., Path]
 ) -> None:
     write_shards(tmp_path / "shards", shards=2, per_shard=4)
     data = tmp_path / "shards" / "{00..01}.tar"
-    config = make_config(base_folder(), encoder_folder(), data, tmp_path / "run", cache={"path": str(tmp_path / "c")})
+    config = make_config(
+        small_base_folder(), encoder_folder(), data, tmp_path / "run", cache={"path": str(tmp_path / "c")}
+    )
     assert train(config).is_finished
     assert len(entries(config)) >= 3

@@ -46,14 +46,14 @@ def test_a_terminal_has_a_bar_and_other_processes_nothing(monkeypatch: pytest.Mo
 
 def test_the_end_names_report_file_and_next_step(
     tmp_path: Path,
-    base_folder: Callable[..., Path],
+    small_base_folder: Callable[..., Path],
     encoder_folder: Callable[..., Path],
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     caplog.set_level(logging.INFO)
     pictures = write_pictures(tmp_path / "pictures", 6)
     watched = {"every": 4, "images": 2}
-    asked = make_config(base_folder(), encoder_folder(), pictures, tmp_path / "run", validation=watched)
+    asked = make_config(small_base_folder(), encoder_folder(), pictures, tmp_path / "run", validation=watched)
     file = tmp_path / "my.toml"
     file.write_text(tomli_w.dumps(asked.model_dump(mode="json", exclude_none=True)))
     done = CliRunner().invoke(app, ["train", str(file)], env={"COLUMNS": "300"})
@@ -74,12 +74,14 @@ def test_the_end_names_report_file_and_next_step(
 @pytest.mark.long
 def test_the_next_commands_are_about_the_same_run(
     tmp_path: Path,
-    base_folder: Callable[..., Path],
+    small_base_folder: Callable[..., Path],
     encoder_folder: Callable[..., Path],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    asked = make_config(base_folder(), encoder_folder(), write_pictures(tmp_path / "pictures", 6), tmp_path / "run")
+    asked = make_config(
+        small_base_folder(), encoder_folder(), write_pictures(tmp_path / "pictures", 6), tmp_path / "run"
+    )
     Path("my.toml").write_text(tomli_w.dumps(asked.model_dump(mode="json", exclude_none=True)))
     command = ["plan", "my.toml", "--set", "train.output=my run", "--set", "validation.images=2"]
     for is_last in (False, False, True):  # plan, train, eval

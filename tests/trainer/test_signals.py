@@ -23,10 +23,10 @@ ASKED = "asked to stop"
 
 
 @pytest.fixture
-def config_file(tmp_path: Path, base_folder: Callable[..., Path], encoder_folder: Any) -> Path:
+def config_file(tmp_path: Path, small_base_folder: Callable[..., Path], encoder_folder: Any) -> Path:
     pictures = write_pictures(tmp_path / "pictures")
     config = make_config(
-        base_folder(),
+        small_base_folder(),
         encoder_folder("clip"),
         pictures,
         tmp_path / "run",
@@ -40,7 +40,7 @@ def config_file(tmp_path: Path, base_folder: Callable[..., Path], encoder_folder
 
 def end(process: "subprocess.Popen[str]", number: int) -> str:
     os.killpg(process.pid, number)
-    return process.communicate(timeout=120)[1]
+    return process.communicate(timeout=300)[1]
 
 
 @pytest.mark.slow
@@ -58,7 +58,7 @@ def test_ctrl_c_is_answered_once_and_data_workers_go_on(config_file: Path) -> No
 def test_the_end_of_its_input_is_an_answer_to_who_asked_for_it(config_file: Path) -> None:
     run = config_file.parent / "run"
     process = start_training(config_file, run, options=["--stop-with-input"], stdin=subprocess.PIPE)
-    _, said = process.communicate(timeout=120)  # closes it
+    _, said = process.communicate(timeout=300)  # closes it
     assert process.returncode == 0, said[-2000:]
     assert said.count(ASKED) == 1
     assert "Traceback" not in said

@@ -17,7 +17,7 @@ from support.training import make_config, write_pictures
 
 def test_a_run_can_be_watched(
     tmp_path: Path,
-    base_folder: Callable[..., Path],
+    small_base_folder: Callable[..., Path],
     encoder_folder: Callable[..., Path],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -30,7 +30,7 @@ def test_a_run_can_be_watched(
     monkeypatch.setattr(observe, "write_report", kept)
     validation = {"every": 2, "images": 2, "timesteps": [500], "sample_every": 4, "samples": 1, "sampler_steps": 1}
     config = make_config(
-        base_folder(),
+        small_base_folder(),
         encoder_folder(),
         write_pictures(tmp_path / "pictures", 6),
         tmp_path / "run",

@@ -1,4 +1,4 @@
-"""scripts/test.sh and .ci/run with small projects in place of this one: two lanes, the truth, and no process left."""
+"""scripts/test.sh and .ci/run with small projects in place of this one: lanes, the truth, and no process left."""
 
 import itertools
 import os
@@ -114,19 +114,20 @@ def test_lanes_run_at_once_and_speak_one_after_the_other(project: Project):
     spoken = re.findall(r"line of (\w+)", output)
     assert len(spoken) > 12
     assert sum(one != other for one, other in itertools.pairwise(spoken)) == 1
-    assert re.search(r"test.sh: \d+ s: ComfyUI 9.9, without ComfyUI\n", output), "no sign of life"
-    assert output.count(" passed in ") >= 2
-    assert "test.sh: ComfyUI 9.9: passed (2 passed in" in output
+    assert re.search(r"test.sh: \d+ s: without ComfyUI, ComfyUI 9.9\n", output), "no sign of life"
+    assert output.count(" passed in ") >= 3
+    assert "test.sh: ComfyUI 9.9: passed (1 passed in" in output
+    assert "test.sh: ComfyUI 9.9, legacy nodes: passed (1 passed in" in output
     assert "test.sh: without ComfyUI: passed (1 passed in" in output
 
 
-@pytest.mark.parametrize("lane", ["unit", "legacy"])
+@pytest.mark.parametrize("lane", ["unit", "comfy", "legacy"])
 def test_one_failure_fails_the_whole(project: Project, lane: str):
     project.write(lane, FAILS)
     status, output = project.run()
     assert status == 1
     assert output.count("FAILED (1 failed") == 1
-    assert output.count(": passed (") == 1
+    assert output.count(": passed (") == 2
 
 
 def test_what_was_skipped_is_said(project: Project):
@@ -175,7 +176,8 @@ def test_an_older_comfyui_is_given_the_marked_tests(
     for version in versions:
         assert f"test.sh: ComfyUI {version}, smoke: passed ({count} passed, {4 - count} deselected in" in output
     assert output.count(", smoke: passed") == len(versions)
-    assert f"test.sh: ComfyUI 9.9: passed ({count + 2} passed" in output
+    assert f"test.sh: ComfyUI 9.9: passed ({count + 1} passed" in output
+    assert "test.sh: ComfyUI 9.9, legacy nodes: passed (1 passed" in output
 
 
 def test_arguments_narrow_it_down(project: Project):

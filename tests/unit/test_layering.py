@@ -1,13 +1,14 @@
 """`ipadapter_core` stands alone, and imports run one way: from the nodes and the trainer down to plain numbers."""
 
 import ast
-import json
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+from support.network import import_all
 
 ROOT = Path(__file__).parents[2]
 FOREIGN = {
@@ -21,14 +22,6 @@ FOREIGN = {
     "timm",
     "transformers",
 }
-LIST_MODULES = """
-import importlib, json, pkgutil, sys
-import ipadapter_core
-names = [module.name for module in pkgutil.walk_packages(ipadapter_core.__path__, "ipadapter_core.")]
-for name in names:
-    importlib.import_module(name)
-print(json.dumps([names, sorted(sys.modules)]))
-"""
 GROUND = {"box", "errors", "numbers", "operations"}
 # What each part may import of its own package, itself apart.
 CORE = {
@@ -70,9 +63,7 @@ OURS = {"comfy", "comfy_api", "comfy_extras", "folder_paths", "ipadapter_core", 
 
 
 def test_core_imports_no_comfyui_and_no_model_library() -> None:
-    command = [sys.executable, "-c", LIST_MODULES]
-    result = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True, timeout=60)
-    names, imported = json.loads(result.stdout)
+    names, imported, _ = import_all("ipadapter_core")
     files = {path.relative_to(ROOT).with_suffix("") for path in (ROOT / "ipadapter_core").rglob("[!_]*.py")}
     assert {".".join(file.parts) for file in files} <= set(names)
     assert not FOREIGN.intersection(module.partition(".")[0] for module in imported)

@@ -4,16 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from support.network import PROGRAM, run_watched
+from support.network import PROGRAM, import_all, run_watched
 
 ROOT = Path(__file__).parents[2]
-IMPORT_ALL = """
-package = importlib.import_module(sys.argv[1])
-result = [module.name for module in pkgutil.walk_packages(package.__path__, f"{package.__name__}.")]
-for name in result:
-    if not name.endswith("__main__"):
-        importlib.import_module(name)
-"""
 ASKS = """
 import socket
 result = 0
@@ -38,7 +31,7 @@ def test_this_is_how_it_would_be_noticed():
     ("package", "folder"), [("ipadapter_core", "ipadapter_core"), ("ipadapter_trainer", "trainer")]
 )
 def test_imports_ask_nobody(package: str, folder: str):
-    names, asked = run_watched(IMPORT_ALL, package)
+    names, _, asked = import_all(package)
     files = [path.relative_to(ROOT / folder).with_suffix("") for path in (ROOT / folder).rglob("[!_]*.py")]
     assert {".".join((package, *file.parts)) for file in files} <= set(names)
     assert asked == []
