@@ -7,7 +7,7 @@ they can be taken out again.
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 import torch
 from comfy.ldm.flux.math import apply_rope1
@@ -16,7 +16,7 @@ from torch import Tensor
 from ...ipadapter_core.backbone.row import Place
 from ...ipadapter_core.backbone.sites import Address, Sites
 from .applied import KEY, OVERRIDE
-from .compiled import operation, running_step
+from .compiled import Operation, running_step
 from .run import Step, step_of
 from .sequence import Part, add_images
 
@@ -77,7 +77,7 @@ class AddToAttention:
     def __call__(self, attention: Override, q: Tensor, *inputs: Any, **named: Any) -> Tensor:
         out = attention(q, *inputs, **named) if self.base is None else self.base(attention, q, *inputs, **named)
         if torch.compiler.is_compiling():
-            return cast(Tensor, _attention_operation(out, q, self.patch_size))
+            return _attention_operation(out, q, self.patch_size)
         options: dict[str, Any] = named.get("transformer_options") or {}
         picture: Picture | None = options.get(_PICTURE)
         if picture is None or q.shape[2] < picture.shortest:  # over text or picture alone, or our own
@@ -147,9 +147,9 @@ def _attention_compiled(out: Tensor, q: Tensor, patch_size: int) -> Tensor:
     return _add(step, picture, out.clone(), q, patch_size, address, None)
 
 
-_note_operation = operation(
+_note_operation = Operation(
     "note_picture", _note_compiled, lambda img, _positions, _cells, _shortest: torch.empty_like(img)
 )
-_attention_operation = operation(
+_attention_operation = Operation(
     "add_behind_text", _attention_compiled, lambda out, _q, _patch_size: torch.empty_like(out)
 )
