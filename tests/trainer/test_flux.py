@@ -4,6 +4,7 @@
 
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,18 +14,23 @@ from diffusers import FlowMatchEulerDiscreteScheduler, FluxPipeline
 from torch import Tensor
 
 from ipadapter_core.errors import MismatchError
-from ipadapter_core.file.container import write_safetensors
+from ipadapter_core.file.container import read_header, write_safetensors
 from ipadapter_core.file.detect import detect
 from ipadapter_core.file.names import published_name
 from ipadapter_core.file.spec import Negative, Projection
+from ipadapter_core.network.adapter import load_adapter
 from ipadapter_trainer.backbones.flux import FluxBackbone
 from ipadapter_trainer.backbones.image_prompt import ImagePrompt
 from ipadapter_trainer.config import AdapterConfig, BaseModelConfig, EncoderConfig, ObjectiveConfig
 from ipadapter_trainer.draws import draw
+from ipadapter_trainer.files.export import export_adapter
+from ipadapter_trainer.files.facts import ExportFacts, Preprocess
+from ipadapter_trainer.files.inspection import inspect_path
 from ipadapter_trainer.models.image_encoder import ImageEncoder, load_image_encoder
 from ipadapter_trainer.models.loading import load_base
 from ipadapter_trainer.models.network import TrainableAdapter, new_adapter
 from ipadapter_trainer.objective import Condition, Objective
+from support.published_transformers import xlabs_flux
 from support.tiny_flux import DOUBLES, LATENT_CHANNELS, WIDTH, diffusers_flux
 from support.tiny_flux_base import write_flux_base
 from support.training import make_config
@@ -272,3 +278,36 @@ def test_full_adapters_are_refused(folder: Path, encoder_folder: Callable[[str],
     config = make_config(folder, encoder_folder("clip"), tmp_path, tmp_path, adapter={"kind": "full"})
     with pytest.raises(MismatchError, match=r'adapter\.kind = "full"'):
         open_base(folder).check(config)
+
+
+@pytest.mark.parametrize(
+    ("adapter", "why"),
+    [
+        ({"tokens": 4}, None),
+        ({"tokens": 16}, None),
+        ({"tokens": 8}, "diffusers cannot load it"),
+        (PLUS, "diffusers cannot load it"),
+    ],
+    ids=["base, 4", "base, 16", "base, 8", "plus"],
+)
+def test_export_says_where_it_loads(
+    folder: Path, encoder_folder: Callable[[str], Path], tmp_path: Path, adapter: dict[str, Any], why: str | None
+) -> None:
+    """The names are XLabs' in any case: its own loader, and InvokeAI's, go by them."""
+    config = EncoderConfig(model=str(encoder_folder("clip")), precision="fp32")
+    kind = AdapterConfig(**adapter).kind
+    base, reader = open_base(folder), load_image_encoder(config, kind, CPU)
+    network = trained(base, reader, **adapter)
+    preprocess = Preprocess.of(reader.spec, reader.format.pixel_format, reader.format.crop)
+    facts = ExportFacts(title="flux", preprocess=preprocess, training={})
+    report = export_adapter(network.adapter, tmp_path / "adapter.safetensors", precision="fp32", facts=facts)
+    names = set(read_header(report.path)) - {"__metadata__"}
+    if kind == "base":
+        assert names == set(xlabs_flux(1, blocks=DOUBLES))
+    assert report.portability.weights_load == (why is None)
+    assert bool(report.portability.reasons) == (why is not None)
+    assert why is None or report.portability.reasons[0].startswith(why)
+    assert load_adapter(report.path).spec == replace(network.spec, family=load_adapter(report.path).spec.family)
+    inspected: Any = inspect_path(report.path)
+    assert inspected["loads_in"]["diffusers"] == (why is None)
+    assert "faults" not in inspected
