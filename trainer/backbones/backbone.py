@@ -13,6 +13,8 @@ from torch import Tensor
 
 from ipadapter_core.backbone.sites import Sites
 from ipadapter_core.errors import MismatchError
+from ipadapter_core.file.names import USUAL_LAYOUT
+from ipadapter_core.file.spec import Negative
 
 from ..config import BaseModelConfig, Config, ObjectiveConfig
 from ..models.base import brought, fingerprint
@@ -62,6 +64,10 @@ class Backbone(ABC):
     """Names of its models, for messages."""
     is_timed: ClassVar[bool] = False
     """Whether what an adapter gives depends on the time."""
+    layout: ClassVar[str] = USUAL_LAYOUT
+    """Whose arithmetic and names of tensors its adapters have, as `AdapterSpec.layout`."""
+    negatives: ClassVar[Mapping[str, Negative]] = {}
+    """What stands for no image by kind of adapter, where it is not what that kind has for UNets."""
 
     name: str
     pipeline: Any

@@ -21,6 +21,7 @@ from ipadapter_core.errors import MismatchError, UnreadableFileError
 from ipadapter_core.file.container import SAFETENSORS_SUFFIXES, read_header
 
 from ..backbones.backbone import PARTS, Backbone
+from ..backbones.flux import FluxBackbone
 from ..backbones.unet import UNetBackbone
 from ..config import BaseModelConfig
 from ..hub import HUB_ERRORS, HubPlace, ModelNotFoundError, find_file, find_folder
@@ -30,7 +31,10 @@ from .quantized import loading_arguments
 
 _SDXL_KEY = "conditioner.embedders.1.model.ln_final.weight"
 _V_PREDICTION_KEY = "v_pred"  # an empty tensor that finetunes of SDXL carry
-_BACKBONES: tuple[type[Backbone], ...] = (UNetBackbone,)
+_BACKBONES: tuple[type[Backbone], ...] = (
+    UNetBackbone,
+    FluxBackbone,
+)
 _TEXT_PARTS = tuple(name for number in ("", "_2", "_3") for name in (f"text_encoder{number}", f"tokenizer{number}"))
 _MODEL_PARTS = ("unet", "transformer")
 _UNUSED_PARTS = ("safety_checker", "feature_extractor", "image_encoder")
@@ -270,7 +274,12 @@ def _check_texts(base: Backbone, config: BaseModelConfig) -> None:
             )
         files = list((Path(base.pipeline.name_or_path or config.model) / text.part).glob("*.safetensors"))
         stored = {key.removeprefix("text_model.") for file in files for key in read_header(file, "text encoder")}
-        missing = [key for key in text.model.state_dict() if key.removeprefix("text_model.") not in stored]
+        tied: dict[int, list[str]] = {}  # names of one tensor, of which a file has one
+        for key, tensor in text.model.state_dict().items():
+            tied.setdefault(tensor.data_ptr(), []).append(key)
+        missing = [
+            keys[0] for keys in tied.values() if stored.isdisjoint(key.removeprefix("text_model.") for key in keys)
+        ]
         if files and missing:
             raise ModelNotFoundError(
                 f"{config.model}, whose {text.part} lacks {missing[0]}",
