@@ -9,10 +9,12 @@ from functools import cached_property
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ipadapter_core.backbone.sites import Sites
 from ipadapter_core.errors import MismatchError
+from ipadapter_core.file.names import USUAL_LAYOUT
+from ipadapter_core.file.spec import Negative
 
 from ..config import BaseModelConfig, Config, ObjectiveConfig
 from ..models.base import brought, fingerprint
@@ -62,6 +64,10 @@ class Backbone(ABC):
     """Names of its models, for messages."""
     is_timed: ClassVar[bool] = False
     """Whether what an adapter gives depends on the time."""
+    layout: ClassVar[str] = USUAL_LAYOUT
+    """Whose arithmetic and names of tensors its adapters have, as `AdapterSpec.layout`."""
+    negatives: ClassVar[Mapping[str, Negative]] = {}
+    """What stands for no image by kind of adapter, where it is not what that kind has for UNets."""
 
     name: str
     pipeline: Any
@@ -121,9 +127,21 @@ class Backbone(ABC):
     def text_kv(self, site: int) -> tuple[Tensor, Tensor] | None:
         """The model's own K and V projections of text at a site, which the image's may start from; None: it has none."""
 
+    def start(self, site: int, weights: nn.Module) -> None:
+        """Give what a site of a new adapter has beside its projections the values it starts from."""
+
+    @property
+    def token_dim(self) -> int:
+        """Width of image tokens."""
+        return self.sites.sites[0].context_dim
+
     @abstractmethod
     def install(self) -> None:
         """Make `predict` heed its image; without one the model computes what it did before."""
+
+    def enable_checkpointing(self) -> None:
+        """Compute activations again in the backward pass; after `install`."""
+        self.model.enable_gradient_checkpointing()
 
     # --- pictures and text
 

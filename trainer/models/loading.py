@@ -21,7 +21,9 @@ from ipadapter_core.errors import MismatchError, UnreadableFileError
 from ipadapter_core.file.container import SAFETENSORS_SUFFIXES, read_header
 
 from ..backbones.backbone import PARTS, Backbone
+from ..backbones.qwen_image import QwenImageBackbone
 from ..backbones.unet import UNetBackbone
+from ..backbones.z_image import ZImageBackbone
 from ..config import BaseModelConfig
 from ..hub import HUB_ERRORS, HubPlace, ModelNotFoundError, find_file, find_folder
 from ..quiet import quiet_libraries
@@ -30,7 +32,11 @@ from .quantized import loading_arguments
 
 _SDXL_KEY = "conditioner.embedders.1.model.ln_final.weight"
 _V_PREDICTION_KEY = "v_pred"  # an empty tensor that finetunes of SDXL carry
-_BACKBONES: tuple[type[Backbone], ...] = (UNetBackbone,)
+_BACKBONES: tuple[type[Backbone], ...] = (
+    UNetBackbone,
+    ZImageBackbone,
+    QwenImageBackbone,
+)
 _TEXT_PARTS = tuple(name for number in ("", "_2", "_3") for name in (f"text_encoder{number}", f"tokenizer{number}"))
 _MODEL_PARTS = ("unet", "transformer")
 _UNUSED_PARTS = ("safety_checker", "feature_extractor", "image_encoder")

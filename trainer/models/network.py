@@ -77,8 +77,7 @@ class TrainableAdapter(nn.Module):
             tokens = self.adapter.project(picture.float())
             return ImagePrompt(
                 tuple(
-                    (site.to_k_ip(tokens), site.to_v_ip(tokens)) if index in acting else None
-                    for index, site in ((index, self.adapter.site(index)) for index in range(self.spec.num_sites))
+                    self.adapter.kv(index, tokens) if index in acting else None for index in range(self.spec.num_sites)
                 )
             )
 
@@ -102,16 +101,18 @@ def new_adapter(
     trained = frozenset(index for index, strength in strengths.items() if strength.value and not strength.swap)
     start = None if config.pretrained is None or is_fresh else pretrained_file(config.pretrained)
     given = None if start is None else load_adapter(start, verify_again=True)
-    site_dims = tuple(site.dim for site in sites.sites)
-    spec = _spec(config, _sizes_of_start(config, given), site_dims, sites.sites[0].context_dim, encoder)
+    spec = _spec(config, _sizes_of_start(config, given), base, encoder)
     check_sites(spec, sites)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         adapter = IPAdapter(spec)
+    with torch.no_grad():
+        for index in range(spec.num_sites):
+            base.start(index, cast(nn.Module, adapter.site(index)))
     if start is not None and given is not None:
         adapter.load_state_dict(_pretrained(start.name, given, spec))
     elif config.init == "text":
-        _copy_text_projections(adapter, base)
+        _start_as_text(adapter, base)
     return TrainableAdapter(adapter, trained, keeps_others=config.other_blocks == "frozen")
 
 
@@ -131,11 +132,12 @@ def pretrained_file(named: str) -> Path:
 def _spec(
     config: AdapterConfig,
     sizes: tuple[int | None, int | None],
-    site_dims: tuple[int, ...],
-    dim: int,
+    base: Backbone,
     encoder: ImageEncoder,
 ) -> AdapterSpec:
     """Args: sizes: number of tokens and the resampler's width, None for the usual."""
+    sites = base.sites
+    dim = base.token_dim
     tokens = sizes[0] or _USUAL_TOKENS[config.kind]
     resampler = None
     if config.kind == "plus":
@@ -155,31 +157,51 @@ def _spec(
             ff_dim=_FF_FACTOR * width,
             num_queries=tokens,
         )
-    base = UNET.families.get((dim, len(site_dims))) or BASE_NAMES.get(dim, f"a base with {dim}-wide text tokens")
+    name = _base_name(base)
     return AdapterSpec(
-        family=f"{base} {config.kind}",
-        base=base,
+        family=f"{name} {config.kind}",
+        base=name,
+        backbone=sites.backbone.name,
+        layout=base.layout,
         projection=_PROJECTIONS[config.kind],
         feature=encoder.feature,
         image_dim=encoder.width,
         cross_attention_dim=dim,
         num_tokens=tokens,
-        site_dims=site_dims,
-        negative=_USUAL_NEGATIVE[config.kind] if config.negative == "auto" else Negative(config.negative),
+        site_dims=tuple(site.dim for site in sites.sites),
+        negative=_negative(config, base),
         resampler=resampler,
         layer=encoder.layer,
         encoder=EncoderHint(name=encoder.name, image_size=encoder.format.pixel_format.size, crop=encoder.format.crop),
+        head_dim=0 if sites.backbone.layout(base.layout).headed_projection is None else sites.sites[0].head_dim,
     )
 
 
-def _copy_text_projections(adapter: IPAdapter, base: Backbone) -> None:
+def _negative(config: AdapterConfig, base: Backbone) -> Negative:
+    if config.negative != "auto":
+        return Negative(config.negative)
+    return base.negatives.get(config.kind, _USUAL_NEGATIVE[config.kind])
+
+
+def _base_name(base: Backbone) -> str:
+    sites = base.sites
+    if sites.backbone is not UNET:
+        return base.bases
+    dim = sites.sites[0].context_dim
+    return UNET.families.get((dim, len(sites.sites))) or BASE_NAMES.get(dim, f"a base with {dim}-wide text tokens")
+
+
+def _start_as_text(adapter: IPAdapter, base: Backbone) -> None:
+    """Without projections of text to copy, values are zero, as XLabs' are: training begins with the base as it is."""
     with torch.no_grad():
         for index in range(adapter.spec.num_sites):
-            weights = base.text_kv(index)
-            if weights is not None:
-                site = adapter.site(index)
-                site.to_k_ip.weight.copy_(weights[0])
-                site.to_v_ip.weight.copy_(weights[1])
+            weights, site = base.text_kv(index), adapter.site(index)
+            if weights is None:
+                for parameter in site.to_v_ip.parameters():
+                    nn.init.zeros_(parameter)
+                continue
+            site.to_k_ip.weight.copy_(weights[0])
+            site.to_v_ip.weight.copy_(weights[1])
 
 
 def _sizes_of_start(config: AdapterConfig, given: IPAdapter | None) -> tuple[int | None, int | None]:
