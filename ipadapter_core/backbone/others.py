@@ -32,8 +32,7 @@ def has_shared_modulation(model: nn.Module) -> bool:
 
 OTHERS: tuple[Other, ...] = (
     Other("FLUX.2", has_shared_modulation),
-    Other("Qwen-Image", _class("QwenImageTransformer2DModel")),
-    Other("Z-Image or Lumina", _class("NextDiT")),
+    Other("Lumina", _class("NextDiT")),
     Other("Krea 2", _class("SingleStreamDiT")),
     Other("HiDream", _class("HiDreamImageTransformer2DModel")),
     Other(

@@ -1,5 +1,6 @@
 """Weights of a site that several kinds of base models share."""
 
+import torch
 from torch import nn
 
 from ..operations import Operations
@@ -12,3 +13,11 @@ class CrossAttentionProjection(nn.Module):
         super().__init__()
         self.to_k_ip = ops.Linear(cross_attention_dim, site_dim, bias=bias)
         self.to_v_ip = ops.Linear(cross_attention_dim, site_dim, bias=bias)
+
+
+class HeadNorm(nn.Module):
+    """The weights of a root mean square norm over each head."""
+
+    def __init__(self, head_dim: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(head_dim))

@@ -8,14 +8,16 @@ from ..errors import MismatchError, UnsupportedFamilyError, with_article
 from .anima import ANIMA
 from .flux import FLUX
 from .others import other_of
+from .qwen_image import QWEN_IMAGE
 from .row import Backbone
 from .sd3 import SD3
 from .sites import Sites
 from .unet import UNET
+from .z_image import Z_IMAGE
 
 __all__ = ["BACKBONES", "Backbone", "base_names", "discover_sites", "find_backbone", "original"]
 
-BACKBONES: dict[str, Backbone] = {row.name: row for row in (UNET, FLUX, SD3, ANIMA)}
+BACKBONES: dict[str, Backbone] = {row.name: row for row in (UNET, FLUX, SD3, ANIMA, Z_IMAGE, QWEN_IMAGE)}
 
 
 def discover_sites(diffusion_model: nn.Module, made_for: str = "") -> Sites:

@@ -71,6 +71,7 @@ class SiteLayout:
         gate: of a site's weights, what makes a factor for each channel of the model's timestep embedding.
         key_weight: name of the weight in the model, one number for each channel of a head, that keys are multiplied with.
         scales_tokens: a strength multiplies tokens, before anything else.
+        headed_projection: in place of `site_projection`, where weights are about heads: made of the size of one too.
     """
 
     site_projection: Callable[[int, int, Operations], nn.Module]
@@ -83,6 +84,7 @@ class SiteLayout:
     gate: Callable[[nn.Module], nn.Module] | None = None
     key_weight: Callable[[Site], str] | None = None
     scales_tokens: bool = False
+    headed_projection: Callable[[int, int, Operations, int], nn.Module] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

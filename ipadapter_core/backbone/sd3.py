@@ -4,25 +4,17 @@
 
 from typing import Any, cast
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from ..operations import Operations
+from .projections import HeadNorm
 from .row import Backbone, SiteLayout, TimedSites
 from .sites import Address, Site
 
 _GROUP = "joint"
 _EPSILON = 1e-6
 _HEAD_DIM, _TIME_DIM = 64, 1280  # as published
-
-
-class HeadNorm(nn.Module):
-    """The weights of a root mean square norm over each head."""
-
-    def __init__(self, head_dim: int) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.ones(head_dim))
 
 
 class TimeNorm(nn.Module):

@@ -28,6 +28,7 @@ from .spec import (
     stated_spec,
     with_metadata,
 )
+from .studio import STUDIO_ADAPTERS
 
 __all__ = ["BASE_NAMES", "canonical_name", "detect"]
 
@@ -41,7 +42,7 @@ _KOLORS_ENCODER = EncoderHint(image_size=336)
 _KOLORS_CROP = 336
 _ONLY_V2 = 2048  # text width of the base for which FaceID-Plus was published as v2 alone
 _LARGEST_SIDE = 2**24  # of a tensor
-_TRANSFORMERS = (*FLUX_ADAPTERS, *SD3_ADAPTERS, *ANIMA_ADAPTERS)
+_TRANSFORMERS = (*FLUX_ADAPTERS, *SD3_ADAPTERS, *ANIMA_ADAPTERS, *STUDIO_ADAPTERS)
 _LORA_MARKS = ("lora", "hada_w1")
 
 

@@ -64,6 +64,8 @@ class IPAdapter(nn.Module):
 
     def _build_site(self, site_dim: int, ops: Operations) -> nn.Module:
         spec, timed = self.spec, self._layout.timed
+        if (headed := self._layout.headed_projection) is not None:
+            return headed(spec.cross_attention_dim, site_dim, ops, spec.head_dim)
         if timed is None:
             return self._layout.site_projection(spec.cross_attention_dim, site_dim, ops)
         assert spec.resampler is not None

@@ -12,26 +12,14 @@ from torch import Tensor
 
 from ...ipadapter_core.backbone.row import Place
 from ...ipadapter_core.backbone.sites import Sites
-from .applied import KEY, OVERRIDE
+from .applied import OVERRIDE
 from .compiled import add_to_sequence
+from .queries import BEFORE, HOLDER, QUERIES, KeepQueries, picture
 from .replacement import BLOCKS, Replacement
 from .sequence import Part
 
-_QUERIES = f"{KEY}_queries"  # in the options of one block
-_HOLDER = f"{KEY}_holder"  # in the options of one block: where a block leaves its queries for what comes after it
-_BEFORE, _AFTER = "attn1_patch", "attn1_output_patch"
+_AFTER = "attn1_output_patch"
 _DOUBLE = "double"
-
-
-@dataclass(frozen=True, eq=False)
-class KeepQueries:
-    """In the list `attn1_patch`: remembers the queries of a block."""
-
-    def __call__(self, q: Tensor, k: Tensor, v: Tensor, *, extra_options: dict[str, Any], **_: Any) -> dict[str, Any]:
-        extra_options[_QUERIES] = q
-        if (holder := extra_options.get(_HOLDER)) is not None:
-            holder.append((q, *_picture(extra_options, q.shape[2])))
-        return {}
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,8 +33,8 @@ class AddToAttention:
     patch_size: int
 
     def __call__(self, attention: Tensor, extra_options: dict[str, Any]) -> Tensor:
-        q: Tensor = extra_options[_QUERIES]
-        first, last = _picture(extra_options, q.shape[2])
+        q: Tensor = extra_options[QUERIES]
+        first, last = picture(extra_options, q.shape[2])
         group: str = extra_options["block_type"]
         # in single blocks the text asks as well: so were they trained
         part = (
@@ -64,7 +52,7 @@ class AddToBlock(Replacement):
 
     def __call__(self, arguments: dict[str, Any], extra: dict[str, Any]) -> dict[str, Any]:
         holder: list[tuple[Tensor, int, int]] = []
-        options = {**arguments["transformer_options"], _HOLDER: holder}
+        options = {**arguments["transformer_options"], HOLDER: holder}
         given = {**arguments, "transformer_options": options}
         out: dict[str, Any] = extra["original_block"](given) if self.base is None else self.base(given, extra)
         if not holder:  # another pack gave what the block gave before
@@ -80,7 +68,7 @@ def fill_slots(options: Mapping[str, Any], sites: Sites) -> dict[str, Any]:
     lists, replacements = options.get("patches", {}), options.get("patches_replace", {})
     lists = {
         **lists,
-        _BEFORE: [*_foreign(lists.get(_BEFORE, ())), KeepQueries()],
+        BEFORE: [*_foreign(lists.get(BEFORE, ())), KeepQueries()],
         _AFTER: [*_foreign(lists.get(_AFTER, ())), AddToAttention(sites.patch_size)],
     }
     blocks = dict(replacements.get(BLOCKS, {}))
@@ -93,9 +81,3 @@ def fill_slots(options: Mapping[str, Any], sites: Sites) -> dict[str, Any]:
 
 def _foreign(patches: Iterable[Any]) -> list[Any]:
     return [patch for patch in patches if not isinstance(patch, KeepQueries | AddToAttention)]
-
-
-def _picture(options: Mapping[str, Any], length: int) -> tuple[int, int]:
-    """The first of a sequence's tokens that are of the picture, and the one after the last; references lie behind them."""
-    first, last = options.get("img_slice", (0, length))
-    return first, last - sum(options.get("reference_image_num_tokens", ()))

@@ -29,6 +29,10 @@ class Hooks:
 NEEDED: dict[str, Hooks] = {
     "FLUX": Hooks(lambda model: model.double_blocks[0], ("attn1_patch", "attn1_output_patch"), "0.18.2"),
     "Anima": Hooks(lambda model: cast(Any, original(model.blocks[0])).cross_attn, ("attn2_patch",), "0.30"),
+    "Z-Image": Hooks(lambda model: model, ("noise_refiner",), "0.16.3"),
+    "Qwen-Image": Hooks(
+        lambda model: cast(Any, original(model.transformer_blocks[0])).attn, ("attn1_patch",), "0.18.2"
+    ),
 }
 
 

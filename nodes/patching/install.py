@@ -8,7 +8,7 @@ from comfy.model_patcher import ModelPatcher
 from ...ipadapter_core.backbone.registry import discover_sites, original
 from ...ipadapter_core.backbone.sites import Sites
 from ...ipadapter_core.branch.plan import PatchPlan
-from . import anima, flux, sd3, unet
+from . import anima, flux, qwen_image, sd3, unet, z_image
 from .applied import KEY, Applied, Hooked, applied_to
 from .hooks import check_hooks
 from .replacement import FillSlots, install_in_slots
@@ -23,12 +23,16 @@ FILL_SLOTS: dict[str, FillSlots] = {
     "FLUX": flux.fill_slots,
     "SD3": sd3.fill_slots,
     "Anima": anima.fill_slots,
+    "Z-Image": z_image.fill_slots,
+    "Qwen-Image": qwen_image.fill_slots,
 }
 INSTALL: dict[str, Install] = {
     "UNet": unet.install,
     "FLUX": partial(install_in_slots, flux.fill_slots),
     "SD3": partial(install_in_slots, sd3.fill_slots),
     "Anima": anima.install,
+    "Z-Image": partial(install_in_slots, z_image.fill_slots),
+    "Qwen-Image": partial(install_in_slots, qwen_image.fill_slots),
 }
 HOOKED: dict[str, Hooked] = {"Anima": anima.hooked}
 

@@ -115,6 +115,7 @@ def test_on_a_gpu_that_is_not_there(
             "c_crossattn": torch.zeros(rows, 7, family.text_dim, device=CUDA, dtype=dtype),
             "y": torch.zeros(rows, family.pooled_dim, device=CUDA, dtype=dtype),
             "guidance": torch.full((rows,), 3.5, device=CUDA),
+            **family.inputs,
         }
         x = torch.zeros(rows, family.channels, *family.depth, 8, 8, device=CUDA)
         out = base.apply_model(x, sigma, transformer_options=options, **given)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from support import comfy_host, families, tiny_unet
-from support.families import EACH
+from support.families import EACH, FAMILIES
 
 UNET = "unet"
 SIZE = (8, 8)
@@ -100,11 +100,19 @@ def lengths(monkeypatch: pytest.MonkeyPatch, base_directory: Path) -> list[Tenso
 
 
 def per_step(world: World, lengths: list[Tensor], steps: int) -> Tensor:
-    """(S, B): the mean over the picture's tokens, which come last, summed over sites."""
-    tokens = None if world.name == UNET else SIZE[0] * SIZE[1] // 4
-    means = [each[:, -(tokens or each.shape[1]) :].mean(dim=1) for each in lengths]
+    """(S, B): the mean over the picture's tokens, which come last but for their padding, summed over sites."""
+    means = [each[:, picture_of(world.name, each.shape[1])].mean(dim=1) for each in lengths]
     calls = len(means) // steps
     return torch.stack([torch.stack(means[step * calls : (step + 1) * calls]).sum(dim=0) for step in range(steps)])
+
+
+def picture_of(name: str, length: int) -> slice:
+    """Where the picture lies in a sequence of this length."""
+    if name == UNET:
+        return slice(0, length)
+    cells, multiple = SIZE[0] * SIZE[1] // 4, FAMILIES[name].padded_to
+    first = length - -(-cells // multiple) * multiple
+    return slice(first, first + cells)
 
 
 @pytest.mark.parametrize(

@@ -70,9 +70,8 @@ HIDREAM = {
 # kind, module, class, its sizes
 MODELS: tuple[tuple[str, str, str, dict[str, Any]], ...] = (
     ("FLUX.2", "flux.model", "Flux", FLUX_2),
-    ("Qwen-Image", "qwen_image.model", "QwenImageTransformer2DModel", {"num_layers": 1}),
     (
-        "Z-Image or Lumina",
+        "Lumina",
         "lumina.model",
         "NextDiT",
         {"n_layers": 1, "dim": 128, "n_heads": 1, "axes_dims": [16, 56, 56]},

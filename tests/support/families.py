@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from . import comfy_host, tiny_anima, tiny_flux, tiny_sd3
+from . import comfy_host, tiny_anima, tiny_flux, tiny_qwen_image, tiny_sd3, tiny_z_image
 from .graphs import PLAIN
 from .published import (
     Shapes,
@@ -20,6 +20,7 @@ from .published import (
     instantx_flux,
     instantx_sd35,
     random_tensors,
+    studio,
     write_safetensors,
     xlabs_flux,
 )
@@ -44,6 +45,8 @@ class Family:
         depth: dimensions of the latent between channels and height.
         model_in: makes the MODEL with weights stored in a first and computed in a second dtype.
         has_replacements: ComfyUI lets packs replace its blocks.
+        inputs: what the network is called with beside.
+        padded_to: a multiple of so many tokens a picture is made, behind its own.
     """
 
     model: Callable[[], Any]
@@ -59,6 +62,8 @@ class Family:
     metadata: dict[str, str] = field(default_factory=dict)
     depth: tuple[int, ...] = ()
     has_replacements: bool = True
+    inputs: dict[str, Any] = field(default_factory=dict)
+    padded_to: int = 1
 
 
 _DOUBLES = tuple(("double", number, 0) for number in range(tiny_flux.DOUBLES))
@@ -166,6 +171,48 @@ def _pe(**more: Any) -> Callable[[], Shapes]:
     return lambda: anima_pe(blocks=tiny_anima.BLOCKS, width=tiny_anima.WIDTH, image=12, token=16, tokens=5, **more)
 
 
+@lru_cache
+def z_image_model() -> Any:
+    """The tiny Z-Image as a MODEL."""
+    return tiny_z_image.comfy_z_image(tiny_z_image.diffusers_z_image())
+
+
+@lru_cache
+def qwen_image_model() -> Any:
+    """The tiny Qwen-Image as a MODEL."""
+    return tiny_qwen_image.comfy_qwen_image(tiny_qwen_image.diffusers_qwen_image())
+
+
+def _z_image_in(dtype: torch.dtype, compute: torch.dtype) -> Any:
+    return tiny_z_image.comfy_z_image(tiny_z_image.diffusers_z_image(), dtype, compute)
+
+
+def _qwen_image_in(dtype: torch.dtype, compute: torch.dtype) -> Any:
+    return tiny_qwen_image.comfy_qwen_image(tiny_qwen_image.diffusers_qwen_image(), dtype, compute)
+
+
+def _studio(sizes: Any, base: str) -> dict[str, Any]:
+    return {
+        "shapes": lambda: studio(
+            blocks=sizes.BLOCKS,
+            width=sizes.WIDTH,
+            head=sizes.HEAD_DIM,
+            image=24,
+            token=20,
+            tokens=5,
+            dim=32,
+            inner=64,
+        ),
+        "spec": {"backbone": base},
+        "sites": tuple(("block", number, 0) for number in range(sizes.BLOCKS)),
+        "features": (7, 24),
+        "text_dim": sizes.TEXT_DIM,
+        "pooled_dim": 8,
+        "channels": sizes.LATENT_CHANNELS,
+        "base": base,
+    }
+
+
 FAMILIES: dict[str, Family] = {
     "xlabs_v1": Family(model=flux_model, model_in=_flux_in, **_xlabs(4)),
     "xlabs_v2": Family(model=flux_model, model_in=_flux_in, **_xlabs(16)),
@@ -182,6 +229,17 @@ FAMILIES: dict[str, Family] = {
     "anima_lucifer_early": _anima(_lucifer(null_tokens=(1, 6, 24)), (6, 24), ip_inject_before_mlp="True"),
     "anima_pe": _anima(_pe(), (6, 12)),
     "anima_pe_gated": _anima(_pe(gated=True), (6, 12)),
+    "z_image": Family(
+        model=z_image_model,
+        model_in=_z_image_in,
+        has_replacements=False,
+        inputs={"num_tokens": 7},
+        padded_to=tiny_z_image.PADDED_TO,
+        **_studio(tiny_z_image, "Z-Image"),
+    ),
+    "qwen_image": Family(
+        model=qwen_image_model, model_in=_qwen_image_in, depth=(1,), **_studio(tiny_qwen_image, "Qwen-Image")
+    ),
 }
 
 
@@ -222,7 +280,8 @@ def adapter_of(name: str, base_directory: Path, seed: int = 0) -> Any:
 
 def forget() -> None:
     """Let go of all models: those that outlive ComfyUI's modules end with a traceback each."""
-    for kept in (flux_model, _chroma_model, sd3_model, anima_model, model_of, adapter_of):
+    models = (flux_model, _chroma_model, sd3_model, anima_model, z_image_model, qwen_image_model)
+    for kept in (*models, model_of, adapter_of):
         kept.cache_clear()
 
 
@@ -304,10 +363,17 @@ def use_attention(monkeypatch: Any, function: Callable[..., Tensor]) -> None:
     """Have ComfyUI's model classes call this attention, which they hold by name."""
     import importlib
 
-    for module in ("flux.math", "modules.diffusionmodules.mmdit", "cosmos.predict2"):
+    for module in (
+        "flux.math",
+        "modules.diffusionmodules.mmdit",
+        "cosmos.predict2",
+        "lumina.model",
+        "qwen_image.model",
+    ):
         held = importlib.import_module(f"comfy.ldm.{module}")
-        if hasattr(held, "optimized_attention"):
-            monkeypatch.setattr(held, "optimized_attention", function)
+        for name in ("optimized_attention", "optimized_attention_masked"):
+            if hasattr(held, name):
+                monkeypatch.setattr(held, name, function)
 
 
 def needs_replacements(name: str) -> None:

@@ -23,6 +23,7 @@ from .published_transformers import (
     instant_character,
     instantx_flux,
     instantx_sd35,
+    studio,
     xlabs_flux,
 )
 from .tensor_shapes import Shapes, id_proj, linear, lora, norm, resampler, sites
@@ -76,6 +77,8 @@ PUBLISHED: dict[str, Callable[[], Shapes]] = {
     "anima_lucifer": lambda: anima_lucifer(rank=32),
     "anima_pe": anima_pe,
     "anima_pe_gated": lambda: anima_pe(gated=True),
+    "z_image": lambda: studio(blocks=30, width=3840),
+    "qwen_image": lambda: studio(blocks=60, width=3072),
     "anima": anima,
     "anima_intermediate": lambda: anima(intermediate=True),
     "anima_qwen": anima_qwen,

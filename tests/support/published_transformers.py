@@ -27,6 +27,24 @@ def instantx_sd35(
     return shapes
 
 
+def studio(
+    *,
+    blocks: int,
+    width: int,
+    head: int = 128,
+    image: int = 1152,
+    token: int = 1280,
+    tokens: int = 16,
+    dim: int = 1280,
+    inner: int = 1280,
+) -> Shapes:
+    """What this project's own trainer makes for transformers."""
+    shapes = resampler(dim=dim, inner=inner, image=image, out=token, queries=tokens)
+    for name in (f"ip_adapter.{n}" for n in range(blocks)):
+        shapes |= {f"{name}.to_{kv}_ip.weight": (width, token) for kv in "kv"} | {f"{name}.norm_ip_k.weight": (head,)}
+    return shapes
+
+
 def instantx_flux(
     *, blocks: int = 57, width: int = 3072, image: int = 1152, tokens: int = 128, text: int = 4096
 ) -> Shapes:

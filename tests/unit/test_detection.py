@@ -83,6 +83,18 @@ ANIMA_PE = {
     "encoder": EncoderHint(kind="PE-Core", image_size=336, crop="stretch"),
     "head_dim": 128,
 }
+STUDIO = {
+    "projection": Projection.RESAMPLER,
+    "feature": Feature.HIDDEN_STATES,
+    "layer": -2,
+    "image_dim": 1152,
+    "cross_attention_dim": 1280,
+    "num_tokens": 16,
+    "resampler": SDXL_RESAMPLER,
+    "negative": Negative.ZERO_FEATURES,
+    "head_dim": 128,
+    "layout": "IP-Adapter Studio",
+}
 SUPPORTED = {
     **dict.fromkeys(
         ("sd15_base", "sd15_light"), AdapterSpec(family="SD1.5 base or light", image_dim=1024, **SD15, **POOLED)
@@ -185,6 +197,12 @@ SUPPORTED = {
     ),
     "anima_pe": AdapterSpec(layout="Anima PE", **ANIMA_PE),
     "anima_pe_gated": AdapterSpec(layout="Anima PE gated", parts=("ip_centroid",), **ANIMA_PE),
+    "z_image": AdapterSpec(
+        family="Z-Image plus", base="Z-Image", backbone="Z-Image", site_dims=(3840,) * 30, **STUDIO
+    ),
+    "qwen_image": AdapterSpec(
+        family="Qwen-Image plus", base="Qwen-Image", backbone="Qwen-Image", site_dims=(3072,) * 60, **STUDIO
+    ),
     "kolors_faceid": AdapterSpec(
         family="Kolors FaceID",
         face=face(336, 4096, has_shortcut=True),

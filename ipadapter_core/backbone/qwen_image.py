@@ -1,0 +1,52 @@
+"""Qwen-Image: blocks for text and picture side by side, whose attention runs over both together.
+
+The formula is that of `studio`, for `transformer_blocks` in their order: `norm_q` of the picture's queries is the model's
+norm, and only the tokens of the picture that is drawn ask: no text, no reference latents. What is added goes through the
+block's `to_out` with the rest.
+"""
+
+from typing import Any, cast
+
+from torch import nn
+
+from .row import Backbone
+from .sites import Site
+from .studio import STUDIO, NormedProjection
+
+_GROUP = "block"
+
+
+def find_sites(diffusion_model: nn.Module) -> tuple[Site, ...]:
+    """Every block; none where the model is another."""
+    model = cast(Any, diffusion_model)
+    blocks = getattr(model, "transformer_blocks", None)
+    if not blocks or not all(hasattr(model, part) for part in ("txt_norm", "txt_in", "img_in", "time_text_embed")):
+        return ()
+    if getattr(model, "patch_size", 1) == 1:  # Mage-Flow, which is made of these blocks
+        return ()
+    if not all(hasattr(block, "img_mod") and hasattr(block, "attn") for block in blocks):
+        return ()
+    return tuple(
+        Site(
+            index=index,
+            address=(_GROUP, index, 0),
+            depth=index / len(blocks),
+            heads=block.attn.heads,
+            head_dim=block.attn.inner_dim // block.attn.heads,
+            context_dim=0,
+        )
+        for index, block in enumerate(blocks)
+    )
+
+
+QWEN_IMAGE = Backbone(
+    name="Qwen-Image",
+    find=find_sites,
+    groups=(_GROUP,),
+    roles=lambda _blocks: {},
+    site_projection=NormedProjection,
+    site_key=str,
+    patch_size=lambda model: cast(int, model.patch_size),
+    families={(0, 60): "Qwen-Image"},
+    layouts=STUDIO,
+)
