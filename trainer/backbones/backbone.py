@@ -129,6 +129,7 @@ class Backbone(ABC):
 
     def start(self, site: int, weights: nn.Module) -> None:
         """Give what a site of a new adapter has beside its projections the values it starts from."""
+        return
 
     @property
     def token_dim(self) -> int:

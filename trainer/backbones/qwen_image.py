@@ -102,11 +102,11 @@ class QwenImageBackbone(StudioBackbone):
 
     def _packed(self, latents: Tensor, height: int, width: int) -> Tensor:
         """(B, C, h, w) to tokens (B, L, C · patch²)."""
-        cells = latents.unflatten(3, (width, self.patch)).unflatten(2, (height, self.patch))
+        cells = latents.reshape(*latents.shape[:2], height, self.patch, width, self.patch)
         return cells.permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2)
 
     def _unpacked(self, tokens: Tensor, height: int, width: int) -> Tensor:
-        cells = tokens.unflatten(2, (-1, self.patch, self.patch)).unflatten(1, (height, width))
+        cells = tokens.reshape(len(tokens), height, width, -1, self.patch, self.patch)
         return cells.permute(0, 3, 1, 4, 2, 5).flatten(4).flatten(2, 3)
 
 
@@ -140,7 +140,8 @@ class _ImageAttention:
         if mask is not None:
             mask = torch.cat((mask, mask.new_ones(hidden_states.shape[:2])), dim=1)
         joint = joint_attention(torch.cat(queries, 1), torch.cat(keys, 1), torch.cat((text_value, value), 1), mask)
-        text_out, out = joint.split((text_query.shape[1], query.shape[1]), dim=1)
+        length = text_query.shape[1]
+        text_out, out = joint[:, :length], joint[:, length:]
         kv = None if image_kv is None else image_kv[self.site]
         if kv is not None:
             out = out + image_attention(query, kv)

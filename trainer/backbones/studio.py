@@ -135,11 +135,11 @@ def image_attention(query: Tensor, kv: KV) -> Tensor:
     Returns:
         (B, L, H·D).
     """
-    k, v = (part.to(query.dtype).unflatten(-1, query.shape[2:]) for part in kv)
+    k, v = (part.to(query.dtype).view(*part.shape[:-1], *query.shape[2:]) for part in kv)
     return joint_attention(query, k, v, None)
 
 
 def rotated(x: Tensor, rotations: Tensor) -> Tensor:
     """(B, S, H, D) with positions, of which each is a complex number for two channels (1 or B, S, 1, D / 2)."""
-    pairs = torch.view_as_complex(x.float().unflatten(-1, (-1, 2)))
+    pairs = torch.view_as_complex(x.float().reshape(*x.shape[:-1], -1, 2))
     return torch.view_as_real(pairs * rotations).flatten(3).to(x.dtype)

@@ -1,7 +1,15 @@
-"""Which kinds of adapters the trainer works with: those of UNets that read pictures."""
+"""Which kinds of adapters the trainer works with: those that it trains."""
 
 from ipadapter_core.errors import UnsupportedFamilyError
+from ipadapter_core.file.names import USUAL_LAYOUT
 from ipadapter_core.file.spec import USUAL_BACKBONE, AdapterSpec
+from ipadapter_core.file.studio import STUDIO
+
+_TRAINED = {  # kind of base model, and layout: in words
+    (USUAL_BACKBONE, USUAL_LAYOUT): "SD1.5, SD2.x, SDXL or Kolors",
+    ("Z-Image", STUDIO): "Z-Image",
+    ("Qwen-Image", STUDIO): "Qwen-Image",
+}
 
 
 def check_family(spec: AdapterSpec) -> None:
@@ -12,9 +20,9 @@ def check_family(spec: AdapterSpec) -> None:
             expected="an adapter that reads pictures",
             action="use it in ComfyUI with Load IP-Adapter and Encode Face for IP-Adapter",
         )
-    if spec.backbone != USUAL_BACKBONE:
+    if (spec.backbone, spec.layout) not in _TRAINED:
         raise UnsupportedFamilyError(
             f"this is {spec.family}, an adapter for {spec.base}: the nodes run it, the trainer does not",
-            expected="an adapter for SD1.5, SD2.x, SDXL or Kolors",
+            expected=f"an adapter for {' or '.join(_TRAINED.values())}",
             action="use it in ComfyUI with Load IP-Adapter",
         )

@@ -21,7 +21,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ipadapter_core.branch.attention import add_image_attention, image_attention
-from ipadapter_core.file.spec import PENULTIMATE, AdapterSpec, Feature, Negative, Projection
+from ipadapter_core.file.spec import PENULTIMATE, USUAL_BACKBONE, AdapterSpec, Feature, Negative, Projection
+from ipadapter_core.file.studio import STUDIO
 from ipadapter_core.network.adapter import IPAdapter
 
 from .facts import Preprocess
@@ -75,6 +76,8 @@ def check_portability(path: Path, adapter: IPAdapter, preprocess: Preprocess | N
         adapter: the same file, read by the core.
         preprocess: how references are prepared; None if nobody knows, then nothing is said about it.
     """
+    if adapter.spec.layout == STUDIO:
+        return Portability(False, (f"diffusers has no adapters for {adapter.spec.base}",), None)
     around = _conventions(adapter.spec, preprocess)
     try:
         unet = load_in_diffusers(path, adapter)
@@ -100,6 +103,8 @@ def other_nodes_reasons(spec: AdapterSpec, portability: Portability) -> tuple[st
 
     They are narrower than diffusers, whose limits they share.
     """
+    if spec.backbone != USUAL_BACKBONE:
+        return (f"they read adapters for UNets, this is one for {spec.base}",)
     reasons = list(portability.reasons)
     tokens = {Projection.LINEAR: 4, Projection.RESAMPLER: 16}.get(spec.projection)
     if spec.num_tokens != tokens:

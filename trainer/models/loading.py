@@ -40,6 +40,7 @@ _BACKBONES: tuple[type[Backbone], ...] = (
 _TEXT_PARTS = tuple(name for number in ("", "_2", "_3") for name in (f"text_encoder{number}", f"tokenizer{number}"))
 _MODEL_PARTS = ("unet", "transformer")
 _UNUSED_PARTS = ("safety_checker", "feature_extractor", "image_encoder")
+_AROUND = frozenset({"text_model", "model", "language_model"})
 _KIND = "base model"  # in messages
 _PICKLED = (".ckpt", ".pt", ".pth", ".bin")
 _FILE_PARTS = {  # what a single file has, and how the names of it start
@@ -275,14 +276,20 @@ def _check_texts(base: Backbone, config: BaseModelConfig) -> None:
                 action="complete the folder",
             )
         files = list((Path(base.pipeline.name_or_path or config.model) / text.part).glob("*.safetensors"))
-        stored = {key.removeprefix("text_model.") for file in files for key in read_header(file, "text encoder")}
-        missing = [key for key in text.model.state_dict() if key.removeprefix("text_model.") not in stored]
+        stored = {_inner(key) for file in files for key in read_header(file, "text encoder")}
+        tied = frozenset(getattr(text.model, "all_tied_weights_keys", ()))
+        missing = [key for key in text.model.state_dict() if key not in tied and _inner(key) not in stored]
         if files and missing:
             raise ModelNotFoundError(
                 f"{config.model}, whose {text.part} lacks {missing[0]}",
                 expected="all of its weights",
                 action="download it again",
             )
+
+
+def _inner(key: str) -> str:
+    """A tensor's name without those of the models around models, which transformers writes and reads as it likes."""
+    return ".".join(part for part in key.split(".") if part not in _AROUND)
 
 
 def _parts_of(model: str) -> frozenset[str]:
