@@ -1,12 +1,13 @@
-"""Adapters for FLUX.1 and Chroma: those of XLabs (x-flux) and of InstantX (FLUX.1-dev-IP-Adapter)."""
+"""Adapters for FLUX.1 and Chroma: those of XLabs (x-flux) and of InstantX (FLUX.1-dev-IP-Adapter), and our trainer's."""
 
 import re
 from collections.abc import Callable, Mapping
 
 from ..errors import UnsupportedFamilyError
 from .names import XLABS
+from .perceiver import read_resampler
 from .shapes import block_dims, inconsistent, matrix, tokens_of
-from .signatures import Shapes, Signature
+from .signatures import Shapes, Signature, dim_of
 from .spec import AdapterSpec, EncoderHint, Feature, Negative, Projection
 
 INSTANTX_FLUX = "InstantX FLUX"
@@ -21,13 +22,7 @@ _VERSIONS = {4: "v1", 16: "v2"}  # by tokens
 def _read_xlabs(shapes: Shapes, _stated: Mapping[str, object]) -> AdapterSpec:
     _, image_dim = matrix(shapes, "image_proj.proj.weight")
     num_tokens, _ = tokens_of(shapes, "image_proj.proj.weight")
-    numbers = {int(match[1]) for name in shapes if (match := _SITE.fullmatch(name))}
-    if numbers != set(range(len(numbers))):
-        raise UnsupportedFamilyError(
-            f"this is an XLabs FLUX adapter for some of the double blocks ({len(numbers)})",
-            expected="one for all of them, as XLabs publishes",
-            action="choose another adapter",
-        )
+    _check_blocks(shapes)
     return AdapterSpec(
         family=" ".join(("XLabs FLUX", _VERSIONS.get(num_tokens, f"of {num_tokens} tokens"))),
         base=_BASE,
@@ -41,6 +36,36 @@ def _read_xlabs(shapes: Shapes, _stated: Mapping[str, object]) -> AdapterSpec:
         backbone=_BACKBONE,
         layout=XLABS,
     )
+
+
+def _read_plus(shapes: Shapes, stated: Mapping[str, object]) -> AdapterSpec:
+    """What XLabs' are at the blocks, with tokens that a resampler makes."""
+    resampler, image_dim = read_resampler(shapes, stated, "image_proj", dim_of(shapes, "image_proj.latents", 1))
+    _check_blocks(shapes)
+    return AdapterSpec(
+        family=f"{_BASE} plus",
+        base=_BASE,
+        projection=Projection.RESAMPLER,
+        feature=Feature.HIDDEN_STATES,
+        image_dim=image_dim,
+        cross_attention_dim=_token_dim(shapes),
+        num_tokens=resampler.num_queries + resampler.num_mean_pooled,
+        site_dims=block_dims(shapes, _SITE),
+        negative=Negative.ZERO_PIXELS,
+        resampler=resampler,
+        backbone=_BACKBONE,
+        layout=XLABS,
+    )
+
+
+def _check_blocks(shapes: Shapes) -> None:
+    numbers = {int(match[1]) for name in shapes if (match := _SITE.fullmatch(name))}
+    if numbers != set(range(len(numbers))):
+        raise UnsupportedFamilyError(
+            f"this is an XLabs FLUX adapter for some of the double blocks ({len(numbers)})",
+            expected="one for all of them, as XLabs publishes",
+            action="choose another adapter",
+        )
 
 
 def _read_instantx(shapes: Shapes, _stated: Mapping[str, object]) -> AdapterSpec:
@@ -76,6 +101,20 @@ FLUX_ADAPTERS: tuple[tuple[Signature, Callable[[Shapes, Mapping[str, object]], A
             ),
         ),
         _read_xlabs,
+    ),
+    (
+        Signature(
+            f"{_BASE} plus",
+            (
+                "image_proj.latents",
+                "image_proj.proj_in.weight",
+                "image_proj.layers.0.0.to_q.weight",
+                "image_proj.layers.0.1.1.weight",
+                "ip_adapter.0.to_k_ip.weight",
+                "ip_adapter.0.to_k_ip.bias",
+            ),
+        ),
+        _read_plus,
     ),
     (
         Signature(

@@ -21,6 +21,7 @@ from ipadapter_trainer.files.facts import ExportFacts, Preprocess
 from ipadapter_trainer.files.inspection import inspect_path
 from support import bad_files
 from support.published import OTHER_FILES, PUBLISHED, nested, random_tensors, tiny_adapter, write_bin, write_safetensors
+from support.published_transformers import instantx_flux, xlabs_flux
 from support.training_states import run_config, tiny_ipadapter, write_accelerate_state, write_checkpoint
 
 CLIP = Preprocess(encoder_kind="CLIP", crop="center", size=32, mean=(0.4, 0.5, 0.6), std=(0.2, 0.3, 0.2))
@@ -122,10 +123,18 @@ def test_other_kinds_by_name(tmp_path: Path, name: str, what: str) -> None:
 
 
 def test_families_that_the_trainer_does_not_build(tmp_path: Path) -> None:
-    shapes = {name: tuple(min(size, 5) for size in shape) for name, shape in PUBLISHED["xlabs_v2"]().items()}
+    shapes = instantx_flux(blocks=2, width=128, image=8, tokens=2)
     result: Any = inspect_path(write_safetensors(tmp_path / "flux.safetensors", random_tensors(shapes)))
     assert result["kind"] == "adapter that the trainer does not build"
-    assert "XLabs FLUX" in result["what"]
+    assert "InstantX FLUX" in result["what"]
+
+
+def test_xlabs_adapters_are_known(tmp_path: Path) -> None:
+    shapes = xlabs_flux(4, blocks=2, width=32, image=8, text=16)
+    result: Any = inspect_path(write_safetensors(tmp_path / "flux.safetensors", random_tensors(shapes)))
+    assert (result["kind"], result["family"], result["sites"]) == ("adapter", "XLabs FLUX v1", 2)
+    assert result["loads_in"] == {"native nodes": True, "diffusers": True, "other ComfyUI nodes": False}
+    assert "faults" not in result
 
 
 def test_what_cannot_be_read_is_an_error(tmp_path: Path) -> None:

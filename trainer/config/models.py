@@ -21,7 +21,9 @@ class BaseModelConfig(Section):
     precision: Precision = "bf16"
     """Type of the frozen weights. fp32 doubles the memory and changes little."""
     quantization: Literal["none", "nf4", "int8"] = "none"
-    """Keep the UNet's linear layers in 4 (nf4) or 8 bits: less memory, numbers a little off. Needs bitsandbytes, a GPU."""
+    """Keep the model's linear layers in 4 (nf4) or 8 bits: less memory, numbers a little off. Needs bitsandbytes, a GPU."""
+    guidance: Annotated[float, Field(ge=0)] = 3.5
+    """What a model with guidance built in (FLUX.1-dev) is told of it in training; diffusers' scripts have this default."""
 
 
 class EncoderConfig(Section):
@@ -53,12 +55,13 @@ class AdapterConfig(Section):
     resampler_head_dim: Positive = 64
     """Size of a plus resampler's heads."""
     init: Literal["text", "random"] = "text"
-    """What the image K/V projections start from: the model's own text projections, or noise."""
+    """What the image K/V projections start from: the model's own text projections, or noise. With FLUX.1, whose text has
+    none of that size, text is values of zero: training begins with the model as it is."""
     blocks: str = "all"
     """Layer preset that is trained, such as style or composition."""
     negative: Literal["auto", "zero_features", "zero_pixels", "noise"] = "auto"
-    """What a dropped image is, recorded in the file; auto: zero_features for base, zero_pixels for plus and full; noise:
-    an encoded picture of random noise, another one each time (of 20 with a cache)."""
+    """What a dropped image is, recorded in the file; auto: zero_features for base (a black picture with FLUX.1),
+    zero_pixels for plus and full; noise: an encoded picture of random noise, another one each time (of 20 with a cache)."""
     pretrained: str | None = None
     """Adapter file to start from, here or on the hub (owner/name/file@revision), of the kind and size described here."""
     other_blocks: Literal["zero", "frozen"] = "zero"

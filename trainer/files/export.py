@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ipadapter_core.errors import IPAdapterError
 from ipadapter_core.file.container import SAFETENSORS_SUFFIXES, publish, tensor_hash, write_safetensors
+from ipadapter_core.file.names import published_name
 from ipadapter_core.file.seal import sealed
 from ipadapter_core.file.spec import AdapterSpec
 from ipadapter_core.network.adapter import IPAdapter, build_adapter, load_adapter
@@ -23,8 +24,9 @@ from ..config import Precision
 from ..models.base import DTYPES
 from ..storage import storage
 from .card import write_card
+from .comparing import random_features, relative_difference
 from .facts import ExportFacts, header
-from .portability import Portability, check_portability, random_features, relative_difference
+from .portability import Portability, check_portability
 from .workplace import workplace
 
 
@@ -92,13 +94,14 @@ def export_adapter(adapter: IPAdapter, path: Path, *, precision: Precision | Non
 def _write(adapter: IPAdapter, tensors: Mapping[str, Tensor], path: Path, facts: ExportFacts) -> ExportReport:
     with workplace(path) as folder:
         draft, final = (folder / f"{name}.safetensors" for name in ("draft", "final"))
-        write_safetensors(draft, tensors, adapter.spec.to_metadata())  # what diffusers says of it goes into its header
+        named = {published_name(name, adapter.spec.layout): tensor for name, tensor in tensors.items()}
+        write_safetensors(draft, named, adapter.spec.to_metadata())  # what diffusers says of it goes into its header
         portability = check_portability(draft, load_adapter(draft), facts.preprocess)
         sha256 = tensor_hash(draft)
         stated = header(adapter.spec, facts, sha256, portability.to_json())
         # the name of a file need not be UTF-8
         metadata = {name: text.encode(errors="backslashreplace").decode() for name, text in stated.items()}
-        write_safetensors(final, tensors, sealed(tensors, metadata))
+        write_safetensors(final, named, sealed(named, metadata))
         rounding = _prove(final, adapter, tensors)
         publish(final, path)
     report = ExportReport(

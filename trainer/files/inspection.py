@@ -13,6 +13,7 @@ from ipadapter_core.errors import BadInputError, UnknownCheckpointError, Unreada
 from ipadapter_core.file.container import TensorFile, read_json
 from ipadapter_core.file.detect import canonical_name
 from ipadapter_core.file.json_text import parse_json
+from ipadapter_core.file.spec import USUAL_BACKBONE
 from ipadapter_core.network.adapter import build_adapter
 
 from ..convert.errors import ConvertError
@@ -115,15 +116,15 @@ def _adapter(path: Path, file: TensorFile) -> dict[str, object]:
             "other ComfyUI nodes": not others,
         },
         "why_not": {"diffusers": list(portability.reasons), "other ComfyUI nodes": list(others)},
-        **_faults(path, file.tensors),
+        **_faults(path, file.tensors, is_unet=spec.backbone == USUAL_BACKBONE),
         "metadata": {name.removeprefix("modelspec."): value for name, value in stated.items()},
         **{key.removeprefix("ipadapter."): _json(key, file.metadata) for key in _JSON_KEYS if key in file.metadata},
     }
 
 
-def _faults(path: Path, tensors: Mapping[str, Tensor]) -> dict[str, object]:
-    """What is wrong with an adapter that loads; empty if nothing is."""
-    parts = _parts(tensors)
+def _faults(path: Path, tensors: Mapping[str, Tensor], *, is_unet: bool) -> dict[str, object]:
+    """What is wrong with an adapter that loads; empty if nothing is. Only a UNet's layers are numbered 1, 3, 5 …"""
+    parts = _parts(tensors) if is_unet else None
     _, faults = repair_numbers(parts.sites) if parts else ({}, [])
     numbers = [
         tensor.float() if tensor.itemsize == 1 else tensor for tensor in tensors.values()

@@ -7,7 +7,7 @@ No UNet is built: the loader needs the names and widths of the cross-attention l
 
 # B samples, S feature positions, E encoder dim, N image tokens, C cross-attention dim, L query positions
 
-import copy
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -21,21 +21,23 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ipadapter_core.branch.attention import add_image_attention, image_attention
+from ipadapter_core.file.names import USUAL_LAYOUT, XLABS
 from ipadapter_core.file.spec import PENULTIMATE, USUAL_BACKBONE, AdapterSpec, Feature, Negative, Projection
-from ipadapter_core.file.studio import STUDIO
 from ipadapter_core.network.adapter import IPAdapter
 
+from .comparing import as_float, random_features, relative_difference
 from .facts import Preprocess
+from .flux_portability import flux_difference
 
 NATIVE_ONLY, EVERYWHERE = "native nodes only", "native nodes and diffusers"
 TOLERANCE = 1e-3  # of the largest value; float32 on both sides differs by 1e-5, another network by more than a tenth
 _LOADING_ERRORS = (RuntimeError, ValueError, LookupError, TypeError, AttributeError)
 _USUAL_NEGATIVE = {
-    Projection.LINEAR: Negative.ZERO_FEATURES,
-    Projection.RESAMPLER: Negative.ZERO_PIXELS,
-    Projection.MLP: Negative.ZERO_PIXELS,
+    (USUAL_LAYOUT, Projection.LINEAR): Negative.ZERO_FEATURES,
+    (USUAL_LAYOUT, Projection.RESAMPLER): Negative.ZERO_PIXELS,
+    (USUAL_LAYOUT, Projection.MLP): Negative.ZERO_PIXELS,
+    (XLABS, Projection.LINEAR): Negative.BLACK_PICTURE,
 }
-_POSITIONS = 9  # S, where the adapter does not fix it
 _SDXL_TEXT = 2048
 _MOST_WIDTHS = 10  # the loader reads one digit of a block's number
 
@@ -76,12 +78,12 @@ def check_portability(path: Path, adapter: IPAdapter, preprocess: Preprocess | N
         adapter: the same file, read by the core.
         preprocess: how references are prepared; None if nobody knows, then nothing is said about it.
     """
-    if adapter.spec.layout == STUDIO:
-        return Portability(False, (f"diffusers has no adapters for {adapter.spec.base}",), None)
     around = _conventions(adapter.spec, preprocess)
+    compare = _COMPARED.get(adapter.spec.layout)
+    if compare is None:
+        return Portability(False, (f"diffusers has no adapters for {adapter.spec.base}",), None)
     try:
-        unet = load_in_diffusers(path, adapter)
-        difference = _difference(adapter, unet)
+        difference = compare(path, adapter)
     except _LOADING_ERRORS as error:
         first_sentence = (str(error).strip().splitlines() or [type(error).__name__])[0].partition(". ")[0].rstrip(".")
         return Portability(False, (f"diffusers cannot load it ({first_sentence})", *around), None)
@@ -89,13 +91,6 @@ def check_portability(path: Path, adapter: IPAdapter, preprocess: Preprocess | N
         wrong = f"diffusers loads it without a word and computes something else (outputs differ by {difference:.0%})"
         return Portability(False, (wrong, *around), difference)
     return Portability(True, around, difference)
-
-
-def random_features(spec: AdapterSpec) -> Tensor:
-    """Features (2, E) or (2, S, E) such as the adapter reads, always the same ones."""
-    fixed = spec.resampler.max_positions if spec.resampler else None
-    positions = () if spec.projection is Projection.LINEAR else (fixed or _POSITIONS,)
-    return torch.randn(2, *positions, spec.image_dim, generator=torch.Generator().manual_seed(0))
 
 
 def other_nodes_reasons(spec: AdapterSpec, portability: Portability) -> tuple[str, ...]:
@@ -160,11 +155,12 @@ def load_in_diffusers(path: Path, adapter: IPAdapter) -> UNetOutline:
 
 
 @torch.no_grad()
-def _difference(adapter: IPAdapter, unet: UNetOutline) -> float:
+def _unet_difference(path: Path, adapter: IPAdapter) -> float:
     """Largest difference of tokens and of one attention layer of every width, in parts of the largest value."""
+    unet = load_in_diffusers(path, adapter)
     features = random_features(adapter.spec)
-    tokens = _float(adapter.image_proj)(features)  # (B, N, C)
-    theirs = _float(unet.encoder_hid_proj)([features[:, None]])  # one (B, 1, N, C)
+    tokens = as_float(adapter.image_proj)(features)  # (B, N, C)
+    theirs = as_float(unet.encoder_hid_proj)([features[:, None]])  # one (B, 1, N, C)
     worst = relative_difference(theirs[0][:, 0], tokens)
     seen: set[int] = set()
     for site, processor in enumerate(unet.attn_processors.values()):
@@ -185,8 +181,8 @@ def _attention_difference(adapter: IPAdapter, site: int, processor: Any, tokens:
         torch.manual_seed(site)
         attn = Attention(dim, cross_attention_dim=text_dim, heads=heads, dim_head=dim // heads)
         hidden, text = torch.randn(2, 5, dim), torch.randn(2, 7, text_dim)
-    expected = _float(processor)(attn, hidden, (text, theirs))
-    projections, query = _float(adapter.site(site)), attn.to_q(hidden)  # (B, L, dim)
+    expected = as_float(processor)(attn, hidden, (text, theirs))
+    projections, query = as_float(adapter.site(site)), attn.to_q(hidden)  # (B, L, dim)
     k, v = (_heads(projection(tokens), heads) for projection in (projections.to_k_ip, projections.to_v_ip))
     image = image_attention(query, k, v, _attend)
     plain = _attend(*(_heads(x, heads) for x in (query, attn.to_k(text), attn.to_v(text))))
@@ -201,31 +197,14 @@ def _conventions(spec: AdapterSpec, preprocess: Preprocess | None) -> tuple[str,
         reasons.append(f"diffusers gives it {_words(usual)}, it reads {_words(spec.feature)}")
     elif usual is Feature.HIDDEN_STATES and spec.layer != PENULTIMATE:
         reasons.append(f"diffusers gives it hidden state {PENULTIMATE}, it reads {spec.layer}")
-    if spec.negative is not _USUAL_NEGATIVE[spec.projection]:
-        reasons.append(
-            f"diffusers' negative is {_words(_USUAL_NEGATIVE[spec.projection])}, it was trained with "
-            f"{_words(spec.negative)}"
-        )
+    negative = _USUAL_NEGATIVE.get((spec.layout, spec.projection), spec.negative)
+    if spec.negative is not negative:
+        reasons.append(f"diffusers' negative is {_words(negative)}, it was trained with {_words(spec.negative)}")
     if preprocess is not None and preprocess.encoder_kind != "CLIP":
         reasons.append(f"diffusers' pipelines read CLIP encoders, it reads {preprocess.encoder_kind}")
     if preprocess is not None and preprocess.crop != "center":
         reasons.append(f"diffusers crops references to their center, it was trained with crop {preprocess.crop!r}")
     return tuple(reasons)
-
-
-def _float(module: Any) -> Any:
-    """A float32 copy, one module at a time: all of a large adapter would take twice its file's size."""
-    return copy.deepcopy(module).float()
-
-
-def relative_difference(given: Tensor, expected: Tensor) -> float:
-    """The largest, in parts of the largest value; 1 where shapes differ, or where only the expected is all zeros."""
-    if given.shape != expected.shape:
-        return 1.0
-    difference, scale = float((given - expected).abs().max()), float(expected.abs().max())
-    if difference == 0:
-        return 0.0
-    return difference / scale if scale else 1.0
 
 
 def _attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -234,6 +213,13 @@ def _attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 def _heads(x: Tensor, heads: int) -> Tensor:
     return x.reshape(*x.shape[:-1], heads, -1).transpose(1, 2)
+
+
+_COMPARED: Mapping[str, Callable[[Path, IPAdapter], float]] = {
+    USUAL_LAYOUT: _unet_difference,
+    XLABS: flux_difference,
+}
+"""By layout: reads a file with diffusers and gives the largest difference."""
 
 
 def _words(value: Feature | Negative) -> str:

@@ -21,6 +21,7 @@ from ipadapter_core.errors import MismatchError, UnreadableFileError
 from ipadapter_core.file.container import SAFETENSORS_SUFFIXES, read_header
 
 from ..backbones.backbone import PARTS, Backbone
+from ..backbones.flux import FluxBackbone
 from ..backbones.qwen_image import QwenImageBackbone
 from ..backbones.unet import UNetBackbone
 from ..backbones.z_image import ZImageBackbone
@@ -34,6 +35,7 @@ _SDXL_KEY = "conditioner.embedders.1.model.ln_final.weight"
 _V_PREDICTION_KEY = "v_pred"  # an empty tensor that finetunes of SDXL carry
 _BACKBONES: tuple[type[Backbone], ...] = (
     UNetBackbone,
+    FluxBackbone,
     ZImageBackbone,
     QwenImageBackbone,
 )
@@ -277,8 +279,10 @@ def _check_texts(base: Backbone, config: BaseModelConfig) -> None:
             )
         files = list((Path(base.pipeline.name_or_path or config.model) / text.part).glob("*.safetensors"))
         stored = {_inner(key) for file in files for key in read_header(file, "text encoder")}
-        tied = frozenset(getattr(text.model, "all_tied_weights_keys", ()))
-        missing = [key for key in text.model.state_dict() if key not in tied and _inner(key) not in stored]
+        tied: dict[int, list[str]] = {}  # names of one tensor, of which a file has one
+        for key, tensor in text.model.state_dict().items():
+            tied.setdefault(tensor.data_ptr(), []).append(key)
+        missing = [keys[0] for keys in tied.values() if stored.isdisjoint(map(_inner, keys))]
         if files and missing:
             raise ModelNotFoundError(
                 f"{config.model}, whose {text.part} lacks {missing[0]}",
