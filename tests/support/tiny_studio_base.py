@@ -19,10 +19,13 @@ from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration, Q
 from .tiny_qwen_image import TEXT_DIM, diffusers_qwen_image
 from .tiny_z_image import diffusers_z_image
 
+STUDIO_FAMILIES = ("z_image", "qwen_image")
 _BYTES = sorted(ByteLevel.alphabet())
 _SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 # as the published one lays out a message; also the empty thought that Z-Image asks to leave open
-_CHAT = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}<|im_start|>assistant\n"
+_CHAT = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}<|im_start|>assistant\n"
+)
 _TEXT: dict[str, Any] = {
     "vocab_size": len(_BYTES) + len(_SPECIAL),
     "hidden_size": TEXT_DIM,
@@ -35,9 +38,9 @@ _TEXT: dict[str, Any] = {
     "eos_token_id": len(_BYTES),
 }
 _VISION: dict[str, Any] = {"depth": 1, "hidden_size": 16, "intermediate_size": 16, "num_heads": 2}
-# as published: Tongyi-MAI/Z-Image has one shift, Qwen/Qwen-Image one that follows the picture's size
+# as Tongyi-MAI/Z-Image-Turbo and Qwen/Qwen-Image have them: one shift, and one that follows the picture's size
 _SCHEDULES: dict[str, dict[str, Any]] = {
-    "z_image": {"shift": 6.0, "use_dynamic_shifting": False},
+    "z_image": {"shift": 3.0, "use_dynamic_shifting": False},
     "qwen_image": {
         "use_dynamic_shifting": True,
         "base_shift": 0.5,

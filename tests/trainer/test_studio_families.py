@@ -2,7 +2,9 @@
 
 # B pictures, L cells of the picture, H heads, D head dim
 
+import json
 import math
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,20 +12,17 @@ from typing import Any
 import pytest
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
-from diffusers.pipelines.qwenimage.pipeline_qwenimage import QwenImagePipeline
+from diffusers.pipelines.qwenimage.pipeline_qwenimage import QwenImagePipeline, calculate_shift
 from torch import Tensor
-from torch.nn.functional import linear, scaled_dot_product_attention
+from torch.nn.functional import linear
 
 from ipadapter_core.errors import MismatchError
-from ipadapter_core.file.spec import Feature
-from ipadapter_core.network.adapter import load_adapter, save_adapter
 from ipadapter_trainer.backbones.image_prompt import ImagePrompt
-from ipadapter_trainer.config import AdapterConfig, BaseModelConfig, ObjectiveConfig
-from ipadapter_trainer.draws import draw
+from ipadapter_trainer.config import AdapterConfig, BaseModelConfig, EncoderConfig
+from ipadapter_trainer.config_file import parse_config
+from ipadapter_trainer.models.image_encoder import load_image_encoder
 from ipadapter_trainer.models.loading import load_base
 from ipadapter_trainer.models.network import TrainableAdapter, new_adapter
-from ipadapter_trainer.models.image_encoder import load_image_encoder
-from ipadapter_trainer.config import EncoderConfig
 from support.encoders import WIDTH
 from support.tiny_studio_base import write_studio_base
 
@@ -80,7 +79,8 @@ def given(base: Any) -> tuple[Tensor, Tensor, dict[str, Tensor], Tensor]:
     return noisy, times, base.encode_text(CAPTIONS), torch.zeros(len(CAPTIONS), 6)
 
 
-NOTHING = ImagePrompt(())
+def nothing(base: Any) -> ImagePrompt:
+    return ImagePrompt((None,) * len(base.sites.sites))
 
 
 def in_pipeline(base: Any, family: str) -> Tensor:
@@ -109,7 +109,7 @@ def test_without_an_image_a_batch_is_what_the_pipeline_asks_of_each_picture(base
     """Also texts of other lengths beside, which are padded."""
     expected = in_pipeline(base, family)
     base.install()
-    assert difference(base.predict(*given(base), ImagePrompt((None,) * len(base.sites.sites))), expected) < RELATIVE
+    assert difference(base.predict(*given(base), nothing(base)), expected) < RELATIVE
 
 
 class Plain:
@@ -193,8 +193,117 @@ def test_a_step_is_the_formula_in_diffusers_own_attention(
     expected = plainly(other, network, family)
     expected_loss, expected_gradients = loss_and_gradients(expected, network)
     assert difference(answer, expected) < RELATIVE
-    assert difference(answer, in_pipeline(load_base(BaseModelConfig(model=str(folder(family)), precision="fp32"), CPU), family)) > 1e-3
+    assert difference(answer, base.predict(*inputs, nothing(base))) > 1e-3, "the image does nothing"
     assert loss == pytest.approx(expected_loss, rel=RELATIVE)
     for name, gradient in expected_gradients.items():
         assert gradient.any(), name
         assert difference(gradients[name], gradient) < 1e-4, name
+
+
+@torch.no_grad()
+def test_a_new_adapter_changes_nothing_yet(base: Any, encoder_folder: Callable[[str], Path]) -> None:
+    """As `adapter.init` says "text"; keys are normed as the model's own."""
+    network = adapter_for(base, encoder_folder, init="text")
+    base.install()
+    inputs = given(base)
+    assert torch.equal(base.predict(*inputs, network(features())), base.predict(*inputs, nothing(base)))
+    for attention, site in zip(base.attentions, network.adapter.ip_adapter.values(), strict=True):
+        assert torch.equal(site.norm_ip_k.weight, attention.norm_k.weight)
+        assert site.to_k_ip.weight.any()
+
+
+def test_noise_times_and_answers_are_diffusers_schedulers(base: Any) -> None:
+    """Pictures of two sizes; the last sigma, which Qwen-Image's sampling moves, is no matter of training."""
+    latents, noise = (torch.randn(2, 16, *SIZE, generator=torch.Generator().manual_seed(seed)) for seed in (1, 2))
+    config = base.pipeline.scheduler.config
+    for place, size in ((0.3, SIZE), (0.8, (64, 96))):
+        scheduler = FlowMatchEulerDiscreteScheduler.from_config(config, shift_terminal=None)
+        ends = [config.get(name) for name in ("base_image_seq_len", "max_image_seq_len", "base_shift", "max_shift")]
+        mean = calculate_shift(size[0] * size[1] // 4, *ends)
+        scheduler.set_timesteps(sigmas=[place], mu=mean if config.use_dynamic_shifting else None)
+        time = base.time_shift.of(place, *size)
+        assert time == pytest.approx(scheduler.sigmas[0].item(), rel=1e-6)
+        at = torch.tensor([time, time])
+        noisy = base.noisy(latents, noise, at)
+        torch.testing.assert_close(noisy, scheduler.scale_noise(latents, scheduler.timesteps[:1], noise))
+        clean = scheduler.step(base.target(latents, noise, at), scheduler.timesteps[0], noisy).prev_sample
+        torch.testing.assert_close(clean, latents, rtol=1e-4, atol=1e-5)
+
+
+@torch.no_grad()
+def test_drawing_is_the_pipelines(base: Any, family: str) -> None:
+    """Schedule, packing, decoding; the pipeline goes through our processors, which then show no image."""
+    base.install()
+    noise = torch.randn(2, 16, *SIZE, generator=torch.Generator().manual_seed(3))
+    size = {"height": 8 * SIZE[0], "width": 8 * SIZE[1]}
+    guided = {"guidance_scale": 0.0} if family == "z_image" else {"true_cfg_scale": 1.0}
+    latents = noise if family == "z_image" else QwenImagePipeline._pack_latents(noise, 2, 16, *SIZE)
+    common = {"num_inference_steps": 3, "output_type": "pt", **size, **guided}
+    expected = base.pipeline(CAPTIONS[1:], latents=latents, **common).images
+    text = base.encode_text(CAPTIONS[1:])
+    drawn = base.denoise(noise, text, None, lambda times: nothing(base), steps=3, guidance=1.0, progress=lambda: None)
+    torch.testing.assert_close(base.decode(drawn), expected, rtol=1e-4, atol=1e-4)
+
+
+@torch.no_grad()
+def test_latents_go_there_and_back(base: Any, family: str) -> None:
+    pixels = torch.rand(2, 3, 32, 48, generator=torch.Generator().manual_seed(4)) * 2 - 1
+    mean, std = base.encode_pixels(pixels)
+    assert mean.shape == std.shape == (2, 16, 4, 6)
+    seen = base.vae.decode(mean if family == "z_image" else mean[:, :, None]).sample
+    torch.testing.assert_close(
+        base.decode(base.scale_latents(mean)), (seen.reshape(pixels.shape) / 2 + 0.5).clamp(0, 1)
+    )
+
+
+def test_long_texts_are_cut_and_all_are_of_one_size(base: Any) -> None:
+    text = base.encode_text(["a", "b" * 2000])
+    assert {name: tensor.shape[:2] for name, tensor in text.items()} == {"text": (2, 512), "mask": (2, 512)}
+    counts = text["mask"].sum(dim=1)
+    assert counts[1] == 512 > counts[0] > 0
+    assert not text["text"][0, int(counts[0]) :].any()
+
+
+@torch.no_grad()
+def test_half_precision(family: str, folder: Callable[[str], Path], encoder_folder: Callable[[str], Path]) -> None:
+    base = load_base(BaseModelConfig(model=str(folder(family)), precision="bf16"), CPU)
+    network = adapter_for(base, encoder_folder)
+    base.install()
+    answer = base.predict(*given(base), network(features()))
+    assert answer.dtype is torch.bfloat16
+    assert answer.isfinite().all()
+
+
+def test_other_kinds_of_adapters_are_refused(base: Any, family: str) -> None:
+    sections = {"base": {"model": "b"}, "encoder": {"model": "e"}, "data": {"path": "d"}}
+    config = parse_config(sections | {"train": {"output": "o", "steps": 1}}, "test")
+    with pytest.raises(MismatchError, match=r'adapter\.kind = "base".*set adapter\.kind = "plus"'):
+        base.check(config)
+
+
+@pytest.mark.parametrize(
+    ("family", "setting", "found"),
+    [
+        ("z_image", {"siglip_feat_dim": 16}, "Z-Image-Omni"),
+        ("z_image", {"qk_norm": False}, "without norms"),
+        ("qwen_image", {"zero_cond_t": True}, "Qwen-Image-Edit"),
+        ("qwen_image", {"guidance_embeds": True}, "guidance"),
+    ],
+)
+def test_relatives_are_refused(
+    family: str, setting: dict[str, Any], found: str, folder: Callable[[str], Path], tmp_path: Path
+) -> None:
+    copy = shutil.copytree(folder(family), tmp_path / "base")
+    path = copy / "transformer" / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | setting))
+    for weights in (copy / "transformer").glob("*.safetensors"):
+        model = load_base(BaseModelConfig(model=str(folder(family)), precision="fp32"), CPU).model
+        type(model).from_config(model.config | setting).save_pretrained(weights.parent)
+    with pytest.raises(MismatchError, match=found):
+        load_base(BaseModelConfig(model=str(copy), precision="fp32"), CPU)
+
+
+def test_another_autoencoder_is_refused(family: str, folder: Callable[[str], Path]) -> None:
+    other = {"z_image": "qwen_image", "qwen_image": "z_image"}[family]
+    with pytest.raises(MismatchError, match="Autoencoder"):
+        load_base(BaseModelConfig(model=str(folder(family)), vae=str(folder(other) / "vae"), precision="fp32"), CPU)

@@ -14,9 +14,8 @@ from ipadapter_trainer.cache.fill import fill
 from ipadapter_trainer.data.sources import open_sources
 from ipadapter_trainer.loop import train
 from ipadapter_trainer.metrics_log import read_records
-from ipadapter_trainer.models.image_encoder import load_image_encoder
 from ipadapter_trainer.models.loading import load_base
-from ipadapter_trainer.readers.pictures import PictureReader
+from ipadapter_trainer.readers.opening import open_reader
 from support.tiny_studio_base import write_teachable_studio_base
 from support.training import make_config
 
@@ -59,8 +58,7 @@ def train_and_validate(folder: Path, encoder: Path, name: str) -> tuple[dict[str
         cache={"path": str(folder / "cache"), "precision": "fp32"},
         validation={"every": STEPS, "path": str(folder / "own.jsonl"), "timesteps": [600, 800, 990]},
     )
-    reader = PictureReader(load_image_encoder(config.encoder, "plus", CPU))
-    fill(config, load_base(config.base, CPU), reader, open_sources(config))
+    fill(config, load_base(config.base, CPU), open_reader(config, CPU), open_sources(config))
     train(config)
     before, after = (record for record in read_records(config.run) if record["kind"] == "validation")
     return before, after
@@ -72,7 +70,6 @@ def test_gap_opens_where_references_belong_to_their_pictures_and_only_there(
     encoder = encoder_folder("clip")
     before, own = train_and_validate(folder, encoder, "own")
     _, shuffled = train_and_validate(folder, encoder, "shuffled")
-    print(before, own, shuffled, sep="\n")
     assert before["gap_shuffled"] == 0, "values begin at zero"
     assert own["gap_shuffled"] > max(before["true"] / 10, 5 * own["gap_error"])
     assert shuffled["true"] < 0.95 * before["true"], "what all pictures have in common is learnt"

@@ -9,6 +9,7 @@ from functools import cached_property
 from typing import Any, ClassVar
 
 import torch
+from diffusers import AutoencoderKL, AutoencoderTiny
 from torch import Tensor, nn
 
 from ipadapter_core.backbone.sites import Sites
@@ -64,6 +65,8 @@ class Backbone(ABC):
     """Names of its models, for messages."""
     is_timed: ClassVar[bool] = False
     """Whether what an adapter gives depends on the time."""
+    vaes: ClassVar[tuple[type, ...]] = (AutoencoderKL, AutoencoderTiny)
+    """diffusers' classes of autoencoders that fit."""
     layout: ClassVar[str] = USUAL_LAYOUT
     """Whose arithmetic and names of tensors its adapters have, as `AdapterSpec.layout`."""
     negatives: ClassVar[Mapping[str, Negative]] = {}

@@ -33,8 +33,6 @@ class StudioBackbone(FlowBackbone):
     layout = LAYOUT
     row: ClassVar[Row]
     """Of the core."""
-    vaes: ClassVar[tuple[type, ...]]
-    """diffusers' classes of autoencoders that fit."""
 
     @property
     @abstractmethod
@@ -48,15 +46,13 @@ class StudioBackbone(FlowBackbone):
 
     @classmethod
     def of(cls, pipeline: Any, config: BaseModelConfig, device: torch.device, dtype: torch.dtype) -> "StudioBackbone":
-        model, vae = getattr(pipeline, cls.part), pipeline.vae
+        model = getattr(pipeline, cls.part)
         found = None if model is None else cls.misfit(model)
-        if vae is not None and not isinstance(vae, cls.vaes):
-            found = f"a {type(vae).__name__} as its autoencoder"
         if found is not None:
             raise MismatchError(
                 f"{config.model} with {found}",
-                expected=f"{cls.bases} with an {' or '.join(each.__name__ for each in cls.vaes)}",
-                action="choose such a model as base.model, and its own autoencoder",
+                expected=f"{cls.bases} as it was published",
+                action="choose such a model as base.model",
             )
         return cls(config.model, pipeline, device, dtype)
 

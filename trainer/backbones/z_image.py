@@ -8,7 +8,7 @@ from functools import cached_property
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKL, ZImagePipeline
+from diffusers import ZImagePipeline
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
@@ -27,7 +27,6 @@ class ZImageBackbone(StudioBackbone):
     text_parts = ("text_encoder",)
     bases = "Z-Image"
     row = Z_IMAGE
-    vaes = (AutoencoderKL,)
 
     @classmethod
     def misfit(cls, model: Any) -> str | None:

@@ -6,8 +6,6 @@ from typing import Any
 
 import torch
 from diffusers import (
-    AutoencoderKL,
-    AutoencoderTiny,
     AutoModel,
     DiffusionPipeline,
     StableDiffusionPipeline,
@@ -91,6 +89,7 @@ def load_base(config: BaseModelConfig, device: torch.device, *, only: frozenset[
         else:
             pipeline = _open_file(file, config, dtype, given)
         family = _family(pipeline, config)
+        _check_vae(getattr(pipeline, "vae", None), family, config)
         if dtype is torch.float16 and has_own_vae:
             pipeline.vae.float()  # SDXL's own autoencoder overflows in float16
         for name in (family.part, "vae", *family.text_parts):
@@ -254,13 +253,23 @@ def _load_vae(model: str, dtype: torch.dtype) -> Any:
             expected=_VAE_FORMS,
             action="correct base.vae",
         ) from error
-    if not isinstance(vae, AutoencoderKL | AutoencoderTiny):
+    if not isinstance(vae, tuple({kind for family in _BACKBONES for kind in family.vaes})):
         raise MismatchError(
             f"base.vae = {model!r} is a {type(vae).__name__}",
             expected="an AutoencoderKL or AutoencoderTiny",
             action="name the folder of the autoencoder itself",
         )
     return vae
+
+
+def _check_vae(vae: Any, family: type[Backbone], config: BaseModelConfig) -> None:
+    """Raises MismatchError where models of the family have another kind of autoencoder."""
+    if vae is not None and not isinstance(vae, family.vaes):
+        raise MismatchError(
+            f"{config.model} with the autoencoder {config.vae or 'of its folder'}, a {type(vae).__name__}",
+            expected=f"for {family.bases}: {' or '.join(kind.__name__ for kind in family.vaes)}",
+            action="name such a one as base.vae, or remove base.vae",
+        )
 
 
 def _check_texts(base: Backbone, config: BaseModelConfig) -> None:
