@@ -89,7 +89,6 @@ def load_base(config: BaseModelConfig, device: torch.device, *, only: frozenset[
         else:
             pipeline = _open_file(file, config, dtype, given)
         family = _family(pipeline, config)
-        _check_vae(getattr(pipeline, "vae", None), family, config)
         if dtype is torch.float16 and has_own_vae:
             pipeline.vae.float()  # SDXL's own autoencoder overflows in float16
         for name in (family.part, "vae", *family.text_parts):
@@ -190,6 +189,7 @@ def _quantizing(config: BaseModelConfig, file: Path | None, device: torch.device
 
 
 def _open_file(path: Path, config: BaseModelConfig, dtype: torch.dtype, given: dict[str, Any]) -> Any:
+    _check_vae(given.get("vae"), UNetBackbone, config)
     is_sdxl = _SDXL_KEY in read_header(path, _KIND)
     pipeline_class = StableDiffusionXLPipeline if is_sdxl else StableDiffusionPipeline
     given = {name: part for name, part in given.items() if not (is_sdxl and name == "safety_checker")}
@@ -206,6 +206,10 @@ def _open_folder(
 ) -> Any:
     folder = _fetch(config.model, given)
     known = _parts_of(folder)
+    named = DiffusionPipeline.load_config(folder).get("_class_name")
+    for family in _BACKBONES:
+        if named in (kind.__name__ for kind in family.pipelines):
+            _check_vae(given.get("vae"), family, config)
     given = {name: part for name, part in given.items() if name in known}
     variant = _variant(Path(folder))
     for name in _MODEL_PARTS:
@@ -263,12 +267,12 @@ def _load_vae(model: str, dtype: torch.dtype) -> Any:
 
 
 def _check_vae(vae: Any, family: type[Backbone], config: BaseModelConfig) -> None:
-    """Raises MismatchError where models of the family have another kind of autoencoder."""
+    """Raises MismatchError where models of the family have another kind of autoencoder than the one of `base.vae`."""
     if vae is not None and not isinstance(vae, family.vaes):
         raise MismatchError(
-            f"{config.model} with the autoencoder {config.vae or 'of its folder'}, a {type(vae).__name__}",
+            f"base.vae = {config.vae!r}, a {type(vae).__name__}, with {config.model}",
             expected=f"for {family.bases}: {' or '.join(kind.__name__ for kind in family.vaes)}",
-            action="name such a one as base.vae, or remove base.vae",
+            action="name such a one, or remove base.vae",
         )
 
 
