@@ -204,7 +204,7 @@ def open_run(config: Config, *, lacking: Lacking = "refuse", lists: Path | None 
     network = new_adapter(config.adapter, base, reader.encoder, config.train.seed).to(accelerator.device)
     base.install()
     if config.train.gradient_checkpointing:
-        base.model.enable_gradient_checkpointing()
+        base.enable_checkpointing()
     if config.train.compile:
         base.model.compile()
     identity = functools.cache(lambda: identify(config, base, reader, network, (source, held_out), accelerator))

@@ -22,6 +22,7 @@ from ipadapter_trainer.models.network import new_adapter
 
 from .encoders import EMBED_DIM, IMAGE_SIZE, LAYERS, PATCH, WIDTH, write_folder
 from .tiny_base import VOCABULARY, write_base, write_tokenizer
+from .tiny_studio_base import STUDIO_FAMILIES, write_studio_base
 from .tiny_unet import LAYOUTS
 from .training import write_pictures
 
@@ -29,6 +30,8 @@ BASES = {
     "stable-diffusion-v1-5/stable-diffusion-v1-5": "sd15",
     "stabilityai/stable-diffusion-xl-base-1.0": "sdxl",
     "out/world/models/diffusers/demo_world": "sd15",
+    "Tongyi-MAI/Z-Image": "z_image",
+    "Qwen/Qwen-Image": "qwen_image",
 }
 ENCODERS = {
     "laion/CLIP-ViT-H-14-laion2B-s32B-b79K": "clip",
@@ -125,6 +128,9 @@ class TinyWorld:
 def write_small_base(folder: Path, prediction_type: str = "epsilon") -> None:
     """A model of the folder's layout with fewer attention layers than `tiny_unet` has: a recipe takes 21 forwards."""
     layout = folder.name
+    if layout in STUDIO_FAMILIES:
+        write_studio_base(folder, layout)
+        return
     write_base(folder, layout, prediction_type=prediction_type)
     torch.manual_seed(0)
     sizes = {**LAYOUTS[layout].diffusers, **_SMALLER[layout]}

@@ -9,7 +9,8 @@ from functools import cached_property
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor
+from diffusers import AutoencoderKL, AutoencoderTiny
+from torch import Tensor, nn
 
 from ipadapter_core.backbone.sites import Sites
 from ipadapter_core.errors import MismatchError
@@ -64,6 +65,8 @@ class Backbone(ABC):
     """Names of its models, for messages."""
     is_timed: ClassVar[bool] = False
     """Whether what an adapter gives depends on the time."""
+    vaes: ClassVar[tuple[type, ...]] = (AutoencoderKL, AutoencoderTiny)
+    """diffusers' classes of autoencoders that fit."""
     layout: ClassVar[str] = USUAL_LAYOUT
     """Whose arithmetic and names of tensors its adapters have, as `AdapterSpec.layout`."""
     negatives: ClassVar[Mapping[str, Negative]] = {}
@@ -127,9 +130,22 @@ class Backbone(ABC):
     def text_kv(self, site: int) -> tuple[Tensor, Tensor] | None:
         """The model's own K and V projections of text at a site, which the image's may start from; None: it has none."""
 
+    def start(self, site: int, weights: nn.Module) -> None:
+        """Give what a site of a new adapter has beside its projections the values it starts from."""
+        return
+
+    @property
+    def token_dim(self) -> int:
+        """Width of image tokens."""
+        return self.sites.sites[0].context_dim
+
     @abstractmethod
     def install(self) -> None:
         """Make `predict` heed its image; without one the model computes what it did before."""
+
+    def enable_checkpointing(self) -> None:
+        """Compute activations again in the backward pass; after `install`."""
+        self.model.enable_gradient_checkpointing()
 
     # --- pictures and text
 

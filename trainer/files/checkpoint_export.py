@@ -133,5 +133,9 @@ def _prediction_type(config: Config) -> str | None:
     if not path.is_file():
         return None
     stated = read_json(path, "scheduler config")
-    found = stated.get("prediction_type", "epsilon") if isinstance(stated, dict) else None
+    if not isinstance(stated, dict):
+        return None
+    if str(stated.get("_class_name", "")).startswith("Flow"):
+        return "flow"
+    found = stated.get("prediction_type", "epsilon")
     return found if isinstance(found, str) else None

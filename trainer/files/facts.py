@@ -15,6 +15,7 @@ from ipadapter_core.encoder.pixels import PixelFormat
 from ipadapter_core.errors import UnreadableFileError
 from ipadapter_core.file.header import HASH_KEY
 from ipadapter_core.file.json_text import parse_json
+from ipadapter_core.file.names import USUAL_LAYOUT
 from ipadapter_core.file.spec import AdapterSpec
 
 from ..config import AdapterConfig, Config
@@ -173,7 +174,7 @@ def header(
     stated: dict[str, str | None] = {
         "modelspec.sai_model_spec": _MODEL_SPEC_VERSION,
         "modelspec.architecture": f"{_architecture(spec, facts.prediction_type)}/ip-adapter",
-        "modelspec.implementation": _IMPLEMENTATION,
+        "modelspec.implementation": _IMPLEMENTATION if spec.layout == USUAL_LAYOUT else spec.layout,
         "modelspec.title": facts.title,
         "modelspec.description": facts.description or f"IP-Adapter: {spec.family}",
         "modelspec.author": facts.author,
@@ -218,7 +219,8 @@ def read_preprocess(stated: Mapping[str, str]) -> Preprocess | None:
 
 
 def _architecture(spec: AdapterSpec, prediction_type: str | None) -> str:
-    base = find_backbone(spec.backbone).families.get((spec.cross_attention_dim, spec.num_sites), "unknown")
+    families, sites = find_backbone(spec.backbone).families, spec.num_sites
+    base = families.get((spec.cross_attention_dim, sites)) or families.get((0, sites), "unknown")
     if base == "SD2.x":
         return _SD2[prediction_type or "epsilon"]
     return _ARCHITECTURES.get(base) or base.lower().replace(" ", "-")

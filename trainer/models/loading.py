@@ -6,8 +6,6 @@ from typing import Any
 
 import torch
 from diffusers import (
-    AutoencoderKL,
-    AutoencoderTiny,
     AutoModel,
     DiffusionPipeline,
     StableDiffusionPipeline,
@@ -22,7 +20,9 @@ from ipadapter_core.file.container import SAFETENSORS_SUFFIXES, read_header
 
 from ..backbones.backbone import PARTS, Backbone
 from ..backbones.flux import FluxBackbone
+from ..backbones.qwen_image import QwenImageBackbone
 from ..backbones.unet import UNetBackbone
+from ..backbones.z_image import ZImageBackbone
 from ..config import BaseModelConfig
 from ..hub import HUB_ERRORS, HubPlace, ModelNotFoundError, find_file, find_folder
 from ..quiet import quiet_libraries
@@ -34,10 +34,13 @@ _V_PREDICTION_KEY = "v_pred"  # an empty tensor that finetunes of SDXL carry
 _BACKBONES: tuple[type[Backbone], ...] = (
     UNetBackbone,
     FluxBackbone,
+    ZImageBackbone,
+    QwenImageBackbone,
 )
 _TEXT_PARTS = tuple(name for number in ("", "_2", "_3") for name in (f"text_encoder{number}", f"tokenizer{number}"))
 _MODEL_PARTS = ("unet", "transformer")
 _UNUSED_PARTS = ("safety_checker", "feature_extractor", "image_encoder")
+_AROUND = frozenset({"text_model", "model", "language_model"})
 _KIND = "base model"  # in messages
 _PICKLED = (".ckpt", ".pt", ".pth", ".bin")
 _FILE_PARTS = {  # what a single file has, and how the names of it start
@@ -186,6 +189,7 @@ def _quantizing(config: BaseModelConfig, file: Path | None, device: torch.device
 
 
 def _open_file(path: Path, config: BaseModelConfig, dtype: torch.dtype, given: dict[str, Any]) -> Any:
+    _check_vae(given.get("vae"), UNetBackbone, config)
     is_sdxl = _SDXL_KEY in read_header(path, _KIND)
     pipeline_class = StableDiffusionXLPipeline if is_sdxl else StableDiffusionPipeline
     given = {name: part for name, part in given.items() if not (is_sdxl and name == "safety_checker")}
@@ -202,6 +206,10 @@ def _open_folder(
 ) -> Any:
     folder = _fetch(config.model, given)
     known = _parts_of(folder)
+    named = DiffusionPipeline.load_config(folder).get("_class_name")
+    for family in _BACKBONES:
+        if named in (kind.__name__ for kind in family.pipelines):
+            _check_vae(given.get("vae"), family, config)
     given = {name: part for name, part in given.items() if name in known}
     variant = _variant(Path(folder))
     for name in _MODEL_PARTS:
@@ -249,13 +257,23 @@ def _load_vae(model: str, dtype: torch.dtype) -> Any:
             expected=_VAE_FORMS,
             action="correct base.vae",
         ) from error
-    if not isinstance(vae, AutoencoderKL | AutoencoderTiny):
+    if not isinstance(vae, tuple({kind for family in _BACKBONES for kind in family.vaes})):
         raise MismatchError(
             f"base.vae = {model!r} is a {type(vae).__name__}",
             expected="an AutoencoderKL or AutoencoderTiny",
             action="name the folder of the autoencoder itself",
         )
     return vae
+
+
+def _check_vae(vae: Any, family: type[Backbone], config: BaseModelConfig) -> None:
+    """Raises MismatchError where models of the family have another kind of autoencoder than the one of `base.vae`."""
+    if vae is not None and not isinstance(vae, family.vaes):
+        raise MismatchError(
+            f"base.vae = {config.vae!r}, a {type(vae).__name__}, with {config.model}",
+            expected=f"for {family.bases}: {' or '.join(kind.__name__ for kind in family.vaes)}",
+            action="name such a one, or remove base.vae",
+        )
 
 
 def _check_texts(base: Backbone, config: BaseModelConfig) -> None:
@@ -273,19 +291,22 @@ def _check_texts(base: Backbone, config: BaseModelConfig) -> None:
                 action="complete the folder",
             )
         files = list((Path(base.pipeline.name_or_path or config.model) / text.part).glob("*.safetensors"))
-        stored = {key.removeprefix("text_model.") for file in files for key in read_header(file, "text encoder")}
+        stored = {_inner(key) for file in files for key in read_header(file, "text encoder")}
         tied: dict[int, list[str]] = {}  # names of one tensor, of which a file has one
         for key, tensor in text.model.state_dict().items():
             tied.setdefault(tensor.data_ptr(), []).append(key)
-        missing = [
-            keys[0] for keys in tied.values() if stored.isdisjoint(key.removeprefix("text_model.") for key in keys)
-        ]
+        missing = [keys[0] for keys in tied.values() if stored.isdisjoint(map(_inner, keys))]
         if files and missing:
             raise ModelNotFoundError(
                 f"{config.model}, whose {text.part} lacks {missing[0]}",
                 expected="all of its weights",
                 action="download it again",
             )
+
+
+def _inner(key: str) -> str:
+    """A tensor's name without those of the models around models, which transformers writes and reads as it likes."""
+    return ".".join(part for part in key.split(".") if part not in _AROUND)
 
 
 def _parts_of(model: str) -> frozenset[str]:

@@ -77,8 +77,7 @@ class TrainableAdapter(nn.Module):
             tokens = self.adapter.project(picture.float())
             return ImagePrompt(
                 tuple(
-                    (site.to_k_ip(tokens), site.to_v_ip(tokens)) if index in acting else None
-                    for index, site in ((index, self.adapter.site(index)) for index in range(self.spec.num_sites))
+                    self.adapter.kv(index, tokens) if index in acting else None for index in range(self.spec.num_sites)
                 )
             )
 
@@ -107,6 +106,9 @@ def new_adapter(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         adapter = IPAdapter(spec)
+    with torch.no_grad():
+        for index in range(spec.num_sites):
+            base.start(index, cast(nn.Module, adapter.site(index)))
     if start is not None and given is not None:
         adapter.load_state_dict(_pretrained(start.name, given, spec))
     elif config.init == "text":
@@ -135,7 +137,7 @@ def _spec(
 ) -> AdapterSpec:
     """Args: sizes: number of tokens and the resampler's width, None for the usual."""
     sites = base.sites
-    dim = sites.sites[0].context_dim
+    dim = base.token_dim
     tokens = sizes[0] or _USUAL_TOKENS[config.kind]
     resampler = None
     if config.kind == "plus":
@@ -171,6 +173,7 @@ def _spec(
         resampler=resampler,
         layer=encoder.layer,
         encoder=EncoderHint(name=encoder.name, image_size=encoder.format.pixel_format.size, crop=encoder.format.crop),
+        head_dim=0 if sites.backbone.layout(base.layout).headed_projection is None else sites.sites[0].head_dim,
     )
 
 

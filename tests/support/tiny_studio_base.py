@@ -1,0 +1,141 @@
+"""Whole Z-Image and Qwen-Image models at tiny sizes, in diffusers layout: real classes, random weights, published names."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import (
+    AutoencoderKL,
+    AutoencoderKLQwenImage,
+    FlowMatchEulerDiscreteScheduler,
+    QwenImagePipeline,
+    ZImagePipeline,
+    ZImageTransformer2DModel,
+)
+from tokenizers.pre_tokenizers import ByteLevel
+from torch import Tensor
+from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration, Qwen2Tokenizer, Qwen3Config, Qwen3Model
+
+from .tiny_qwen_image import TEXT_DIM, diffusers_qwen_image
+from .tiny_z_image import diffusers_z_image
+
+STUDIO_FAMILIES = ("z_image", "qwen_image")
+_BYTES = sorted(ByteLevel.alphabet())
+_SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
+# as the published one lays out a message; also the empty thought that Z-Image asks to leave open
+_CHAT = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}<|im_start|>assistant\n"
+)
+_TEXT: dict[str, Any] = {
+    "vocab_size": len(_BYTES) + len(_SPECIAL),
+    "hidden_size": TEXT_DIM,
+    "intermediate_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "max_position_embeddings": 2048,
+    "bos_token_id": len(_BYTES),
+    "eos_token_id": len(_BYTES),
+}
+_VISION: dict[str, Any] = {"depth": 1, "hidden_size": 16, "intermediate_size": 16, "num_heads": 2}
+# as Tongyi-MAI/Z-Image-Turbo and Qwen/Qwen-Image have them: one shift, and one that follows the picture's size
+_SCHEDULES: dict[str, dict[str, Any]] = {
+    "z_image": {"shift": 3.0, "use_dynamic_shifting": False},
+    "qwen_image": {
+        "use_dynamic_shifting": True,
+        "base_shift": 0.5,
+        "max_shift": 0.9,
+        "base_image_seq_len": 256,
+        "max_image_seq_len": 8192,
+        "shift_terminal": 0.02,
+        "time_shift_type": "exponential",
+    },
+}
+
+
+def write_studio_base(folder: Path, family: str, seed: int = 0) -> Path:
+    """Write a model of the "z_image" or "qwen_image" kind and return its folder."""
+    torch.manual_seed(seed)
+    scheduler = FlowMatchEulerDiscreteScheduler(**_SCHEDULES[family])
+    tokenizer = Qwen2Tokenizer(vocab={sign: number for number, sign in enumerate(_BYTES + list(_SPECIAL))}, merges=[])
+    tokenizer.chat_template = _CHAT
+    given = {"scheduler": scheduler, "tokenizer": tokenizer}
+    pipeline = _z_image(given, seed) if family == "z_image" else _qwen_image(given, seed)
+    pipeline.save_pretrained(folder)
+    return folder
+
+
+def _z_image(given: dict[str, Any], seed: int) -> ZImagePipeline:
+    vae = AutoencoderKL(
+        block_out_channels=(8, 8, 8, 8),
+        down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4,
+        layers_per_block=1,
+        norm_num_groups=4,
+        latent_channels=16,
+        scaling_factor=0.3611,
+        shift_factor=0.1159,
+        use_quant_conv=False,
+        use_post_quant_conv=False,
+    ).eval()
+    text = Qwen3Model(Qwen3Config(**_TEXT, head_dim=8)).eval()
+    return ZImagePipeline(vae=vae, text_encoder=text, transformer=loadable_z_image(seed), **given)
+
+
+def loadable_z_image(seed: int = 0) -> ZImageTransformer2DModel:
+    """`diffusers_z_image`, as diffusers' own constructor makes it: units of the timestep's MLP beyond it are dead."""
+    tiny = diffusers_z_image(seed)
+    model = ZImageTransformer2DModel.from_config(tiny.config)
+    weights = {name: _padded(tensor, model.state_dict()[name]) for name, tensor in tiny.state_dict().items()}
+    model.load_state_dict(weights, strict=True)
+    return model.eval().requires_grad_(False)
+
+
+def _padded(tensor: Tensor, like: Tensor) -> Tensor:
+    padded = torch.zeros_like(like)
+    padded[tuple(slice(size) for size in tensor.shape)] = tensor
+    return padded
+
+
+def _qwen_image(given: dict[str, Any], seed: int) -> QwenImagePipeline:
+    vae = AutoencoderKLQwenImage(
+        base_dim=8,
+        z_dim=16,
+        dim_mult=[1, 1, 1, 1],
+        num_res_blocks=1,
+    ).eval()
+    rope = {"rope_type": "default", "mrope_section": [2, 2, 2], "rope_theta": 10000.0}
+    config = Qwen2_5_VLConfig(
+        text_config={**_TEXT, "rope_parameters": rope},
+        vision_config={**_VISION, "out_hidden_size": TEXT_DIM, "fullatt_block_indexes": [0]},
+        bos_token_id=_TEXT["bos_token_id"],
+        eos_token_id=_TEXT["eos_token_id"],
+    )
+    text = Qwen2_5_VLForConditionalGeneration(config).eval()
+    return QwenImagePipeline(vae=vae, text_encoder=text, transformer=diffusers_qwen_image(seed), **given)
+
+
+@torch.no_grad()
+def write_teachable_studio_base(folder: Path, family: str, pictures: Tensor) -> Path:
+    """The same model, with latents (of pictures (B, 3, H, W), -1..1) that have no noise and a deviation of 1, so that
+    what a reference tells of a picture is worth much of the loss."""
+    write_studio_base(folder, family)
+    if family == "z_image":
+        vae = AutoencoderKL.from_pretrained(folder / "vae")
+        _silence(vae.encoder.conv_out)
+        latents = vae.encode(pictures).latent_dist.mean
+        vae.register_to_config(shift_factor=latents.mean().item(), scaling_factor=1 / latents.std().item())
+    else:
+        vae = AutoencoderKLQwenImage.from_pretrained(folder / "vae")
+        _silence(vae.quant_conv)
+        latents = vae.encode(pictures[:, :, None]).latent_dist.mean.transpose(0, 1).flatten(1)
+        vae.register_to_config(latents_mean=latents.mean(1).tolist(), latents_std=latents.std(1).tolist())
+    vae.save_pretrained(folder / "vae")
+    return folder
+
+
+def _silence(layer: torch.nn.Module) -> None:
+    """Let the second half of its channels, which say the logarithm of the variance, be low."""
+    half = len(layer.bias) // 2
+    layer.weight[half:] = 0
+    layer.bias[half:] = -30

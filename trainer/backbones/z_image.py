@@ -1,0 +1,131 @@
+"""Z-Image: layers of attention over text and picture together."""
+
+# B samples, C latent channels, h w latent size, L cells of the picture, S all tokens, H heads, D head dim
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import cached_property
+from typing import Any
+
+import torch
+from diffusers import ZImagePipeline
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from ipadapter_core.backbone.z_image import Z_IMAGE
+
+from .image_prompt import ImagePrompt, SiteKVs
+from .studio import TEXT_LENGTH, StudioBackbone, image_attention, joint_attention, lengths, rotated
+
+
+class ZImageBackbone(StudioBackbone):
+    """The model counts time from noise, 0, to a clean picture, 1, and answers with the velocity turned round."""
+
+    pipelines = (ZImagePipeline,)
+    part = "transformer"
+    word = "transformer"
+    text_parts = ("text_encoder",)
+    bases = "Z-Image"
+    row = Z_IMAGE
+
+    @classmethod
+    def misfit(cls, model: Any) -> str | None:
+        if model.config.siglip_feat_dim is not None:
+            return "layers that read pictures (Z-Image-Omni)"
+        return None if model.config.qk_norm else "attention without norms"
+
+    @property
+    def patch(self) -> int:
+        return int(self.model.config.all_patch_size[0])
+
+    @property
+    def attentions(self) -> tuple[Any, ...]:
+        return tuple(layer.attention for layer in self.model.layers)
+
+    @cached_property
+    def _shown(self) -> "_Shown":
+        return _Shown()
+
+    def install(self) -> None:
+        for site, attention in enumerate(self.attentions):
+            attention.set_processor(_ImageAttention(site, self._shown))
+
+    def enable_checkpointing(self) -> None:
+        self.model.enable_gradient_checkpointing(self._shown.checkpointed)
+
+    @torch.no_grad()
+    def encode_text(self, captions: Sequence[str]) -> dict[str, Tensor]:
+        rows, _ = self.pipeline.encode_prompt(
+            list(captions),
+            device=self.pipeline.text_encoder.device,
+            do_classifier_free_guidance=False,
+            max_sequence_length=TEXT_LENGTH,
+        )
+        return self.packed(rows)
+
+    def predict(
+        self, noisy: Tensor, times: Tensor, text: Mapping[str, Tensor], sizes: Tensor, image: ImagePrompt
+    ) -> Tensor:
+        captions = [row[:count] for row, count in zip(text["text"].to(self.dtype), lengths(text["mask"]), strict=True)]
+        cells = noisy.shape[-2] * noisy.shape[-1] // self.patch**2
+        with self._shown.showing(image.kv, cells):
+            answers = self.model(
+                list(noisy.to(self.dtype)[:, :, None]), 1 - times, captions, patch_size=self.patch
+            ).sample
+        return -torch.stack(answers).squeeze(2)
+
+
+class _Shown:
+    """What `predict` gives to the layers, which diffusers calls without arguments for their attention."""
+
+    def __init__(self) -> None:
+        self.kv: SiteKVs | None = None
+        self.cells = 0
+
+    @contextmanager
+    def showing(self, kv: SiteKVs | None, cells: int) -> Iterator[None]:
+        before = self.kv, self.cells
+        self.kv, self.cells = kv, cells
+        try:
+            yield
+        finally:
+            self.kv, self.cells = before
+
+    def checkpointed(self, layer: Callable[..., Any], *given: Any) -> Any:
+        """Run a layer that a backward pass runs again, when other images may be shown, or none."""
+        kv, cells = self.kv, self.cells
+
+        def run(*again: Any) -> Any:
+            with self.showing(kv, cells):
+                return layer(*again)
+
+        return checkpoint(run, *given, use_reentrant=False)
+
+
+class _ImageAttention:
+    """Attention of a layer over text and picture, and of the picture's cells, which come first, over the image tokens."""
+
+    def __init__(self, site: int, shown: _Shown) -> None:
+        self.site, self.shown = site, shown
+
+    def __call__(
+        self,
+        attn: Any,
+        hidden_states: Tensor,
+        encoder_hidden_states: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        freqs_cis: Tensor | None = None,
+    ) -> Tensor:
+        assert freqs_cis is not None
+        query, key, value = (
+            project(hidden_states).unflatten(-1, (attn.heads, -1)) for project in (attn.to_q, attn.to_k, attn.to_v)
+        )
+        query, positions = attn.norm_q(query), freqs_cis[:, :, None]
+        out = joint_attention(rotated(query, positions), rotated(attn.norm_k(key), positions), value, attention_mask)
+        kv = None if self.shown.kv is None else self.shown.kv[self.site]
+        if kv is not None:
+            cells = self.shown.cells
+            out = torch.cat((out[:, :cells] + image_attention(query[:, :cells], kv), out[:, cells:]), dim=1)
+        linear, dropout = attn.to_out
+        projected: Tensor = dropout(linear(out))
+        return projected
