@@ -88,7 +88,7 @@ class Backbone(ABC):
 
     @property
     def texts(self) -> tuple[TextEncoder, ...]:
-        parts = (part for part in self.text_parts if hasattr(self.pipeline, part))
+        parts = (part for part in self.text_parts if getattr(self.pipeline, part, None) is not None)
         named = ((part, part.replace("text_encoder", "tokenizer")) for part in parts)
         return tuple(
             TextEncoder(part, getattr(self.pipeline, tokenizer), getattr(self.pipeline, part))
@@ -120,6 +120,11 @@ class Backbone(ABC):
     @abstractmethod
     def text_kv(self, site: int) -> tuple[Tensor, Tensor] | None:
         """The model's own K and V projections of text at a site, which the image's may start from; None: it has none."""
+
+    def head_norms(self, site: int) -> tuple[Tensor, Tensor] | None:
+        """Weights (D,) of the model's own norms of a picture's queries and keys at a site, which an adapter's may start
+        from; None: it has none."""
+        return None
 
     @abstractmethod
     def install(self) -> None:

@@ -22,7 +22,10 @@ from ..hub import HubPlace
 
 PREPROCESS_KEY, TRAINING_KEY, PORTABILITY_KEY = "ipadapter.preprocess", "ipadapter.training", "ipadapter.portability"
 _MODEL_SPEC_VERSION = "1.0.0"  # github.com/Stability-AI/ModelSpec
-_IMPLEMENTATION = "https://github.com/tencent-ailab/IP-Adapter"  # whose tensor names these are
+_IMPLEMENTATIONS = {  # whose tensor names these are
+    "UNet": "https://github.com/tencent-ailab/IP-Adapter",
+    "SD3": "https://huggingface.co/InstantX/SD3.5-Large-IP-Adapter",
+}
 _ARCHITECTURES = {"SD1.5": "stable-diffusion-v1", "SDXL": "stable-diffusion-xl-v1-base"}
 _SD2 = {"epsilon": "stable-diffusion-v2-512", "v_prediction": "stable-diffusion-v2-768-v"}
 # of a config; what else has a slash is a place
@@ -173,7 +176,7 @@ def header(
     stated: dict[str, str | None] = {
         "modelspec.sai_model_spec": _MODEL_SPEC_VERSION,
         "modelspec.architecture": f"{_architecture(spec, facts.prediction_type)}/ip-adapter",
-        "modelspec.implementation": _IMPLEMENTATION,
+        "modelspec.implementation": _IMPLEMENTATIONS[spec.backbone],
         "modelspec.title": facts.title,
         "modelspec.description": facts.description or f"IP-Adapter: {spec.family}",
         "modelspec.author": facts.author,
@@ -218,7 +221,8 @@ def read_preprocess(stated: Mapping[str, str]) -> Preprocess | None:
 
 
 def _architecture(spec: AdapterSpec, prediction_type: str | None) -> str:
-    base = find_backbone(spec.backbone).families.get((spec.cross_attention_dim, spec.num_sites), "unknown")
+    families, sites = find_backbone(spec.backbone).families, spec.num_sites
+    base = families.get((spec.cross_attention_dim, sites)) or families.get((0, sites), "unknown")
     if base == "SD2.x":
         return _SD2[prediction_type or "epsilon"]
     return _ARCHITECTURES.get(base) or base.lower().replace(" ", "-")

@@ -7,7 +7,6 @@ No UNet is built: the loader needs the names and widths of the cross-attention l
 
 # B samples, S feature positions, E encoder dim, N image tokens, C cross-attention dim, L query positions
 
-import copy
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -21,10 +20,12 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ipadapter_core.branch.attention import add_image_attention, image_attention
-from ipadapter_core.file.spec import PENULTIMATE, AdapterSpec, Feature, Negative, Projection
+from ipadapter_core.file.spec import PENULTIMATE, USUAL_BACKBONE, AdapterSpec, Feature, Negative, Projection
 from ipadapter_core.network.adapter import IPAdapter
 
+from .comparing import in_float32, random_features, relative_difference
 from .facts import Preprocess
+from .sd3_portability import difference_in_sd3
 
 NATIVE_ONLY, EVERYWHERE = "native nodes only", "native nodes and diffusers"
 TOLERANCE = 1e-3  # of the largest value; float32 on both sides differs by 1e-5, another network by more than a tenth
@@ -33,8 +34,10 @@ _USUAL_NEGATIVE = {
     Projection.LINEAR: Negative.ZERO_FEATURES,
     Projection.RESAMPLER: Negative.ZERO_PIXELS,
     Projection.MLP: Negative.ZERO_PIXELS,
+    Projection.TIMED_RESAMPLER: Negative.ZERO_FEATURES,
 }
-_POSITIONS = 9  # S, where the adapter does not fix it
+_USUAL_PICTURES = {"UNet": ("CLIP", "center"), "SD3": ("SigLIP", "stretch")}  # encoders, and how references are cut
+_CUTS = {"center": "crops references to their center", "stretch": "stretches references to a square"}
 _SDXL_TEXT = 2048
 _MOST_WIDTHS = 10  # the loader reads one digit of a block's number
 
@@ -77,8 +80,7 @@ def check_portability(path: Path, adapter: IPAdapter, preprocess: Preprocess | N
     """
     around = _conventions(adapter.spec, preprocess)
     try:
-        unet = load_in_diffusers(path, adapter)
-        difference = _difference(adapter, unet)
+        difference = _DIFFERENCES[adapter.spec.backbone](path, adapter)
     except _LOADING_ERRORS as error:
         first_sentence = (str(error).strip().splitlines() or [type(error).__name__])[0].partition(". ")[0].rstrip(".")
         return Portability(False, (f"diffusers cannot load it ({first_sentence})", *around), None)
@@ -88,19 +90,14 @@ def check_portability(path: Path, adapter: IPAdapter, preprocess: Preprocess | N
     return Portability(True, around, difference)
 
 
-def random_features(spec: AdapterSpec) -> Tensor:
-    """Features (2, E) or (2, S, E) such as the adapter reads, always the same ones."""
-    fixed = spec.resampler.max_positions if spec.resampler else None
-    positions = () if spec.projection is Projection.LINEAR else (fixed or _POSITIONS,)
-    return torch.randn(2, *positions, spec.image_dim, generator=torch.Generator().manual_seed(0))
-
-
 def other_nodes_reasons(spec: AdapterSpec, portability: Portability) -> tuple[str, ...]:
     """What keeps ComfyUI's most used other IP-Adapter nodes from reading it, by their documented limits; not run.
 
     They are narrower than diffusers, whose limits they share.
     """
     reasons = list(portability.reasons)
+    if spec.backbone != USUAL_BACKBONE:
+        return *reasons, "they read adapters for SD1.5 and SDXL"
     tokens = {Projection.LINEAR: 4, Projection.RESAMPLER: 16}.get(spec.projection)
     if spec.num_tokens != tokens:
         reasons.append(f"they read {tokens} image tokens, it has {spec.num_tokens}")
@@ -155,11 +152,13 @@ def load_in_diffusers(path: Path, adapter: IPAdapter) -> UNetOutline:
 
 
 @torch.no_grad()
-def _difference(adapter: IPAdapter, unet: UNetOutline) -> float:
-    """Largest difference of tokens and of one attention layer of every width, in parts of the largest value."""
+def _difference_in_unet(path: Path, adapter: IPAdapter) -> float:
+    """Largest difference of tokens and of one attention layer of every width, in parts of the largest value. Errors as
+    `load_in_diffusers`."""
+    unet = load_in_diffusers(path, adapter)
     features = random_features(adapter.spec)
-    tokens = _float(adapter.image_proj)(features)  # (B, N, C)
-    theirs = _float(unet.encoder_hid_proj)([features[:, None]])  # one (B, 1, N, C)
+    tokens = in_float32(adapter.image_proj)(features)  # (B, N, C)
+    theirs = in_float32(unet.encoder_hid_proj)([features[:, None]])  # one (B, 1, N, C)
     worst = relative_difference(theirs[0][:, 0], tokens)
     seen: set[int] = set()
     for site, processor in enumerate(unet.attn_processors.values()):
@@ -180,8 +179,8 @@ def _attention_difference(adapter: IPAdapter, site: int, processor: Any, tokens:
         torch.manual_seed(site)
         attn = Attention(dim, cross_attention_dim=text_dim, heads=heads, dim_head=dim // heads)
         hidden, text = torch.randn(2, 5, dim), torch.randn(2, 7, text_dim)
-    expected = _float(processor)(attn, hidden, (text, theirs))
-    projections, query = _float(adapter.site(site)), attn.to_q(hidden)  # (B, L, dim)
+    expected = in_float32(processor)(attn, hidden, (text, theirs))
+    projections, query = in_float32(adapter.site(site)), attn.to_q(hidden)  # (B, L, dim)
     k, v = (_heads(projection(tokens), heads) for projection in (projections.to_k_ip, projections.to_v_ip))
     image = image_attention(query, k, v, _attend)
     plain = _attend(*(_heads(x, heads) for x in (query, attn.to_k(text), attn.to_v(text))))
@@ -201,26 +200,15 @@ def _conventions(spec: AdapterSpec, preprocess: Preprocess | None) -> tuple[str,
             f"diffusers' negative is {_words(_USUAL_NEGATIVE[spec.projection])}, it was trained with "
             f"{_words(spec.negative)}"
         )
-    if preprocess is not None and preprocess.encoder_kind != "CLIP":
-        reasons.append(f"diffusers' pipelines read CLIP encoders, it reads {preprocess.encoder_kind}")
-    if preprocess is not None and preprocess.crop != "center":
-        reasons.append(f"diffusers crops references to their center, it was trained with crop {preprocess.crop!r}")
+    encoders, crop = _USUAL_PICTURES[spec.backbone]
+    if preprocess is not None and preprocess.encoder_kind != encoders:
+        reasons.append(f"diffusers' pipelines read {encoders} encoders, it reads {preprocess.encoder_kind}")
+    if preprocess is not None and preprocess.crop != crop:
+        reasons.append(f"diffusers {_CUTS[crop]}, it was trained with crop {preprocess.crop!r}")
     return tuple(reasons)
 
 
-def _float(module: Any) -> Any:
-    """A float32 copy, one module at a time: all of a large adapter would take twice its file's size."""
-    return copy.deepcopy(module).float()
-
-
-def relative_difference(given: Tensor, expected: Tensor) -> float:
-    """The largest, in parts of the largest value; 1 where shapes differ, or where only the expected is all zeros."""
-    if given.shape != expected.shape:
-        return 1.0
-    difference, scale = float((given - expected).abs().max()), float(expected.abs().max())
-    if difference == 0:
-        return 0.0
-    return difference / scale if scale else 1.0
+_DIFFERENCES = {"UNet": _difference_in_unet, "SD3": difference_in_sd3}
 
 
 def _attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:

@@ -21,6 +21,7 @@ from ipadapter_core.errors import MismatchError, UnreadableFileError
 from ipadapter_core.file.container import SAFETENSORS_SUFFIXES, read_header
 
 from ..backbones.backbone import PARTS, Backbone
+from ..backbones.sd3 import SD3Backbone
 from ..backbones.unet import UNetBackbone
 from ..config import BaseModelConfig
 from ..hub import HUB_ERRORS, HubPlace, ModelNotFoundError, find_file, find_folder
@@ -30,7 +31,10 @@ from .quantized import loading_arguments
 
 _SDXL_KEY = "conditioner.embedders.1.model.ln_final.weight"
 _V_PREDICTION_KEY = "v_pred"  # an empty tensor that finetunes of SDXL carry
-_BACKBONES: tuple[type[Backbone], ...] = (UNetBackbone,)
+_BACKBONES: tuple[type[Backbone], ...] = (
+    UNetBackbone,
+    SD3Backbone,
+)
 _TEXT_PARTS = tuple(name for number in ("", "_2", "_3") for name in (f"text_encoder{number}", f"tokenizer{number}"))
 _MODEL_PARTS = ("unet", "transformer")
 _UNUSED_PARTS = ("safety_checker", "feature_extractor", "image_encoder")
@@ -197,8 +201,10 @@ def _open_folder(
     config: BaseModelConfig, dtype: torch.dtype, given: dict[str, Any], quantizing: dict[str, Any] | None
 ) -> Any:
     folder = _fetch(config.model, given)
-    known = _parts_of(folder)
-    given = {name: part for name, part in given.items() if name in known}
+    parts = _parts_of(folder)
+    known = frozenset(parts)
+    absent = dict.fromkeys(name for name in _TEXT_PARTS if name in known and parts[name] == [None, None])
+    given = {name: part for name, part in given.items() if name in known} | absent
     variant = _variant(Path(folder))
     for name in _MODEL_PARTS:
         if quantizing is not None and name in known:
@@ -270,7 +276,9 @@ def _check_texts(base: Backbone, config: BaseModelConfig) -> None:
             )
         files = list((Path(base.pipeline.name_or_path or config.model) / text.part).glob("*.safetensors"))
         stored = {key.removeprefix("text_model.") for file in files for key in read_header(file, "text encoder")}
-        missing = [key for key in text.model.state_dict() if key.removeprefix("text_model.") not in stored]
+        held = {key.removeprefix("text_model."): tensor.data_ptr() for key, tensor in text.model.state_dict().items()}
+        read = {place for key, place in held.items() if key in stored}  # T5 has its embeddings under two names
+        missing = [key for key, place in held.items() if key not in stored and place not in read]
         if files and missing:
             raise ModelNotFoundError(
                 f"{config.model}, whose {text.part} lacks {missing[0]}",
@@ -279,8 +287,8 @@ def _check_texts(base: Backbone, config: BaseModelConfig) -> None:
             )
 
 
-def _parts_of(model: str) -> frozenset[str]:
-    """Names of its parts, all of classes of diffusers or transformers.
+def _parts_of(model: str) -> dict[str, Any]:
+    """Its parts by name, each a module and a class of diffusers or transformers; two nulls where it was saved without.
 
     Raises:
         MismatchError: one of another module, which diffusers before 0.42 imports and thereby runs.
@@ -294,7 +302,7 @@ def _parts_of(model: str) -> frozenset[str]:
                 expected=f"parts of {' and '.join(_MODULES)} alone: importing another module runs it",
                 action="choose another base.model, or a copy of it without code of its own",
             )
-    return frozenset(named)
+    return named
 
 
 def _reason(error: BaseException) -> str:

@@ -10,11 +10,15 @@ from typing import cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
+from ipadapter_core.backbone.sd3 import SD3, JointProjection
+from ipadapter_core.backbone.sites import Sites
 from ipadapter_core.backbone.unet import UNET
 from ipadapter_core.encoder.choice import encoder_need
 from ipadapter_core.errors import MismatchError
 from ipadapter_core.file.detect import BASE_NAMES
+from ipadapter_core.file.sd3 import INSTANTX_SD3, base_of_blocks
 from ipadapter_core.file.spec import AdapterSpec, EncoderHint, Negative, Projection, ResamplerSpec
 from ipadapter_core.network.adapter import IPAdapter, load_adapter
 from ipadapter_core.network.fit import check_sites
@@ -32,6 +36,7 @@ _USUAL_TOKENS = {"base": 4, "plus": 16, "full": None}
 _USUAL_NEGATIVE = {"base": Negative.ZERO_FEATURES, "plus": Negative.ZERO_PIXELS, "full": Negative.ZERO_PIXELS}
 _NARROW_TEXT, _NARROW_RESAMPLER, _WIDE_RESAMPLER = 768, 768, 1280
 _FF_FACTOR = 4
+_TIMED_TOKENS, _TIME_DIM, _TIMES = 64, 320, 1000  # as InstantX's SD3.5 adapter has them
 
 
 class TrainableAdapter(nn.Module):
@@ -74,6 +79,9 @@ class TrainableAdapter(nn.Module):
         acting = self.trained_sites | self.frozen_sites
         picture = features[FEATURES]
         with torch.autocast(picture.device.type, enabled=False):
+            if self.spec.is_timed:
+                assert times is not None
+                return self._at(picture.float(), times.float())
             tokens = self.adapter.project(picture.float())
             return ImagePrompt(
                 tuple(
@@ -82,6 +90,15 @@ class TrainableAdapter(nn.Module):
                 )
             )
 
+    def _at(self, features: Tensor, times: Tensor) -> ImagePrompt:
+        """Likewise, of an adapter whose tokens change with the time."""
+        adapter = self.adapter
+        tokens, time = adapter.timed_tokens(features, times * _TIMES)
+        pairs = [adapter.timed_kv(index, tokens, functional.silu(time)) for index in range(self.spec.num_sites)]
+        # clones, since FSDP takes the weights themselves away after this forward
+        norms = [[weight.clone() for weight in adapter.timed_norms(index)] for index in range(self.spec.num_sites)]
+        return ImagePrompt(tuple((k.flatten(2), v.flatten(2)) for k, v in pairs), tuple((q, k) for q, k in norms))
+
 
 def new_adapter(
     config: AdapterConfig, base: Backbone, encoder: ImageEncoder, seed: int = 0, *, is_fresh: bool = False
@@ -89,11 +106,11 @@ def new_adapter(
     """Build the network a config describes for a base and an encoder; a fresh one whatever `pretrained` says.
 
     Projections start as PyTorch initialises them, from `seed`; K/V from the text projections (arXiv 2308.06721,
-    section 4.1.2) unless `init` is random.
+    section 4.1.2) unless `init` is random, and an adapter's own norms from the model's.
 
     Raises:
         BadInputError: an unknown layer preset, or one without a site here.
-        MismatchError: `pretrained` is of another kind or size; says which.
+        MismatchError: `pretrained` is of another kind or size; says which. Or none of this kind is for such a base.
         UnreadableFileError, UnknownCheckpointError: as `load_adapter`, of `pretrained`.
         ModelNotFoundError: as `pretrained_file`.
     """
@@ -103,7 +120,11 @@ def new_adapter(
     start = None if config.pretrained is None or is_fresh else pretrained_file(config.pretrained)
     given = None if start is None else load_adapter(start, verify_again=True)
     site_dims = tuple(site.dim for site in sites.sites)
-    spec = _spec(config, _sizes_of_start(config, given), site_dims, sites.sites[0].context_dim, encoder)
+    if base.is_timed:
+        _check_timed(config, base, is_whole=len(trained) == len(site_dims))
+        spec = _timed_spec(config, _sizes_of_start(config, given), sites, encoder)
+    else:
+        spec = _spec(config, _sizes_of_start(config, given), site_dims, sites.sites[0].context_dim, encoder)
     check_sites(spec, sites)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -112,6 +133,7 @@ def new_adapter(
         adapter.load_state_dict(_pretrained(start.name, given, spec))
     elif config.init == "text":
         _copy_text_projections(adapter, base)
+        _copy_norms(adapter, base)
     return TrainableAdapter(adapter, trained, keeps_others=config.other_blocks == "frozen")
 
 
@@ -140,20 +162,8 @@ def _spec(
     resampler = None
     if config.kind == "plus":
         assert tokens is not None
-        width = sizes[1] or (_NARROW_RESAMPLER if dim <= _NARROW_TEXT else _WIDE_RESAMPLER)
-        if width % config.resampler_head_dim:
-            raise MismatchError(
-                f"a resampler of width {width} with heads of size {config.resampler_head_dim}",
-                expected="a width that is a multiple of the head size",
-                action="change adapter.resampler_dim or adapter.resampler_head_dim",
-            )
-        resampler = ResamplerSpec(
-            dim=width,
-            depth=config.resampler_depth,
-            num_heads=width // config.resampler_head_dim,
-            head_dim=config.resampler_head_dim,
-            ff_dim=_FF_FACTOR * width,
-            num_queries=tokens,
+        resampler = _resampler(
+            config, tokens, sizes[1] or (_NARROW_RESAMPLER if dim <= _NARROW_TEXT else _WIDE_RESAMPLER)
         )
     base = UNET.families.get((dim, len(site_dims))) or BASE_NAMES.get(dim, f"a base with {dim}-wide text tokens")
     return AdapterSpec(
@@ -172,6 +182,69 @@ def _spec(
     )
 
 
+def _resampler(config: AdapterConfig, tokens: int, width: int, time_dim: int | None = None) -> ResamplerSpec:
+    if width % config.resampler_head_dim:
+        raise MismatchError(
+            f"a resampler of width {width} with heads of size {config.resampler_head_dim}",
+            expected="a width that is a multiple of the head size",
+            action="change adapter.resampler_dim or adapter.resampler_head_dim",
+        )
+    return ResamplerSpec(
+        dim=width,
+        depth=config.resampler_depth,
+        num_heads=width // config.resampler_head_dim,
+        head_dim=config.resampler_head_dim,
+        ff_dim=_FF_FACTOR * width,
+        num_queries=tokens,
+        time_dim=time_dim,
+    )
+
+
+def _timed_spec(
+    config: AdapterConfig, sizes: tuple[int | None, int | None], sites: Sites, encoder: ImageEncoder
+) -> AdapterSpec:
+    """InstantX's kind for SD3.5, whose tokens are as wide as the model. Arguments as `_spec`'s."""
+    tokens, site_dims = sizes[0] or _TIMED_TOKENS, tuple(site.dim for site in sites.sites)
+    return AdapterSpec(
+        family=INSTANTX_SD3,
+        base=base_of_blocks(site_dims),
+        projection=Projection.TIMED_RESAMPLER,
+        feature=encoder.feature,
+        image_dim=encoder.width,
+        cross_attention_dim=site_dims[0],
+        num_tokens=tokens,
+        site_dims=site_dims,
+        negative=Negative.ZERO_FEATURES if config.negative == "auto" else Negative(config.negative),
+        resampler=_resampler(config, tokens, sizes[1] or _WIDE_RESAMPLER, _TIME_DIM),
+        layer=encoder.layer,
+        backbone=SD3.name,
+        encoder=EncoderHint(
+            name=encoder.name,
+            kind=encoder.spec.kind,
+            image_size=encoder.format.pixel_format.size,
+            crop=encoder.format.crop,
+        ),
+        layout=INSTANTX_SD3,
+        head_dim=sites.sites[0].head_dim,
+    )
+
+
+def _check_timed(config: AdapterConfig, base: Backbone, *, is_whole: bool) -> None:
+    if config.kind != "plus":
+        raise MismatchError(
+            f'adapter.kind = "{config.kind}" with {base.name}, a model of the {base.sites.backbone.name} kind',
+            expected='adapter.kind = "plus", here a resampler that reads the time as well (the kind of InstantX)',
+            action='set adapter.kind = "plus"',
+        )
+    if not is_whole and config.other_blocks == "zero":
+        raise MismatchError(
+            f'adapter.blocks = "{config.blocks}" with {base.name}, where a layer without an image changes pictures too',
+            expected='adapter.blocks = "all": what is added is an attention to the picture itself as well, which no '
+            "weights turn off",
+            action='set adapter.blocks = "all", or adapter.other_blocks = "frozen" with adapter.pretrained',
+        )
+
+
 def _copy_text_projections(adapter: IPAdapter, base: Backbone) -> None:
     with torch.no_grad():
         for index in range(adapter.spec.num_sites):
@@ -182,10 +255,25 @@ def _copy_text_projections(adapter: IPAdapter, base: Backbone) -> None:
                 site.to_v_ip.weight.copy_(weights[1])
 
 
+def _copy_norms(adapter: IPAdapter, base: Backbone) -> None:
+    """Queries and keys of the picture as the model itself norms them, and keys of the image like those."""
+    with torch.no_grad():
+        for index in range(adapter.spec.num_sites):
+            weights = base.head_norms(index) if adapter.spec.is_timed else None
+            if weights is not None:
+                site = cast(JointProjection, adapter.site(index))
+                for norm, weight in (
+                    (site.norm_q, weights[0]),
+                    (site.norm_k, weights[1]),
+                    (site.norm_ip_k, weights[1]),
+                ):
+                    norm.weight.copy_(weight)
+
+
 def _sizes_of_start(config: AdapterConfig, given: IPAdapter | None) -> tuple[int | None, int | None]:
     """Number of tokens and the resampler's width; of the file to start from, where the config leaves them open."""
     tokens, width = config.tokens, config.resampler_dim
-    if given is None or given.spec.projection is not _PROJECTIONS[config.kind]:
+    if given is None or _kind(given.spec) != config.kind:
         return tokens, width
     resampler = given.spec.resampler
     return (
@@ -217,8 +305,7 @@ def _pretrained(name: str, given: IPAdapter, spec: AdapterSpec) -> dict[str, Ten
 
 def _sizes(spec: AdapterSpec) -> list[tuple[str, object, str]]:
     """What decides the shapes of an adapter: in words, its value, and what makes a config ask for that one."""
-    kinds = {projection: kind for kind, projection in _PROJECTIONS.items()}
-    kind, resampler = kinds.get(spec.projection, spec.projection.value), spec.resampler
+    kind, resampler = _kind(spec), spec.resampler
     names = {"resampler_dim": "dim", "resampler_depth": "depth", "resampler_head_dim": "head_dim"}
     keys: dict[str, object] = {"kind": kind, "tokens": spec.num_tokens}
     keys |= {key: getattr(resampler, name, None) for key, name in names.items()}
@@ -230,6 +317,12 @@ def _sizes(spec: AdapterSpec) -> list[tuple[str, object, str]]:
         ("text tokens of width", spec.cross_attention_dim, base),
         ("attention layers of widths", _in_short(spec.site_dims), base),
     ]
+
+
+def _kind(spec: AdapterSpec) -> str:
+    """As `adapter.kind` calls it."""
+    kinds = {projection: kind for kind, projection in _PROJECTIONS.items()}
+    return "plus" if spec.is_timed else kinds.get(spec.projection, spec.projection.value)
 
 
 def _in_short(widths: tuple[int, ...]) -> str:

@@ -1,0 +1,38 @@
+"""How two readings of one adapter file are compared."""
+
+import copy
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ipadapter_core.file.spec import AdapterSpec, Projection
+
+_POSITIONS = 9  # of features, where the adapter does not fix it
+
+
+def random_features(spec: AdapterSpec) -> Tensor:
+    """Features (2, E) or (2, S, E) such as the adapter reads, always the same ones."""
+    fixed = spec.resampler.max_positions if spec.resampler else None
+    positions = () if spec.projection is Projection.LINEAR else (fixed or _POSITIONS,)
+    return torch.randn(2, *positions, spec.image_dim, generator=torch.Generator().manual_seed(0))
+
+
+def random_timesteps() -> Tensor:
+    """(2,), 0..1000, for those that read them."""
+    return torch.tensor([250.0, 900.0])
+
+
+def relative_difference(given: Tensor, expected: Tensor) -> float:
+    """The largest, in parts of the largest value; 1 where shapes differ, or where only the expected is all zeros."""
+    if given.shape != expected.shape:
+        return 1.0
+    difference, scale = float((given - expected).abs().max()), float(expected.abs().max())
+    if difference == 0:
+        return 0.0
+    return difference / scale if scale else 1.0
+
+
+def in_float32(module: Any) -> Any:
+    """A float32 copy, one module at a time: all of a large adapter would take twice its file's size."""
+    return copy.deepcopy(module).float()
