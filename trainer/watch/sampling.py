@@ -306,8 +306,9 @@ def _halves(no_image: KV, image: KV, *, swap: bool) -> KV:
 
 def _factors(kv: KV, strength: SiteStrength) -> Tensor:
     """(2B, 1, 1)."""
-    sides = kv[0].new_tensor((strength.value, 0.0 if strength.swap else strength.value))
-    return sides.repeat_interleave(len(kv[0]) // 2)[:, None, None]
+    value, half = strength.value, len(kv[0]) // 2
+    rows = [value] * half + [0.0 if strength.swap else value] * half
+    return torch.tensor(rows, dtype=kv[0].dtype, device=kv[0].device)[:, None, None]
 
 
 def _second_half(image: ImagePrompt) -> ImagePrompt:
