@@ -44,7 +44,7 @@ class TimedSites:
     Attributes:
         projection: the weights of a site, made of the width of the tokens, the site's channels, the layer classes, the
             size of a head and the width of a noise level's vector.
-        kv: those weights, tokens (R, T, C) and the vector (1, W), through SiLU, to keys and values (R, T, H, D).
+        kv: those weights, tokens (R, T, C) and the vectors (R or 1, W), through SiLU, to keys and values (R, T, H, D).
         adapter_norms: the weights the adapter norms queries and keys of the picture with, (D,) each.
         block_norms: those the block itself norms them with before; None where it does not.
         epsilon: of all these norms.

@@ -4,6 +4,7 @@
 
 from typing import Any, cast
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -25,9 +26,9 @@ class TimeNorm(nn.Module):
         self.linear = ops.Linear(time_dim, 2 * dim)
 
     def forward(self, tokens: Tensor, time: Tensor) -> Tensor:
-        """Tokens (R, T, C), all of one noise level (1, W)."""
-        shift, scale = self.linear(time)[0].chunk(2)
-        return functional.layer_norm(tokens, tokens.shape[-1:], 1 + scale, shift, _EPSILON)
+        """Tokens (R, T, C) of noise levels (R, W), or all of one (1, W)."""
+        shift, scale = self.linear(time)[:, None].chunk(2, dim=-1)
+        return torch.addcmul(shift, functional.layer_norm(tokens, tokens.shape[-1:], eps=_EPSILON), 1 + scale)
 
 
 class JointProjection(nn.Module):
@@ -51,7 +52,7 @@ class JointProjection(nn.Module):
         self.norm_q, self.norm_k, self.norm_ip_k = (HeadNorm(head_dim) for _ in range(3))
 
     def kv(self, tokens: Tensor, time: Tensor) -> tuple[Tensor, Tensor]:
-        """Keys and values (R, T, H, D) of tokens (R, T, C) of a noise level, whose vector (1, W) went through SiLU."""
+        """Keys and values (R, T, H, D) of tokens (R, T, C) of noise levels, whose vectors (R or 1, W) went through SiLU."""
         normed, weight = self.norm_ip(tokens, time), self.norm_ip_k.weight
         key, value = (part.unflatten(-1, (-1, len(weight))) for part in (self.to_k_ip(normed), self.to_v_ip(normed)))
         return functional.rms_norm(key, weight.shape, weight.to(key), _EPSILON), value

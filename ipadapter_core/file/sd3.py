@@ -15,6 +15,12 @@ _LARGE = (38, 2432)  # blocks, and their width
 _SITE = re.compile(r"ip_adapter\.(\d+)\.to_[kv]_ip\.weight")
 
 
+def base_of_blocks(site_dims: tuple[int, ...]) -> str:
+    """The base model with these joint blocks, in words."""
+    is_large = (len(site_dims), site_dims[0]) == _LARGE
+    return "SD3.5-Large" if is_large else f"SD3 of {len(site_dims)} blocks, {site_dims[0]} wide"
+
+
 def _read_instantx(shapes: Shapes, stated: Mapping[str, object]) -> AdapterSpec:
     resampler, image_dim = read_resampler(shapes, stated, "image_proj", dim_of(shapes, "image_proj.latents", 1))
     _, time_dim = matrix(shapes, "image_proj.time_embedding.linear_1.weight")
@@ -25,10 +31,9 @@ def _read_instantx(shapes: Shapes, stated: Mapping[str, object]) -> AdapterSpec:
         raise inconsistent(f"image_proj.time_embedding.linear_1.weight has {time_dim} columns, not an even number")
     if not head_dim or any(dim % head_dim for dim in site_dims):
         raise inconsistent(f"heads of size {head_dim} (ip_adapter.0.norm_q.weight) do not divide {site_dims[0]}")
-    is_large = (len(site_dims), site_dims[0]) == _LARGE
     return AdapterSpec(
         family=INSTANTX_SD3,
-        base="SD3.5-Large" if is_large else f"SD3 of {len(site_dims)} blocks, {site_dims[0]} wide",
+        base=base_of_blocks(site_dims),
         projection=Projection.TIMED_RESAMPLER,
         feature=Feature.HIDDEN_STATES,
         image_dim=image_dim,

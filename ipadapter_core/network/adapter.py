@@ -88,7 +88,8 @@ class IPAdapter(nn.Module):
         return None if make is None else make(self.ip_adapter[self._layout.site_key(index)])
 
     def timed_tokens(self, features: Tensor, timestep: Tensor) -> tuple[Tensor, Tensor]:
-        """Image features (B, S, E) and a timestep (1,), 0..1000, to image tokens (B, N, C) and the time's vector (1, W).
+        """Image features (B, S, E) and timesteps (B or 1,), 0..1000, to image tokens (B, N, C) and the times' vectors
+        (B or 1, W).
 
         For adapters whose `spec.is_timed` alone.
         """
@@ -98,6 +99,11 @@ class IPAdapter(nn.Module):
         """Keys and values (B, N, H, D) of such tokens at a site; `time` went through SiLU."""
         assert self._layout.timed is not None
         return self._layout.timed.kv(self.ip_adapter[self._layout.site_key(index)], tokens, time)
+
+    def timed_norms(self, index: int) -> tuple[Tensor, Tensor]:
+        """Weights (D,) that a site's own norms of the picture's queries and keys have, likewise."""
+        assert self._layout.timed is not None
+        return self._layout.timed.adapter_norms(self.ip_adapter[self._layout.site_key(index)])
 
     def project(self, features: Tensor) -> Tensor:
         """Image features (B, E) or (B, S, E) to image tokens (B, N, C)."""

@@ -17,7 +17,7 @@ from ipadapter_core.errors import MismatchError
 from ipadapter_core.file.names import USUAL_LAYOUT
 from ipadapter_core.file.spec import Negative
 
-from ..config import BaseModelConfig, Config, ObjectiveConfig
+from ..config import AdapterConfig, BaseModelConfig, Config, ObjectiveConfig
 from ..models.base import brought, fingerprint
 from .image_prompt import ImageAt, ImagePrompt
 from .times import TimeShift
@@ -69,6 +69,8 @@ class Backbone(ABC):
     """diffusers' classes of autoencoders that fit."""
     layout: ClassVar[str] = USUAL_LAYOUT
     """Whose arithmetic and names of tensors its adapters have, as `AdapterSpec.layout`."""
+    usual_tokens: ClassVar[Mapping[str, int]] = {}
+    """Image tokens by kind, where they are others than a UNet's."""
     negatives: ClassVar[Mapping[str, Negative]] = {}
     """What stands for no image by kind of adapter, where it is not what that kind has for UNets."""
 
@@ -97,7 +99,7 @@ class Backbone(ABC):
 
     @property
     def texts(self) -> tuple[TextEncoder, ...]:
-        parts = (part for part in self.text_parts if hasattr(self.pipeline, part))
+        parts = (part for part in self.text_parts if getattr(self.pipeline, part, None) is not None)
         named = ((part, part.replace("text_encoder", "tokenizer")) for part in parts)
         return tuple(
             TextEncoder(part, getattr(self.pipeline, tokenizer), getattr(self.pipeline, part))
@@ -129,6 +131,19 @@ class Backbone(ABC):
     @abstractmethod
     def text_kv(self, site: int) -> tuple[Tensor, Tensor] | None:
         """The model's own K and V projections of text at a site, which the image's may start from; None: it has none."""
+
+    @property
+    def base_name(self) -> str:
+        """What an adapter is for, in words."""
+        return self.bases
+
+    def family(self, kind: str) -> str:
+        """What an adapter of a kind is called."""
+        return f"{self.base_name} {kind}"
+
+    def check_adapter(self, config: AdapterConfig) -> None:
+        """Raises MismatchError if there is no such adapter for this family."""
+        return
 
     def start(self, site: int, weights: nn.Module) -> None:
         """Give what a site of a new adapter has beside its projections the values it starts from."""

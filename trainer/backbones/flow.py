@@ -66,6 +66,15 @@ class FlowBackbone(Backbone):
                     expected="a model with a schedule of noise levels; a flow model's loss has no such weights",
                     action=f"remove {name}",
                 )
+        data, step = config.data, self.side_step
+        sides = {"data.resolution": data.resolutions, "data.bucket_step": (data.bucket_step,) if data.buckets else ()}
+        for name, numbers in sides.items():
+            if wrong := [number for number in numbers if number % step]:
+                raise MismatchError(
+                    f"{name} = {wrong[0]} with {self.name}",
+                    expected=f"multiples of {step}, the side of one of its tokens in pixels",
+                    action=f"set it to {max(1, round(wrong[0] / step)) * step}, for instance",
+                )
 
     def told(self, guidance: float) -> "FlowBackbone":
         """The same model, which is told how much guidance there is where it can be told."""

@@ -16,9 +16,14 @@ class ImagePrompt(NamedTuple):
 
     Attributes:
         kv: K and V of every site, in checkpoint order; None where the image does not act.
+        norms: by site, the weights (D,) of the adapter's own norms of the picture's queries and keys; empty for those
+            that have none. The image's attention then runs over the picture's own keys too.
+        strengths: by site, (B, 1, 1), what such an attention is multiplied by; empty is 1. Elsewhere it is in the values.
     """
 
     kv: tuple[KV | None, ...]
+    norms: tuple[KV | None, ...] = ()
+    strengths: tuple[Tensor | None, ...] = ()
 
 
 ImageAt = Callable[[Tensor], ImagePrompt]

@@ -14,7 +14,9 @@ from diffusers.training_utils import compute_snr
 from torch import Tensor
 
 from ipadapter_core.backbone.sites import Sites
+from ipadapter_core.backbone.unet import UNET
 from ipadapter_core.errors import MismatchError
+from ipadapter_core.file.detect import BASE_NAMES
 
 from ..config import BaseModelConfig, Config, ObjectiveConfig
 from ..models.quantized import full_weight
@@ -66,6 +68,12 @@ class UNetBackbone(Backbone):
     @property
     def sites(self) -> Sites:
         return self._found[0]
+
+    @property
+    def base_name(self) -> str:
+        dim = self.token_dim
+        name = UNET.families.get((dim, len(self.sites.sites))) or BASE_NAMES.get(dim)
+        return name or f"a base with {dim}-wide text tokens"
 
     def text_kv(self, site: int) -> tuple[Tensor, Tensor]:
         attention = self._found[1][site]

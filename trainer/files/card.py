@@ -13,7 +13,8 @@ from ..words import visible
 from .facts import ExportFacts
 
 _TEMPLATES = Path(__file__).parent / "templates"
-_PIPELINES = {"SDXL": "StableDiffusionXLPipeline"}
+_PIPELINES = {"SDXL": "StableDiffusionXLPipeline"}  # by base
+_TRANSFORMERS = {"SD3": "StableDiffusion3Pipeline"}  # by kind of base
 
 
 _SIGNS = str.maketrans({"<": "&lt;", "[": "\\[", "|": "\\|", "\n": " "})
@@ -56,6 +57,8 @@ def write_card(path: Path, file_name: str, spec: AdapterSpec, facts: ExportFacts
         encoder=encoder_need(spec),
         reads_embeds=spec.projection is Projection.LINEAR,
         description=_Markdown(facts.description or ""),
-        pipeline=_PIPELINES.get(spec.base, "StableDiffusionPipeline"),
+        pipeline=_TRANSFORMERS.get(spec.backbone) or _PIPELINES.get(spec.base, "StableDiffusionPipeline"),
+        encoder_class="SiglipVisionModel" if spec.is_timed else "CLIPVisionModelWithProjection",
+        processor_class="SiglipImageProcessor" if spec.is_timed else "CLIPImageProcessor",
     )
     write_aside(path, lambda part: part.write_text(text, encoding="utf-8"))

@@ -20,6 +20,11 @@ def random_features(spec: AdapterSpec) -> Tensor:
     return torch.randn(2, *positions, spec.image_dim, generator=torch.Generator().manual_seed(0))
 
 
+def random_timesteps() -> Tensor:
+    """(2,), 0..1000, for those that read them."""
+    return torch.tensor([250.0, 900.0])
+
+
 def as_float(module: Any) -> Any:
     """A float32 copy, one module at a time: all of a large adapter would take twice its file's size."""
     return copy.deepcopy(module).float()

@@ -24,7 +24,7 @@ from ..config import Precision
 from ..models.base import DTYPES
 from ..storage import storage
 from .card import write_card
-from .comparing import random_features, relative_difference
+from .comparing import random_features, random_timesteps, relative_difference
 from .facts import ExportFacts, header
 from .portability import Portability, check_portability
 from .workplace import workplace
@@ -186,8 +186,11 @@ def _prove(path: Path, adapter: IPAdapter, tensors: Mapping[str, Tensor]) -> flo
 
 def _tokens(adapter: IPAdapter, features: Tensor) -> Tensor:
     parameters = {name: tensor.cpu().float() for name, tensor in adapter.image_proj.state_dict().items()}
-    tokens: Tensor = torch.func.functional_call(adapter.image_proj, parameters, (features,))
-    return tokens
+    if not adapter.spec.is_timed:
+        tokens: Tensor = torch.func.functional_call(adapter.image_proj, parameters, (features,))
+        return tokens
+    timed: Tensor = torch.func.functional_call(adapter.image_proj, parameters, (features, random_timesteps()))[0]
+    return timed
 
 
 def _nameless(spec: AdapterSpec) -> dict[str, object]:

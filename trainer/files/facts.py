@@ -16,6 +16,7 @@ from ipadapter_core.errors import UnreadableFileError
 from ipadapter_core.file.header import HASH_KEY
 from ipadapter_core.file.json_text import parse_json
 from ipadapter_core.file.names import USUAL_LAYOUT
+from ipadapter_core.file.sd3 import INSTANTX_SD3
 from ipadapter_core.file.spec import AdapterSpec
 
 from ..config import AdapterConfig, Config
@@ -23,7 +24,10 @@ from ..hub import HubPlace
 
 PREPROCESS_KEY, TRAINING_KEY, PORTABILITY_KEY = "ipadapter.preprocess", "ipadapter.training", "ipadapter.portability"
 _MODEL_SPEC_VERSION = "1.0.0"  # github.com/Stability-AI/ModelSpec
-_IMPLEMENTATION = "https://github.com/tencent-ailab/IP-Adapter"  # whose tensor names these are
+_IMPLEMENTATIONS = {  # whose tensor names these are
+    USUAL_LAYOUT: "https://github.com/tencent-ailab/IP-Adapter",
+    INSTANTX_SD3: "https://huggingface.co/InstantX/SD3.5-Large-IP-Adapter",
+}
 _ARCHITECTURES = {"SD1.5": "stable-diffusion-v1", "SDXL": "stable-diffusion-xl-v1-base"}
 _SD2 = {"epsilon": "stable-diffusion-v2-512", "v_prediction": "stable-diffusion-v2-768-v"}
 # of a config; what else has a slash is a place
@@ -174,7 +178,7 @@ def header(
     stated: dict[str, str | None] = {
         "modelspec.sai_model_spec": _MODEL_SPEC_VERSION,
         "modelspec.architecture": f"{_architecture(spec, facts.prediction_type)}/ip-adapter",
-        "modelspec.implementation": _IMPLEMENTATION if spec.layout == USUAL_LAYOUT else spec.layout,
+        "modelspec.implementation": _IMPLEMENTATIONS.get(spec.layout, spec.layout),
         "modelspec.title": facts.title,
         "modelspec.description": facts.description or f"IP-Adapter: {spec.family}",
         "modelspec.author": facts.author,

@@ -2,12 +2,14 @@
 
 from ipadapter_core.errors import UnsupportedFamilyError
 from ipadapter_core.file.names import USUAL_LAYOUT, XLABS
+from ipadapter_core.file.sd3 import INSTANTX_SD3
 from ipadapter_core.file.spec import USUAL_BACKBONE, AdapterSpec
 from ipadapter_core.file.studio import STUDIO
 
 _TRAINED = {  # kind of base model, and layout: in words
     (USUAL_BACKBONE, USUAL_LAYOUT): "SD1.5, SD2.x, SDXL or Kolors",
     ("FLUX", XLABS): "FLUX.1 (XLabs' kind)",
+    ("SD3", INSTANTX_SD3): "SD3.5 (InstantX's kind)",
     ("Z-Image", STUDIO): "Z-Image",
     ("Qwen-Image", STUDIO): "Qwen-Image",
 }

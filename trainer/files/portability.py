@@ -22,12 +22,14 @@ from torch.nn import functional
 
 from ipadapter_core.branch.attention import add_image_attention, image_attention
 from ipadapter_core.file.names import USUAL_LAYOUT, XLABS
+from ipadapter_core.file.sd3 import INSTANTX_SD3
 from ipadapter_core.file.spec import PENULTIMATE, USUAL_BACKBONE, AdapterSpec, Feature, Negative, Projection
 from ipadapter_core.network.adapter import IPAdapter
 
 from .comparing import as_float, random_features, relative_difference
 from .facts import Preprocess
 from .flux_portability import flux_difference
+from .sd3_portability import sd3_difference
 
 NATIVE_ONLY, EVERYWHERE = "native nodes only", "native nodes and diffusers"
 TOLERANCE = 1e-3  # of the largest value; float32 on both sides differs by 1e-5, another network by more than a tenth
@@ -37,7 +39,11 @@ _USUAL_NEGATIVE = {
     (USUAL_LAYOUT, Projection.RESAMPLER): Negative.ZERO_PIXELS,
     (USUAL_LAYOUT, Projection.MLP): Negative.ZERO_PIXELS,
     (XLABS, Projection.LINEAR): Negative.BLACK_PICTURE,
+    (INSTANTX_SD3, Projection.TIMED_RESAMPLER): Negative.ZERO_FEATURES,
 }
+_USUAL_PICTURES = {INSTANTX_SD3: ("SigLIP", "stretch")}  # encoders, and how references are cut, where not as everywhere
+_EVERYWHERE = ("CLIP", "center")
+_CUTS = {"center": "crops references to their center", "stretch": "stretches references to a square"}
 _SDXL_TEXT = 2048
 _MOST_WIDTHS = 10  # the loader reads one digit of a block's number
 
@@ -200,10 +206,11 @@ def _conventions(spec: AdapterSpec, preprocess: Preprocess | None) -> tuple[str,
     negative = _USUAL_NEGATIVE.get((spec.layout, spec.projection), spec.negative)
     if spec.negative is not negative:
         reasons.append(f"diffusers' negative is {_words(negative)}, it was trained with {_words(spec.negative)}")
-    if preprocess is not None and preprocess.encoder_kind != "CLIP":
-        reasons.append(f"diffusers' pipelines read CLIP encoders, it reads {preprocess.encoder_kind}")
-    if preprocess is not None and preprocess.crop != "center":
-        reasons.append(f"diffusers crops references to their center, it was trained with crop {preprocess.crop!r}")
+    encoders, crop = _USUAL_PICTURES.get(spec.layout, _EVERYWHERE)
+    if preprocess is not None and preprocess.encoder_kind != encoders:
+        reasons.append(f"diffusers' pipelines read {encoders} encoders, it reads {preprocess.encoder_kind}")
+    if preprocess is not None and preprocess.crop != crop:
+        reasons.append(f"diffusers {_CUTS[crop]}, it was trained with crop {preprocess.crop!r}")
     return tuple(reasons)
 
 
@@ -218,6 +225,7 @@ def _heads(x: Tensor, heads: int) -> Tensor:
 _COMPARED: Mapping[str, Callable[[Path, IPAdapter], float]] = {
     USUAL_LAYOUT: _unet_difference,
     XLABS: flux_difference,
+    INSTANTX_SD3: sd3_difference,
 }
 """By layout: reads a file with diffusers and gives the largest difference."""
 

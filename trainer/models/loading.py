@@ -21,6 +21,7 @@ from ipadapter_core.file.container import SAFETENSORS_SUFFIXES, read_header
 from ..backbones.backbone import PARTS, Backbone
 from ..backbones.flux import FluxBackbone
 from ..backbones.qwen_image import QwenImageBackbone
+from ..backbones.sd3 import SD3Backbone
 from ..backbones.unet import UNetBackbone
 from ..backbones.z_image import ZImageBackbone
 from ..config import BaseModelConfig
@@ -36,6 +37,7 @@ _BACKBONES: tuple[type[Backbone], ...] = (
     FluxBackbone,
     ZImageBackbone,
     QwenImageBackbone,
+    SD3Backbone,
 )
 _TEXT_PARTS = tuple(name for number in ("", "_2", "_3") for name in (f"text_encoder{number}", f"tokenizer{number}"))
 _MODEL_PARTS = ("unet", "transformer")
@@ -205,12 +207,14 @@ def _open_folder(
     config: BaseModelConfig, dtype: torch.dtype, given: dict[str, Any], quantizing: dict[str, Any] | None
 ) -> Any:
     folder = _fetch(config.model, given)
-    known = _parts_of(folder)
+    parts = _parts_of(folder)
+    known = frozenset(parts)
     named = DiffusionPipeline.load_config(folder).get("_class_name")
     for family in _BACKBONES:
         if named in (kind.__name__ for kind in family.pipelines):
             _check_vae(given.get("vae"), family, config)
-    given = {name: part for name, part in given.items() if name in known}
+    absent = dict.fromkeys(name for name in _TEXT_PARTS if name in known and parts[name] == [None, None])
+    given = {name: part for name, part in given.items() if name in known} | absent
     variant = _variant(Path(folder))
     for name in _MODEL_PARTS:
         if quantizing is not None and name in known:
@@ -309,8 +313,8 @@ def _inner(key: str) -> str:
     return ".".join(part for part in key.split(".") if part not in _AROUND)
 
 
-def _parts_of(model: str) -> frozenset[str]:
-    """Names of its parts, all of classes of diffusers or transformers.
+def _parts_of(model: str) -> dict[str, Any]:
+    """Its parts by name, each a module and a class of diffusers or transformers; two nulls where it was saved without.
 
     Raises:
         MismatchError: one of another module, which diffusers before 0.42 imports and thereby runs.
@@ -324,7 +328,7 @@ def _parts_of(model: str) -> frozenset[str]:
                 expected=f"parts of {' and '.join(_MODULES)} alone: importing another module runs it",
                 action="choose another base.model, or a copy of it without code of its own",
             )
-    return frozenset(named)
+    return named
 
 
 def _reason(error: BaseException) -> str:

@@ -10,11 +10,10 @@ from typing import cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
-from ipadapter_core.backbone.unet import UNET
 from ipadapter_core.encoder.choice import encoder_need
 from ipadapter_core.errors import MismatchError
-from ipadapter_core.file.detect import BASE_NAMES
 from ipadapter_core.file.spec import AdapterSpec, EncoderHint, Negative, Projection, ResamplerSpec
 from ipadapter_core.network.adapter import IPAdapter, load_adapter
 from ipadapter_core.network.fit import check_sites
@@ -32,6 +31,7 @@ _USUAL_TOKENS = {"base": 4, "plus": 16, "full": None}
 _USUAL_NEGATIVE = {"base": Negative.ZERO_FEATURES, "plus": Negative.ZERO_PIXELS, "full": Negative.ZERO_PIXELS}
 _NARROW_TEXT, _NARROW_RESAMPLER, _WIDE_RESAMPLER = 768, 768, 1280
 _FF_FACTOR = 4
+_TIME_DIM, _TIMES = 320, 1000  # as InstantX's SD3.5 adapter has them
 
 
 class TrainableAdapter(nn.Module):
@@ -74,12 +74,24 @@ class TrainableAdapter(nn.Module):
         acting = self.trained_sites | self.frozen_sites
         picture = features[FEATURES]
         with torch.autocast(picture.device.type, enabled=False):
+            if self.spec.is_timed:
+                assert times is not None
+                return self._at(picture.float(), times.float())
             tokens = self.adapter.project(picture.float())
             return ImagePrompt(
                 tuple(
                     self.adapter.kv(index, tokens) if index in acting else None for index in range(self.spec.num_sites)
                 )
             )
+
+    def _at(self, features: Tensor, times: Tensor) -> ImagePrompt:
+        """Likewise, of an adapter whose tokens change with the time."""
+        adapter = self.adapter
+        tokens, time = adapter.timed_tokens(features, times * _TIMES)
+        pairs = [adapter.timed_kv(index, tokens, functional.silu(time)) for index in range(self.spec.num_sites)]
+        # clones, since FSDP takes the weights themselves away after this forward
+        norms = [[weight.clone() for weight in adapter.timed_norms(index)] for index in range(self.spec.num_sites)]
+        return ImagePrompt(tuple((k.flatten(2), v.flatten(2)) for k, v in pairs), tuple((q, k) for q, k in norms))
 
 
 def new_adapter(
@@ -88,11 +100,11 @@ def new_adapter(
     """Build the network a config describes for a base and an encoder; a fresh one whatever `pretrained` says.
 
     Projections start as PyTorch initialises them, from `seed`; K/V from the text projections (arXiv 2308.06721,
-    section 4.1.2) unless `init` is random.
+    section 4.1.2) unless `init` is random, and an adapter's own norms from the model's.
 
     Raises:
         BadInputError: an unknown layer preset, or one without a site here.
-        MismatchError: `pretrained` is of another kind or size; says which.
+        MismatchError: `pretrained` is of another kind or size; says which. Or none of this kind is for such a base.
         UnreadableFileError, UnknownCheckpointError: as `load_adapter`, of `pretrained`.
         ModelNotFoundError: as `pretrained_file`.
     """
@@ -101,6 +113,7 @@ def new_adapter(
     trained = frozenset(index for index, strength in strengths.items() if strength.value and not strength.swap)
     start = None if config.pretrained is None or is_fresh else pretrained_file(config.pretrained)
     given = None if start is None else load_adapter(start, verify_again=True)
+    base.check_adapter(config)
     spec = _spec(config, _sizes_of_start(config, given), base, encoder)
     check_sites(spec, sites)
     with torch.random.fork_rng(devices=[]):
@@ -138,32 +151,19 @@ def _spec(
     """Args: sizes: number of tokens and the resampler's width, None for the usual."""
     sites = base.sites
     dim = base.token_dim
-    tokens = sizes[0] or _USUAL_TOKENS[config.kind]
+    tokens = sizes[0] or base.usual_tokens.get(config.kind, _USUAL_TOKENS[config.kind])
     resampler = None
     if config.kind == "plus":
         assert tokens is not None
         width = sizes[1] or (_NARROW_RESAMPLER if dim <= _NARROW_TEXT else _WIDE_RESAMPLER)
-        if width % config.resampler_head_dim:
-            raise MismatchError(
-                f"a resampler of width {width} with heads of size {config.resampler_head_dim}",
-                expected="a width that is a multiple of the head size",
-                action="change adapter.resampler_dim or adapter.resampler_head_dim",
-            )
-        resampler = ResamplerSpec(
-            dim=width,
-            depth=config.resampler_depth,
-            num_heads=width // config.resampler_head_dim,
-            head_dim=config.resampler_head_dim,
-            ff_dim=_FF_FACTOR * width,
-            num_queries=tokens,
-        )
-    name = _base_name(base)
+        resampler = _resampler(config, tokens, width, _TIME_DIM if base.is_timed else None)
+    has_head_norms = base.is_timed or sites.backbone.layout(base.layout).headed_projection is not None
     return AdapterSpec(
-        family=f"{name} {config.kind}",
-        base=name,
+        family=base.family(config.kind),
+        base=base.base_name,
         backbone=sites.backbone.name,
         layout=base.layout,
-        projection=_PROJECTIONS[config.kind],
+        projection=Projection.TIMED_RESAMPLER if base.is_timed else _PROJECTIONS[config.kind],
         feature=encoder.feature,
         image_dim=encoder.width,
         cross_attention_dim=dim,
@@ -172,8 +172,31 @@ def _spec(
         negative=_negative(config, base),
         resampler=resampler,
         layer=encoder.layer,
-        encoder=EncoderHint(name=encoder.name, image_size=encoder.format.pixel_format.size, crop=encoder.format.crop),
-        head_dim=0 if sites.backbone.layout(base.layout).headed_projection is None else sites.sites[0].head_dim,
+        encoder=EncoderHint(
+            name=encoder.name,
+            kind=encoder.spec.kind if base.is_timed else None,
+            image_size=encoder.format.pixel_format.size,
+            crop=encoder.format.crop,
+        ),
+        head_dim=sites.sites[0].head_dim if has_head_norms else 0,
+    )
+
+
+def _resampler(config: AdapterConfig, tokens: int, width: int, time_dim: int | None = None) -> ResamplerSpec:
+    if width % config.resampler_head_dim:
+        raise MismatchError(
+            f"a resampler of width {width} with heads of size {config.resampler_head_dim}",
+            expected="a width that is a multiple of the head size",
+            action="change adapter.resampler_dim or adapter.resampler_head_dim",
+        )
+    return ResamplerSpec(
+        dim=width,
+        depth=config.resampler_depth,
+        num_heads=width // config.resampler_head_dim,
+        head_dim=config.resampler_head_dim,
+        ff_dim=_FF_FACTOR * width,
+        num_queries=tokens,
+        time_dim=time_dim,
     )
 
 
@@ -181,14 +204,6 @@ def _negative(config: AdapterConfig, base: Backbone) -> Negative:
     if config.negative != "auto":
         return Negative(config.negative)
     return base.negatives.get(config.kind, _USUAL_NEGATIVE[config.kind])
-
-
-def _base_name(base: Backbone) -> str:
-    sites = base.sites
-    if sites.backbone is not UNET:
-        return base.bases
-    dim = sites.sites[0].context_dim
-    return UNET.families.get((dim, len(sites.sites))) or BASE_NAMES.get(dim, f"a base with {dim}-wide text tokens")
 
 
 def _start_as_text(adapter: IPAdapter, base: Backbone) -> None:
@@ -207,7 +222,7 @@ def _start_as_text(adapter: IPAdapter, base: Backbone) -> None:
 def _sizes_of_start(config: AdapterConfig, given: IPAdapter | None) -> tuple[int | None, int | None]:
     """Number of tokens and the resampler's width; of the file to start from, where the config leaves them open."""
     tokens, width = config.tokens, config.resampler_dim
-    if given is None or given.spec.projection is not _PROJECTIONS[config.kind]:
+    if given is None or _kind(given.spec) != config.kind:
         return tokens, width
     resampler = given.spec.resampler
     return (
@@ -239,8 +254,7 @@ def _pretrained(name: str, given: IPAdapter, spec: AdapterSpec) -> dict[str, Ten
 
 def _sizes(spec: AdapterSpec) -> list[tuple[str, object, str]]:
     """What decides the shapes of an adapter: in words, its value, and what makes a config ask for that one."""
-    kinds = {projection: kind for kind, projection in _PROJECTIONS.items()}
-    kind, resampler = kinds.get(spec.projection, spec.projection.value), spec.resampler
+    kind, resampler = _kind(spec), spec.resampler
     names = {"resampler_dim": "dim", "resampler_depth": "depth", "resampler_head_dim": "head_dim"}
     keys: dict[str, object] = {"kind": kind, "tokens": spec.num_tokens}
     keys |= {key: getattr(resampler, name, None) for key, name in names.items()}
@@ -252,6 +266,12 @@ def _sizes(spec: AdapterSpec) -> list[tuple[str, object, str]]:
         ("text tokens of width", spec.cross_attention_dim, base),
         ("attention layers of widths", _in_short(spec.site_dims), base),
     ]
+
+
+def _kind(spec: AdapterSpec) -> str:
+    """As `adapter.kind` calls it."""
+    kinds = {projection: kind for kind, projection in _PROJECTIONS.items()}
+    return "plus" if spec.is_timed else kinds.get(spec.projection, spec.projection.value)
 
 
 def _in_short(widths: tuple[int, ...]) -> str:

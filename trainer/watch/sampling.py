@@ -284,24 +284,39 @@ def guided(uncond: ImagePrompt, cond: ImagePrompt, strengths: Mapping[int, SiteS
     Returns:
         Of 2B rows: uncond, then cond.
     """
+    pairs = tuple(
+        None
+        if no_image is None or image is None or not strengths[site].value
+        else _halves(no_image, image, swap=strengths[site].swap)
+        for site, (no_image, image) in enumerate(zip(uncond.kv, cond.kv, strict=True))
+    )
+    if cond.norms:  # values of the picture itself are among those that are attended to
+        factors = tuple(None if kv is None else _factors(kv, strengths[site]) for site, kv in enumerate(pairs))
+        return ImagePrompt(pairs, cond.norms, factors)
     return ImagePrompt(
-        tuple(
-            None
-            if no_image is None or image is None or not strengths[site].value
-            else _halves(no_image, image, strengths[site])
-            for site, (no_image, image) in enumerate(zip(uncond.kv, cond.kv, strict=True))
-        )
+        tuple(None if kv is None else (kv[0], kv[1] * strengths[site].value) for site, kv in enumerate(pairs))
     )
 
 
-def _halves(no_image: KV, image: KV, strength: SiteStrength) -> KV:
+def _halves(no_image: KV, image: KV, *, swap: bool) -> KV:
     nothing = (torch.zeros_like(image[0]), torch.zeros_like(image[1]))
-    first, second = (image, nothing) if strength.swap else (tuple(x.expand_as(image[0]) for x in no_image), image)
-    return torch.cat((first[0], second[0])), torch.cat((first[1], second[1])) * strength.value
+    first, second = (image, nothing) if swap else (tuple(x.expand_as(image[0]) for x in no_image), image)
+    return torch.cat((first[0], second[0])), torch.cat((first[1], second[1]))
+
+
+def _factors(kv: KV, strength: SiteStrength) -> Tensor:
+    """(2B, 1, 1)."""
+    value, half = strength.value, len(kv[0]) // 2
+    rows = [value] * half + [0.0 if strength.swap else value] * half
+    return torch.tensor(rows, dtype=kv[0].dtype, device=kv[0].device)[:, None, None]
 
 
 def _second_half(image: ImagePrompt) -> ImagePrompt:
-    return ImagePrompt(tuple(None if kv is None else (kv[0].chunk(2)[1], kv[1].chunk(2)[1]) for kv in image.kv))
+    return ImagePrompt(
+        tuple(None if kv is None else (kv[0].chunk(2)[1], kv[1].chunk(2)[1]) for kv in image.kv),
+        image.norms,
+        tuple(None if factors is None else factors.chunk(2)[1] for factors in image.strengths),
+    )
 
 
 def _stacked(rows: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
