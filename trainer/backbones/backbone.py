@@ -146,7 +146,7 @@ class Backbone(ABC):
         return
 
     def start(self, site: int, weights: nn.Module) -> None:
-        """Give what a site of a new adapter has beside its projections the values it starts from."""
+        """Give what a site of a new adapter has beside its projections the values it starts from, unless they are drawn."""
         return
 
     @property

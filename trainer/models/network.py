@@ -119,13 +119,11 @@ def new_adapter(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         adapter = IPAdapter(spec)
-    with torch.no_grad():
-        for index in range(spec.num_sites):
-            base.start(index, cast(nn.Module, adapter.site(index)))
     if start is not None and given is not None:
         adapter.load_state_dict(_pretrained(start.name, given, spec))
     elif config.init == "text":
         _start_as_text(adapter, base)
+        _start_as_model(adapter, base)
     return TrainableAdapter(adapter, trained, keeps_others=config.other_blocks == "frozen")
 
 
@@ -217,6 +215,12 @@ def _start_as_text(adapter: IPAdapter, base: Backbone) -> None:
                 continue
             site.to_k_ip.weight.copy_(weights[0])
             site.to_v_ip.weight.copy_(weights[1])
+
+
+def _start_as_model(adapter: IPAdapter, base: Backbone) -> None:
+    with torch.no_grad():
+        for index in range(adapter.spec.num_sites):
+            base.start(index, cast(nn.Module, adapter.site(index)))
 
 
 def _sizes_of_start(config: AdapterConfig, given: IPAdapter | None) -> tuple[int | None, int | None]:
