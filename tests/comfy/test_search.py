@@ -5,12 +5,17 @@ The page ranks by a node's name and title, then by how often it was used anywher
 beside them find it, but come after all that have them in their title.
 """
 
+import asyncio
 from collections.abc import Sequence
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+from aiohttp import web
 
 from demo.client import Client
 from demo.server import ComfyServer
+from support import comfy_host
 from support.browser import Page
 from support.templates import BLUEPRINTS, read
 
@@ -42,10 +47,24 @@ def test_the_server_says_by_which_words_blueprints_are_found(client: Client) -> 
     assert said == {path.stem: read(path)["extra"]["BlueprintSearchAliases"] for path in BLUEPRINTS}
 
 
+def test_a_server_that_lists_them_in_another_way_starts(
+    base_directory: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    from server import PromptServer
+
+    blueprints = comfy_host.pack("nodes.blueprints")
+    without_list = SimpleNamespace(app=web.Application())
+    monkeypatch.setattr(PromptServer, "instance", without_list, raising=False)
+    blueprints.say_search_words()
+    asyncio.run(web.AppRunner(without_list.app).setup())
+    assert "found by their names alone" in caplog.text
+
+
 @pytest.mark.slow
 def test_blueprints_and_the_beginners_node_come_first(page: Page, server: ComfyServer) -> None:
     names = [path.stem for path in BLUEPRINTS]
-    page.wait_for(f"{ours(server, 'picture', names)}.length === 2", seconds=60)  # they are fetched after the nodes
+    for name in names:  # they are fetched after the nodes, one by one
+        page.wait_for(f"{ours(server, name, names)}.includes({name!r})", seconds=300)
     found = {words: page.evaluate(ours(server, words, names)) for words in FIRST}
     assert {words: found[words][: len(first)] for words, first in FIRST.items()} == FIRST
 
