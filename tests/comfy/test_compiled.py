@@ -26,12 +26,13 @@ whole_graph = pytest.mark.parametrize("layout", [WHOLE_GRAPH])
 
 @pytest.fixture(autouse=True)
 def fresh_compiler(layout: str, base_directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """ComfyUI's own attention for a CPU breaks the graph at every call, PyTorch's leaves it whole: one for each layout."""
+    """ComfyUI's attention for a CPU breaks the graph at every call, PyTorch's leaves it whole: one for each layout."""
     from comfy.ldm.modules import attention
 
     torch._dynamo.reset()
-    if layout == WHOLE_GRAPH:
-        monkeypatch.setattr(attention, "optimized_attention", attention.attention_pytorch)
+    is_whole = layout == WHOLE_GRAPH
+    used = attention.attention_pytorch if is_whole else attention.attention_sub_quad
+    monkeypatch.setattr(attention, "optimized_attention", used)
 
 
 @pytest.fixture(scope="module")
@@ -127,6 +128,7 @@ def test_an_adapter_that_comes_and_goes(setting: tuple, apply: Callable, sample:
     same(sample(bare, steps=1), without)
 
 
+@long
 @whole_graph
 def test_two_adapters_after_one(setting: tuple, apply: Callable, sample: Callable, make_tokens: Callable) -> None:
     model, adapter, tokens = setting
@@ -183,6 +185,7 @@ def test_a_compiler_that_plays_back_what_it_recorded_is_refused(
         sample(patched, steps=1)
 
 
+@long
 @pytest.mark.slow
 @whole_graph
 def test_a_model_compiled_in_another_way_is_refused(setting: tuple, apply: Callable, sample: Callable) -> None:

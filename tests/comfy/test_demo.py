@@ -13,11 +13,11 @@ import pytest
 import requests
 from PIL import Image
 
-from demo import graph, run
+from demo import graph, run, show
 from demo.client import Client
 from demo.references import FILES
 from demo.run import read_picture
-from demo.scenes import CHECKPOINT, SCENES, STRENGTH, STRENGTHS
+from demo.scenes import CHECKPOINT, SCENES, STRENGTH, STRENGTHS, Scene
 from demo.server import ROOT, ComfyServer
 from support.browser import Browser
 from support.graphs import ADAPTERS
@@ -26,7 +26,7 @@ pytest_plugins = ["support.server"]
 
 CLAIMS = 5
 CARD = '[role=dialog] [data-testid^="template-workflow-"]'  # of ComfyUI's gallery
-PICTURES = sum(len(scene.references) + len(scene.labels) for scene in SCENES)
+CLAIMING = tuple(scene for scene in SCENES if scene is STRENGTH or scene.in_halves)
 
 
 @dataclass(frozen=True)
@@ -56,19 +56,28 @@ def demo(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) ->
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(
+    "scenes", [pytest.param(SCENES, marks=pytest.mark.long), CLAIMING], ids=["all", "those that claim something"]
+)
 def test_it_holds_and_writes_sheet_and_page(
-    tmp_path: Path, demo: Callable[..., Done], server: ComfyServer, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path,
+    demo: Callable[..., Done],
+    server: ComfyServer,
+    monkeypatch: pytest.MonkeyPatch,
+    scenes: tuple[Scene, ...],
 ) -> None:
     """On the server of the tests; `test_serve_…` starts one as the program does."""
     monkeypatch.setattr(run, "ComfyServer", lambda *_, **__: contextlib.nullcontext(server))
+    monkeypatch.setattr(show, "SCENES", scenes)
     done = demo("--output", str(tmp_path))
     assert done.code == 0, done.stdout + done.stderr
     assert done.stdout.count("yes") == CLAIMS
-    assert [scene.name for scene in SCENES if f"demo: {scene.name}: " not in done.stderr] == []
+    assert [scene.name for scene in scenes if f"demo: {scene.name}: " not in done.stderr] == []
     with Image.open(tmp_path / "demo.png") as sheet:
         assert sheet.width > 1600
-        assert sheet.height > 2400
-    assert (tmp_path / "demo.html").read_text().count("<img ") == PICTURES
+        assert sheet.height > 400 * len(scenes)
+    pictures = sum(len(scene.references) + len(scene.labels) for scene in scenes)
+    assert (tmp_path / "demo.html").read_text().count("<img ") == pictures
 
 
 @pytest.mark.slow

@@ -63,8 +63,15 @@ def test_static_keys(
         assert (str(output.device), output.dtype) == (CUDA, dtype)
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
-@pytest.mark.parametrize("weights", ["one", "per frame"])
+@pytest.mark.parametrize(
+    ("weights", "dtype"),
+    [
+        ("one", torch.float32),
+        ("per frame", torch.float16),
+        pytest.param("one", torch.float16, marks=pytest.mark.long),
+        pytest.param("per frame", torch.float32, marks=pytest.mark.long),
+    ],
+)
 def test_keys_of_frames(
     layout: str,
     weights: str,

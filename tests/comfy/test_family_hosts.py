@@ -88,11 +88,17 @@ def on_a_fake_gpu(model: Any, dtype: torch.dtype, mode: FakeTensorMode) -> Any:
     return base
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+MASKED = {"mask": torch.rand(2, 16, 16), "end_percent": 0.6}
+
+
 @pytest.mark.parametrize(
-    "use",
-    [{}, {"mask": torch.rand(2, 16, 16), "end_percent": 0.6}],
-    ids=["plain", "masks and range"],
+    ("use", "dtype"),
+    [
+        pytest.param({}, torch.bfloat16, id="plain-bfloat16"),
+        pytest.param(MASKED, torch.float16, id="masks and range-float16"),
+        pytest.param({}, torch.float16, id="plain-float16", marks=pytest.mark.long),
+        pytest.param(MASKED, torch.bfloat16, id="masks and range-bfloat16", marks=pytest.mark.long),
+    ],
 )
 def test_on_a_gpu_that_is_not_there(
     name: str, setting: tuple, use: dict[str, Any], dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch

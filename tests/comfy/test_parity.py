@@ -12,7 +12,7 @@ from torch import Tensor
 from support import comfy_host, tiny_unet
 from support.published import nested
 
-SIZE = 16
+SIZE = 8
 TIMESTEP = 500
 LAYOUTS = ("sd15", "sdxl")
 RELATIVE = 1e-4

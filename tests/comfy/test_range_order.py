@@ -39,8 +39,13 @@ SCHEDULES: dict[str, Callable[[Any], Any]] = {
 }
 
 
-@pytest.mark.parametrize("layout", ["sd15", "sdxl"])
-@pytest.mark.parametrize("schedule", SCHEDULES)
+@pytest.mark.parametrize(
+    ("schedule", "layout"),
+    [
+        *((schedule, "sdxl") for schedule in SCHEDULES),
+        *(pytest.param(schedule, "sd15", marks=pytest.mark.long) for schedule in SCHEDULES),
+    ],
+)
 def test_the_order_of_nodes_does_not_matter(
     schedule: str,
     layout: str,

@@ -96,7 +96,7 @@ class Browser:
                 raise BrowserError(f"{CHROMIUM} ended with exit code {self._process.returncode}")
             if port_file.exists() and (lines := port_file.read_text().split()):
                 return f"http://127.0.0.1:{lines[0]}"
-            time.sleep(0.2)
+            time.sleep(0.1)
         raise BrowserError(f"{CHROMIUM} did not start within {START_SECONDS} s")
 
 
@@ -138,7 +138,7 @@ class Page:
         while not self.evaluate(f"Boolean({script})"):
             if time.monotonic() > end:
                 raise BrowserError(f"not true after {seconds} s: {script}")
-            time.sleep(0.5)
+            time.sleep(0.1)
 
     def screenshot(self, path: Path) -> None:
         """Write what the page shows as PNG."""

@@ -1,6 +1,7 @@
 """A real ComfyUI in this process, on the CPU, with the pack loaded by ComfyUI's own loader."""
 
 import asyncio
+import gc
 import importlib
 import os
 import sys
@@ -24,6 +25,7 @@ def start_alone(base_directory: Path) -> None:
     from comfy.cli_args import args
 
     args.cpu = True
+    args.use_pytorch_cross_attention = True  # its choice on a GPU; on a CPU it would take one that is slower
     args.base_directory = str(base_directory)
     (base_directory / "models").mkdir(parents=True, exist_ok=True)
     (base_directory / "models" / "clip_vision").mkdir(exist_ok=True)
@@ -35,6 +37,7 @@ def start_alone(base_directory: Path) -> None:
 def load_pack() -> None:
     """Load the pack with ComfyUI's own loader."""
     assert asyncio.run(importlib.import_module("nodes").load_custom_node(str(ROOT))), "ComfyUI could not load the pack"
+    gc.freeze()  # as tests/conftest.py does: these modules stay, and ComfyUI may collect before each prompt
 
 
 def node(node_id: str) -> type:

@@ -5,6 +5,7 @@ ControlNetLoader, which build what they load at full size only. What stands for 
 """
 
 import copy
+import gc
 import json
 import tempfile
 from dataclasses import dataclass
@@ -26,6 +27,8 @@ import torch
 from comfy_api.latest import ComfyExtension, io
 
 from .transformers import TinyDecode, TinyPrompt, TinyTransformer
+
+gc.freeze()  # ComfyUI collects between prompts: what was imported stays, and need not be looked through each time
 
 _UNET = {
     "image_size": 32,
