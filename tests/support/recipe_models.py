@@ -22,6 +22,7 @@ from ipadapter_trainer.models.network import new_adapter
 
 from .encoders import EMBED_DIM, IMAGE_SIZE, LAYERS, PATCH, WIDTH, write_folder
 from .tiny_base import VOCABULARY, write_base, write_tokenizer
+from .tiny_sd3_base import write_sd3_base
 from .tiny_unet import LAYOUTS
 from .training import write_pictures
 
@@ -29,6 +30,7 @@ BASES = {
     "stable-diffusion-v1-5/stable-diffusion-v1-5": "sd15",
     "stabilityai/stable-diffusion-xl-base-1.0": "sdxl",
     "out/world/models/diffusers/demo_world": "sd15",
+    "stabilityai/stable-diffusion-3.5-large": "sd3",
 }
 ENCODERS = {
     "laion/CLIP-ViT-H-14-laion2B-s32B-b79K": "clip",
@@ -125,6 +127,9 @@ class TinyWorld:
 def write_small_base(folder: Path) -> None:
     """A model of the folder's layout with fewer attention layers than `tiny_unet` has: a recipe takes 21 forwards."""
     layout = folder.name
+    if layout in _TRANSFORMERS:
+        _TRANSFORMERS[layout](folder)
+        return
     write_base(folder, layout)
     torch.manual_seed(0)
     sizes = {**LAYOUTS[layout].diffusers, **_SMALLER[layout]}
@@ -188,6 +193,7 @@ def _changed(config: Config, section: str, **values: Any) -> Config:
     return config.model_copy(update={section: getattr(config, section).model_copy(update=values)})
 
 
+_TRANSFORMERS: dict[str, Callable[[Path], object]] = {"sd3": write_sd3_base}
 _ENCODER_WRITERS: dict[str, Callable[[Path], object]] = {"dinov2_giant": _write_giant, "judge": write_judge}
 _INSIDE = {"hf": "dataset", "list": "pairs.jsonl", "webdataset": "0.tar"}
 _WRITERS: dict[str, Callable[[Path], object]] = {
