@@ -22,6 +22,7 @@ from ipadapter_trainer.models.network import new_adapter
 
 from .encoders import EMBED_DIM, IMAGE_SIZE, LAYERS, PATCH, WIDTH, write_folder
 from .tiny_base import VOCABULARY, write_base, write_tokenizer
+from .tiny_sd3_base import write_sd3_base
 from .tiny_studio_base import STUDIO_FAMILIES, write_studio_base
 from .tiny_unet import LAYOUTS
 from .training import write_pictures
@@ -32,6 +33,7 @@ BASES = {
     "out/world/models/diffusers/demo_world": "sd15",
     "Tongyi-MAI/Z-Image": "z_image",
     "Qwen/Qwen-Image": "qwen_image",
+    "stabilityai/stable-diffusion-3.5-large": "sd3",
 }
 ENCODERS = {
     "laion/CLIP-ViT-H-14-laion2B-s32B-b79K": "clip",
@@ -128,8 +130,8 @@ class TinyWorld:
 def write_small_base(folder: Path, prediction_type: str = "epsilon") -> None:
     """A model of the folder's layout with fewer attention layers than `tiny_unet` has: a recipe takes 21 forwards."""
     layout = folder.name
-    if layout in STUDIO_FAMILIES:
-        write_studio_base(folder, layout)
+    if layout in _TRANSFORMERS:
+        _TRANSFORMERS[layout](folder)
         return
     write_base(folder, layout, prediction_type=prediction_type)
     torch.manual_seed(0)
@@ -194,6 +196,10 @@ def _changed(config: Config, section: str, **values: Any) -> Config:
     return config.model_copy(update={section: getattr(config, section).model_copy(update=values)})
 
 
+_TRANSFORMERS: dict[str, Callable[[Path], object]] = {
+    "sd3": write_sd3_base,
+    **{family: partial(write_studio_base, family=family) for family in STUDIO_FAMILIES},
+}
 _ENCODER_WRITERS: dict[str, Callable[[Path], object]] = {"dinov2_giant": _write_giant, "judge": write_judge}
 _INSIDE = {"hf": "dataset", "list": "pairs.jsonl", "webdataset": "0.tar"}
 _WRITERS: dict[str, Callable[[Path], object]] = {

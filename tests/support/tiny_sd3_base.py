@@ -16,6 +16,7 @@ from transformers import (
 
 from .tiny_base import VOCABULARY, write_tokenizer
 from .tiny_sd3 import LATENT_CHANNELS, POOLED_DIM, POSITIONS, TEXT_DIM
+from .trained import COLORS, colors
 
 HEAD_DIM, HEADS, BLOCKS = 16, 2, 2
 WIDTH = HEADS * HEAD_DIM
@@ -84,6 +85,13 @@ def sd3_transformer(
         if name.rpartition(".")[0].endswith(("norm_q", "norm_k")):
             torch.nn.init.uniform_(parameter, 0.3, 1.7)  # else a mistake about them would not show
     return model.eval()
+
+
+def write_teachable_sd3(folder: Path) -> Path:
+    """A random, frozen model that sees colours: to be used with the autoencoder in its folder `COLORS`."""
+    write_sd3_base(folder, transformer=sd3_transformer(channels=4))
+    colors().save_pretrained(folder / COLORS)
+    return folder
 
 
 def _vae(seed: int) -> AutoencoderKL:

@@ -88,12 +88,12 @@ def write_teachable_base(folder: Path) -> Path:
         norm_num_groups=4,  # groups of one channel, as 32 would be, let no mean pass
     )
     unet.save_pretrained(folder / "unet")
-    _colors().save_pretrained(folder / COLORS)
+    colors().save_pretrained(folder / COLORS)
     return folder
 
 
 @torch.no_grad()
-def _colors() -> AutoencoderTiny:
+def colors() -> AutoencoderTiny:
     """Red, green, blue, 0 of the pixel at each cell's corner; its decoder is no inverse."""
     widths, blocks = (4, 4, 4, 4), (1, 1, 1, 1)
     vae = AutoencoderTiny(

@@ -45,9 +45,10 @@ class AdapterConfig(Section):
     """The network to train."""
 
     kind: Literal["base", "plus", "full"] = "base"
-    """base: linear projection of one embedding; plus: resampler over all features; full: one token per feature."""
+    """base: linear projection of one embedding; plus: resampler over all features, which on SD3.5 reads the time as well;
+    full: one token per feature."""
     tokens: Positive | None = None
-    """Image tokens per reference; 4 for base and 16 for plus if not given, never given for full."""
+    """Image tokens per reference; 4 for base, 16 for plus and 64 on SD3.5 if not given, never given for full."""
     resampler_dim: Positive | None = None
     """Width of a plus resampler; 768 for 768-wide text, else 1280, if not given."""
     resampler_depth: Positive = 4
@@ -60,8 +61,9 @@ class AdapterConfig(Section):
     blocks: str = "all"
     """Layer preset that is trained, such as style or composition."""
     negative: Literal["auto", "zero_features", "zero_pixels", "noise"] = "auto"
-    """What a dropped image is, recorded in the file; auto: zero_features for base (a black picture with FLUX.1),
-    zero_pixels for plus and full; noise: an encoded picture of random noise, another one each time (of 20 with a cache)."""
+    """What a dropped image is, recorded in the file; auto: zero_features for base (a black picture with FLUX.1) and on
+    SD3.5, zero_pixels for plus and full; noise: an encoded picture of random noise, another one each time (of 20 with a
+    cache)."""
     pretrained: str | None = None
     """Adapter file to start from, here or on the hub (owner/name/file@revision), of the kind and size described here."""
     other_blocks: Literal["zero", "frozen"] = "zero"
