@@ -14,6 +14,7 @@ from .data.sources import Source
 from .draws import sample_generator
 from .models.image_encoder import resolve_folder
 from .models.network import pretrained_file
+from .readers.faces import find_pack
 from .state import CheckpointError
 
 _LOOKED_AT = 64  # pictures and references, spread evenly
@@ -46,7 +47,10 @@ def check_before_models(config: Config, source: Source, held_out: Records) -> No
     for records in (source, held_out):
         if isinstance(records, Records):  # a stream finds out as it reads
             _check_pictures(records, config)
-    resolve_folder(config.encoder.model, "encoder.model")  # small beside the base, which is loaded first
+    if config.encoder.model:
+        resolve_folder(config.encoder.model, "encoder.model")  # small beside the base, which is loaded first
+    if config.encoder.face_model is not None:
+        find_pack(config.encoder.face_model)
 
 
 def _check_pictures(records: Records, config: Config) -> None:

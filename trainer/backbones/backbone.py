@@ -121,6 +121,11 @@ class Backbone(ABC):
     def text_kv(self, site: int) -> tuple[Tensor, Tensor] | None:
         """The model's own K and V projections of text at a site, which the image's may start from; None: it has none."""
 
+    @property
+    def lora_layers(self) -> tuple[str, ...]:
+        """Names of the attention layers that a LoRA beside the adapter may change, two of every site; empty: none may."""
+        return ()
+
     @abstractmethod
     def install(self) -> None:
         """Make `predict` heed its image; without one the model computes what it did before."""

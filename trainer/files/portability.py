@@ -8,6 +8,7 @@ No UNet is built: the loader needs the names and widths of the cross-attention l
 # B samples, S feature positions, E encoder dim, N image tokens, C cross-attention dim, L query positions
 
 import copy
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -24,6 +25,8 @@ from ipadapter_core.branch.attention import add_image_attention, image_attention
 from ipadapter_core.file.spec import PENULTIMATE, AdapterSpec, Feature, Negative, Projection
 from ipadapter_core.network.adapter import IPAdapter
 
+from ..models.face_network import face_tokens
+from ..readers.reader import FEATURES, IDENTITY
 from .facts import Preprocess
 
 NATIVE_ONLY, EVERYWHERE = "native nodes only", "native nodes and diffusers"
@@ -33,6 +36,8 @@ _USUAL_NEGATIVE = {
     Projection.LINEAR: Negative.ZERO_FEATURES,
     Projection.RESAMPLER: Negative.ZERO_PIXELS,
     Projection.MLP: Negative.ZERO_PIXELS,
+    Projection.IDENTITY: Negative.ZERO_FEATURES,
+    Projection.IDENTITY_AND_FACE: Negative.ZERO_PIXELS,
 }
 _POSITIONS = 9  # S, where the adapter does not fix it
 _SDXL_TEXT = 2048
@@ -88,11 +93,20 @@ def check_portability(path: Path, adapter: IPAdapter, preprocess: Preprocess | N
     return Portability(True, around, difference)
 
 
-def random_features(spec: AdapterSpec) -> Tensor:
-    """Features (2, E) or (2, S, E) such as the adapter reads, always the same ones."""
+def random_features(spec: AdapterSpec) -> dict[str, Tensor]:
+    """Named features of two references such as the adapter reads, always the same ones."""
+    generator = torch.Generator().manual_seed(0)
+    faces = {} if spec.face is None else {IDENTITY: torch.randn(2, spec.face.identity_dim, generator=generator)}
+    if not spec.reads_pictures:
+        return faces
     fixed = spec.resampler.max_positions if spec.resampler else None
     positions = () if spec.projection is Projection.LINEAR else (fixed or _POSITIONS,)
-    return torch.randn(2, *positions, spec.image_dim, generator=torch.Generator().manual_seed(0))
+    return {**faces, FEATURES: torch.randn(2, *positions, spec.image_dim, generator=generator)}
+
+
+def image_tokens(adapter: IPAdapter, features: Mapping[str, Tensor]) -> Tensor:
+    """(B, N, C) of named features."""
+    return adapter.project(features[FEATURES]) if adapter.spec.face is None else face_tokens(adapter, features)
 
 
 def other_nodes_reasons(spec: AdapterSpec, portability: Portability) -> tuple[str, ...]:
@@ -102,6 +116,8 @@ def other_nodes_reasons(spec: AdapterSpec, portability: Portability) -> tuple[st
     """
     reasons = list(portability.reasons)
     tokens = {Projection.LINEAR: 4, Projection.RESAMPLER: 16}.get(spec.projection)
+    if spec.face is not None:
+        tokens = spec.num_tokens  # they take 16 for a portrait
     if spec.num_tokens != tokens:
         reasons.append(f"they read {tokens} image tokens, it has {spec.num_tokens}")
     if spec.resampler is not None:
@@ -132,6 +148,10 @@ class UNetOutline(nn.Module, UNet2DConditionLoadersMixin):  # type: ignore[misc]
             for site, dim in enumerate(spec.site_dims)
         }
 
+    def _load_ip_adapter_loras(self, state_dicts: object) -> dict[str, object]:
+        """None: a LoRA is no part of what is compared, and diffusers warns of it where peft is missing."""
+        return {}
+
     def set_attn_processor(self, processors: dict[str, Any]) -> None:
         self.attn_processors = processors
 
@@ -158,8 +178,12 @@ def load_in_diffusers(path: Path, adapter: IPAdapter) -> UNetOutline:
 def _difference(adapter: IPAdapter, unet: UNetOutline) -> float:
     """Largest difference of tokens and of one attention layer of every width, in parts of the largest value."""
     features = random_features(adapter.spec)
-    tokens = _float(adapter.image_proj)(features)  # (B, N, C)
-    theirs = _float(unet.encoder_hid_proj)([features[:, None]])  # one (B, 1, N, C)
+    own, adapter.image_proj = adapter.image_proj, _float(adapter.image_proj)
+    try:
+        tokens = image_tokens(adapter, features)
+    finally:
+        adapter.image_proj = own
+    theirs = _their_tokens(adapter.spec, _float(unet.encoder_hid_proj), features)
     worst = relative_difference(theirs[0][:, 0], tokens)
     seen: set[int] = set()
     for site, processor in enumerate(unet.attn_processors.values()):
@@ -171,6 +195,15 @@ def _difference(adapter: IPAdapter, unet: UNetOutline) -> float:
             seen.add(adapter.spec.site_dims[site])
             worst = max(worst, _attention_difference(adapter, site, processor, tokens, theirs))
     return worst
+
+
+def _their_tokens(spec: AdapterSpec, projection: Any, features: Mapping[str, Tensor]) -> Any:
+    """One (B, 1, N, C)."""
+    if spec.face is not None and spec.reads_pictures:  # which its users have to tell it
+        (layer,) = projection.image_projection_layers
+        layer.clip_embeds, layer.shortcut = features[FEATURES][None], bool(spec.face.has_shortcut)
+    read = features[FEATURES] if spec.face is None else features[IDENTITY]
+    return projection([read[:, None]])
 
 
 def _attention_difference(adapter: IPAdapter, site: int, processor: Any, tokens: Tensor, theirs: Any) -> float:
@@ -191,6 +224,8 @@ def _attention_difference(adapter: IPAdapter, site: int, processor: Any, tokens:
 def _conventions(spec: AdapterSpec, preprocess: Preprocess | None) -> tuple[str, ...]:
     """What diffusers' pipelines do with a reference that this adapter was not trained with."""
     reasons = []
+    if spec.face is not None:
+        return (*_of_faces(spec), *_of_pictures(preprocess))
     usual = Feature.IMAGE_EMBEDS if spec.projection is Projection.LINEAR else Feature.HIDDEN_STATES
     if spec.feature is not usual:
         reasons.append(f"diffusers gives it {_words(usual)}, it reads {_words(spec.feature)}")
@@ -201,11 +236,27 @@ def _conventions(spec: AdapterSpec, preprocess: Preprocess | None) -> tuple[str,
             f"diffusers' negative is {_words(_USUAL_NEGATIVE[spec.projection])}, it was trained with "
             f"{_words(spec.negative)}"
         )
+    return (*reasons, *_of_pictures(preprocess))
+
+
+def _of_pictures(preprocess: Preprocess | None) -> tuple[str, ...]:
+    reasons = []
     if preprocess is not None and preprocess.encoder_kind != "CLIP":
         reasons.append(f"diffusers' pipelines read CLIP encoders, it reads {preprocess.encoder_kind}")
     if preprocess is not None and preprocess.crop != "center":
         reasons.append(f"diffusers crops references to their center, it was trained with crop {preprocess.crop!r}")
     return tuple(reasons)
+
+
+def _of_faces(spec: AdapterSpec) -> tuple[str, ...]:
+    """diffusers finds no faces: `ip_adapter_image_embeds` has what `docs/formats.md` says, and the rest is told."""
+    if not spec.reads_pictures:
+        return ()
+    assert spec.face is not None
+    return (
+        "diffusers has to be told the face's picture: clip_embeds of unet.encoder_hid_proj.image_projection_layers[0], "
+        f"and its shortcut = {bool(spec.face.has_shortcut)}",
+    )
 
 
 def _float(module: Any) -> Any:
