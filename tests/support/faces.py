@@ -21,17 +21,26 @@ FACE_KINDS: dict[str, dict[str, Any]] = {
     "portrait": {"kind": "portrait"},
 }
 READS_PICTURES = ("faceid_plus", "faceid_plus_v2")
-_SHADES = ((255, 0, 0), (255, 12, 0), (255, 0, 12), (250, 8, 8), (255, 14, 14), (248, 0, 10), (255, 8, 2), (252, 3, 14))
+PALETTE = (
+    (0, 0, 255),
+    (255, 255, 255),
+    (0, 0, 0),
+    (255, 255, 0),
+    (255, 0, 255),
+    (0, 255, 255),
+    (90, 90, 90),
+    (200, 120, 60),
+)
 
 
 def image(pixels: Tensor) -> Image.Image:
     return Image.fromarray((pixels[0].numpy() * 255).round().astype(np.uint8))
 
 
-def face_picture(number: int) -> Image.Image:
-    """One person: a face of its own place, size and shade."""
-    side = 30 + 2 * number
-    return image(picture((_SHADES[number % len(_SHADES)], 150 - 8 * number, 120 + 6 * number, side)))
+def face_picture(person: int, take: int = 0) -> Image.Image:
+    """A face that the tiny pack finds by its red middle; around that is the person's colour."""
+    left, top = 120 + 8 * take, 96 + 16 * take
+    return image(picture((PALETTE[person % len(PALETTE)], left, top, 96), (RED, left + 36 + 8 * take, top + 36, 24)))
 
 
 def two_faces() -> Image.Image:
@@ -43,7 +52,7 @@ def write_people(folder: Path, count: int = 4, *, empty: int = 0, each: int = 1)
     """Pictures of people with captions beside, each person's in a folder, then some without a face."""
     for number in range(count):
         for take in range(each):
-            _write(folder / f"person{number}" / f"{take}.png", face_picture((number + 2 * take) % len(_SHADES)))
+            _write(folder / f"person{number}" / f"{take}.png", face_picture(number, take))
     for number in range(empty):
         _write(folder / f"nobody{number}" / "0.png", image(picture()))
     return folder

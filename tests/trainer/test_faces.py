@@ -165,7 +165,7 @@ def test_a_run_goes_on_exactly(config: Callable[..., Config], kind: str) -> None
 
 def test_a_run_does_not_go_on_as_another_kind(config: Callable[..., Config]) -> None:
     train(config("faceid_plus"))
-    with pytest.raises(IPAdapterError, match="what adapter.kind adds to the identity"):
+    with pytest.raises(IPAdapterError, match=r"what adapter.kind adds to the identity"):
         train(config("faceid_plus_v2"))
     with pytest.raises(IPAdapterError, match=r"adapter.lora_rank"):
         train(config("faceid_plus", adapter={"lora_rank": 2}))
