@@ -134,7 +134,7 @@ def test_a_cache_holds_what_is_read_and_changes_nothing(config: Callable[..., Co
     cached = config(kind, run="cached", cache={"path": str(plain.run.parent / "cache"), "precision": "fp32"})
     train(plain)
     base = load_base(cached.base, CPU)
-    report = fill(cached, base, open_reader(cached, base), open_sources(cached))
+    report = fill(cached, base, open_reader(cached, CPU, 16), open_sources(cached))
     assert report.shares["features"].computed == 4
     (shard,) = (report.folder).glob("features-*/*.safetensors")
     parts = {name.partition("/")[2] for name in load_file(shard)}

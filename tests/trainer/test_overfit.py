@@ -14,8 +14,8 @@ from ipadapter_trainer.cache.fill import fill
 from ipadapter_trainer.data.sources import open_sources
 from ipadapter_trainer.loop import train
 from ipadapter_trainer.metrics_log import read_records
-from ipadapter_trainer.models.image_encoder import load_image_encoder
 from ipadapter_trainer.models.loading import load_base
+from ipadapter_trainer.readers.opening import open_reader
 from support.trained import COLORS, write_teachable_base
 from support.training import make_config
 
@@ -63,7 +63,7 @@ def train_and_validate(folder: Path, encoder: Path, name: str, kind: str) -> tup
         cache={"path": str(folder / f"{kind}-cache"), "precision": "fp32"},
         validation={"every": STEPS, "path": str(folder / "own.jsonl"), "timesteps": [600, 800, 990]},
     )
-    models = load_base(config.base, CPU), load_image_encoder(config.encoder, kind, CPU)
+    models = load_base(config.base, CPU), open_reader(config, CPU)
     fill(config, *models, open_sources(config))
     train(config)
     before, after = (record for record in read_records(config.run) if record["kind"] == "validation")

@@ -1,6 +1,7 @@
-"""Which reader a config's kind of adapter needs."""
+"""Which reader a config asks for."""
 
-from ..backbones.backbone import Backbone
+import torch
+
 from ..config import Config
 from ..models.face_network import face_read
 from ..models.image_encoder import load_image_encoder
@@ -9,19 +10,19 @@ from .pictures import PictureReader
 from .reader import ReferenceReader
 
 
-def open_reader(config: Config, base: Backbone) -> ReferenceReader:
-    """Load what reads references.
+def open_reader(config: Config, device: torch.device, token_dim: int = 0) -> ReferenceReader:
+    """Load what reads the references of a config.
 
     Args:
-        base: with its model where faces are looked at, which are cut as large as its text tokens are wide.
+        token_dim: width of the base's text tokens, which says how large faces are cut for an image encoder; of no matter
+            to others.
 
     Raises:
-        IPAdapterError: as `load_image_encoder` and `open_face_reader`.
+        ModelNotFoundError, UnreadableFileError, MismatchError: as `load_image_encoder` and `open_face_reader`.
     """
     kind, settings = config.adapter, config.encoder
-    encoder = load_image_encoder(settings, kind.kind, base.device) if kind.reads_pictures else None
+    encoder = load_image_encoder(settings, kind.kind, device) if kind.reads_pictures else None
     if kind.reads_faces:
-        token_dim = base.sites.sites[0].context_dim if kind.reads_pictures else 0
         return open_face_reader(settings.face_model, face_read(token_dim), encoder)
     assert encoder is not None
     return PictureReader(encoder)
