@@ -31,10 +31,11 @@ LIKE_OTHERS = {
     "sd15_plus",
     "sdxl_base",
 }
+FAMILIES = {"faceid": "FaceID"}
 # What a recipe is about may not be replaced by the tiny world: (section, keys that it may change).
 REPLACED = {
     "base": {"model", "vae", "precision"},
-    "encoder": {"model", "precision"},
+    "encoder": {"model", "face_model", "precision"},
     "adapter": {"pretrained", "resampler_dim"},
     "data": {"path", "reference_folder", "resolution", "bucket_step", "workers", "shuffle_buffer"},
     "objective": set(),
@@ -66,7 +67,7 @@ def test_recipe_plans_and_takes_two_steps(world: TinyWorld, recipe: Path) -> Non
     }
     assert all(key in REPLACED[section] for section, key in changed)
     plan = make_plan(config).to_json()
-    assert str(plan["trained"]["adapter"]).endswith(asked.adapter.kind)
+    assert str(plan["trained"]["adapter"]).endswith(FAMILIES.get(asked.adapter.kind, asked.adapter.kind))
     assert plan["data"]["steps"] == 2
     if config.cache.path is not None:
         cpu = torch.device("cpu")
