@@ -128,6 +128,16 @@ def test_pictures_without_faces_are_skipped_and_counted(tmp_path: Path, config: 
         train(config("faceid", people, run="strict", data={"max_skipped": 0.0}))
 
 
+def test_pictures_of_no_face_at_all_are_said_before_models_are_loaded(
+    tmp_path: Path, config: Callable[..., Config]
+) -> None:
+    walls = write_people(tmp_path / "walls", 0, empty=2)
+    with pytest.raises(IPAdapterError, match=r"none of 2 references.*no face found"):
+        train(config("faceid", walls, base={"model": "nowhere"}))
+    with pytest.raises(IPAdapterError, match=r"none of 2 references.*no embedding.*identity_column"):
+        train(config("faceid", walls, base={"model": "nowhere"}, encoder={"face_model": None}))
+
+
 @pytest.mark.parametrize("kind", ["faceid", "faceid_plus_v2"])
 def test_a_cache_holds_what_is_read_and_changes_nothing(config: Callable[..., Config], kind: str) -> None:
     plain, cached = config(kind, run="plain"), None
@@ -244,6 +254,13 @@ def test_broken_ready_embeddings_are_skipped(tmp_path: Path, config: Callable[..
     short = config("faceid", write_list(tmp_path, rows), run="short", data=data, encoder={"face_model": None})
     with pytest.raises(IPAdapterError, match=r"shape \[7\].*512 numbers"):
         train(short)
+
+
+def test_shards_have_no_ready_embeddings(tmp_path: Path, config: Callable[..., Config]) -> None:
+    shards = tmp_path / "0.tar"
+    shards.touch()
+    with pytest.raises(DataError, match=r"identity_column.*face_model"):
+        train(config("faceid", shards, data={"identity_column": "face"}, encoder={"face_model": None}))
 
 
 def test_a_plan_counts_the_lora(config: Callable[..., Config]) -> None:
