@@ -294,7 +294,9 @@ def test_commands_work_on_a_face_adapter(tmp_path: Path, config: Callable[..., C
     assert run(*sample, "--image", str(tmp_path / "me.png"), "-o", str(tmp_path / "drawn"))["adapter"].startswith(
         "a base"
     )
-    assert "losses" in run("eval", str(tmp_path / "config.toml"), str(file), "-o", str(tmp_path / "eval"), "--json")
+    assert "losses" in run(
+        "eval", str(tmp_path / "config.toml"), "--adapter", str(file), "-o", str(tmp_path / "eval"), "--json"
+    )
     refused = CliRunner().invoke(app, [*sample, "--image", str(tmp_path / "wall.png"), "-o", str(tmp_path / "none")])
     assert refused.exit_code != 0
     assert "no face found in it" in str(refused.output) + str(refused.exception)
