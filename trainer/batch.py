@@ -33,6 +33,7 @@ class Batch:
         features: what the encoder gives for them, by name: "features" (B, E) or (B, S, E).
         text: text embeddings by name, as the model's `encode_text` gives them; those of "" where the text is dropped.
         drop_image: (B,) bool, true where the image is dropped and what stands for that is not in its place already.
+        drop_identity: (B, K) bool, which of the K faces of each reference lose their embedding; None if none may.
         noise_number: (B,) which of the objective's noises stands for a dropped image; None if none does.
         latent_noise, noise: (B, C, h, w), for the autoencoder's sample and for the diffusion.
         times: of the diffusion (B,), 0 (clean) to 1 (noise), float32.
@@ -59,6 +60,7 @@ class Batch:
     loss_mask: Tensor | None = None
     perturbation: Tensor | None = None
     noise_number: Tensor | None = None
+    drop_identity: Tensor | None = None
     skipped: tuple[Skipped, ...] = ()
 
     def to(self, device: torch.device) -> "Batch":

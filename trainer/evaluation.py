@@ -52,7 +52,9 @@ def evaluate(config: Config, file: Path, folder: Path, *, images: int | None) ->
     base = load_base(config.base, device)
     if config.objective.zero_terminal_snr:
         base = base.with_terminal_snr()
-    opened = open_adapter(file, base, config.encoder.model, config.encoder.precision)
+    opened = open_adapter(
+        file, base, config.encoder.model or None, config.encoder.precision, face_model=config.encoder.face_model
+    )
     reader = opened.reader
     judge = load_judge(config.validation, reader, device)
     sampler, references = open_drawing(config, held_out, base, reader, count=images)

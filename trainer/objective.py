@@ -12,7 +12,7 @@ from .backbones.backbone import Backbone
 from .backbones.image_prompt import ImagePrompt
 from .batch import Batch
 from .config import ObjectiveConfig
-from .readers.reader import ReferenceReader
+from .readers.reader import IDENTITY, ReferenceReader
 
 
 @dataclass(frozen=True, eq=False)
@@ -88,6 +88,8 @@ class Objective:
             assert self.reader is not None
             assert batch.references is not None
             features = self.reader.read(batch.references)
+        if batch.drop_identity is not None:
+            features = {**features, IDENTITY: without_identities(features[IDENTITY], batch.drop_identity)}
         return Condition(
             latents=self.base.scale_latents(mean + std * batch.latent_noise),
             text=self.base.encode_text(batch.captions) if batch.text is None else batch.text,
@@ -115,6 +117,11 @@ class Objective:
             c = torch.pow(c, times)[:, None, None, None]
         # is 2c (sqrt(e² + c²) - c), which would lose the digits of small errors
         return 2 * c * squares / ((squares + c * c).sqrt() + c)
+
+
+def without_identities(identity: Tensor, dropped: Tensor) -> Tensor:
+    """Embeddings (B, I) or (B, K, I) with zeros, those of no face, where `dropped` (B, K) is true."""
+    return identity.masked_fill(dropped.view(*identity.shape[:-1], 1), 0.0)
 
 
 def _replaced(features: Tensor, no_image: Tensor, dropped: Tensor) -> Tensor:

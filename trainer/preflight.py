@@ -2,21 +2,27 @@
 
 from pathlib import Path
 
+import torch
+
 from ipadapter_core.errors import BadInputError, IPAdapterError
 from ipadapter_core.network.adapter import read_spec
 
 from .cache.store import CacheError
-from .config import Config
+from .config import AugmentConfig, Config
+from .data.identities import ready_identity
 from .data.own_references import check_references
-from .data.pictures import BrokenPictureError, Picture, upright_size
+from .data.pictures import BrokenPictureError, Picture, decode, upright_size
 from .data.records import DataError, Records
 from .data.sources import Source
 from .draws import sample_generator
+from .models.face_network import face_read
 from .models.image_encoder import resolve_folder
 from .models.network import pretrained_file
+from .readers.faces import FacePreparation, find_pack
 from .state import CheckpointError
 
 _LOOKED_AT = 64  # pictures and references, spread evenly
+_FACES_LOOKED_AT = 8
 _LEAST_HELD_OUT = 2
 
 
@@ -46,7 +52,12 @@ def check_before_models(config: Config, source: Source, held_out: Records) -> No
     for records in (source, held_out):
         if isinstance(records, Records):  # a stream finds out as it reads
             _check_pictures(records, config)
-    resolve_folder(config.encoder.model, "encoder.model")  # small beside the base, which is loaded first
+    if config.encoder.model:
+        resolve_folder(config.encoder.model, "encoder.model")  # small beside the base, which is loaded first
+    if config.encoder.face_model is not None:
+        find_pack(config.encoder.face_model)
+    if config.adapter.reads_faces and isinstance(source, Records):
+        _check_faces(source, config)
 
 
 def _check_pictures(records: Records, config: Config) -> None:
@@ -70,6 +81,30 @@ def _broken(records: Records, index: int, seed: int) -> list[BrokenPictureError]
         except BrokenPictureError as error:
             return [error]
     return []
+
+
+def _check_faces(records: Records, config: Config) -> None:
+    """A few: where none has a face, a thousand would be looked at before anything is said."""
+    pack = None if config.encoder.face_model is None else find_pack(config.encoder.face_model)
+    preparation = FacePreparation(pack, face_read(0), None)
+    reasons = []
+    chosen = range(0, len(records), max(1, len(records) // _FACES_LOOKED_AT))
+    for index in chosen:
+        picture = records.reference(index, sample_generator(config.train.seed, index, "group"))
+        try:
+            identity = ready_identity(picture) if pack is None else None
+            preparation.prepare(
+                decode(picture), AugmentConfig(), torch.Generator(), name=picture.name, identity=identity
+            )
+        except BrokenPictureError as error:
+            reasons.append(f"{error.name} ({error.reason})")
+        else:
+            return
+    raise DataError(
+        f"none of {len(chosen)} references looked at can be read as a face, the first {reasons[0]}",
+        expected="pictures of faces, or their embeddings ready: data.identity_column, or NAME.npy beside each",
+        action="correct data.path and the reference settings, or set encoder.face_model",
+    )
 
 
 def check_pictures_folder(folder: Path) -> None:

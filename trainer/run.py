@@ -200,7 +200,7 @@ def open_run(config: Config, *, lacking: Lacking = "refuse", lists: Path | None 
     base.check(config)
     if config.objective.zero_terminal_snr:
         base = base.with_terminal_snr()
-    reader = open_reader(config, accelerator.device)
+    reader = open_reader(config, accelerator.device, base.sites.sites[0].context_dim)
     network = new_adapter(config.adapter, base, reader.encoder, config.train.seed).to(accelerator.device)
     base.install()
     if config.train.gradient_checkpointing:

@@ -24,7 +24,7 @@ from ipadapter_core.file.container import read_tensors, sync, write_safetensors
 
 from .config import Config
 from .config_file import ConfigError, read_config, write_config
-from .models.network import TrainableAdapter
+from .models.network import TrainableAdapter, published_name
 from .resume.earlier import differences_by_name
 from .resume.identify import default_settings
 from .resume.identity import Difference, RunIdentity
@@ -147,7 +147,7 @@ class State:
         for name in ("step", "samples", "ema_step"):
             setattr(self.counters, name, stated[name])
         if self.accelerator.distributed_type not in SHARDED:
-            self.network.adapter.load_state_dict(_finite_weights(folder))
+            self.network.load_published(_finite_weights(folder))
         settings = [
             {name: group[name] for name in _OF_CONFIG if name in group} for group in self.optimizer.param_groups
         ]
@@ -184,7 +184,7 @@ class State:
             shadow = read_tensors(file, _KIND).tensors
         else:  # it begins here
             self.counters.ema_step = 0
-            shadow = {name: value.clone() for name, value in self.network.adapter.state_dict().items()}
+            shadow = {name: value.clone() for name, value in self.network.published().items()}
         state = self.ema.state_dict() | {"optimization_step": self.counters.ema_step}
         self.ema.load_state_dict(state | {"shadow_params": [shadow[name] for name in names]})
         self.ema.to(self.accelerator.device)
@@ -192,7 +192,7 @@ class State:
     def ema_weights(self) -> dict[str, Tensor]:
         """The adapter's weights with the moving average in place of the trained ones."""
         assert self.ema is not None
-        weights = dict(self.network.adapter.state_dict())
+        weights = self.network.published()
         weights.update(zip(trained_names(self.network), self.ema.shadow_params, strict=True))
         return weights
 
@@ -204,7 +204,7 @@ class State:
             raise diverged(self.config.run, f"weights that are {_NO_NUMBERS}, at step {self.counters.step}")
 
     def _save_own(self, folder: Path, weights: Mapping[str, Tensor]) -> None:
-        metadata = self.network.spec.to_metadata()
+        metadata = self.network.metadata
         write_safetensors(folder / ADAPTER, weights, metadata)
         if self.ema is not None:
             self.counters.ema_step = self.ema.optimization_step
@@ -233,14 +233,14 @@ def adapter_weights(accelerator: Accelerator, adapter: torch.nn.Module) -> dict[
     """Whole weights under published names; every process must call it, the main one gets them."""
     if accelerator.distributed_type in SHARDED:
         state_dict = accelerator.get_state_dict(adapter)
-        return {name.removeprefix("adapter."): tensor for name, tensor in (state_dict or {}).items()}
+        return {published_name(name): tensor for name, tensor in (state_dict or {}).items()}
     network: TrainableAdapter = accelerator.unwrap_model(adapter)
-    return dict(network.adapter.state_dict())
+    return network.published()
 
 
 def trained_names(network: TrainableAdapter) -> list[str]:
     """Published names of the trained tensors, in the order of `trained_parameters`."""
-    return [name.removeprefix("adapter.") for name, value in network.named_parameters() if value.requires_grad]
+    return [published_name(name) for name, value in network.named_parameters() if value.requires_grad]
 
 
 def _not_ours(path: Path, reason: str) -> CheckpointError:

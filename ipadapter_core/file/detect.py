@@ -30,7 +30,7 @@ from .spec import (
 )
 from .studio import STUDIO_ADAPTERS
 
-__all__ = ["BASE_NAMES", "canonical_name", "detect"]
+__all__ = ["BASE_NAMES", "canonical_name", "detect", "face_crop_size"]
 
 BASE_NAMES = {768: "SD1.5", 1024: "SD2.x", 2048: "SDXL"}
 _SITE_KEY = re.compile(r"ip_adapter\.(\d+)\.to_([kv])_ip\.weight")
@@ -108,7 +108,7 @@ def _read_resampler(shapes: Shapes, stated: Mapping[str, object]) -> AdapterSpec
         negative=Negative.ZERO_FEATURES,
         face=FaceSpec(
             identity_dim=image_dim,
-            crop_size=_crop_size(spec.cross_attention_dim),
+            crop_size=face_crop_size(spec.cross_attention_dim),
             token_dim=spec.cross_attention_dim,
             is_normed=False,
         ),
@@ -162,12 +162,13 @@ def _identity(shapes: Shapes) -> tuple[FaceSpec, int]:
     hidden_dim, identity_dim = matrix(shapes, "image_proj.proj.0.weight")
     num_tokens, token_dim = tokens_of(shapes, "image_proj.proj.2.weight")
     face = FaceSpec(
-        identity_dim=identity_dim, crop_size=_crop_size(token_dim), token_dim=token_dim, hidden_dim=hidden_dim
+        identity_dim=identity_dim, crop_size=face_crop_size(token_dim), token_dim=token_dim, hidden_dim=hidden_dim
     )
     return face, num_tokens
 
 
-def _crop_size(token_dim: int) -> int:
+def face_crop_size(token_dim: int) -> int:
+    """Side in pixels of the aligned face pictures that adapters with tokens of this width read."""
     return _CROP_SIZES.get(token_dim, _USUAL_CROP)
 
 

@@ -21,6 +21,8 @@ from ipadapter_trainer.models.loading import load_base
 from ipadapter_trainer.models.network import new_adapter
 
 from .encoders import EMBED_DIM, IMAGE_SIZE, LAYERS, PATCH, WIDTH, write_folder
+from .face_files import write_pack
+from .faces import write_people
 from .tiny_base import VOCABULARY, write_base, write_tokenizer
 from .tiny_sd3_base import write_sd3_base
 from .tiny_studio_base import STUDIO_FAMILIES, write_studio_base
@@ -101,10 +103,14 @@ class TinyWorld:
         data = "list" if asked.data.reference == "column" else asked.data.format
         paths: dict[str, object] = {
             "base.model": base,
-            "encoder.model": self._encoder(asked.encoder.model),
             "data.path": self._made(f"data/{data}", _WRITERS[data]) / _INSIDE.get(data, ""),
             "train.output": self.root / asked.train.output,
         }
+        if asked.encoder.model:
+            paths["encoder.model"] = self._encoder(asked.encoder.model)
+        if asked.encoder.face_model is not None:
+            paths["encoder.face_model"] = self._made("face_pack", write_pack)
+            paths["data.path"] = self._made("people", partial(write_people, count=4, each=2))
         if asked.cache.path is not None:
             paths["cache.path"] = self.root / "cache"
         if asked.base.vae is not None:

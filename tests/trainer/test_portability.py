@@ -94,7 +94,7 @@ def write_random(path: Path, spec: AdapterSpec) -> IPAdapter:
 def whole_unet_outcome(path: Path, adapter: IPAdapter) -> Outcome:
     """Load into a whole UNet and compare its output with the same UNet under the trainer's processors."""
     generator = torch.Generator().manual_seed(1)
-    features = random_features(adapter.spec)
+    features = random_features(adapter.spec)["features"]
     latents, text = (torch.randn(2, *shape, generator=generator) for shape in ((4, 8, 8), (7, CONTEXT_DIM)))
     theirs, ours = diffusers_unet("sd15"), diffusers_unet("sd15")
     try:

@@ -31,11 +31,11 @@ LIKE_OTHERS = {
     "sd15_plus",
     "sdxl_base",
 }
-FAMILIES = {"sd35_large": "InstantX SD3.5"}  # where no kind is in the name
+FAMILIES = {"sd35_large": "InstantX SD3.5", "face_outline": "FaceID"}  # where no kind is in the name
 # What a recipe is about may not be replaced by the tiny world: (section, keys that it may change).
 REPLACED = {
     "base": {"model", "vae", "precision"},
-    "encoder": {"model", "precision"},
+    "encoder": {"model", "face_model", "precision"},
     "adapter": {"pretrained", "resampler_dim"},
     "data": {"path", "reference_folder", "resolution", "bucket_step", "workers", "shuffle_buffer"},
     "objective": set(),

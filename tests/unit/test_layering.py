@@ -34,6 +34,7 @@ CORE = {
     "backbone": GROUND | {"face"},
     "strength": GROUND | {"backbone"},
     "encoder": GROUND | {"file"},
+    "recognition": GROUND | {"face", "file"},
     "network": GROUND | {"backbone", "face", "file"},
     "branch": GROUND | {"backbone", "file", "network", "strength"},
     "legacy": GROUND | {"backbone", "branch", "encoder", "face", "file", "network", "strength"},

@@ -154,6 +154,11 @@ class Backbone(ABC):
         """Width of image tokens."""
         return self.sites.sites[0].context_dim
 
+    @property
+    def lora_layers(self) -> tuple[str, ...]:
+        """Names of the attention layers that a LoRA beside the adapter may change, two of every site; empty: none may."""
+        return ()
+
     @abstractmethod
     def install(self) -> None:
         """Make `predict` heed its image; without one the model computes what it did before."""

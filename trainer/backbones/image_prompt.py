@@ -1,14 +1,16 @@
 """What an adapter gives to a frozen model: all of its own computation happens before, in one forward of the adapter."""
 
-# B samples, N image tokens, H heads, D head dim
+# B samples, N image tokens, H heads, D head dim, R rank, I O widths of a linear layer
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 from torch import Tensor
 
 KV = tuple[Tensor, Tensor]  # (B, N, H·D) each
 SiteKVs = Sequence[KV | None]
+LayerLora = Mapping[str, tuple[Tensor, Tensor]]  # down (R, I) and up (O, R) of q, k, v and out
+LayerLoras = Sequence[LayerLora]
 
 
 class ImagePrompt(NamedTuple):
@@ -19,11 +21,14 @@ class ImagePrompt(NamedTuple):
         norms: by site, the weights (D,) of the adapter's own norms of the picture's queries and keys; empty for those
             that have none. The image's attention then runs over the picture's own keys too.
         strengths: by site, (B, 1, 1), what such an attention is multiplied by; empty is 1. Elsewhere it is in the values.
+        lora: what is added to the weights of every attention layer, those of self-attention too, as
+            `unet_sites.attention_layers` numbers them; None where the model stays as it is.
     """
 
     kv: tuple[KV | None, ...]
     norms: tuple[KV | None, ...] = ()
     strengths: tuple[Tensor | None, ...] = ()
+    lora: tuple[LayerLora, ...] | None = None
 
 
 ImageAt = Callable[[Tensor], ImagePrompt]

@@ -23,7 +23,7 @@ from ..models.quantized import full_weight
 from .backbone import Backbone, TextEncoder
 from .image_prompt import ImageAt, ImagePrompt
 from .unet_attention import install
-from .unet_sites import discover_sites
+from .unet_sites import attention_layers, discover_sites
 
 _USUAL: dict[str, tuple[object, ...]] = {  # of a scheduler's settings; None is a setting it does not have
     "prediction_type": ("epsilon", "v_prediction", None),
@@ -82,6 +82,10 @@ class UNetBackbone(Backbone):
     def install(self) -> None:
         install(self.model)
 
+    @property
+    def lora_layers(self) -> tuple[str, ...]:
+        return tuple(name for name, _ in attention_layers(self.model))
+
     @torch.no_grad()
     def encode_text(self, captions: Sequence[str]) -> dict[str, Tensor]:
         outputs = [_hidden_states(text, captions) for text in self.texts]
@@ -138,7 +142,7 @@ class UNetBackbone(Backbone):
             self.steps(times),
             text["text"].to(self.dtype),
             added_cond_kwargs=added,
-            cross_attention_kwargs={"image_kv": image.kv},
+            cross_attention_kwargs=_told(image),
         ).sample
         return output
 
@@ -191,7 +195,7 @@ class UNetBackbone(Backbone):
             num_inference_steps=steps,
             guidance_scale=guidance,
             guidance_rescale=_ZERO_SNR_RESCALE if self.schedule.config.rescale_betas_zero_snr else 0.0,
-            cross_attention_kwargs={"image_kv": image(torch.ones(len(noise))).kv},
+            cross_attention_kwargs=_told(image(torch.ones(len(noise)))),
             output_type="latent",
             callback_on_step_end=after_step,
         ).images
@@ -223,6 +227,11 @@ def _hidden_states(text: TextEncoder, captions: Sequence[str]) -> Any:
         return_tensors="pt",
     )
     return text.model(tokens.input_ids.to(text.model.device), output_hidden_states=True)
+
+
+def _told(image: ImagePrompt) -> dict[str, Any]:
+    """What the processors of `unet_attention` are handed."""
+    return {"image_kv": image.kv} if image.lora is None else {"image_kv": image.kv, "image_lora": image.lora}
 
 
 def _arguments(text: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:

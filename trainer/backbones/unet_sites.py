@@ -47,6 +47,15 @@ def discover_sites(unet: nn.Module) -> tuple[Sites, tuple[Any, ...]]:
     return Sites(UNET, tuple(sites)), tuple(modules)
 
 
+def attention_layers(unet: nn.Module) -> tuple[tuple[str, Any], ...]:
+    """Names and modules of all attention layers as the LoRA of a FaceID file numbers them: of every site its block's
+    self-attention, then its cross-attention."""
+    names = {id(module): name for name, module in unet.named_modules()}
+    layers = (layer for _, transformer in _transformers(unet) for layer in transformer.transformer_blocks)
+    found = (attention for layer in layers if layer.attn2 is not None for attention in (layer.attn1, layer.attn2))
+    return tuple((names[id(attention)], attention) for attention in found)
+
+
 def _transformers(unet: Any) -> Iterator[tuple[tuple[str, int], Any]]:
     """Every transformer with its address. ComfyUI counts each resnet and each resampler, and its input 0 is conv_in."""
     for side, blocks, first in (("input", unet.down_blocks, 1), ("output", unet.up_blocks, 0)):

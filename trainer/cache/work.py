@@ -231,7 +231,7 @@ class Work:
     def _reference(self, wanted: Wanted) -> Prepared:
         generator = variant_generator(self._config.train.seed, wanted.digest, wanted.variant, REFERENCE)
         image, changes = decode(wanted.picture), self._config.data.augment
-        return Prepared(wanted, self._reader.preparation.prepare(image, changes, generator))
+        return Prepared(wanted, self._reader.preparation.prepare(image, changes, generator, name=wanted.name))
 
     def _stored(self, tensors: Mapping[str, Tensor], what: str) -> dict[str, Tensor]:
         return stored(tensors, self._config.cache.precision, what)

@@ -56,8 +56,9 @@ def cache(
     process = Accelerator()
     needed = {"latents": "vae", "text": "text"}
     only = frozenset(needed[kind] for kind in settings.cache.parts if kind in needed)
-    base = load_base(settings.base, process.device, only=only)
-    reader = open_reader(settings, process.device)
+    cuts_faces = settings.adapter.reads_faces and settings.adapter.reads_pictures
+    base = load_base(settings.base, process.device, only=only | {"model"} if cuts_faces else only)
+    reader = open_reader(settings, process.device, base.sites.sites[0].context_dim if cuts_faces else 0)
     stores = open_stores(settings, base, reader)
     damaged = _check(stores, show=process.is_main_process) if check and process.is_main_process else None
     report = fill(settings, base, reader, sources, batch_size=batch_size, progress=process.is_local_main_process)

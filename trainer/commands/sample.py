@@ -32,6 +32,9 @@ def sample(
     encoder: Annotated[
         str | None, typer.Option(help="Image encoder: folder or hub id. The folder the adapter names if not given.")
     ] = None,
+    face_model: Annotated[
+        str | None, typer.Option(help="Folder of a face pack (buffalo_l), for adapters that read faces.")
+    ] = None,
     base_config: Annotated[
         str | None, typer.Option(help="For a single file: folder or hub id with its configs and tokenizer.")
     ] = None,
@@ -65,6 +68,7 @@ def sample(
     from ipadapter_core.network.adapter import read_spec
 
     from ..config import BaseModelConfig
+    from ..data.pictures import BrokenPictureError
     from ..files.adapter_file import open_adapter, usual_precision
     from ..models.loading import load_base
     from ..preflight import check_pictures_folder
@@ -89,15 +93,22 @@ def sample(
     device = PartialState().device
     used = precision or usual_precision(device)
     model = load_base(BaseModelConfig(model=base, config=base_config, precision=used), device)
-    opened = open_adapter(adapter, model, encoder, used)
+    opened = open_adapter(adapter, model, encoder, used, face_model=face_model)
     sampler = Sampler(model, settings, encode_prompt(model, negative_prompt))
-    references = [
-        each
-        for name, picture in pictures
-        for each in with_texts(
-            encode_reference(picture, name, base=model, reader=opened.reader, prompt=texts[0]), texts, model
-        )
-    ]
+    try:
+        references = [
+            each
+            for name, picture in pictures
+            for each in with_texts(
+                encode_reference(picture, name, base=model, reader=opened.reader, prompt=texts[0]), texts, model
+            )
+        ]
+    except BrokenPictureError as error:
+        raise BadInputError(
+            f"--image {error.name} ({error.reason})",
+            expected=f"a picture as {opened.network.spec.family} reads it",
+            action="name another picture",
+        ) from error
     began = time.perf_counter()
     with tqdm(total=settings.total_steps(len(references)), desc="drawing", unit=" steps") as bar:
         grid = sample_grid(sampler, opened.network, opened.no_image, references, bar.update)

@@ -61,6 +61,8 @@ class DataSetConfig(Section):
     """Folder with a reference under the same name, for reference = "folder"."""
     group_column: str | None = None
     """Column that names the group, for reference = "group"; for a folder, the sub-folder is the group."""
+    identity_column: str | None = None
+    """Column of the ready embedding of the reference's face, for kinds that read faces: numbers, or the name of a .npy."""
     repeats: Annotated[float, Field(ge=0.001, le=1000)] = 1.0
     """How often each of its pictures comes in an epoch, among several data sets; 0.5: every second time."""
     weight: Annotated[float, Field(ge=0.001, le=1000)] | None = None
@@ -91,6 +93,9 @@ class DataConfig(DataSetConfig):
     """Which part of a picture that does not fit is kept."""
     flip: Share = 0.0
     """Probability of a left-right flip of the target (captions may say left and right)."""
+    references_together: Positive = 1
+    """Pictures of a group that are read together, for faces; 5 for a portrait adapter as published. Those of a group that
+    has fewer come again."""
     augment: AugmentConfig = AugmentConfig()
     """Changes of the reference."""
     workers: Annotated[int, Field(ge=0)] = 4

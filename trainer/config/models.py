@@ -6,6 +6,10 @@ from pydantic import Field, model_validator
 
 from .section import Positive, Precision, Section
 
+FACE_KINDS = {"faceid": False, "faceid_plus": True, "faceid_plus_v2": True, "portrait": False}
+"""Kinds of adapters that read faces: whether they read the face's picture as well."""
+_USUAL_RANK = 128  # of the published FaceID adapters
+
 
 class BaseModelConfig(Section):
     """The frozen text-to-image model."""
@@ -29,26 +33,31 @@ class BaseModelConfig(Section):
 class EncoderConfig(Section):
     """The image encoder, in transformers layout."""
 
-    model: str
-    """Folder or hub id: CLIP, SigLIP, SigLIP 2, DINOv2 or DINOv3 of any size."""
+    model: str = ""
+    """Folder or hub id: CLIP, SigLIP, SigLIP 2, DINOv2 or DINOv3 of any size. Not needed for faceid and portrait, which read no picture."""
     feature: Literal["auto", "image_embeds", "hidden_states"] = "auto"
-    """What the adapter reads; auto: image_embeds for base, hidden_states for plus and full."""
+    """What the adapter reads; auto: image_embeds for base, hidden_states for others."""
     layer: Annotated[int, Field(le=-1)] = -2
     """Hidden state read, counted from the last (-1)."""
     crop: Literal["center", "pad", "stretch"] = "center"
     """How a reference becomes the encoder's square; recorded in the file."""
     precision: Precision = "bf16"
     """Type of the frozen encoder's weights."""
+    face_model: str | None = None
+    """Folder of a face pack, ONNX files such as buffalo_l's or antelopev2's, for kinds that read faces; without it their
+    embeddings come ready with the data: from data.identity_column, else from NAME.npy beside each picture."""
 
 
 class AdapterConfig(Section):
     """The network to train."""
 
-    kind: Literal["base", "plus", "full"] = "base"
+    kind: Literal["base", "plus", "full", "faceid", "faceid_plus", "faceid_plus_v2", "portrait"] = "base"
     """base: linear projection of one embedding; plus: resampler over all features, which on SD3.5 reads the time as well;
-    full: one token per feature."""
+    full: one token per feature. faceid: a face's embedding; faceid_plus, faceid_plus_v2: that and the face's picture;
+    portrait: several pictures of one person (data.references_together)."""
     tokens: Positive | None = None
-    """Image tokens per reference; 4 for base, 16 for plus and 64 on SD3.5 if not given, never given for full."""
+    """Image tokens per reference; 4 for base, 16 for plus, 64 on SD3.5, 4 and 16 for faces and portrait if not given,
+    never given for full."""
     resampler_dim: Positive | None = None
     """Width of a plus resampler; 768 for 768-wide text, else 1280, if not given."""
     resampler_depth: Positive = 4
@@ -68,6 +77,43 @@ class AdapterConfig(Section):
     """Adapter file to start from, here or on the hub (owner/name/file@revision), of the kind and size described here."""
     other_blocks: Literal["zero", "frozen"] = "zero"
     """The layers that blocks leaves out. zero: they take no image; frozen: they act as in pretrained, untrained."""
+    lora_rank: Annotated[int, Field(ge=0)] | None = None
+    """Rank of a LoRA trained beside a face adapter, on query, key, value and output of every attention layer; 0: none.
+    128 for faceid, faceid_plus and faceid_plus_v2 and 0 for portrait if not given, as in the published ones."""
+
+    @property
+    def reads_faces(self) -> bool:
+        return self.kind in FACE_KINDS
+
+    @property
+    def reads_pictures(self) -> bool:
+        """Whether it needs an image encoder."""
+        return FACE_KINDS.get(self.kind, True)
+
+    @property
+    def rank(self) -> int:
+        """Of the LoRA; 0: none."""
+        if self.lora_rank is not None or not self.reads_faces:
+            return self.lora_rank or 0
+        return 0 if self.kind == "portrait" else _USUAL_RANK
+
+    @model_validator(mode="after")
+    def _faces_have_what_they_read(self) -> "AdapterConfig":
+        if not self.reads_faces:
+            if self.lora_rank:
+                raise ValueError(
+                    f"adapter.lora_rank is for {', '.join(FACE_KINDS)}: other kinds leave the model as it is"
+                )
+            return self
+        if self.negative != "auto":
+            raise ValueError(
+                f'adapter.negative with kind "{self.kind}": no face is an embedding of zeros, leave it out'
+            )
+        if self.blocks != "all":
+            raise ValueError(f'adapter.blocks with kind "{self.kind}": face adapters are trained in all layers')
+        if self.resampler_dim is not None:
+            raise ValueError(f'adapter.resampler_dim with kind "{self.kind}": it is as wide as the text tokens')
+        return self
 
     @model_validator(mode="after")
     def _tokens_fit_kind(self) -> "AdapterConfig":

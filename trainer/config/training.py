@@ -16,6 +16,9 @@ class ObjectiveConfig(Section):
     """Share of samples that lose the image only."""
     drop_both: Share = 0.05
     """Share of samples that lose both."""
+    drop_identity: Share = 0.0
+    """Share of faces that lose their embedding alone, each by itself: of several pictures some then say nothing, and
+    faceid_plus has to read the picture."""
     min_snr_gamma: Annotated[float, Field(gt=0)] | None = None
     """Weight by min(SNR, gamma) (arXiv 2303.09556); 5 is usual."""
     debiased: bool = False

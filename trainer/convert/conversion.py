@@ -170,13 +170,20 @@ def _why_only_renamed(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]
 
 
 def _family_error(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> UnsupportedFamilyError | None:
-    """What is said of a kind of adapter that the trainer does not build; None of one that it does.
+    """What is said of a kind of adapter that is not exported anew; None of one that is.
 
     Raises:
         UnreadableFileError: tensors or metadata are at odds with each other.
     """
     try:
-        check_family(detect({name: tuple(tensor.shape) for name, tensor in tensors.items()}, metadata))
+        spec = detect({name: tuple(tensor.shape) for name, tensor in tensors.items()}, metadata)
+        check_family(spec)
+        if spec.face is not None:  # whose LoRA has numbers between those of the sites
+            raise UnsupportedFamilyError(
+                f"this is {spec.family}, which reads faces: its tensors are renamed and nothing else",
+                expected="an adapter that reads pictures",
+                action="use it in ComfyUI with Load IP-Adapter and Encode Face for IP-Adapter",
+            )
     except UnsupportedFamilyError as error:
         return error
     return None

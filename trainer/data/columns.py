@@ -28,6 +28,7 @@ class Columns:
     reference: str | None
     mask: str | None
     group: str | None
+    identity: str | None = None
 
 
 def find_columns(names: Collection[str], data: DataSetConfig, source: str) -> Columns:
@@ -58,6 +59,7 @@ def find_columns(names: Collection[str], data: DataSetConfig, source: str) -> Co
         _column(names, data.reference_column, (), "reference", source),
         _column(names, data.mask_column, (), "mask", source),
         _column(names, data.group_column, (), "group", source),
+        _column(names, data.identity_column, (), "identity", source),
     )
 
 

@@ -12,6 +12,7 @@ from ..config import DataSetConfig
 from ..hub import HUB_ERRORS, HubPlace
 from ..words import first_line
 from .columns import Columns, captions_in, find_columns, listed, nearest, no_caption
+from .identities import WithIdentity
 from .pictures import BrokenPictureError, FilePicture, Picture, is_inside
 from .records import DataError, Record, Records
 
@@ -102,7 +103,7 @@ class _HubRows:
         self._fingerprint = f"{self._name}|{data.split}|{self.version or table._fingerprint}"
         self._root = Path(data.image_root or ".")
         self._roots = _roots(data)
-        names = (columns.image, columns.caption, columns.reference, columns.mask, columns.group)
+        names = (columns.image, columns.caption, columns.reference, columns.mask, columns.group, columns.identity)
         self._views = {}
         for name in filter(None, names):
             view = table.select_columns([name])
@@ -116,12 +117,17 @@ class _HubRows:
     def __getitem__(self, index: int) -> Record:
         columns = self._columns
         image = self._picture(columns.image, index)
+        reference = self._picture(columns.reference, index) if columns.reference else image
+        if columns.identity is not None:
+            is_itself = reference is image
+            reference = WithIdentity(reference, self._value(columns.identity, index))
+            image = reference if is_itself else image  # of a group it is another's reference
         captions = self._captions(index)
         return Record(
             self.key(index),
             captions[0],
             image,
-            self._picture(columns.reference, index) if columns.reference else image,
+            reference,
             self._picture(columns.mask, index) if columns.mask else None,
             str(self._value(columns.group, index)) if columns.group else "",
             captions[1:],

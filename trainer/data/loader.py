@@ -108,7 +108,7 @@ def held_out_batches(
     members, _ = scan_buckets(records, config.data, (config.data.resolution,), show=False)
     buckets = {number: bucket for bucket, numbers in members.items() for number in numbers}
     for number, bucket in sorted(buckets.items()):
-        candidate = _candidate(records, number, config.train.seed, number)
+        candidate = _candidate(records, number, config, number)
         with suppress(BrokenPictureError):
             yield collate([maker.make(candidate, number, bucket)], ())
 
@@ -121,7 +121,6 @@ class _IndexedBatches(Dataset[Batch | _Failure]):
         self._order = order
         self._maker = maker
         self._world = world
-        self._seed = maker.config.train.seed
 
     def __getitem__(self, number: int) -> Batch | _Failure:
         size = self._maker.config.train.batch_size
@@ -140,10 +139,10 @@ class _IndexedBatches(Dataset[Batch | _Failure]):
 
     def _candidates(self, position: int) -> Iterator[Candidate]:
         number, bucket = self._order.at(position)
-        yield _candidate(self._records, number, self._seed, position)
+        yield _candidate(self._records, number, self._maker.config, position)
         for attempt in range(_ATTEMPTS):
             number = self._order.replacement(position, bucket, attempt)
-            yield _candidate(self._records, number, self._seed, position)
+            yield _candidate(self._records, number, self._maker.config, position)
 
 
 @dataclass(eq=False)
@@ -243,5 +242,9 @@ def _caught(make: Callable[[], Batch]) -> Batch | _Failure:
         return _Failure(type(error), str(error))
 
 
-def _candidate(records: Records, number: int, seed: int, position: int) -> Candidate:
-    return Candidate(records[number], records.reference(number, sample_generator(seed, position, "group")))
+def _candidate(records: Records, number: int, config: Config, position: int) -> Candidate:
+    generator = sample_generator(config.train.seed, position, "group")
+    if config.data.references_together == 1:
+        return Candidate(records[number], records.reference(number, generator))
+    first, *others = records.together(number, generator, config.data.references_together)
+    return Candidate(records[number], first, tuple(others))

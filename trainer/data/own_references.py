@@ -1,13 +1,16 @@
 """`validation.references`: the user's own pictures that samples are drawn from."""
 
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-
-from PIL import Image
+from typing import TypeVar
 
 from ..config import DataSetConfig
 from .pictures import BrokenPictureError, Picture, decode
 from .records import DataError, Records
 from .tables import LISTS, load_folder, load_list
+
+T = TypeVar("T")
 
 
 def own_references(path: str, *, may_leave: bool, speaks: bool = False) -> Records:
@@ -40,14 +43,19 @@ def check_references(path: str, *, may_leave: bool) -> int:
     """
     records = own_references(path, may_leave=may_leave, speaks=True)
     for number in range(len(records)):
-        opened(records[number].image)
+        picture = records[number].image
+        usable(picture, partial(decode, picture))
     return len(records)
 
 
-def opened(picture: Picture) -> Image.Image:
-    """A picture to draw from: each was chosen, so none may be missing. Raises DataError if it cannot be read."""
+def usable(picture: Picture, read: Callable[[], T]) -> T:
+    """What is read of a picture to draw from: each was chosen, so none may be missing.
+
+    Raises:
+        DataError: it is a broken picture.
+    """
     try:
-        return decode(picture)
+        return read()
     except BrokenPictureError as error:
         raise DataError(
             f"validation.references: {error.name} cannot be used ({error.reason})",

@@ -183,6 +183,17 @@ class Records(Sequence[Record]):
         other = members[int(torch.randint(len(members) - 1, (), generator=generator))]
         return self._rows[members[-1] if other == row else other].image
 
+    def together(self, index: int, generator: torch.Generator, count: int) -> tuple[Picture, ...]:
+        """The image prompt of a record and further ones of its group, each once before one comes again."""
+        first = self.reference(index, generator)
+        row = self._chosen[index]
+        group = None if self._groups is None else self._groups[row]
+        members = [other for other in self._members.get(group or "", []) if other != row]
+        order = torch.randperm(len(members), generator=generator).tolist()
+        others = [self._rows[members[number]].image for number in order]
+        different = [first, *(picture for picture in others if picture.name != first.name)]
+        return tuple(different[number % len(different)] for number in range(count))
+
     def sets(self) -> list[Sequence[int]]:
         """Numbers of the records of each data set; of one, all."""
         if not isinstance(self._rows, Joined):

@@ -17,6 +17,7 @@ from ..draws import CACHED_NOISES, draw, sample_generator
 from ..readers.reader import Preparation
 from .buckets import Centered, Placement, place
 from .digests import DigestMemo
+from .identities import ready_identity
 from .pictures import BrokenPictureError, Picture, Size, decode
 from .prepare import (
     REFERENCE,
@@ -81,10 +82,15 @@ class Stores:
 
 @dataclass(frozen=True)
 class Candidate:
-    """A record that may become a sample, with the reference it would have."""
+    """A record that may become a sample, with the reference it would have.
+
+    Attributes:
+        others: pictures that are read together with the reference.
+    """
 
     record: Record
     reference: Picture
+    others: tuple[Picture, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -149,7 +155,7 @@ class SampleMaker:
         shape = (geometry.latent_channels, height, width)
         draws = draw(config.train.seed, position, shape, config.objective, geometry.shift)
         tensors: dict[str, Tensor | Mapping[str, Tensor]] = {**target}
-        tensors |= self._reference(candidate, position, variant, opened)
+        tensors |= self._references(candidate, position, variant, opened)
         drop_text, drop_image = (drop and not self.is_plain for drop in (draws.drop_text, draws.drop_image))
         caption = "" if drop_text else self._caption(record, position)
         tensors |= self._text(caption)
@@ -163,6 +169,10 @@ class SampleMaker:
             tensors["perturbation"] = draws.perturbation
         if config.adapter.negative == "noise" and not self.is_plain:
             tensors |= self._noise(position, drop_image)
+        if config.objective.drop_identity and not self.is_plain:
+            generator = sample_generator(config.train.seed, position, "identity")
+            lost = torch.rand(config.data.references_together, generator=generator) < config.objective.drop_identity
+            tensors["drop_identity"] = lost
         return Sample(record.key, caption, position, tensors)
 
     def _variant(self, position: int) -> int:
@@ -201,17 +211,27 @@ class SampleMaker:
         height, width, _, _, *target = (int(size) for size in sizes)
         return place((height, width), (target[0], target[1]), self.config.data, generator)
 
-    def _reference(
+    def _references(
         self, candidate: Candidate, position: int, variant: int, opened: dict[str, Image.Image]
     ) -> dict[str, Mapping[str, Tensor]]:
-        picture = candidate.reference
+        """Of several that are read together every tensor gets a dimension of them in front."""
+        generator = sample_generator(self.config.train.seed, position, REFERENCE)
+        together = (candidate.reference, *candidate.others)
+        parts = [self._reference(picture, variant, generator, opened) for picture in together]
+        name = "references" if self.stores.features is None else "features"
+        return {name: parts[0] if len(parts) == 1 else _stacked(parts)}
+
+    def _reference(
+        self, picture: Picture, variant: int, generator: torch.Generator, opened: dict[str, Image.Image]
+    ) -> Mapping[str, Tensor]:
         if self.stores.features is not None:
             key = entry_key(self.stores.digests.digest(picture), variant)
-            return {"features": self._cached(self.stores.features, key, picture)}
-        generator = sample_generator(self.config.train.seed, position, REFERENCE)
+            return self._cached(self.stores.features, key, picture)
         changes = AugmentConfig() if self.is_plain else self.config.data.augment
-        image = _open(picture, opened)
-        return {"references": self.geometry.reference.prepare(image, changes, generator)}
+        image, identity = _open(picture, opened), None
+        if self.config.adapter.reads_faces and self.config.encoder.face_model is None:
+            identity = ready_identity(picture)
+        return self.geometry.reference.prepare(image, changes, generator, name=picture.name, identity=identity)
 
     def _noise(self, position: int, drop_image: bool) -> dict[str, Tensor | Mapping[str, Tensor]]:
         """What stands for a dropped reference: a picture of its own, or which of those that were encoded before."""
@@ -237,7 +257,9 @@ class SampleMaker:
         try:
             return store.get(key)
         except KeyError as error:
-            decode(picture)  # the cache leaves out what is broken
+            image = decode(picture)  # the cache leaves out what is broken
+            if store is self.stores.features:  # and that in which there is nothing to read
+                self.geometry.reference.prepare(image, AugmentConfig(), torch.Generator(), name=picture.name)
             raise _not_cached(picture.name) from error
 
 

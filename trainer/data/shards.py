@@ -125,6 +125,12 @@ def open_shards(data: DataSetConfig) -> Shards:
             expected="self, or column with the reference as a member of each sample",
             action='pack the references into the shards and set data.reference = "column"',
         )
+    if data.identity_column is not None:
+        raise DataError(
+            f'data.identity_column = "{data.identity_column}" for shards, which are read as a stream',
+            expected="a list or a Hugging Face dataset: embeddings are read of tables",
+            action="name one, or let encoder.face_model find the faces",
+        )
     shards = Shards(find_shards(data), data)
     first = next(_samples(shards.urls[0], []), None)
     if first is None:

@@ -10,6 +10,7 @@ from pathlib import Path, PurePath
 from ..config import DataSetConfig
 from .columns import Columns, captions_in, find_columns, no_caption
 from .folders import CAPTION_SUFFIXES, contents
+from .identities import WithIdentity, json_numbers
 from .pictures import SUFFIXES, FilePicture, NoPicture, Picture, is_inside
 from .records import DataError, Record, Records, RowList
 from .rows import READERS, Row, read_text
@@ -88,6 +89,15 @@ class _Place:
     references: "_References"
     may_leave: bool
 
+    def with_identity(self, row: Row, column: str | None, picture: Picture) -> Picture:
+        """A picture with the ready embedding of its face, or as it is. Raises DataError as `picture`."""
+        if column is None:
+            return picture
+        ready = row.values.get(column)
+        if isinstance(ready, str) and ready.lstrip().startswith("["):  # a csv has no lists
+            ready = json_numbers(ready)
+        return WithIdentity(picture, self.picture(row, column).path if isinstance(ready, str) and ready else ready)
+
     def picture(self, row: Row, column: str) -> FilePicture:
         """Raises DataError if it is outside the root, and the config does not say that it may be."""
         name = row.file_name(column, self.path)
@@ -111,11 +121,14 @@ def _record(row: Row, key: str, columns: Columns, place: _Place, data: DataSetCo
     if not captions:
         raise no_caption(f"{row.where} of {place.path}", data, f"in column {columns.caption}")
     name = PurePath(row.text(columns.image, place.path))
+    reference: Picture = picture(columns.reference) if columns.reference else place.references.of(name, image)
+    is_itself = reference is image
+    reference = place.with_identity(row, columns.identity, reference)
     return Record(
         key,
         captions[0],
-        image,
-        picture(columns.reference) if columns.reference else place.references.of(name, image),
+        reference if is_itself else image,  # of a group it is another's reference
+        reference,
         picture(columns.mask) if columns.mask else None,
         row.text(columns.group, place.path) if columns.group else "",
         captions[1:],

@@ -11,15 +11,17 @@ from torch import Tensor
 from ipadapter_core.encoder.choice import encoder_need, fits
 from ipadapter_core.encoder.known import read_encoder_folder
 from ipadapter_core.errors import MismatchError
-from ipadapter_core.file.container import read_tensors
+from ipadapter_core.file.container import TensorFile, read_tensors
 from ipadapter_core.file.spec import AdapterSpec
 from ipadapter_core.network.adapter import build_adapter
 from ipadapter_core.network.fit import check_sites
 
 from ..backbones.backbone import Backbone
 from ..config import EncoderConfig, Precision
-from ..models.image_encoder import load_image_encoder, resolve_folder
+from ..models.face_network import FaceLora
+from ..models.image_encoder import ImageEncoder, load_image_encoder, resolve_folder
 from ..models.network import TrainableAdapter
+from ..readers.faces import open_face_reader
 from ..readers.pictures import PictureReader
 from ..readers.reader import ReferenceReader
 from .facts import read_preprocess
@@ -40,7 +42,9 @@ def usual_precision(device: torch.device) -> Precision:
     return "fp32" if device.type == "cpu" else "bf16"
 
 
-def open_adapter(file: Path, base: Backbone, encoder: str | None, precision: Precision) -> AdapterInUse:
+def open_adapter(
+    file: Path, base: Backbone, encoder: str | None, precision: Precision, *, face_model: str | None = None
+) -> AdapterInUse:
     """Load an adapter and its encoder, and prepare the base for it.
 
     Layer, feature, crop and negative are those the file states.
@@ -48,6 +52,7 @@ def open_adapter(file: Path, base: Backbone, encoder: str | None, precision: Pre
     Args:
         encoder: folder or hub id; None is the folder that the file names.
         precision: of the encoder.
+        face_model: folder of a face pack, for adapters that read faces; without one their embeddings are given.
 
     Raises:
         UnreadableFileError, UnknownCheckpointError, UnsupportedFamilyError: as `ipadapter_core.network.adapter.build_adapter`.
@@ -58,30 +63,41 @@ def open_adapter(file: Path, base: Backbone, encoder: str | None, precision: Pre
     adapter = build_adapter(content.tensors, content.metadata)
     check_family(adapter.spec)
     check_sites(adapter.spec, base.sites)
-    model = encoder or _stated_folder(adapter.spec)
+    reader: ReferenceReader
+    if adapter.spec.face is not None:
+        own = _open_encoder(content, adapter.spec, encoder, precision, base) if adapter.spec.reads_pictures else None
+        reader = open_face_reader(face_model, adapter.spec.face, own)
+    else:
+        reader = PictureReader(_open_encoder(content, adapter.spec, encoder, precision, base))
+    every = frozenset(range(adapter.spec.num_sites))
+    network = TrainableAdapter(adapter, every, lora=FaceLora.of(adapter, base.lora_layers)).to(base.device).eval()
+    base.install()
+    return AdapterInUse(network.requires_grad_(False), reader, reader.no_image(adapter.spec.negative))
+
+
+def _open_encoder(
+    content: TensorFile, spec: AdapterSpec, encoder: str | None, precision: Precision, base: Backbone
+) -> ImageEncoder:
+    model = encoder or _stated_folder(spec)
     given = read_encoder_folder(resolve_folder(model, "--encoder"))
-    if not fits(given, adapter.spec):
+    if not fits(given, spec):
         raise MismatchError(
-            f"{model} ({given.name}), whose {adapter.spec.feature.value.replace('_', ' ')} are "
-            f"{given.dim(adapter.spec.feature) or 'not there'} wide",
-            expected=f"for {adapter.spec.family}: {encoder_need(adapter.spec)}",
+            f"{model} ({given.name}), whose {spec.feature.value.replace('_', ' ')} are "
+            f"{given.dim(spec.feature) or 'not there'} wide",
+            expected=f"for {spec.family}: {encoder_need(spec)}",
             action="name that encoder with --encoder",
         )
     preprocess = read_preprocess(content.metadata)
     config = EncoderConfig.model_validate(
         {
             "model": model,
-            "feature": adapter.spec.feature.value,
-            "layer": adapter.spec.layer,
+            "feature": spec.feature.value,
+            "layer": spec.layer,
             "crop": preprocess.crop if preprocess else "center",
             "precision": precision,
         }
     )
-    # the kind decides nothing where the feature is said
-    reader = PictureReader(load_image_encoder(config, "base", base.device))
-    network = TrainableAdapter(adapter, frozenset(range(adapter.spec.num_sites))).to(base.device).eval()
-    base.install()
-    return AdapterInUse(network.requires_grad_(False), reader, reader.no_image(adapter.spec.negative))
+    return load_image_encoder(config, "base", base.device)  # the kind decides nothing where the feature is said
 
 
 def _stated_folder(spec: AdapterSpec) -> str:

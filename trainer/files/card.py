@@ -54,6 +54,7 @@ def write_card(path: Path, file_name: str, spec: AdapterSpec, facts: ExportFacts
         facts=facts,
         report=report,
         training=facts.training,
+        lora_name=Path(str(report.get("lora", ""))).name,
         encoder=encoder_need(spec),
         reads_embeds=spec.projection is Projection.LINEAR,
         description=_Markdown(facts.description or ""),

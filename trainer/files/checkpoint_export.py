@@ -17,6 +17,7 @@ from ..config import Config
 from ..config_file import read_config
 from ..data.skips import SKIPPED, read_skipped
 from ..metrics_log import best_so_far, read_records
+from ..models.face_network import LORA_LAYERS
 from ..models.image_encoder import resolve_folder
 from ..state import ADAPTER, BEST, BEST_STEP, CONFIG, COUNTERS, EMA, CheckpointError, check_files, find_checkpoints
 from .export import ExportReport, export_adapter
@@ -60,13 +61,14 @@ def export_checkpoint(
     adapter = load_adapter(file, verify_again=True)
     facts = run_facts(
         config,
-        read_preprocess_of(config),
+        read_preprocess_of(config) if config.adapter.reads_pictures else None,
         _counts(file, checkpoint, config),
         prediction_type=_prediction_type(config),
         written=datetime.fromtimestamp(file.stat().st_mtime, timezone.utc),
     )
     target = run / ADAPTER if output is None else output
-    return export_adapter(adapter, target, precision=config.export.precision, facts=facts)
+    layers = tuple(json.loads(str(read_header(file).get("__metadata__", {}).get(LORA_LAYERS, "[]"))))
+    return export_adapter(adapter, target, precision=config.export.precision, facts=facts, lora_layers=layers)
 
 
 def find_checkpoint(path: Path) -> Path:

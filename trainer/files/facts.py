@@ -105,7 +105,7 @@ class RunCounts:
 
 def run_facts(
     config: Config,
-    preprocess: Preprocess,
+    preprocess: Preprocess | None,
     counts: RunCounts,
     *,
     prediction_type: str | None = None,

@@ -16,11 +16,11 @@ _TRAINED = {  # kind of base model, and layout: in words
 
 
 def check_family(spec: AdapterSpec) -> None:
-    """Raises UnsupportedFamilyError for an adapter that reads faces, or of another kind of base model."""
-    if spec.face is not None:
+    """Raises UnsupportedFamilyError for a kind that it does not train, or of another kind of base model."""
+    if spec.face is not None and (spec.face.hidden_dim is None or spec.face.token_dim != spec.cross_attention_dim):
         raise UnsupportedFamilyError(
-            f"this is {spec.family}, which reads faces: the nodes run it, the trainer does not",
-            expected="an adapter that reads pictures",
+            f"this is {spec.family}: the nodes run it, the trainer does not",
+            expected="a FaceID, FaceID-Plus or portrait adapter for SD1.5 or SDXL",
             action="use it in ComfyUI with Load IP-Adapter and Encode Face for IP-Adapter",
         )
     if (spec.backbone, spec.layout) not in _TRAINED:

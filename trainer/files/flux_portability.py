@@ -20,6 +20,7 @@ from ipadapter_core.branch.attention import image_attention
 from ipadapter_core.file.spec import AdapterSpec
 from ipadapter_core.network.adapter import IPAdapter
 
+from ..readers.reader import FEATURES
 from .comparing import as_float, random_features, relative_difference
 
 
@@ -57,7 +58,7 @@ def flux_difference(path: Path, adapter: IPAdapter) -> float:
     _Pipeline(transformer).load_ip_adapter(
         str(path.parent), weight_name=path.name, image_encoder_pretrained_model_name_or_path=None
     )
-    features = random_features(adapter.spec)
+    features = random_features(adapter.spec)[FEATURES]
     tokens = as_float(adapter.image_proj)(features)  # (B, N, C)
     theirs = as_float(transformer.encoder_hid_proj)([features[:, None]])  # one (B, 1, N, C)
     given = theirs[0].reshape(theirs[0].shape[0], -1, theirs[0].shape[-1])

@@ -109,6 +109,7 @@ def _adapter(path: Path, file: TensorFile) -> dict[str, object]:
         "layer": spec.layer,
         "negative": spec.negative.value,
         "resampler": asdict(spec.resampler) if spec.resampler else None,
+        **({} if spec.face is None else {"face": asdict(spec.face), "lora_rank": _rank(adapter.lora)}),
         **_weights(file.tensors),
         "loads_in": {
             "native nodes": True,
@@ -120,6 +121,11 @@ def _adapter(path: Path, file: TensorFile) -> dict[str, object]:
         "metadata": {name.removeprefix("modelspec."): value for name, value in stated.items()},
         **{key.removeprefix("ipadapter."): _json(key, file.metadata) for key in _JSON_KEYS if key in file.metadata},
     }
+
+
+def _rank(lora: Mapping[str, Tensor]) -> int:
+    """0 without one."""
+    return max((min(tensor.shape) for tensor in lora.values()), default=0)
 
 
 def _faults(path: Path, tensors: Mapping[str, Tensor], *, is_unet: bool) -> dict[str, object]:

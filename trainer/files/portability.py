@@ -26,7 +26,8 @@ from ipadapter_core.file.sd3 import INSTANTX_SD3
 from ipadapter_core.file.spec import PENULTIMATE, USUAL_BACKBONE, AdapterSpec, Feature, Negative, Projection
 from ipadapter_core.network.adapter import IPAdapter
 
-from .comparing import as_float, random_features, relative_difference
+from ..readers.reader import FEATURES, IDENTITY
+from .comparing import as_float, image_tokens, random_features, relative_difference
 from .facts import Preprocess
 from .flux_portability import flux_difference
 from .sd3_portability import sd3_difference
@@ -108,6 +109,8 @@ def other_nodes_reasons(spec: AdapterSpec, portability: Portability) -> tuple[st
         return (f"they read adapters for UNets, this is one for {spec.base}",)
     reasons = list(portability.reasons)
     tokens = {Projection.LINEAR: 4, Projection.RESAMPLER: 16}.get(spec.projection)
+    if spec.face is not None:
+        tokens = spec.num_tokens  # they take 16 for a portrait
     if spec.num_tokens != tokens:
         reasons.append(f"they read {tokens} image tokens, it has {spec.num_tokens}")
     if spec.resampler is not None:
@@ -138,6 +141,10 @@ class UNetOutline(nn.Module, UNet2DConditionLoadersMixin):  # type: ignore[misc]
             for site, dim in enumerate(spec.site_dims)
         }
 
+    def _load_ip_adapter_loras(self, state_dicts: object) -> dict[str, object]:
+        """None: a LoRA is no part of what is compared, and diffusers warns of it where peft is missing."""
+        return {}
+
     def set_attn_processor(self, processors: dict[str, Any]) -> None:
         self.attn_processors = processors
 
@@ -165,8 +172,8 @@ def _unet_difference(path: Path, adapter: IPAdapter) -> float:
     """Largest difference of tokens and of one attention layer of every width, in parts of the largest value."""
     unet = load_in_diffusers(path, adapter)
     features = random_features(adapter.spec)
-    tokens = as_float(adapter.image_proj)(features)  # (B, N, C)
-    theirs = as_float(unet.encoder_hid_proj)([features[:, None]])  # one (B, 1, N, C)
+    tokens = image_tokens(adapter, features)
+    theirs = _their_tokens(adapter.spec, as_float(unet.encoder_hid_proj), features)
     worst = relative_difference(theirs[0][:, 0], tokens)
     seen: set[int] = set()
     for site, processor in enumerate(unet.attn_processors.values()):
@@ -178,6 +185,15 @@ def _unet_difference(path: Path, adapter: IPAdapter) -> float:
             seen.add(adapter.spec.site_dims[site])
             worst = max(worst, _attention_difference(adapter, site, processor, tokens, theirs))
     return worst
+
+
+def _their_tokens(spec: AdapterSpec, projection: Any, features: Mapping[str, Tensor]) -> Any:
+    """One (B, 1, N, C)."""
+    if spec.face is not None and spec.reads_pictures:  # which its users have to tell it
+        (layer,) = projection.image_projection_layers
+        layer.clip_embeds, layer.shortcut = features[FEATURES][None], bool(spec.face.has_shortcut)
+    read = features[FEATURES] if spec.face is None else features[IDENTITY]
+    return projection([read[:, None]])
 
 
 def _attention_difference(adapter: IPAdapter, site: int, processor: Any, tokens: Tensor, theirs: Any) -> float:
@@ -198,6 +214,8 @@ def _attention_difference(adapter: IPAdapter, site: int, processor: Any, tokens:
 def _conventions(spec: AdapterSpec, preprocess: Preprocess | None) -> tuple[str, ...]:
     """What diffusers' pipelines do with a reference that this adapter was not trained with."""
     reasons = []
+    if spec.face is not None:
+        return (*_of_faces(spec), *_of_pictures(spec, preprocess))
     usual = Feature.IMAGE_EMBEDS if spec.projection is Projection.LINEAR else Feature.HIDDEN_STATES
     if spec.feature is not usual:
         reasons.append(f"diffusers gives it {_words(usual)}, it reads {_words(spec.feature)}")
@@ -206,12 +224,28 @@ def _conventions(spec: AdapterSpec, preprocess: Preprocess | None) -> tuple[str,
     negative = _USUAL_NEGATIVE.get((spec.layout, spec.projection), spec.negative)
     if spec.negative is not negative:
         reasons.append(f"diffusers' negative is {_words(negative)}, it was trained with {_words(spec.negative)}")
+    return (*reasons, *_of_pictures(spec, preprocess))
+
+
+def _of_pictures(spec: AdapterSpec, preprocess: Preprocess | None) -> tuple[str, ...]:
+    reasons = []
     encoders, crop = _USUAL_PICTURES.get(spec.layout, _EVERYWHERE)
     if preprocess is not None and preprocess.encoder_kind != encoders:
         reasons.append(f"diffusers' pipelines read {encoders} encoders, it reads {preprocess.encoder_kind}")
     if preprocess is not None and preprocess.crop != crop:
         reasons.append(f"diffusers {_CUTS[crop]}, it was trained with crop {preprocess.crop!r}")
     return tuple(reasons)
+
+
+def _of_faces(spec: AdapterSpec) -> tuple[str, ...]:
+    """diffusers finds no faces: `ip_adapter_image_embeds` has what `docs/formats.md` says, and the rest is told."""
+    if not spec.reads_pictures:
+        return ()
+    assert spec.face is not None
+    return (
+        "diffusers has to be told the face's picture: clip_embeds of unet.encoder_hid_proj.image_projection_layers[0], "
+        f"and its shortcut = {bool(spec.face.has_shortcut)}",
+    )
 
 
 def _attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:

@@ -20,6 +20,7 @@ from ipadapter_core.backbone.sd3 import SD3
 from ipadapter_core.branch.timed import exchange, joint_attention
 from ipadapter_core.network.adapter import IPAdapter
 
+from ..readers.reader import FEATURES
 from .comparing import as_float, random_features, random_timesteps, relative_difference
 
 
@@ -67,7 +68,7 @@ def sd3_difference(path: Path, adapter: IPAdapter) -> float:
     """Largest difference of tokens and of what the first block adds, in parts of the largest value; of the other blocks
     the weights are compared. Errors as `load_in_sd3`."""
     transformer = load_in_sd3(path, adapter)
-    features, timesteps = random_features(adapter.spec), random_timesteps()
+    features, timesteps = random_features(adapter.spec)[FEATURES], random_timesteps()
     tokens, time = as_float(adapter.image_proj)(features, timesteps)
     theirs, their_time = as_float(transformer.image_proj)(features, timesteps)
     for site, processor in enumerate(transformer.attn_processors.values()):

@@ -22,7 +22,7 @@ from ..quiet import quiet_libraries
 from .base import DTYPES, brought, fingerprint
 
 _NEEDED_FILES = ["*.json", "model*.safetensors", "*.txt"]  # repositories hold the same weights for open_clip as well
-_USUAL_FEATURE = {"base": Feature.IMAGE_EMBEDS, "plus": Feature.HIDDEN_STATES, "full": Feature.HIDDEN_STATES}
+_POOLED = "base"  # the kind of adapter that reads one embedding
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,7 @@ class ImageEncoder:
 
 
 def load_image_encoder(config: EncoderConfig, kind: str, device: torch.device) -> ImageEncoder:
-    """Load the image encoder for an adapter of a kind (base, plus, full).
+    """Load the image encoder for an adapter of a kind.
 
     Raises:
         ModelNotFoundError, UnreadableFileError: no such folder or repository, or none that holds a vision model.
@@ -93,7 +93,11 @@ def load_image_encoder(config: EncoderConfig, kind: str, device: torch.device) -
     folder = resolve_folder(config.model, "encoder.model")
     vision = load_vision_folder(folder, transformers)
     vision.model.to(device, DTYPES[config.precision])
-    feature = _USUAL_FEATURE[kind] if config.feature == "auto" else Feature(config.feature)
+    feature = (
+        (Feature.IMAGE_EMBEDS if kind == _POOLED else Feature.HIDDEN_STATES)
+        if config.feature == "auto"
+        else Feature(config.feature)
+    )
     if vision.spec.dim(feature) is None or config.layer < -vision.spec.num_layers - 1:
         raise MismatchError(
             f"{config.model} ({vision.spec.name}) without {feature.value} of layer {config.layer}",

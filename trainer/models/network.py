@@ -14,6 +14,7 @@ from torch.nn import functional
 
 from ipadapter_core.encoder.choice import encoder_need
 from ipadapter_core.errors import MismatchError
+from ipadapter_core.face.lora_file import split_lora
 from ipadapter_core.file.spec import AdapterSpec, EncoderHint, Negative, Projection, ResamplerSpec
 from ipadapter_core.network.adapter import IPAdapter, load_adapter
 from ipadapter_core.network.fit import check_sites
@@ -23,7 +24,8 @@ from ..backbones.backbone import Backbone
 from ..backbones.image_prompt import ImagePrompt
 from ..config import AdapterConfig
 from ..hub import find_file
-from ..readers.pictures import FEATURES
+from ..readers.reader import FEATURES
+from .face_network import LORA_LAYERS, FaceLora, face_adapter_spec, face_tokens
 from .image_encoder import ImageEncoder
 
 _PROJECTIONS = {"base": Projection.LINEAR, "plus": Projection.RESAMPLER, "full": Projection.MLP}
@@ -42,15 +44,24 @@ class TrainableAdapter(nn.Module):
 
     Args:
         keeps_others: sites that are not trained act with the values they have; else they take no image.
+        lora: trained beside it; None where the model stays as it is.
     """
 
-    def __init__(self, adapter: IPAdapter, trained_sites: frozenset[int], *, keeps_others: bool = False) -> None:
+    def __init__(
+        self,
+        adapter: IPAdapter,
+        trained_sites: frozenset[int],
+        *,
+        keeps_others: bool = False,
+        lora: FaceLora | None = None,
+    ) -> None:
         super().__init__()
         self.adapter = adapter.float()
         self.trained_sites = trained_sites
         others = frozenset(range(adapter.spec.num_sites)) - trained_sites
         self.frozen_sites = others if keeps_others else frozenset[int]()
         adapter.requires_grad_(True)
+        self.lora = None if lora is None else lora.float()
         for index in others:
             for parameter in adapter.site(index).requires_grad_(False).parameters():
                 if not keeps_others:
@@ -59,6 +70,23 @@ class TrainableAdapter(nn.Module):
     @property
     def spec(self) -> AdapterSpec:
         return self.adapter.spec
+
+    @property
+    def metadata(self) -> dict[str, str]:
+        """Of a file with its tensors."""
+        layers = {} if self.lora is None else {LORA_LAYERS: json.dumps(self.lora.layers)}
+        return self.spec.to_metadata() | layers
+
+    def published(self) -> dict[str, Tensor]:
+        """All its tensors under published names, its LoRA among them."""
+        return {**self.adapter.state_dict(), **({} if self.lora is None else self.lora.state_dict())}
+
+    def load_published(self, tensors: Mapping[str, Tensor]) -> None:
+        """The inverse of `published`."""
+        adapter, lora = split_lora(tensors)
+        self.adapter.load_state_dict(adapter)
+        if self.lora is not None:
+            self.lora.load_state_dict(lora)
 
     def trained_parameters(self) -> Iterator[nn.Parameter]:
         return (parameter for parameter in self.parameters() if parameter.requires_grad)
@@ -72,16 +100,21 @@ class TrainableAdapter(nn.Module):
             times: (B,), 0..1; of no matter to adapters that give the same at all times.
         """
         acting = self.trained_sites | self.frozen_sites
-        picture = features[FEATURES]
-        with torch.autocast(picture.device.type, enabled=False):
+        device = next(iter(features.values())).device
+        with torch.autocast(device.type, enabled=False):
             if self.spec.is_timed:
                 assert times is not None
-                return self._at(picture.float(), times.float())
-            tokens = self.adapter.project(picture.float())
+                return self._at(features[FEATURES].float(), times.float())
+            tokens = (
+                self.adapter.project(features[FEATURES].float())
+                if self.spec.face is None
+                else face_tokens(self.adapter, features)
+            )
             return ImagePrompt(
                 tuple(
                     self.adapter.kv(index, tokens) if index in acting else None for index in range(self.spec.num_sites)
-                )
+                ),
+                lora=None if self.lora is None else self.lora.weights(),
             )
 
     def _at(self, features: Tensor, times: Tensor) -> ImagePrompt:
@@ -94,8 +127,13 @@ class TrainableAdapter(nn.Module):
         return ImagePrompt(tuple((k.flatten(2), v.flatten(2)) for k, v in pairs), tuple((q, k) for q, k in norms))
 
 
+def published_name(name: str) -> str:
+    """Of a parameter of a `TrainableAdapter`."""
+    return name.removeprefix("adapter.").removeprefix("lora.")
+
+
 def new_adapter(
-    config: AdapterConfig, base: Backbone, encoder: ImageEncoder, seed: int = 0, *, is_fresh: bool = False
+    config: AdapterConfig, base: Backbone, encoder: ImageEncoder | None, seed: int = 0, *, is_fresh: bool = False
 ) -> TrainableAdapter:
     """Build the network a config describes for a base and an encoder; a fresh one whatever `pretrained` says.
 
@@ -114,17 +152,24 @@ def new_adapter(
     start = None if config.pretrained is None or is_fresh else pretrained_file(config.pretrained)
     given = None if start is None else load_adapter(start, verify_again=True)
     base.check_adapter(config)
-    spec = _spec(config, _sizes_of_start(config, given), base, encoder)
+    if config.reads_faces:
+        spec = face_adapter_spec(config, base, encoder)
+    else:
+        assert encoder is not None
+        spec = _spec(config, _sizes_of_start(config, given), base, encoder)
     check_sites(spec, sites)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         adapter = IPAdapter(spec)
+        lora = FaceLora(spec, config.rank, base.lora_layers) if config.rank else None
     if start is not None and given is not None:
         adapter.load_state_dict(_pretrained(start.name, given, spec))
+        if lora is not None and given.lora:
+            lora.load(given.lora)
     elif config.init == "text":
         _start_as_text(adapter, base)
         _start_as_model(adapter, base)
-    return TrainableAdapter(adapter, trained, keeps_others=config.other_blocks == "frozen")
+    return TrainableAdapter(adapter, trained, keeps_others=config.other_blocks == "frozen", lora=lora)
 
 
 def pretrained_file(named: str) -> Path:

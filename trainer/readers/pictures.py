@@ -14,8 +14,9 @@ from ipadapter_core.file.spec import Feature, Negative
 from ..config import AugmentConfig
 from ..data.prepare import reference_pixels
 from ..models.image_encoder import ImageEncoder, ReferenceFormat
+from .reader import FEATURES
 
-FEATURES, PIXELS = "features", "pixels"
+PIXELS = "pixels"
 _DIGITS = 5
 
 
@@ -25,7 +26,15 @@ class PicturePreparation:
 
     format: ReferenceFormat
 
-    def prepare(self, image: Image.Image, changes: AugmentConfig, generator: torch.Generator) -> dict[str, Tensor]:
+    def prepare(
+        self,
+        image: Image.Image,
+        changes: AugmentConfig,
+        generator: torch.Generator,
+        *,
+        name: str = "",
+        identity: Tensor | None = None,
+    ) -> dict[str, Tensor]:
         return {PIXELS: reference_pixels(image, changes, self.format, generator)}
 
     def noise(self, generator: torch.Generator) -> dict[str, Tensor]:

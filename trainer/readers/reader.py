@@ -16,13 +16,29 @@ from torch import Tensor, nn
 from ipadapter_core.file.spec import Negative
 
 from ..config import AugmentConfig
+from ..models.image_encoder import ImageEncoder
+
+FEATURES, IDENTITY = "features", "identity"
+"""Names of what an image encoder gives, and of a face's embedding."""
 
 
 class Preparation(Protocol):
     """How a reference becomes a reader's input; small, and sent to the data workers."""
 
-    def prepare(self, image: Image.Image, changes: AugmentConfig, generator: torch.Generator) -> dict[str, Tensor]:
+    def prepare(
+        self,
+        image: Image.Image,
+        changes: AugmentConfig,
+        generator: torch.Generator,
+        *,
+        name: str = "",
+        identity: Tensor | None = None,
+    ) -> dict[str, Tensor]:
         """Named tensors of one picture (RGB), changed at random.
+
+        Args:
+            name: of the picture, for the error.
+            identity: (I,), the embedding of its face where the data has it ready.
 
         Raises:
             BrokenPictureError: nothing to read is in the picture.
@@ -38,6 +54,7 @@ class ReferenceReader(Protocol):
     Attributes:
         name: recorded in what is exported.
         preparation: what the data workers do.
+        encoder: of pictures; None where none is read.
         models: by what they are called in messages; each takes room on the device.
         recipe: all that cached features depend on.
         settings: what of it a run that goes on may not change, by the words of messages.
@@ -49,6 +66,9 @@ class ReferenceReader(Protocol):
 
     @property
     def preparation(self) -> Preparation: ...
+
+    @property
+    def encoder(self) -> ImageEncoder | None: ...
 
     @property
     def models(self) -> Mapping[str, nn.Module]: ...

@@ -143,6 +143,8 @@ def _of_models(base: Backbone, reader: ReferenceReader, network: TrainableAdapte
         "adapter.resampler_dim": resampler and resampler.dim,
         "adapter.resampler_depth": resampler and resampler.depth,
         "adapter.resampler_head_dim": resampler and resampler.head_dim,
+        **({} if network.lora is None else {"adapter.lora_rank": network.lora.rank}),
+        **({} if spec.face is None else {"what adapter.kind adds to the identity": spec.face.has_shortcut}),
     }
 
 

@@ -138,7 +138,7 @@ class Observer:
             return
         weights = adapter_weights(self.run.accelerator, self.run.adapter)
         if self.run.accelerator.is_main_process:
-            metadata = self.run.network.spec.to_metadata() | {BEST_STEP: str(step)}
+            metadata = self.run.network.metadata | {BEST_STEP: str(step)}
             write_aside(
                 self.run.config.run / BEST, lambda path: write_safetensors(path, weights, sealed(weights, metadata))
             )

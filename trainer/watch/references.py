@@ -1,16 +1,16 @@
 """What samples are drawn from: held-out records with their references, or the user's own pictures, each with each text."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from itertools import islice
-
-from PIL import Image
 
 from ..backbones.backbone import Backbone
 from ..config import Config
-from ..data.own_references import opened, own_references
-from ..data.pictures import BrokenPictureError, decode
+from ..data.identities import ready_identity
+from ..data.own_references import own_references, usable
+from ..data.pictures import BrokenPictureError, Picture, decode
 from ..data.records import Records
 from ..draws import sample_generator
 from ..readers.reader import ReferenceReader
@@ -29,15 +29,21 @@ def open_drawing(
         DataError: one of `validation.references` cannot be read.
     """
     validation = config.validation
+
+    def encoded(source: Picture, name: str, caption: str) -> Reference:
+        picture, prompt = decode(source), validation.texts[0]
+        ready = ready_identity(source)
+        return encode_reference(picture, name, base=base, reader=reader, caption=caption, prompt=prompt, identity=ready)
+
     if validation.references is not None:
-        pictures = islice(_own(own_references(validation.references, may_leave=config.data.allow_outside)), count)
+        own = _own(own_references(validation.references, may_leave=config.data.allow_outside))
+        drawn = [
+            usable(source, partial(encoded, source, name, caption)) for source, name, caption in islice(own, count)
+        ]
     else:
-        pictures = islice(_held_out(held_out, config.train.seed), validation.samples if count is None else count)
-    encoded = (
-        encode_reference(picture, name, base=base, reader=reader, caption=caption, prompt=validation.texts[0])
-        for picture, name, caption in pictures
-    )
-    references = [each for reference in encoded for each in with_texts(reference, validation.prompts, base)]
+        wanted = validation.samples if count is None else count
+        drawn = list(islice(_that_can_be_read(_held_out(held_out, config.train.seed), encoded), wanted))
+    references = [each for reference in drawn for each in with_texts(reference, validation.prompts, base)]
     return Sampler(base, SampleSettings.of(config), encode_prompt(base, "")), references
 
 
@@ -47,14 +53,21 @@ def with_texts(reference: Reference, prompts: tuple[str, ...], base: Backbone) -
     return [reference, *others]
 
 
-def _own(records: Records) -> Iterator[tuple[Image.Image, str, str]]:
+def _own(records: Records) -> Iterator[tuple[Picture, str, str]]:
     for record in (records[index] for index in range(len(records))):
-        yield opened(record.image), record.key, record.caption
+        yield record.image, record.key, record.caption
 
 
-def _held_out(records: Records, seed: int) -> Iterator[tuple[Image.Image, str, str]]:
-    """Those that can be read: reference, name, caption."""
+def _held_out(records: Records, seed: int) -> Iterator[tuple[Picture, str, str]]:
+    """Reference, name, caption."""
     for index in range(len(records)):
         record = records[index]
+        yield records.reference(index, sample_generator(seed, index, "group")), record.key, record.caption
+
+
+def _that_can_be_read(
+    pictures: Iterable[tuple[Picture, str, str]], encoded: Callable[[Picture, str, str], Reference]
+) -> Iterator[Reference]:
+    for source, name, caption in pictures:
         with suppress(BrokenPictureError):
-            yield decode(records.reference(index, sample_generator(seed, index, "group"))), record.key, record.caption
+            yield encoded(source, name, caption)

@@ -15,7 +15,7 @@ from ipadapter_core.strength.presets import resolve_preset
 from ipadapter_core.strength.site import SiteStrength
 
 from ..backbones.backbone import Backbone
-from ..backbones.image_prompt import KV, ImageAt, ImagePrompt
+from ..backbones.image_prompt import KV, ImageAt, ImagePrompt, LayerLora
 from ..config import AugmentConfig, Config
 from ..draws import sample_generator
 from ..readers.reader import ReferenceReader
@@ -144,9 +144,20 @@ def encode_reference(
     reader: ReferenceReader,
     caption: str = "",
     prompt: str | None = "",
+    identity: Tensor | None = None,
 ) -> Reference:
-    """Encode a picture (RGB) and its prompt; prompt None is the picture's own caption."""
-    prepared = reader.preparation.prepare(picture.convert("RGB"), AugmentConfig(), torch.Generator())
+    """Encode a picture (RGB) and its prompt.
+
+    Args:
+        prompt: None is the picture's own caption.
+        identity: the ready embedding of its face.
+
+    Raises:
+        BrokenPictureError: nothing to read is in it, such as a face.
+    """
+    prepared = reader.preparation.prepare(
+        picture.convert("RGB"), AugmentConfig(), torch.Generator(), name=name, identity=identity
+    )
     features = reader.read({part: tensor[None] for part, tensor in prepared.items()})
     text = caption if prompt is None else prompt
     return Reference(name, picture, caption, text, features, encode_prompt(base, text))
@@ -279,7 +290,7 @@ def guided(uncond: ImagePrompt, cond: ImagePrompt, strengths: Mapping[int, SiteS
     Args:
         uncond: of no image, one row.
         cond: of B references.
-        strengths: by site; a site at 0 is left out.
+        strengths: by site; a site at 0 is left out. A LoRA is as strong as the site of its block.
 
     Returns:
         Of 2B rows: uncond, then cond.
@@ -294,7 +305,18 @@ def guided(uncond: ImagePrompt, cond: ImagePrompt, strengths: Mapping[int, SiteS
         factors = tuple(None if kv is None else _factors(kv, strengths[site]) for site, kv in enumerate(pairs))
         return ImagePrompt(pairs, cond.norms, factors)
     return ImagePrompt(
-        tuple(None if kv is None else (kv[0], kv[1] * strengths[site].value) for site, kv in enumerate(pairs))
+        tuple(None if kv is None else (kv[0], kv[1] * strengths[site].value) for site, kv in enumerate(pairs)),
+        lora=_scaled(cond.lora, strengths),
+    )
+
+
+def _scaled(lora: tuple[LayerLora, ...] | None, strengths: Mapping[int, SiteStrength]) -> tuple[LayerLora, ...] | None:
+    if lora is None:
+        return None
+    values = [strengths[layer // 2].value for layer in range(len(lora))]
+    return tuple(
+        {part: (down, up * value) for part, (down, up) in each.items()} if value else {}
+        for each, value in zip(lora, values, strict=True)
     )
 
 
@@ -316,6 +338,7 @@ def _second_half(image: ImagePrompt) -> ImagePrompt:
         tuple(None if kv is None else (kv[0].chunk(2)[1], kv[1].chunk(2)[1]) for kv in image.kv),
         image.norms,
         tuple(None if factors is None else factors.chunk(2)[1] for factors in image.strengths),
+        image.lora,
     )
 
 

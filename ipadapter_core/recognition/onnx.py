@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from ...ipadapter_core.errors import MismatchError, UnreadableFileError
-from ...ipadapter_core.face.align import align_face
-from ...ipadapter_core.face.detection import DETECTION_SIZES, detector_input, read_detections
-from ...ipadapter_core.file.strangers import strangers
+from ..errors import MismatchError, UnreadableFileError
+from ..face.align import align_face
+from ..face.detection import DETECTION_SIZES, detector_input, read_detections
+from ..file.strangers import strangers
 
 _PICTURE_AXES = 4
 _DETECTOR_OUTPUTS = 9  # scores, boxes and landmarks at three strides

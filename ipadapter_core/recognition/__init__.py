@@ -1,0 +1,1 @@
+"""Face packs: the networks that find and recognise faces, run by onnxruntime or InsightFace."""

@@ -1,0 +1,332 @@
+"""Whole runs of face adapters: what is read of pictures, skipped, cached, resumed, exported and drawn."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors import safe_open
+from safetensors.torch import load_file
+from typer.testing import CliRunner
+
+from ipadapter_core.errors import IPAdapterError
+from ipadapter_core.file.detect import face_crop_size
+from ipadapter_core.network.adapter import load_adapter
+from ipadapter_trainer.cache.fill import fill
+from ipadapter_trainer.cli import app
+from ipadapter_trainer.config import AugmentConfig, Config
+from ipadapter_trainer.config_file import ConfigError, write_config
+from ipadapter_trainer.data.pictures import BrokenPictureError
+from ipadapter_trainer.data.records import DataError
+from ipadapter_trainer.data.skips import SKIPPED, read_skipped
+from ipadapter_trainer.data.sources import open_sources
+from ipadapter_trainer.files.checkpoint_export import export_checkpoint
+from ipadapter_trainer.loop import train
+from ipadapter_trainer.metrics_log import read_records
+from ipadapter_trainer.models.face_network import face_read
+from ipadapter_trainer.models.loading import load_base
+from ipadapter_trainer.planning import make_plan
+from ipadapter_trainer.readers.faces import FaceReader, open_face_reader
+from ipadapter_trainer.readers.opening import open_reader
+from ipadapter_trainer.run import open_run
+from support.face_files import EMBEDDING, write_pack
+from support.faces import (
+    FACE_KINDS,
+    READS_PICTURES,
+    face_config,
+    face_picture,
+    image,
+    picture,
+    two_faces,
+    write_list,
+    write_people,
+)
+
+CPU = torch.device("cpu")
+NOTHING = torch.Generator()
+
+
+@pytest.fixture(scope="module")
+def pack(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_pack(tmp_path_factory.mktemp("faces") / "pack")
+
+
+@pytest.fixture
+def config(
+    tmp_path: Path, small_base_folder: Callable[[str], Path], encoder_folder: Callable[[str], Path]
+) -> Callable[..., Config]:
+    def make(kind: str, data: Path | None = None, /, run: str = "run", **changes: Any) -> Config:
+        data = data or (tmp_path / "people" if (tmp_path / "people").exists() else write_people(tmp_path / "people"))
+        return face_config(small_base_folder("sd15"), encoder_folder("clip"), data, tmp_path / run, kind, **changes)
+
+    return make
+
+
+def identity_of(reader: FaceReader, picture: Image.Image) -> torch.Tensor:
+    return reader.preparation.prepare(picture, AugmentConfig(), NOTHING)["identity"]
+
+
+def test_the_largest_face_is_read_as_a_vector_of_length_1(pack: Path) -> None:
+    reader = open_face_reader(str(pack), face_read(16), None)
+    both, large = identity_of(reader, two_faces()), two_faces().crop((110, 110, 310, 310))
+    assert both.norm() == pytest.approx(1)
+    assert torch.dot(both, identity_of(reader, large)) > 0.999
+    assert torch.dot(both, identity_of(reader, two_faces().crop((0, 0, 110, 110)))) < 0.99
+
+
+def test_a_picture_without_a_face_is_broken(pack: Path) -> None:
+    reader = open_face_reader(str(pack), face_read(16), None)
+    with pytest.raises(BrokenPictureError, match=r"me\.png.*no face found"):
+        reader.preparation.prepare(image(picture()), AugmentConfig(), NOTHING, name="me.png")
+    with pytest.raises(BrokenPictureError, match="a strip"):
+        reader.preparation.prepare(Image.new("RGB", (900, 9)), AugmentConfig(), NOTHING)
+
+
+@pytest.mark.parametrize("kind", FACE_KINDS)
+def test_a_run_of_every_kind_ends_in_a_file_that_reads_back(config: Callable[..., Config], kind: str) -> None:
+    settings = config(kind, validation={"every": 4, "images": 2, "sample_every": 4, "samples": 1, "sampler_steps": 1})
+    outcome = train(settings)
+    assert outcome.is_finished
+    assert {record["kind"] for record in read_records(settings.run)} >= {"train", "validation", "samples"}
+    report = export_checkpoint(settings.run, None)
+    adapter = load_adapter(report.path)
+    face, rank = adapter.spec.face, 0 if kind == "portrait" else 3
+    assert face is not None
+    assert (face.identity_dim, face.hidden_dim, face.crop_size) == (512, 1024, face_crop_size(16))
+    assert face.has_shortcut == {"faceid_plus": False, "faceid_plus_v2": True}.get(kind)
+    assert adapter.spec.num_tokens == (16 if kind == "portrait" else 4)
+    assert len(adapter.lora) == (2 * 4 * 2 * adapter.spec.num_sites if rank else 0)
+    assert report.portability.weights_load
+    assert bool(report.portability.reasons) == (kind in READS_PICTURES)
+    if not rank:
+        assert report.lora is None
+        return
+    assert all(tensor.any() for tensor in adapter.lora.values()), "down and up have moved"
+    assert report.lora is not None
+    apart = load_file(report.lora)
+    assert sum(name.endswith(".alpha") for name in apart) == len(adapter.lora) // 2
+    with safe_open(report.path, "pt") as file:
+        layers = json.loads(file.metadata()["ipadapter.lora_layers"])
+    name = layers[1].replace(".", "_")
+    assert torch.equal(
+        apart[f"lora_unet_{name}_to_out_0.lora_up.weight"], adapter.lora["ip_adapter.1.to_out_lora.up.weight"]
+    )
+
+
+def test_pictures_without_faces_are_skipped_and_counted(tmp_path: Path, config: Callable[..., Config]) -> None:
+    people = write_people(tmp_path / "some", 3, empty=1)
+    settings = config("faceid", people, data={"max_skipped": 0.5})
+    train(settings)
+    (skipped,) = read_skipped(settings.run / SKIPPED)
+    assert Path(skipped.path).parent.name == "nobody0"
+    assert skipped.reason == "no face found in it"
+    with pytest.raises(DataError, match="no face found in it"):
+        train(config("faceid", people, run="strict", data={"max_skipped": 0.0}))
+
+
+def test_pictures_of_no_face_at_all_are_said_before_models_are_loaded(
+    tmp_path: Path, config: Callable[..., Config]
+) -> None:
+    walls = write_people(tmp_path / "walls", 0, empty=2)
+    with pytest.raises(IPAdapterError, match=r"none of 2 references.*no face found"):
+        train(config("faceid", walls, base={"model": "nowhere"}))
+    with pytest.raises(IPAdapterError, match=r"none of 2 references.*no embedding.*identity_column"):
+        train(config("faceid", walls, base={"model": "nowhere"}, encoder={"face_model": None}))
+
+
+@pytest.mark.parametrize("kind", ["faceid", "faceid_plus_v2"])
+def test_a_cache_holds_what_is_read_and_changes_nothing(config: Callable[..., Config], kind: str) -> None:
+    plain, cached = config(kind, run="plain"), None
+    cached = config(kind, run="cached", cache={"path": str(plain.run.parent / "cache"), "precision": "fp32"})
+    train(plain)
+    base = load_base(cached.base, CPU)
+    report = fill(cached, base, open_reader(cached, CPU, 16), open_sources(cached))
+    assert report.shares["features"].computed == 4
+    (shard,) = (report.folder).glob("features-*/*.safetensors")
+    parts = {name.partition("/")[2] for name in load_file(shard)}
+    assert parts == {"identity", "features"} if kind in READS_PICTURES else {"identity"}
+    train(cached)
+    losses = [
+        [record["loss"] for record in read_records(each.run) if record["kind"] == "train"] for each in (plain, cached)
+    ]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["faceid_plus_v2", "portrait"])
+def test_a_run_goes_on_exactly(config: Callable[..., Config], kind: str) -> None:
+    together = {"data": {"reference": "group", "references_together": 2}} if kind == "portrait" else {}
+    more = {"objective": {"drop_identity": 0.3}, "optimizer": {"ema_decay": 0.5, "learning_rate": 0.01}, **together}
+    train(config(kind, run="whole", **more))
+    half = config(kind, run="halves", train={"steps": 2}, **more)
+    train(half)
+    train(config(kind, run="halves", **more))
+    for name in ("adapter.safetensors", "ema.safetensors"):
+        whole, halves = (
+            load_file(half.run.parent / run / "checkpoints" / "step-00000004" / name) for run in ("whole", "halves")
+        )
+        assert whole.keys() == halves.keys()
+        assert all(torch.equal(whole[key], halves[key]) for key in whole)
+    assert any("lora" in key for key in whole) == (kind != "portrait")
+
+
+def test_a_run_does_not_go_on_as_another_kind(config: Callable[..., Config]) -> None:
+    train(config("faceid_plus"))
+    with pytest.raises(IPAdapterError, match=r"what adapter.kind adds to the identity"):
+        train(config("faceid_plus_v2"))
+    with pytest.raises(IPAdapterError, match=r"adapter.lora_rank"):
+        train(config("faceid_plus", adapter={"lora_rank": 2}))
+
+
+def test_several_pictures_of_a_person_are_read_together(tmp_path: Path, config: Callable[..., Config]) -> None:
+    people = write_people(tmp_path / "albums", 3, each=3)
+    data = {"reference": "group", "references_together": 4}
+    run = open_run(config("portrait", people, data=data, objective={"drop_identity": 0.5}))
+    batch = next(run.batches(0))
+    assert batch.references is not None
+    assert batch.drop_identity is not None
+    identity = batch.references["identity"]
+    assert identity.shape == (2, 4, EMBEDDING)
+    assert batch.drop_identity.shape == (2, 4)
+    for number, key in enumerate(batch.keys):
+        own = {path.name for path in (people / Path(key).parent).glob("*.png")} - {Path(key).name}
+        allowed = torch.stack([identity_of(run.reader, Image.open(people / Path(key).parent / name)) for name in own])
+        like = identity[number] @ allowed.T
+        assert (like.amax(dim=1) > 0.9999).all(), "pictures of the same person, not the target"
+        assert like[:2].argmax(dim=1).unique().numel() == 2, "each once before one comes again"
+        assert like[2:].argmax(dim=1).tolist() == like[:2].argmax(dim=1).tolist()
+    condition = run.objective.condition(batch)
+    kept = ~(batch.drop_identity | batch.drop_image[:, None])
+    assert torch.equal(condition.features["identity"].norm(dim=-1) > 0.5, kept)
+    assert run.adapter(condition.features).kv[0][0].shape[1] == 4 * 16
+
+
+@pytest.mark.parametrize("place", ["jsonl", "csv", "npy in a list", "beside"])
+def test_ready_embeddings_are_read_without_a_pack(tmp_path: Path, config: Callable[..., Config], place: str) -> None:
+    folder = tmp_path / "ready"
+    folder.mkdir()
+    vectors = np.random.default_rng(0).standard_normal((4, EMBEDDING)).astype(np.float32)
+    rows: list[dict[str, Any]] = []
+    for number, vector in enumerate(vectors):
+        face_picture(number).save(folder / f"{number}.png")
+        rows.append({"file_name": f"{number}.png", "text": "a"})
+        if place == "jsonl":
+            rows[-1]["face"] = vector.tolist()
+        elif place == "csv":
+            rows[-1]["face"] = json.dumps(vector.tolist())
+        else:
+            np.save(folder / f"{number}.npy", vector)
+            rows[-1]["face"] = f"{number}.npy"
+            (folder / f"{number}.txt").write_text("a")
+    data: dict[str, Any] = {"identity_column": "face"}
+    source = folder
+    if place == "beside":
+        data = {}
+    elif place == "csv":
+        source = folder / "list.csv"
+        lines = ["file_name,text,face"] + [f'{row["file_name"]},{row["text"]},"{row["face"]}"' for row in rows]
+        source.write_text("\n".join(lines))
+    else:
+        source = write_list(folder, rows)
+    run = open_run(config("faceid", source, data=data, encoder={"face_model": None}))
+    batch = next(run.batches(0))
+    assert batch.references is not None
+    wanted = torch.nn.functional.normalize(torch.from_numpy(vectors), dim=1)
+    numbers = [int(Path(key).stem) for key in batch.keys]
+    torch.testing.assert_close(batch.references["identity"], wanted[numbers])
+
+
+def test_broken_ready_embeddings_are_skipped(tmp_path: Path, config: Callable[..., Config]) -> None:
+    good = np.ones(EMBEDDING, np.float32).tolist()
+    broken = {"none": None, "zeros": [0.0] * EMBEDDING, "words": ["a"], "missing": "gone.npy"}
+    rows = []
+    for name, value in {"good": good, **broken}.items():
+        face_picture(0).save(tmp_path / f"{name}.png")
+        rows.append({"file_name": f"{name}.png", "text": "a", "face": value})
+    data = {"identity_column": "face", "max_skipped": 1.0}
+    settings = config("faceid", write_list(tmp_path, rows), data=data, encoder={"face_model": None})
+    train(settings)
+    assert {Path(each.path).stem for each in read_skipped(settings.run / SKIPPED)} == broken.keys()
+    rows = [{"file_name": "good.png", "text": "a", "face": [1.0] * 7}]
+    short = config("faceid", write_list(tmp_path, rows), run="short", data=data, encoder={"face_model": None})
+    with pytest.raises(IPAdapterError, match=r"shape \[7\].*512 numbers"):
+        train(short)
+
+
+def test_shards_have_no_ready_embeddings(tmp_path: Path, config: Callable[..., Config]) -> None:
+    shards = tmp_path / "0.tar"
+    shards.touch()
+    with pytest.raises(DataError, match=r"identity_column.*face_model"):
+        train(config("faceid", shards, data={"identity_column": "face"}, encoder={"face_model": None}))
+
+
+def test_a_plan_counts_the_lora(config: Callable[..., Config]) -> None:
+    with_lora, without = (make_plan(config("faceid", adapter={"lora_rank": rank})).to_json() for rank in (3, 0))
+    assert with_lora["trained"]["adapter"].endswith("FaceID")
+    assert with_lora["trained"]["encoder"] == "pack"
+    assert with_lora["trained"]["parameters"] > without["trained"]["parameters"]
+    assert with_lora["memory"]["adapter"] > without["memory"]["adapter"]
+
+
+def test_commands_work_on_a_face_adapter(tmp_path: Path, config: Callable[..., Config]) -> None:
+    settings = config("faceid_plus_v2", train={"steps": 2}, validation={"every": 2, "images": 2, "sampler_steps": 1})
+    write_config(settings, tmp_path / "config.toml")
+    face_picture(0).save(tmp_path / "me.png")
+    image(picture()).save(tmp_path / "wall.png")
+    file, pack = settings.run / "adapter.safetensors", settings.encoder.face_model
+    encoder = settings.encoder.model
+    sample = ["sample", "--base", settings.base.model, "--adapter", str(file), "--encoder", encoder, "--steps", "1"]
+    sample += ["--face-model", str(pack), "--size", "64", "--json"]
+
+    def run(*arguments: str) -> Any:
+        result = CliRunner().invoke(app, arguments)
+        assert result.exit_code == 0, result.output
+        return json.loads(result.stdout[result.stdout.index("{") :])
+
+    assert run("train", str(tmp_path / "config.toml"), "--json")["step"] == 2
+    assert Path(run("export", str(settings.run), "--json")["lora"]).is_file()
+    about = run("inspect", str(file), "--json")
+    assert about["lora_rank"] == 3
+    assert about["face"]["has_shortcut"] is True
+    assert run(*sample, "--image", str(tmp_path / "me.png"), "-o", str(tmp_path / "drawn"))["adapter"].startswith(
+        "a base"
+    )
+    assert "losses" in run(
+        "eval", str(tmp_path / "config.toml"), "--adapter", str(file), "-o", str(tmp_path / "eval"), "--json"
+    )
+    refused = CliRunner().invoke(app, [*sample, "--image", str(tmp_path / "wall.png"), "-o", str(tmp_path / "none")])
+    assert refused.exit_code != 0
+    assert "no face found in it" in str(refused.output) + str(refused.exception)
+    card = file.with_suffix(".md").read_text()
+    assert "Encode Face for IP-Adapter" in card
+    assert "adapter_lora.safetensors" in card
+
+
+@pytest.mark.parametrize(
+    ("kind", "changes", "found"),
+    [
+        ("faceid_plus", {"encoder": {"model": ""}}, "encoder.model is missing"),
+        ("faceid", {"encoder": {"model": "clip"}}, "reads no picture"),
+        ("faceid", {"adapter": {"blocks": "style"}}, "all layers"),
+        ("faceid", {"adapter": {"negative": "noise"}}, "embedding of zeros"),
+        ("faceid", {"data": {"augment": {"flip": 0.5}}}, "no picture"),
+        ("portrait", {"data": {"references_together": 3}}, 'data.reference = "group"'),
+        ("faceid", {"encoder": {"face_model": None}, "cache": {"path": "cache"}}, "come ready"),
+    ],
+)
+def test_contradictions_are_refused(
+    config: Callable[..., Config], kind: str, changes: dict[str, Any], found: str
+) -> None:
+    with pytest.raises(ConfigError, match=found):
+        config(kind, **changes)
+
+
+def test_a_pack_that_is_not_there_is_said_before_models_are_loaded(
+    tmp_path: Path, config: Callable[..., Config]
+) -> None:
+    (tmp_path / "buffalo_l").mkdir()
+    with pytest.raises(IPAdapterError, match=r"a folder without ONNX files.*unpacked face pack"):
+        train(config("faceid", encoder={"face_model": str(tmp_path / "buffalo_l")}, base={"model": "nowhere"}))
