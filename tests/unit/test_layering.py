@@ -71,7 +71,7 @@ OURS = {"comfy", "comfy_api", "comfy_extras", "folder_paths", "ipadapter_core", 
 
 def test_core_imports_no_comfyui_and_no_model_library() -> None:
     command = [sys.executable, "-c", LIST_MODULES]
-    result = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True, timeout=60)
+    result = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True, timeout=300)
     names, imported = json.loads(result.stdout)
     files = {path.relative_to(ROOT).with_suffix("") for path in (ROOT / "ipadapter_core").rglob("[!_]*.py")}
     assert {".".join(file.parts) for file in files} <= set(names)
