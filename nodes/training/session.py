@@ -18,10 +18,11 @@ from ..progress import show_on_node
 from .child import Child, TrainingError
 from .config import Asked, suggesting, write_config
 from .places import Place
-from .watching import Numbers, Watcher, last_line, open_sheet, total_steps
+from .watching import Numbers, Watcher, last_line, open_sheet, together, total_steps
 
 _BETWEEN_PICTURES = 5.0  # seconds
 _LARGEST = 512  # pixels of a picture shown while it trains
+_LARGEST_LAST = 1024  # of the one that stays
 
 
 @dataclass(frozen=True)
@@ -81,6 +82,11 @@ class Face:
         self._shown = numbers.step, at
         self._bar.update_absolute(numbers.step, total, preview)
 
+    def end(self, outcome: Outcome, total: int) -> None:
+        """Show what came out: a page keeps the last picture of a bar in sight, before those that a node returns."""
+        last = ("JPEG", together(outcome.curve, outcome.samples), _LARGEST_LAST)
+        comfy.utils.ProgressBar(total).update_absolute(total, total, last)
+
 
 def train(asked: Asked, place: Place, node_id: str | None) -> Outcome:
     """Train, or go on, until it is finished.
@@ -116,7 +122,9 @@ def train(asked: Asked, place: Place, node_id: str | None) -> Outcome:
         _publish(place)
         sheet = face.watcher.sheet()
         face.say(f"{face.watcher.text(numbers, None)}; Load IP-Adapter lists {place.adapter.name}")
-        return Outcome(place.adapter, face.watcher.curve(numbers, total), open_sheet(sheet) if sheet else None)
+        outcome = Outcome(place.adapter, face.watcher.curve(numbers, total), open_sheet(sheet) if sheet else None)
+        face.end(outcome, total)
+        return outcome
 
 
 def _suggest(asked: Asked, place: Place, face: Face) -> None:

@@ -121,6 +121,17 @@ def open_sheet(path: Path) -> Image.Image:
     return sheet
 
 
+def together(curve: Image.Image, sheet: Image.Image | None) -> Image.Image:
+    """A curve, and below it the pictures, if any were drawn."""
+    if sheet is None:
+        return curve
+    below = sheet.resize((curve.width, max(1, round(sheet.height * curve.width / sheet.width))))
+    whole = Image.new("RGB", (curve.width, curve.height + below.height))
+    whole.paste(curve, (0, 0))
+    whole.paste(below, (0, curve.height))
+    return whole
+
+
 def last_line(lines: list[str]) -> str:
     """What the trainer says before its first step, fit to be shown."""
     line = lines[-1] if lines else ""

@@ -55,17 +55,42 @@ def draw(adapters: dict[str, Any], model: Callable, sample: Callable) -> Callabl
 def by_parts(adapters: dict[str, Any], model: Callable, sample: Callable) -> Callable[..., Tensor]:
     """The same with the three nodes that it stands for."""
 
-    def run(pictures: dict[str, Tensor], weights: str, crop: str = "center") -> Tensor:
+    def run(pictures: dict[str, Tensor], weights: str, crop: str = "center", **settings: Any) -> Tensor:
         adapter = adapters["plain"]
         tokens = {
             name: comfy_host.run("IPAEncodeImage", adapter=adapter, image=picture, crop=crop)
             for name, picture in pictures.items()
         }
         combined = comfy_host.run("IPACombineTokens", tokens=tokens, method="concat", weights=weights)
-        given = {"model": model("sd15"), "adapter": adapter, "tokens": combined} | PLAIN
+        given = {"model": model("sd15"), "adapter": adapter, "tokens": combined} | PLAIN | settings
         return sample(comfy_host.run("IPAApply", **given))
 
     return run
+
+
+OF_NODES: dict[str, tuple[str, dict[str, Any]]] = {
+    "guard": ("IPAGuard", {"orthogonal": 0.7, "rescale": 0.5, "noise": 0.3}),
+    "schedule": (
+        "IPASchedule",
+        {"over": "steps", "curve": "fade out", "low": 0.2, "high": 1.0}
+        | {"points": "", "frames": 1, "fade_references": False},
+    ),
+    "layer_weights": (
+        "IPALayerWeights",
+        {"input": 0.3, "middle": 1.0, "output": 1.0, "style": 1.0, "composition": 1.0, "site_factors": ""},
+    ),
+}
+
+
+@pytest.mark.parametrize("name", OF_NODES)
+def test_what_other_nodes_give_acts_as_in_apply(
+    draw: Callable, by_parts: Callable, pictures: dict[str, Tensor], name: str
+) -> None:
+    node_id, widgets = OF_NODES[name]
+    given, one = {name: comfy_host.run(node_id, **widgets)}, {"image": pictures["image"]}
+    drawn = draw(**one, **given)
+    assert torch.equal(drawn, by_parts(one, "", **given))
+    assert not torch.allclose(drawn, draw(**one), rtol=1e-3)
 
 
 @pytest.mark.parametrize(("strengths", "weights"), [("", ""), ("1, 0.5, 2", "1, 0.5, 2"), ("0.5", "0.5, 1, 1")])

@@ -1,19 +1,25 @@
 """Train IP-Adapter: a real trainer as its child, on tiny models: stopped, resumed, finished, used."""
 
 import shutil
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from support import comfy_host
-from support.train_node import MANY, folder_of, once_it_steps, steps_of, train, trainers
-
-pytest_plugins = ["support.train_node"]
+from support.train_node import MANY, folder_of, once_it_steps, steps_of, train, trainers, training_world
 
 LINE = (86, 156, 214)  # colour of the smoothed loss
+
+
+@pytest.fixture(scope="module")
+def world(base_directory: Path) -> Iterator[Path]:
+    yield from training_world(base_directory)
 
 
 @dataclass
@@ -84,10 +90,13 @@ def test_the_bar_and_the_curve_follow_it(story: Story) -> None:
     total = story.resumed_from + 12
     assert story.bar[-1] == (total, total)
     assert {of for _, of in story.bar} == {total}
-    assert [value for value, _ in story.bar] == sorted({value for value, _ in story.bar})
+    advanced = [value for value, _ in story.bar[:-1]]  # the last one shows what came out
+    assert advanced == sorted(set(advanced))
     assert story.pictures[0].size == (512, 288)
     _, curve, samples = story.outputs
     assert curve.shape == (1, 288, 512, 3)
+    last = torch.from_numpy(np.array(story.pictures[-1]))
+    assert torch.equal(last, (255 * curve[0]).round().byte()), "the page keeps the bar's last picture in sight"
     columns = ((255 * curve[0]).round() == torch.tensor(LINE)).all(-1).any(0)
     assert columns[60:490].float().mean() > 0.3, "a line goes across"
     assert samples.shape == (1, 64, 64, 3), "four pictures are too few to hold some out, and nothing is drawn"
@@ -148,6 +157,15 @@ def test_a_curve_has_room_around_it_and_none_below_0(base_directory: Path, value
     low, high = comfy_host.pack("nodes.training.chart").bounds(values)
     assert low <= min(values) <= max(values) < high
     assert (low < 0) == (min(values) < 0)
+
+
+def test_pictures_stand_below_their_curve(base_directory: Path) -> None:
+    together = comfy_host.pack("nodes.training.watching").together
+    curve, sheet = Image.new("RGB", (512, 288), "blue"), Image.new("RGB", (1024, 300), "red")
+    whole = together(curve, sheet)
+    assert whole.size == (512, 288 + 150)
+    assert [whole.getpixel((256, y)) for y in (0, 287, 288, 437)] == [(0, 0, 255)] * 2 + [(255, 0, 0)] * 2
+    assert together(curve, None) is curve
 
 
 def test_numbers_are_read_as_they_come(world: Path) -> None:

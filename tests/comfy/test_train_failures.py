@@ -4,6 +4,7 @@ import os
 import shutil
 import signal
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +21,14 @@ from support.train_node import (
     steps_of,
     train,
     trainers,
+    training_world,
 )
 from support.training import write_pictures
 
-pytest_plugins = ["support.train_node"]
+
+@pytest.fixture(scope="module")
+def world(base_directory: Path) -> Iterator[Path]:
+    yield from training_world(base_directory)
 
 
 @pytest.mark.parametrize("missing", ["ipadapter_trainer", "typer"])

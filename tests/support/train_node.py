@@ -1,7 +1,4 @@
-"""Train IP-Adapter in this process, on tiny models, its trainer a real child: what the tests of the node share.
-
-`pytest_plugins = ["support.train_node"]` in a test module.
-"""
+"""Train IP-Adapter in this process, on tiny models, its trainer a real child: what the tests of the node share."""
 
 import json
 import shutil
@@ -34,9 +31,8 @@ ASKED: dict[str, Any] = {
 LONGEST = 300  # seconds until a trainer on a busy machine has done its first steps
 
 
-@pytest.fixture(scope="module")
-def world(base_directory: Path) -> Iterator[Path]:
-    """ComfyUI with a base model, an image encoder and pictures."""
+def training_world(base_directory: Path) -> Iterator[Path]:
+    """For a fixture: ComfyUI with a base model, an image encoder and pictures."""
     models, input_folder = base_directory / "models", base_directory / "input"
     (models / "diffusers" / BASE).mkdir(parents=True)
     write_small_base(models / "diffusers" / BASE)

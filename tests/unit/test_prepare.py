@@ -41,6 +41,8 @@ def test_a_margin_ends_with_the_picture() -> None:
     wide = widened(Box(0.4, 0.4, 0.6, 0.6), 0.5)
     assert (wide.left, wide.top, wide.right, wide.bottom) == pytest.approx((0.3, 0.3, 0.7, 0.7))
     assert widened(Box(0.1, 0.0, 0.6, 1.0), 1.0) == Box(0.0, 0.0, 1.0, 1.0)
+    flat = widened(Box(0.25, 0.375, 0.75, 0.625), 0.5)
+    assert flat == Box(0.0, 0.25, 1.0, 0.75), "by its own height, not by its width"
 
 
 @pytest.mark.parametrize("fit", ["center", "pad", "stretch"])
