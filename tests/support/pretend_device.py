@@ -13,6 +13,7 @@ from unittest.mock import patch
 import accelerate.state
 import torch
 from torch import Tensor
+from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -24,7 +25,8 @@ _COPIES = {aten.copy_.default, aten._foreach_copy_.default}
 _INDEXED = {aten.index.Tensor, aten.index_put.default, aten.index_put_.default, aten._index_put_impl_.default}
 _MIXING = {*_COPIES, *_INDEXED, aten._to_copy.default}  # CUDA fetches an index itself
 _READS = {Tensor.tolist, Tensor.cpu, Tensor.item}
-_MAKERS = {torch._C._nn.scaled_dot_product_attention, Tensor.backward}  # of tensors that nobody gave them
+# of tensors that nobody gave them
+_MAKERS = {torch._C._nn.scaled_dot_product_attention, functional.rms_norm, Tensor.backward}
 
 
 class OtherDeviceError(RuntimeError):

@@ -3,7 +3,8 @@
 # B samples, C latent channels, h w latent size, H W pixels
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, ClassVar
@@ -108,6 +109,22 @@ class Backbone(ABC):
     @cached_property
     def text_id(self) -> str:
         return "+".join(fingerprint(text.model) for text in self.texts)
+
+    @contextmanager
+    def encoding(self) -> Iterator[None]:
+        """Inside, autoencoder and text encoders are on the device, and the model is not; bitsandbytes' stays there."""
+        encoders = [module for module in (self.vae, *(text.model for text in self.texts)) if module is not None]
+        homes = [module.device for module in encoders]
+        if not getattr(self.model, "is_quantized", False):
+            self.model.to("cpu")
+        for module in encoders:
+            module.to(self.device)
+        try:
+            yield
+        finally:
+            for module, home in zip(encoders, homes, strict=True):
+                module.to(home)
+            self.model.to(self.device)
 
     def release(self, parts: frozenset[str]) -> None:
         """Free what a step with a cache does not need: "text" for good, "vae" leaves the device until it is asked."""

@@ -133,5 +133,7 @@ def _prediction_type(config: Config) -> str | None:
     if not path.is_file():
         return None
     stated = read_json(path, "scheduler config")
+    if isinstance(stated, dict) and str(stated.get("_class_name")).startswith("FlowMatch"):
+        return "flow"
     found = stated.get("prediction_type", "epsilon") if isinstance(stated, dict) else None
     return found if isinstance(found, str) else None

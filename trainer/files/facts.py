@@ -15,15 +15,23 @@ from ipadapter_core.encoder.pixels import PixelFormat
 from ipadapter_core.errors import UnreadableFileError
 from ipadapter_core.file.header import HASH_KEY
 from ipadapter_core.file.json_text import parse_json
-from ipadapter_core.file.spec import AdapterSpec
+from ipadapter_core.file.names import USUAL_LAYOUT, XLABS
+from ipadapter_core.file.spec import USUAL_BACKBONE, AdapterSpec
 
 from ..config import AdapterConfig, Config
 from ..hub import HubPlace
 
 PREPROCESS_KEY, TRAINING_KEY, PORTABILITY_KEY = "ipadapter.preprocess", "ipadapter.training", "ipadapter.portability"
 _MODEL_SPEC_VERSION = "1.0.0"  # github.com/Stability-AI/ModelSpec
-_IMPLEMENTATION = "https://github.com/tencent-ailab/IP-Adapter"  # whose tensor names these are
-_ARCHITECTURES = {"SD1.5": "stable-diffusion-v1", "SDXL": "stable-diffusion-xl-v1-base"}
+_IMPLEMENTATIONS = {  # by layout: whose tensor names these are
+    USUAL_LAYOUT: "https://github.com/tencent-ailab/IP-Adapter",
+    XLABS: "https://github.com/XLabs-AI/x-flux",
+}
+_ARCHITECTURES = {
+    "SD1.5": "stable-diffusion-v1",
+    "SDXL": "stable-diffusion-xl-v1-base",
+    "FLUX.1": "flux-1-dev",
+}
 _SD2 = {"epsilon": "stable-diffusion-v2-512", "v_prediction": "stable-diffusion-v2-768-v"}
 # of a config; what else has a slash is a place
 _TEXTS = frozenset({"caption", "prompt", "prompts", "title", "author", "license"})
@@ -65,7 +73,7 @@ class ExportFacts:
         preprocess: None where nobody knows (files converted from elsewhere).
         training: recipe, counts and versions; anything JSON holds.
         resolution: side of the training pictures in pixels.
-        prediction_type: "epsilon" or "v_prediction".
+        prediction_type: "epsilon", "v_prediction" or "flow".
         date: when the weights were made, as ISO 8601 says it.
     """
 
@@ -173,7 +181,7 @@ def header(
     stated: dict[str, str | None] = {
         "modelspec.sai_model_spec": _MODEL_SPEC_VERSION,
         "modelspec.architecture": f"{_architecture(spec, facts.prediction_type)}/ip-adapter",
-        "modelspec.implementation": _IMPLEMENTATION,
+        "modelspec.implementation": _IMPLEMENTATIONS.get(spec.layout),
         "modelspec.title": facts.title,
         "modelspec.description": facts.description or f"IP-Adapter: {spec.family}",
         "modelspec.author": facts.author,
@@ -218,7 +226,9 @@ def read_preprocess(stated: Mapping[str, str]) -> Preprocess | None:
 
 
 def _architecture(spec: AdapterSpec, prediction_type: str | None) -> str:
-    base = find_backbone(spec.backbone).families.get((spec.cross_attention_dim, spec.num_sites), "unknown")
+    base = spec.base
+    if spec.backbone == USUAL_BACKBONE:  # whose words say less than its numbers
+        base = find_backbone(spec.backbone).families.get((spec.cross_attention_dim, spec.num_sites), "unknown")
     if base == "SD2.x":
         return _SD2[prediction_type or "epsilon"]
     return _ARCHITECTURES.get(base) or base.lower().replace(" ", "-")
