@@ -30,13 +30,14 @@ from ipadapter_core.encoder.folder import VisionFolder  # noqa: E402
 from ipadapter_core.encoder.known import EncoderSpec  # noqa: E402
 from ipadapter_core.encoder.pixels import PixelFormat  # noqa: E402
 from ipadapter_core.file.spec import Feature  # noqa: E402
+from ipadapter_trainer.backbones.unet import UNetBackbone  # noqa: E402
 from ipadapter_trainer.cache.estimate import estimate_bytes  # noqa: E402
 from ipadapter_trainer.config import Config, ObjectiveConfig  # noqa: E402
 from ipadapter_trainer.config_file import parse_config  # noqa: E402
-from ipadapter_trainer.models.base import Base  # noqa: E402
 from ipadapter_trainer.models.image_encoder import ImageEncoder, ReferenceFormat  # noqa: E402
 from ipadapter_trainer.models.network import TrainableAdapter, new_adapter  # noqa: E402
 from ipadapter_trainer.objective import Condition, Objective  # noqa: E402
+from ipadapter_trainer.readers.pictures import PictureReader  # noqa: E402
 
 PAIRS, STEPS, BATCH = 10_000_000, 1_000_000, 64
 GPUS = (8, 64)
@@ -111,28 +112,30 @@ def count(setup: Setup) -> dict[str, Any]:
         "sites": network.spec.num_sites,
         "parameters": sum(parameter.numel() for parameter in network.trained_parameters()),
         "frozen_parameters": sum(parameter.numel() for parameter in base.model.parameters()),
-        "cache_bytes": estimate_bytes(config, base, encoder, pictures=PAIRS, references=PAIRS, captions=PAIRS),
+        "cache_bytes": estimate_bytes(
+            config, base, PictureReader(encoder), pictures=PAIRS, references=PAIRS, captions=PAIRS
+        ),
     }
 
 
-def count_training(base: Base, encoder: ImageEncoder, network: TrainableAdapter, side: int) -> tuple[int, int]:
+def count_training(base: UNetBackbone, encoder: ImageEncoder, network: TrainableAdapter, side: int) -> tuple[int, int]:
     """Operations of forward and backward on one cached image."""
-    text, pooled = base.encode_text([""])
+    text = base.encode_text([""])
     features = encoder.features(torch.empty(1, 3, ENCODER_SIZE, ENCODER_SIZE))
     latents = torch.empty(1, base.latent_channels, side, side, device=META)
-    condition = Condition(latents, text, pooled, torch.empty(1, 6, device=META), features)
-    objective = Objective(ObjectiveConfig(), base, features)
-    timesteps = torch.zeros(1, dtype=torch.long, device=META)
+    condition = Condition(latents, text, torch.empty(1, 6, device=META), {"features": features})
+    objective = Objective(ObjectiveConfig(), base, {"features": features})
+    times = torch.zeros(1, device=META)
     with FlopCounterMode(display=False) as forward, _without_autocast():
-        loss = objective.losses(network, condition, latents, timesteps).mean()
+        loss = objective.losses(network, condition, latents, times).mean()
     with FlopCounterMode(display=False) as backward:
         loss.backward()
     return forward.get_total_flops(), backward.get_total_flops()
 
 
-def models(setup: Setup) -> tuple[Base, ImageEncoder, Config]:
+def models(setup: Setup) -> tuple[UNetBackbone, ImageEncoder, Config]:
     pipeline, vision = open_pipeline(setup.unet), vision_h()
-    base = Base(setup.unet, pipeline, DDPMScheduler(), META, torch.float32)
+    base = UNetBackbone(setup.unet, pipeline, META, torch.float32, DDPMScheduler())
     shape = vision.config
     spec = EncoderSpec(
         kind="CLIP", width=shape.hidden_size, num_layers=shape.num_hidden_layers, embed_dim=shape.projection_dim

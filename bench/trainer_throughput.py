@@ -30,8 +30,8 @@ from tensor_bytes import Quick16Bit
 
 from ipadapter_trainer.cache.fill import fill
 from ipadapter_trainer.data.sources import open_sources
-from ipadapter_trainer.models.image_encoder import load_image_encoder
 from ipadapter_trainer.models.loading import load_base
+from ipadapter_trainer.readers.opening import open_reader
 
 VARIANTS = ("official", "uncached", "cached")
 ROUNDS, MEMORY_STEPS, PICTURES = 2, 2, 4
@@ -142,7 +142,7 @@ def fill_cache(settings: dict[str, Any], precision: str) -> None:
     config = worker.make_config(settings, precision, is_cached=True)
     cpu = torch.device("cpu")
     base = load_base(config.base, cpu, only=frozenset({"vae", "text"}))
-    encoder = load_image_encoder(config.encoder, config.adapter.kind, cpu)
+    encoder = open_reader(config, cpu)
     with Quick16Bit():
         fill(config, base, encoder, open_sources(config), batch_size=settings["batch_size"])
 

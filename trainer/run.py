@@ -29,13 +29,12 @@ from .data.sample import Geometry, Stores
 from .data.skips import SKIPPED, SkipLog
 from .data.sources import Source, open_sources
 from .draws import CACHED_NOISES, sample_generator
-from .models.image_encoder import load_image_encoder
 from .models.loading import load_base
 from .models.network import TrainableAdapter, new_adapter
 from .objective import Objective
 from .optimizer import MissingPackageError, build_ema, build_optimizer, build_schedule
 from .preflight import check_before_models
-from .readers.pictures import PictureReader
+from .readers.opening import open_reader
 from .readers.reader import ReferenceReader
 from .resume.identify import identify
 from .sharding import check_sharding, configure_deepspeed
@@ -201,9 +200,8 @@ def open_run(config: Config, *, lacking: Lacking = "refuse", lists: Path | None 
     base.check(config)
     if config.objective.zero_terminal_snr:
         base = base.with_terminal_snr()
-    encoder = load_image_encoder(config.encoder, config.adapter.kind, accelerator.device)
-    reader = PictureReader(encoder)
-    network = new_adapter(config.adapter, base, encoder, config.train.seed).to(accelerator.device)
+    reader = open_reader(config, accelerator.device)
+    network = new_adapter(config.adapter, base, reader.encoder, config.train.seed).to(accelerator.device)
     base.install()
     if config.train.gradient_checkpointing:
         base.model.enable_gradient_checkpointing()

@@ -60,8 +60,8 @@ def start_adapter(
     config = read_config(recipe, overrides)
     device = torch.device("cpu")
     encoder = load_image_encoder(config.encoder, config.adapter.kind, device)
-    unet = load_base(config.base, device, only=frozenset({"model"})).unet
-    adapter = new_adapter(config.adapter, unet, encoder, is_fresh=True).adapter
+    base = load_base(config.base, device, only=frozenset({"model"}))
+    adapter = new_adapter(config.adapter, base, encoder, is_fresh=True).adapter
     taught = pixels[[number for number, picture in enumerate(pictures) if not picture.is_held_out]]
     shown = torch.cat((taught, *(_mixture(taught, number) for number in range(MIXTURES))))
     features = _features(encoder, shown)

@@ -104,9 +104,10 @@ def in_trainer(trained: Trained, layout: str) -> Tensor:
     """As training computes it: the UNet under its processors, with the K/V of one forward of the network."""
     base = load_base(BaseModelConfig(model=str(trained.base), precision="fp32"), CPU)
     opened = open_adapter(trained.file, base, str(trained.encoder), "fp32")
-    features = opened.encoder.features(opened.encoder.format.pixels(picture()))
+    pixels = opened.reader.encoder.format.pixels(picture())
     with torch.no_grad():
-        pairs = opened.network(torch.cat((opened.no_image, features)))
+        features = opened.reader.read({"pixels": pixels})["features"]
+        pairs = opened.network({"features": torch.cat((opened.no_image["features"], features))}).kv
         kv = [(k, v * STRENGTH) for k, v in pairs]
         given = inputs()
         return base.model(

@@ -25,7 +25,7 @@ from ipadapter_trainer.data.shards import Shards
 from ipadapter_trainer.data.sources import open_source
 from support.fuzzing import fuzz
 from support.mutations import BYTES, DIGITS, odd_value
-from support.pictures import GEOMETRY, encoded, gradient
+from support.pictures import REFERENCE_FORMAT, encoded, gradient
 
 KINDS = (
     "PNG",
@@ -92,7 +92,7 @@ def read_picture(folder: Path) -> None:
     generator = torch.Generator()
     placement = place_target(image, Centered(), (16, 16), generator)
     assert target_pixels(image, placement).shape == (3, 16, 16)
-    reference_pixels(image, DataConfig(path="x").augment, GEOMETRY.reference, generator)
+    reference_pixels(image, DataConfig(path="x").augment, REFERENCE_FORMAT, generator)
 
 
 def read_set(folder: Path, **options: object) -> None:

@@ -14,8 +14,10 @@ from ipadapter_core.encoder.pixels import PixelFormat
 from ipadapter_trainer.config import Config
 from ipadapter_trainer.data.sample import Geometry
 from ipadapter_trainer.models.image_encoder import ReferenceFormat
+from ipadapter_trainer.readers.pictures import PicturePreparation
 
-GEOMETRY = Geometry(4, 8, ReferenceFormat(PixelFormat(8, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)), "center"))
+REFERENCE_FORMAT = ReferenceFormat(PixelFormat(8, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)), "center")
+GEOMETRY = Geometry(4, 8, PicturePreparation(REFERENCE_FORMAT))
 """Of SD's latents, and an encoder that takes 8 pixels."""
 
 

@@ -8,10 +8,14 @@ import torch
 from diffusers import (
     AutoencoderKL,
     DDIMScheduler,
+    DDPMScheduler,
     StableDiffusionPipeline,
     StableDiffusionXLPipeline,
+    UNet2DConditionModel,
 )
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
+
+from ipadapter_trainer.backbones.unet import UNetBackbone
 
 from .tiny_unet import CONTEXT_DIM, POOLED_DIM, diffusers_unet
 
@@ -86,3 +90,18 @@ def _text(model_class: Any, width: int, seed: int) -> Any:
         pad_token_id=len(VOCABULARY) + 1,
     )
     return model_class(config).eval()
+
+
+def around(unet: UNet2DConditionModel) -> UNetBackbone:
+    """A UNet alone as the trainer's base."""
+    pipeline = StableDiffusionPipeline(
+        vae=None,
+        text_encoder=None,
+        tokenizer=None,
+        unet=unet,
+        scheduler=DDPMScheduler(),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+    return UNetBackbone("tiny", pipeline, torch.device("cpu"), torch.float32, pipeline.scheduler)

@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 
 from ipadapter_core.file.spec import Negative
+from ipadapter_trainer.backbones.unet import UNetBackbone
 from ipadapter_trainer.cache.entries import stored
 from ipadapter_trainer.cache.estimate import estimate_bytes
 from ipadapter_trainer.cache.fill import FillReport, fill
@@ -23,10 +24,10 @@ from ipadapter_trainer.data.records import DataError
 from ipadapter_trainer.data.sample import Geometry
 from ipadapter_trainer.data.skips import SKIPPED
 from ipadapter_trainer.data.sources import load_records, open_source
-from ipadapter_trainer.backbones.unet import UNetBackbone
-from ipadapter_trainer.models.image_encoder import ImageEncoder, load_image_encoder
+from ipadapter_trainer.models.image_encoder import load_image_encoder
 from ipadapter_trainer.models.loading import load_base
 from ipadapter_trainer.objective import Objective
+from ipadapter_trainer.readers.pictures import PictureReader
 from support.encoders import write_folder
 from support.pictures import write_shard
 from support.tiny_base import write_base
@@ -36,8 +37,8 @@ PICTURES, CAPTIONS = 7, 3
 
 
 @functools.lru_cache
-def _models(base: BaseModelConfig, encoder: EncoderConfig, kind: str) -> tuple[Base, ImageEncoder]:
-    return load_base(base, CPU, only=frozenset({"vae", "text"})), load_image_encoder(encoder, kind, CPU)
+def _models(base: BaseModelConfig, encoder: EncoderConfig, kind: str) -> tuple[UNetBackbone, PictureReader]:
+    return load_base(base, CPU, only=frozenset({"vae", "text"})), PictureReader(load_image_encoder(encoder, kind, CPU))
 
 
 class Setup:
@@ -76,7 +77,7 @@ class Setup:
             settings.setdefault(section, {})[key] = value
         return parse_config(settings, "test")
 
-    def models(self, config: Config) -> tuple[Base, ImageEncoder]:
+    def models(self, config: Config) -> tuple[UNetBackbone, PictureReader]:
         return _models(config.base, config.encoder, config.adapter.kind)
 
     def fill(self, config: Config) -> FillReport:
@@ -167,23 +168,28 @@ def test_training_gets_what_it_would_encode_itself(
     buckets = {"data__buckets": layout == "sdxl", "data__bucket_step": 8}
     config = setup.config(base__model=str(base_folder(layout)), cache__precision=precision, **buckets)
     setup.fill(config)
-    base, encoder = setup.models(config)
-    stores = open_stores(config, base, encoder)
-    records, geometry = load_records(config.data), Geometry(base.latent_channels, base.latent_factor, encoder.format)
-    objective = Objective(config.objective, base, encoder.no_image(Negative.ZERO_PIXELS), encoder)
+    base, reader = setup.models(config)
+    stores = open_stores(config, base, reader)
+    records, geometry = (
+        load_records(config.data),
+        Geometry(base.latent_channels, base.latent_factor, reader.preparation),
+    )
+    objective = Objective(config.objective, base, reader.no_image(Negative.ZERO_PIXELS), reader)
     cached = open_batches(config, records, World(), geometry, 0, stores)
     plain = open_batches(config, records, World(), geometry, 0)
     for _ in range(PICTURES):
         ready, raw = next(cached), next(plain)
         assert ready.keys == raw.keys
-        assert torch.equal(ready.time_ids, raw.time_ids)
-        assert (ready.pixels, ready.reference_pixels) == (None, None)
+        assert torch.equal(ready.sizes, raw.sizes)
+        assert (ready.pixels, ready.references) == (None, None)
         ours, theirs = objective.condition(ready), objective.condition(raw)
-        for name in ("latents", "text", "features", "pooled"):
-            expected = getattr(theirs, name)
-            if expected is not None:
-                scale = expected.abs().max().item()
-                torch.testing.assert_close(getattr(ours, name).float(), expected, atol=tolerance * scale, rtol=0)
+        pairs = [(ours.latents, theirs.latents)]
+        for one, other in ((ours.text, theirs.text), (ours.features, theirs.features)):
+            assert one.keys() == other.keys()
+            pairs += [(one[name], other[name]) for name in other]
+        for given, expected in pairs:
+            scale = expected.abs().max().item()
+            torch.testing.assert_close(given.float(), expected, atol=tolerance * scale, rtol=0)
 
 
 def test_variants_differ_where_the_crop_is_random_and_more_of_them_keep_those_there(setup: Setup) -> None:
@@ -261,9 +267,9 @@ def test_too_many_broken_pictures_stop_the_work(setup: Setup) -> None:
 def test_the_empty_caption_is_always_there(setup: Setup) -> None:
     config = setup.config()
     setup.fill(config)
-    base, encoder = setup.models(config)
-    stores = open_stores(config, base, encoder)
-    torch.testing.assert_close(stores.text.get(caption_digest(""))["text"], base.encode_text([""])[0][0])
+    base, reader = setup.models(config)
+    stores = open_stores(config, base, reader)
+    torch.testing.assert_close(stores.text.get(caption_digest(""))["text"], base.encode_text([""])["text"][0])
 
 
 def test_values_beyond_the_precision_name_the_remedy() -> None:
@@ -304,8 +310,8 @@ def test_a_stream_is_cached_as_it_is_read(setup: Setup) -> None:
     for computed in ({"text": 2, "latents": 6, "features": 6}, NOTHING):
         report = fill(config, *models, [open_source(config.data)], batch_size=2)
         assert (_computed(report), report.skipped) == (computed, 1)
-    base, encoder = models
-    geometry = Geometry(base.latent_channels, base.latent_factor, encoder.format)
+    base, reader = models
+    geometry = Geometry(base.latent_channels, base.latent_factor, reader.preparation)
     batches = open_batches(config, open_source(config.data), World(), geometry, 0, open_stores(config, *models))
     assert all(next(batches).latent_mean is not None for _ in range(6))
 
@@ -318,8 +324,8 @@ def test_every_member_of_a_group_is_cached_as_a_reference(setup: Setup) -> None:
             path.rename(folder / path.name)
     config = setup.config(data__reference="group")
     assert _computed(setup.fill(config)) == ALL
-    base, encoder = setup.models(config)
-    geometry = Geometry(base.latent_channels, base.latent_factor, encoder.format)
+    base, reader = setup.models(config)
+    geometry = Geometry(base.latent_channels, base.latent_factor, reader.preparation)
     batches = open_batches(config, load_records(config.data), World(), geometry, 0, setup.stores(config))
     assert all(next(batches).features is not None for _ in range(20))
 

@@ -1,6 +1,6 @@
 """A cache of only a part: what it has is read, the rest is encoded as without one."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from itertools import combinations, islice
 from pathlib import Path
 from typing import Any
@@ -10,6 +10,7 @@ import torch
 from typer.testing import CliRunner
 
 from ipadapter_core.file.spec import Negative
+from ipadapter_trainer.backbones.unet import UNetBackbone
 from ipadapter_trainer.cache.fill import fill
 from ipadapter_trainer.cache.store import CacheError, CacheStore
 from ipadapter_trainer.cache.training import open_stores
@@ -21,11 +22,11 @@ from ipadapter_trainer.data.pictures import picture_digest
 from ipadapter_trainer.data.records import DataError
 from ipadapter_trainer.data.sources import load_records, open_sources
 from ipadapter_trainer.loop import train
-from ipadapter_trainer.backbones.unet import UNetBackbone
-from ipadapter_trainer.models.image_encoder import ImageEncoder, load_image_encoder
 from ipadapter_trainer.models.loading import load_base
 from ipadapter_trainer.objective import Objective
 from ipadapter_trainer.planning import make_plan
+from ipadapter_trainer.readers.opening import open_reader
+from ipadapter_trainer.readers.pictures import PictureReader
 from ipadapter_trainer.run import geometry, open_run
 from support.pictures import write_shard
 from support.training import make_config, write_pictures
@@ -35,8 +36,8 @@ ALL = ("latents", "text", "features")
 SOME = [parts for count in (1, 2) for parts in combinations(ALL, count)]
 PICTURES = 4
 RANDOM = {"crop": "random", "flip": 0.5, "augment": {"crop_scale": 0.5, "flip": 0.5}}
-READ = {"latents": ("latent_mean", "latent_std"), "text": ("text", "pooled"), "features": ("features",)}
-ENCODED = {"latents": ("pixels",), "text": (), "features": ("reference_pixels",)}
+READ = {"latents": ("latent_mean", "latent_std"), "text": ("text",), "features": ("features",)}
+ENCODED = {"latents": ("pixels",), "text": (), "features": ("references",)}
 
 Make = Callable[..., Config]
 
@@ -60,9 +61,9 @@ def config(
     return make
 
 
-def models(config: Config) -> tuple[Base, ImageEncoder]:
-    encoder = load_image_encoder(config.encoder, config.adapter.kind, CPU)
-    return load_base(config.base, CPU, only=frozenset({"vae", "text"})), encoder
+def models(config: Config) -> tuple[UNetBackbone, PictureReader]:
+    reader = open_reader(config, CPU)
+    return load_base(config.base, CPU, only=frozenset({"vae", "text"})), reader
 
 
 def computed(config: Config) -> dict[str, int]:
@@ -71,7 +72,8 @@ def computed(config: Config) -> dict[str, int]:
 
 
 def tensors(batch: object, names: tuple[str, ...]) -> list[torch.Tensor]:
-    return [value for name in names if (value := getattr(batch, name)) is not None]
+    values = [value for name in names if (value := getattr(batch, name)) is not None]
+    return [part for value in values for part in (value.values() if isinstance(value, Mapping) else (value,))]
 
 
 @pytest.mark.parametrize("layout", ["sd15", "sdxl"])
@@ -79,17 +81,17 @@ def test_what_is_cached_is_that_of_a_whole_cache_and_the_rest_that_of_none(confi
     """Bit by bit, at random crops, flips and changes: so the loss is made of nothing else."""
     random = {"layout": layout, "data": RANDOM, "cache": {"variants": 2}}
     whole = config(*ALL, **random)
-    base, encoder = models(whole)
-    fill(whole, base, encoder, open_sources(whole))
+    base, reader = models(whole)
+    fill(whole, base, reader, open_sources(whole))
     records = load_records(whole.data)
-    objective = Objective(whole.objective, base, encoder.no_image(Negative.ZERO_FEATURES), encoder)
+    objective = Objective(whole.objective, base, reader.no_image(Negative.ZERO_FEATURES), reader)
     for parts in (*SOME, ALL):
         part = config(*parts, **random)
         read = [
-            open_batches(one, records, World(), geometry(base, encoder), 0, stores)
+            open_batches(one, records, World(), geometry(base, reader), 0, stores)
             for one, stores in (
-                (part, open_stores(part, base, encoder)),
-                (whole, open_stores(whole, base, encoder)),
+                (part, open_stores(part, base, reader)),
+                (whole, open_stores(whole, base, reader)),
                 (part, None),
             )
         ]
@@ -102,10 +104,10 @@ def test_what_is_cached_is_that_of_a_whole_cache_and_the_rest_that_of_none(confi
                 assert all(map(torch.equal, tensors(ours, wanted), tensors(like, wanted)))
                 assert not tensors(ours, ENCODED[kind] if kind in parts else READ[kind])
                 assert not tensors(unlike, wanted)
-            assert torch.equal(ours.time_ids, (cached if "latents" in parts else plain).time_ids)
+            assert torch.equal(ours.sizes, (cached if "latents" in parts else plain).sizes)
             mine, theirs, raw = (objective.condition(batch) for batch in (ours, cached, plain))
-            for name in ("latents", "text", "features", "pooled"):
-                like = theirs if ("text" if name == "pooled" else name) in parts else raw
+            for name in ("latents", "text", "features"):
+                like = theirs if name in parts else raw
                 assert all(map(torch.equal, tensors(mine, (name,)), tensors(like, (name,))))
 
 
@@ -118,20 +120,20 @@ def test_losses_are_those_of_the_whole_cache_and_of_none(config: Make) -> None:
 
 def test_a_reference_that_is_not_cached_is_changed_anew_each_time(config: Make) -> None:
     part = config("latents", "text", data=RANDOM, train={"batch_size": 1})
-    base, encoder = models(part)
-    fill(part, base, encoder, open_sources(part))
-    stores, records = open_stores(part, base, encoder), load_records(part.data)
-    batches = open_batches(part, records, World(), geometry(base, encoder), 0, stores)
+    base, reader = models(part)
+    fill(part, base, reader, open_sources(part))
+    stores, records = open_stores(part, base, reader), load_records(part.data)
+    batches = open_batches(part, records, World(), geometry(base, reader), 0, stores)
     seen: dict[str, list[Any]] = {}
     for batch in islice(batches, 2 * PICTURES):
         seen.setdefault(batch.keys[0], []).append(batch)
     for first, second in seen.values():
         assert torch.equal(first.latent_mean, second.latent_mean)
-        assert not torch.equal(first.reference_pixels, second.reference_pixels)
-    plain = held_out_batches(part, records, geometry(base, encoder), stores)
-    as_they_are = held_out_batches(config(), records, geometry(base, encoder))
+        assert not torch.equal(first.references["pixels"], second.references["pixels"])
+    plain = held_out_batches(part, records, geometry(base, reader), stores)
+    as_they_are = held_out_batches(config(), records, geometry(base, reader))
     for batch, other in zip(plain, as_they_are, strict=True):
-        assert torch.equal(batch.reference_pixels, other.reference_pixels)
+        assert torch.equal(batch.references["pixels"], other.references["pixels"])
 
 
 def test_only_what_is_wanted_is_made_and_what_is_there_serves_every_choice(config: Make) -> None:
@@ -155,7 +157,8 @@ def test_what_a_choice_lacks_is_said_and_what_it_does_not_want_is_not(config: Ma
 def test_a_cache_from_before_there_were_parts_is_read(config: Make, tmp_path: Path) -> None:
     """Recipes, keys and tensors as they were then, written by hand."""
     whole = config(*ALL)
-    base, encoder = models(whole)
+    base, reader = models(whole)
+    encoder = reader.encoder
     pixels = encoder.format.pixel_format
     same: dict[str, Any] = {"format": 1, "seed": None, "precision": "fp32"}
     recipes: dict[str, dict[str, Any]] = {
@@ -180,7 +183,7 @@ def test_a_cache_from_before_there_were_parts_is_read(config: Make, tmp_path: Pa
     for kind, recipe in recipes.items():
         CacheStore(tmp_path / "cache", kind, recipe).write(entries[kind])
     for parts in (*SOME, ALL):
-        stores = open_stores(config(*parts), base, encoder)
+        stores = open_stores(config(*parts), base, reader)
         stores.require(records)
         assert {store.kind: len(store) for store in stores.all} == {kind: len(entries[kind]) for kind in parts}
 
@@ -232,7 +235,7 @@ def test_plan_counts_what_is_encoded(config: Make) -> None:
     assert plan.measured["is_cached"] is True
     assert plan.measured["encoded"] == ["features"]
     assert whole.measured["encoded"] == ["latents", "text", "features"]
-    vision = models(part)[1].vision.model
+    vision = models(part)[1].encoder.vision.model
     weights = (*vision.parameters(), *vision.buffers())
     assert plan.memory["frozen_encoders"] == sum(tensor.nbytes for tensor in weights)
     assert whole.memory["frozen_encoders"] > plan.memory["frozen_encoders"]

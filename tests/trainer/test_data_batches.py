@@ -4,7 +4,7 @@ import json
 import multiprocessing
 import shutil
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import fields
 from itertools import islice
 from pathlib import Path
@@ -33,7 +33,7 @@ from ipadapter_trainer.data.records import DataError
 from ipadapter_trainer.data.sample import Stores
 from ipadapter_trainer.data.scan import scan_buckets
 from ipadapter_trainer.data.sources import load_records
-from support.pictures import GEOMETRY, gradient, run_config, write_folder
+from support.pictures import GEOMETRY, REFERENCE_FORMAT, gradient, run_config, write_folder
 from support.reading import scan_together
 
 ALONE = World()
@@ -54,8 +54,19 @@ def samples(found: list[Batch]) -> dict[int, dict[str, Any]]:
     for batch in found:
         for index, position in enumerate(batch.positions):
             values = {field.name: getattr(batch, field.name) for field in fields(batch) if field.name != "skipped"}
-            parts[position] = {name: value[index] for name, value in values.items() if value is not None}
+            parts[position] = {name: row(value, index) for name, value in values.items() if value is not None}
     return parts
+
+
+def row(value: Any, index: int) -> Any:
+    """Of a sequence or tensor; of named tensors the rows under their names."""
+    return {name: each[index] for name, each in value.items()} if isinstance(value, Mapping) else value[index]
+
+
+def equal(one: Any, other: Any) -> bool:
+    if isinstance(one, Mapping):
+        return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+    return torch.equal(one, other) if isinstance(one, Tensor) else bool(one == other)
 
 
 def assert_same(one: dict[int, dict[str, Any]], other: dict[int, dict[str, Any]]) -> None:
@@ -63,11 +74,7 @@ def assert_same(one: dict[int, dict[str, Any]], other: dict[int, dict[str, Any]]
     for position, parts in one.items():
         assert parts.keys() == other[position].keys()
         for name, value in parts.items():
-            assert (
-                torch.equal(value, other[position][name])
-                if isinstance(value, Tensor)
-                else (value == other[position][name])
-            ), f"{name} of sample {position}"
+            assert equal(value, other[position][name]), f"{name} of sample {position}"
 
 
 @pytest.fixture(scope="module")
@@ -126,10 +133,10 @@ def test_another_seed_gives_another_order_and_other_crops(config: Config) -> Non
 def test_batches_have_one_size_each_and_sdxl_sizes_that_agree(config: Config) -> None:
     for batch in read(config, 8):
         assert batch.pixels is not None
-        assert batch.time_ids[:, 4:].tolist() == [list(batch.pixels.shape[2:])] * 2
+        assert batch.sizes[:, 4:].tolist() == [list(batch.pixels.shape[2:])] * 2
         assert batch.noise.shape == (2, 4, batch.pixels.shape[2] // 8, batch.pixels.shape[3] // 8)
-        assert batch.reference_pixels is not None
-        assert batch.reference_pixels.shape == (2, 3, 8, 8)
+        assert batch.references is not None
+        assert batch.references["pixels"].shape == (2, 3, 8, 8)
 
 
 MEMBERS = {(8, 8): range(200), (8, 16): range(200, 237), (16, 8): range(237, 242), (8, 24): range(242, 243)}
@@ -286,14 +293,14 @@ def test_a_cached_run_reads_the_same_samples_in_the_same_sizes(config: Config) -
     raw = samples(read(config, 6))
     found = samples(list(islice(batches(config, stores=cached(config)), 6)))
     for position, sample in found.items():
-        for name in ("keys", "captions", "noise", "latent_noise", "timesteps", "drop_image"):
+        for name in ("keys", "captions", "noise", "latent_noise", "times", "drop_image"):
             same = sample[name] == raw[position][name]
             assert same.all() if isinstance(same, Tensor) else same
         assert sample["latent_mean"].shape == sample["noise"].shape
-        assert sample.keys() >= {"latent_std", "features", "text", "time_ids"}
-        assert not sample.keys() & {"pixels", "reference_pixels", "pooled"}
-        assert (sample["captions"] == "") <= bool((sample["text"] == 0).all())
-    assert {int(sample["features"][1]) for sample in found.values()} == {0, 1, 2}
+        assert sample.keys() >= {"latent_std", "features", "text", "sizes"}
+        assert not sample.keys() & {"pixels", "references", "pooled"}
+        assert (sample["captions"] == "") <= bool((sample["text"]["text"] == 0).all())
+    assert {int(sample["features"]["features"][1]) for sample in found.values()} == {0, 1, 2}
 
 
 def test_a_cached_mask_is_cropped_and_mirrored_as_its_latents_were(tmp_path: Path) -> None:
@@ -348,5 +355,5 @@ def test_held_out_pictures_come_once_each_without_chance(square: Path, tmp_path:
         placement = place_target(image, Centered(), bucket_of(record.image, config.data), torch.Generator())
         assert (placement.top, placement.left, placement.flip) == (0, 1, False)
         assert torch.equal(batch.pixels[0], target_pixels(image, placement))
-        whole = reference_pixels(image, AugmentConfig(), GEOMETRY.reference, torch.Generator())
-        assert torch.equal(batch.reference_pixels[0], whole)
+        whole = reference_pixels(image, AugmentConfig(), REFERENCE_FORMAT, torch.Generator())
+        assert torch.equal(batch.references["pixels"][0], whole)

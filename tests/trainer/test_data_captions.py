@@ -16,8 +16,8 @@ from ipadapter_trainer.config import Config, DataConfig
 from ipadapter_trainer.data.loader import World, held_out_batches, open_batches
 from ipadapter_trainer.data.records import DataError, Record
 from ipadapter_trainer.data.sources import load_records, open_source
-from ipadapter_trainer.models.image_encoder import load_image_encoder
 from ipadapter_trainer.models.loading import load_base
+from ipadapter_trainer.readers.opening import open_reader
 from support.pictures import GEOMETRY, encoded, gradient, run_config, write_folder, write_shard
 
 TEXTS = ["a cat", "a ginger cat", "an animal"]
@@ -108,7 +108,7 @@ def test_several_captions_change_nothing_else(folder: Path) -> None:
     )
     for first, second in zip(one, several, strict=True):
         assert torch.equal(first.noise, second.noise)
-        assert torch.equal(first.timesteps, second.timesteps)
+        assert torch.equal(first.times, second.times)
         assert torch.equal(first.pixels, second.pixels)
 
 
@@ -127,13 +127,13 @@ def test_all_of_them_are_cached_and_asked_for(folder: Path, base_folder, encoder
     }
     one = config_of(folder, TEXTS[:1], cache=cache, **models)
     cpu = torch.device("cpu")
-    base, encoder = load_base(one.base, cpu), load_image_encoder(one.encoder, "base", cpu)
-    fill(one, base, encoder, [open_source(one.data)], batch_size=2)
+    base, reader = load_base(one.base, cpu), open_reader(one, cpu)
+    fill(one, base, reader, [open_source(one.data)], batch_size=2)
     several = config_of(folder, TEXTS, cache=cache, **models)
     with pytest.raises(ValueError, match="1 of 1 pictures are not in the cache"):
-        open_stores(several, base, encoder).require(load_records(several.data))
-    fill(several, base, encoder, [open_source(several.data)], batch_size=2)
-    stores = open_stores(several, base, encoder)
+        open_stores(several, base, reader).require(load_records(several.data))
+    fill(several, base, reader, [open_source(several.data)], batch_size=2)
+    stores = open_stores(several, base, reader)
     stores.require(load_records(several.data))
     batches = islice(open_batches(several, load_records(several.data), World(), GEOMETRY, 0, stores), 20)
     assert {caption for batch in batches for caption in batch.captions} == set(TEXTS)

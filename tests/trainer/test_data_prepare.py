@@ -21,7 +21,7 @@ from ipadapter_trainer.data.prepare import (
     target_pixels,
     variant_generator,
 )
-from support.pictures import GEOMETRY, encoded, gradient
+from support.pictures import REFERENCE_FORMAT, encoded, gradient
 
 
 def data_of(**options: object) -> DataConfig:
@@ -119,8 +119,8 @@ def test_a_mask_is_cropped_and_mirrored_with_its_picture_whatever_its_own_size()
 
 def test_a_reference_without_changes_is_what_the_nodes_give_the_encoder() -> None:
     image = gradient(40, 60)
-    pixels = reference_pixels(image, data_of().augment, GEOMETRY.reference, generator())
-    expected = encoder_pixels(as_tensor(image)[None].float() / 255, GEOMETRY.reference.pixel_format, "center")
+    pixels = reference_pixels(image, data_of().augment, REFERENCE_FORMAT, generator())
+    expected = encoder_pixels(as_tensor(image)[None].float() / 255, REFERENCE_FORMAT.pixel_format, "center")
     assert torch.equal(pixels, expected[0])
 
 
@@ -133,10 +133,10 @@ CHANGES = {
 def test_each_change_of_a_reference_follows_from_the_generator_and_leaves_the_rest_alone(name: str) -> None:
     image = gradient(40, 60)
     data = data_of(augment=AugmentConfig(**{name: CHANGES[name]}))
-    plain = reference_pixels(image, data_of().augment, GEOMETRY.reference, generator())
+    plain = reference_pixels(image, data_of().augment, REFERENCE_FORMAT, generator())
     torch.manual_seed(0)
     before = torch.get_rng_state()
-    changed = [reference_pixels(image, data.augment, GEOMETRY.reference, generator(seed)) for seed in (1, 1, 2)]
+    changed = [reference_pixels(image, data.augment, REFERENCE_FORMAT, generator(seed)) for seed in (1, 1, 2)]
     assert torch.equal(torch.get_rng_state(), before)
     assert changed[0].shape == plain.shape
     assert (changed[0] - plain).abs().max() > 0.02
@@ -148,7 +148,7 @@ def test_each_change_of_a_reference_follows_from_the_generator_and_leaves_the_re
 
 @pytest.mark.parametrize("shape", [(1, 1), (1, 300), (3, 2), (600, 8)])
 def test_all_changes_at_once_take_pictures_of_any_size(shape: tuple[int, int]) -> None:
-    pixels = reference_pixels(gradient(*shape), AugmentConfig(**CHANGES), GEOMETRY.reference, generator())
+    pixels = reference_pixels(gradient(*shape), AugmentConfig(**CHANGES), REFERENCE_FORMAT, generator())
     assert pixels.shape == (3, 8, 8)
     assert pixels.isfinite().all()
 

@@ -14,8 +14,8 @@ from ipadapter_trainer.cache.fill import fill, open_stores
 from ipadapter_trainer.config import Config
 from ipadapter_trainer.data.loader import World, held_out_batches, open_batches
 from ipadapter_trainer.data.sources import load_records, open_source
-from ipadapter_trainer.models.image_encoder import load_image_encoder
 from ipadapter_trainer.models.loading import load_base
+from ipadapter_trainer.readers.opening import open_reader
 from support.pictures import GEOMETRY, gradient, run_config, write_folder, write_shards
 
 SQUARES = {(16, 16), (24, 24), (40, 40)}
@@ -95,18 +95,18 @@ def test_a_cache_holds_each_size(folder: Path, tmp_path: Path, base_folder, enco
     }
     config = config_of(folder, tmp_path, data={"buckets": buckets, "crop": "center"}, **models)
     cpu = torch.device("cpu")
-    base, encoder = load_base(config.base, cpu), load_image_encoder(config.encoder, "base", cpu)
+    base, reader = load_base(config.base, cpu), open_reader(config, cpu)
     records = load_records(config.data)
     one = config.model_copy(update={"data": config.data.model_copy(update={"more_resolutions": ()})})
-    before = fill(one, base, encoder, [records], batch_size=2)
+    before = fill(one, base, reader, [records], batch_size=2)
     with pytest.raises(ValueError, match="6 of 6 pictures are not in the cache"):
-        open_stores(config, base, encoder).require(records)
-    report = fill(config, base, encoder, [records], batch_size=2)
-    expected = estimate_bytes(config, base, encoder, pictures=6, references=6, captions=6)
+        open_stores(config, base, reader).require(records)
+    report = fill(config, base, reader, [records], batch_size=2)
+    expected = estimate_bytes(config, base, reader, pictures=6, references=6, captions=6)
     assert report.nbytes["latents"] - before.nbytes["latents"] == pytest.approx(expected["latents"], rel=0.15)
-    stores = open_stores(config, base, encoder)
+    stores = open_stores(config, base, reader)
     stores.require(records)
-    open_stores(one, base, encoder).require(records)
+    open_stores(one, base, reader).require(records)
     plain = read(config, 12)
     for batch, raw in zip(open_batches(config, records, World(), GEOMETRY, 0, stores), plain, strict=False):
         assert batch.keys == raw.keys
@@ -115,7 +115,7 @@ def test_a_cache_holds_each_size(folder: Path, tmp_path: Path, base_folder, enco
         mean, _ = base.encode_pixels(raw.pixels)
         assert torch.allclose(batch.latent_mean, mean, atol=1e-5)
     (first, *_) = held_out_batches(config, records, GEOMETRY, stores)
-    assert first.time_ids[0, 4:].tolist() == [16, 16]
+    assert first.sizes[0, 4:].tolist() == [16, 16]
 
 
 def test_a_size_named_twice_is_said(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ def skipping(*names: str, read: int = 1) -> Batch:
     nothing = torch.zeros(0)
     return Batch(
         positions=(0,) * read, keys=(), captions=(), drop_image=nothing, latent_noise=nothing, noise=nothing,
-        timesteps=nothing, time_ids=nothing, skipped=tuple(Skipped(name, f"/{name}", "cut") for name in names),
+        times=nothing, sizes=nothing, skipped=tuple(Skipped(name, f"/{name}", "cut") for name in names),
     )  # fmt: skip
 
 

@@ -110,7 +110,7 @@ def test_buckets_are_filled_one_by_one_and_broken_pictures_left_out(mixed: Path,
     assert {tuple(batch.pixels.shape[2:]) for batch in found} == {(32, 32), (24, 48)}
     assert not any(int(key[-1]) in (4, 7) for key in keys(found))
     for batch in found:
-        assert len({tuple(sizes) for sizes in batch.time_ids[:, :2].tolist()}) == 1, "stand-ins are of the bucket too"
+        assert len({tuple(sizes) for sizes in batch.sizes[:, :2].tolist()}) == 1, "stand-ins are of the bucket too"
     skipped = {(item.key[-1], item.path[-3:]) for batch in found for item in batch.skipped}
     assert skipped == {("4", "png"), ("7", "png")}
 

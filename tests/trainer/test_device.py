@@ -19,6 +19,7 @@ from ipadapter_trainer.metrics_log import read_records
 from ipadapter_trainer.models.image_encoder import load_image_encoder
 from ipadapter_trainer.models.loading import load_base
 from ipadapter_trainer.planning import make_plan
+from ipadapter_trainer.readers.opening import open_reader
 from ipadapter_trainer.run import open_run
 from ipadapter_trainer.watch import observe
 from support.encoders import FOLDERS
@@ -90,8 +91,8 @@ def cuda() -> Iterator[torch.device]:
 
 
 def fill_cache(config: Config, device: torch.device) -> None:
-    encoder = load_image_encoder(config.encoder, config.adapter.kind, device)
-    fill(config, load_base(config.base, device, only=frozenset({"vae", "text"})), encoder, open_sources(config))
+    reader = open_reader(config, device)
+    fill(config, load_base(config.base, device, only=frozenset({"vae", "text"})), reader, open_sources(config))
 
 
 def with_steps(config: Config, steps: int) -> Config:

@@ -7,16 +7,21 @@ import pytest
 import torch
 
 from ipadapter_trainer.config import ObjectiveConfig
-from ipadapter_trainer.draws import draw, sample_generator
+from ipadapter_trainer.draws import Draws, draw, sample_generator
 
 SHAPE = (1, 2, 2)
+
+
+def timestep_of(draws: Draws) -> int:
+    """Of a schedule's 1,000."""
+    return round(draws.time * 1000)
 
 
 def test_same_number_same_draw() -> None:
     first, again = (draw(7, 123, (4, 8, 8), ObjectiveConfig()) for _ in range(2))
     assert torch.equal(first.noise, again.noise)
     assert torch.equal(first.latent_noise, again.latent_noise)
-    assert (first.timestep, first.drop_text, first.drop_image) == (again.timestep, again.drop_text, again.drop_image)
+    assert (first.time, first.drop_text, first.drop_image) == (again.time, again.drop_text, again.drop_image)
 
 
 @pytest.mark.parametrize("other", [(8, 123, "crop"), (7, 124, "crop"), (7, 123, "flip")])
@@ -34,7 +39,7 @@ def test_dropout_rates_and_their_exclusion() -> None:
 
 
 def test_timesteps_fill_their_range() -> None:
-    timesteps = [draw(0, n, SHAPE, ObjectiveConfig(timestep_min=10, timestep_max=14)).timestep for n in range(200)]
+    timesteps = [timestep_of(draw(0, n, SHAPE, ObjectiveConfig(timestep_min=10, timestep_max=14))) for n in range(200)]
     assert set(timesteps) == {10, 11, 12, 13, 14}
 
 
@@ -65,7 +70,7 @@ def test_defaults_draw_from_one_generator_in_this_order() -> None:
     timestep = torch.randint(0, 1000, (), generator=generator).item()
     latent_noise, noise = (torch.randn((4, 8, 8), generator=generator) for _ in range(2))
     given = draw(7, 123, (4, 8, 8), ObjectiveConfig(drop_text=drop + 1e-6, drop_image=0, drop_both=0))
-    assert (given.timestep, given.drop_text, given.perturbation) == (timestep, True, None)
+    assert (timestep_of(given), given.drop_text, given.perturbation) == (timestep, True, None)
     assert torch.equal(given.latent_noise, latent_noise)
     assert torch.equal(given.noise, noise)
     assert not draw(7, 123, (4, 8, 8), ObjectiveConfig(drop_text=drop, drop_image=0, drop_both=0)).drop_text
@@ -75,7 +80,7 @@ def test_defaults_draw_from_one_generator_in_this_order() -> None:
 def test_a_feature_changes_its_own_draw_alone(name: str) -> None:
     plain, given = (draw(7, 123, (4, 8, 8), ObjectiveConfig(**one)) for one in ({}, {name: NEW[name]}))
     same = {
-        "timestep_sampling": given.timestep == plain.timestep,
+        "timestep_sampling": given.time == plain.time,
         "pyramid_noise": torch.equal(given.noise, plain.noise),
         "input_perturbation": given.perturbation is None,
     }
@@ -106,7 +111,7 @@ def test_timesteps_have_the_distribution_that_is_named(name: str) -> None:
     objective = ObjectiveConfig(
         timestep_min=200, timestep_max=799, timestep_sampling=name.partition(",")[0], **settings
     )
-    timesteps = np.array([draw(0, position, SHAPE, objective).timestep for position in range(4000)])
+    timesteps = np.array([timestep_of(draw(0, position, SHAPE, objective)) for position in range(4000)])
     assert timesteps.min() >= 200
     assert timesteps.max() <= 799
     for x in (0.1, 0.25, 0.5, 0.75, 0.9):
@@ -116,7 +121,7 @@ def test_timesteps_have_the_distribution_that_is_named(name: str) -> None:
 @pytest.mark.parametrize("sampling", ["sigmoid", "earlier", "later"])
 def test_every_timestep_of_a_range_is_met_and_none_beyond_it(sampling: str) -> None:
     objective = ObjectiveConfig(timestep_min=10, timestep_max=14, timestep_sampling=sampling)
-    assert {draw(0, position, SHAPE, objective).timestep for position in range(1000)} == {10, 11, 12, 13, 14}
+    assert {timestep_of(draw(0, position, SHAPE, objective)) for position in range(1000)} == {10, 11, 12, 13, 14}
 
 
 def enlarged(coarse: np.ndarray, height: int, width: int) -> np.ndarray:
@@ -170,5 +175,5 @@ def test_perturbation_is_noise_of_its_own_with_its_strength() -> None:
 
 def test_timesteps_of_a_short_range_have_equal_parts_of_it() -> None:
     objective = ObjectiveConfig(timestep_min=10, timestep_max=11, timestep_sampling="earlier")
-    timesteps = [draw(0, position, SHAPE, objective).timestep for position in range(2000)]
+    timesteps = [timestep_of(draw(0, position, SHAPE, objective)) for position in range(2000)]
     assert timesteps.count(10) / 2000 == pytest.approx(0.5 ** (1 / 3), abs=0.03)

@@ -16,6 +16,7 @@ from ipadapter_core.errors import IPAdapterError
 from ipadapter_trainer.config import BaseModelConfig, EncoderConfig, ValidationConfig
 from ipadapter_trainer.models.image_encoder import load_image_encoder
 from ipadapter_trainer.models.loading import ModelNotFoundError, load_base
+from ipadapter_trainer.readers.pictures import PictureReader
 from ipadapter_trainer.watch.metrics import load_judge
 
 CPU = torch.device("cpu")
@@ -105,6 +106,6 @@ def test_no_code_of_an_evaluation_encoder(
     edit(folder / "config.json", model_type="own", auto_map=own)
     trained = load_image_encoder(EncoderConfig(model=str(encoder_folder("clip")), precision="fp32"), "base", CPU)
     with pytest.raises(ModelNotFoundError, match="custom code"):
-        load_judge(ValidationConfig(dino_model=str(folder)), trained, CPU)
+        load_judge(ValidationConfig(dino_model=str(folder)), PictureReader(trained), CPU)
     assert not (tmp_path / RAN).exists()
     assert "[y/N]" not in capsys.readouterr().out

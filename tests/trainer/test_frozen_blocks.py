@@ -26,6 +26,7 @@ from ipadapter_trainer.resume.identify import default_settings
 from ipadapter_trainer.resume.identity import RunIdentity
 from ipadapter_trainer.run import open_run
 from ipadapter_trainer.state import ADAPTER, EMA, CheckpointError, find_checkpoints
+from support.tiny_base import around
 from support.tiny_unet import diffusers_unet
 from support.trained import Trained, diffusers_pipeline
 from support.training import make_config, write_pictures
@@ -44,8 +45,8 @@ def encoder_of(folder: Path) -> ImageEncoder:
 def start(tmp_path: Path, base_folder: Callable[..., Path], encoder_folder: Callable[[str], Path]) -> Path:
     """A published file, in float16, whose values no other start has."""
     config = make_config(base_folder(), encoder_folder("clip"), tmp_path, tmp_path)
-    unet = load_base(config.base, CPU, only=frozenset({"model"})).unet
-    made = new_adapter(AdapterConfig(init="random"), unet, encoder_of(encoder_folder("clip")), seed=9)
+    base = load_base(config.base, CPU, only=frozenset({"model"}))
+    made = new_adapter(AdapterConfig(init="random"), base, encoder_of(encoder_folder("clip")), seed=9)
     save_adapter(made.adapter.half(), tmp_path / "start.safetensors")
     return tmp_path / "start.safetensors"
 
@@ -76,14 +77,14 @@ def test_other_layers_act_as_they_were_and_take_no_gradient(
     tmp_path: Path, encoder_folder: Callable[[str], Path]
 ) -> None:
     unet, encoder, path = diffusers_unet("sd15"), encoder_of(encoder_folder("clip")), tmp_path / "start.safetensors"
-    first = new_adapter(AdapterConfig(init="random"), unet, encoder, seed=5)
+    first = new_adapter(AdapterConfig(init="random"), around(unet), encoder, seed=5)
     save_adapter(first.adapter, path)
-    network = new_adapter(AdapterConfig(pretrained=str(path), **FROZEN), unet, encoder, seed=6)  # type: ignore[arg-type]
+    network = new_adapter(AdapterConfig(pretrained=str(path), **FROZEN), around(unet), encoder, seed=6)  # type: ignore[arg-type]
     assert (len(network.trained_sites), len(network.frozen_sites)) == (2, 14)
-    features = torch.randn(2, network.spec.image_dim)
-    for ours, theirs in zip(network(features), first(features), strict=True):
+    features = {"features": torch.randn(2, network.spec.image_dim)}
+    for ours, theirs in zip(network(features).kv, first(features).kv, strict=True):
         assert all(map(torch.equal, ours, theirs))
-    pairs = network(features)
+    pairs = network(features).kv
     sum(pairs[index][1].square().sum() for index in network.frozen_sites).backward()
     others = [network.adapter.site(index) for index in network.frozen_sites]
     assert all(parameter.grad is None for site in others for parameter in site.parameters())
@@ -113,8 +114,8 @@ def test_the_file_has_other_layers_bit_for_bit_and_acts_as_trained(config: Make,
     assert export_checkpoint(one.run, None).path == one.run / ADAPTER
     loaded = TrainableAdapter(load_adapter(checkpoint / ADAPTER), frozenset(range(run.network.spec.num_sites)))
     run.state.restore(checkpoint)
-    features = torch.randn(2, run.network.spec.image_dim)
-    for ours, theirs in zip(run.network(features), loaded(features), strict=True):
+    features = {"features": torch.randn(2, run.network.spec.image_dim)}
+    for ours, theirs in zip(run.network(features).kv, loaded(features).kv, strict=True):
         assert all(map(torch.equal, ours, theirs)), "what was trained with is what the file does"
     pipeline = diffusers_pipeline(Trained(one, Path(one.base.model), Path(one.encoder.model), one.run / ADAPTER))
     sites = [site for site in pipeline.unet.attn_processors.values() if hasattr(site, "to_k_ip")]

@@ -21,15 +21,16 @@ from huggingface_hub.errors import (
 from safetensors.torch import load_file, save_file
 
 from ipadapter_core.network.adapter import save_adapter
+from ipadapter_trainer.backbones.unet import UNetBackbone
 from ipadapter_trainer.config import AdapterConfig, BaseModelConfig, DataConfig, EncoderConfig, ValidationConfig
 from ipadapter_trainer.data.records import DataError
 from ipadapter_trainer.data.sources import load_records
 from ipadapter_trainer.hub import HubPlace, ModelNotFoundError
-from ipadapter_trainer.backbones.unet import UNetBackbone
 from ipadapter_trainer.models.image_encoder import load_image_encoder
 from ipadapter_trainer.models.loading import load_base
 from ipadapter_trainer.models.network import new_adapter
 from ipadapter_trainer.preflight import check_before_models
+from ipadapter_trainer.readers.pictures import PictureReader
 from ipadapter_trainer.resume.identity import Keys
 from ipadapter_trainer.run import open_run
 from ipadapter_trainer.watch.metrics import load_judge
@@ -47,7 +48,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return use_cache(tmp_path / "hub", monkeypatch)
 
 
-def base_of(model: str, *only: str, **settings: Any) -> Base:
+def base_of(model: str, *only: str, **settings: Any) -> UNetBackbone:
     config = BaseModelConfig(model=model, precision="fp32", **settings)
     return load_base(config, CPU, only=frozenset(only or ("text",)))
 
@@ -148,7 +149,7 @@ def test_a_judge_in_a_sub_folder(cache: Path, tmp_path: Path, encoder_folder: Ca
     write_judge(tmp_path / "judge")
     put(cache, "owner/judges", {"clip": tmp_path / "judge"}, refs=("v1",))
     encoder = load_image_encoder(EncoderConfig(model=str(encoder_folder("clip"))), "plus", CPU)
-    judge = load_judge(ValidationConfig(clip_model="owner/judges/clip@v1"), encoder, CPU)
+    judge = load_judge(ValidationConfig(clip_model="owner/judges/clip@v1"), PictureReader(encoder), CPU)
     assert judge is not None
     assert judge.clip is not None
 
@@ -156,14 +157,14 @@ def test_a_judge_in_a_sub_folder(cache: Path, tmp_path: Path, encoder_folder: Ca
 def test_start_from_a_published_adapter_by_its_name(
     cache: Path, tmp_path: Path, small_base_folder: Callable[[str], Path], encoder_folder: Callable[[str], Path]
 ) -> None:
-    unet = base_of(str(small_base_folder("sd15")), "unet").unet
+    base = base_of(str(small_base_folder("sd15")), "model")
     encoder = load_image_encoder(EncoderConfig(model=str(encoder_folder("clip")), precision="fp32"), "base", CPU)
-    ones = new_adapter(AdapterConfig(), unet, encoder, 7)
+    ones = new_adapter(AdapterConfig(), base, encoder, 7)
     save_adapter(ones.adapter, tmp_path / "published.safetensors")
     put(cache, "h94/IP-Adapter", {"models/adapter.safetensors": tmp_path / "published.safetensors"})
     place = "h94/IP-Adapter/models/adapter.safetensors"
     for named in (place, f"{place}@main", f"{place}@{FIRST}"):
-        started = new_adapter(AdapterConfig(pretrained=named), unet, encoder, 0).state_dict()
+        started = new_adapter(AdapterConfig(pretrained=named), base, encoder, 0).state_dict()
         assert all(torch.equal(tensor, started[name]) for name, tensor in ones.state_dict().items())
     pictures = write_pictures(tmp_path / "pictures", 2)
     config = make_config(tmp_path, encoder_folder("clip"), pictures, tmp_path / "run", adapter={"pretrained": place})

@@ -13,8 +13,9 @@ from ipadapter_core.errors import MismatchError
 from ipadapter_trainer.config import EncoderConfig, ValidationConfig
 from ipadapter_trainer.hub import ModelNotFoundError
 from ipadapter_trainer.models.image_encoder import load_image_encoder
+from ipadapter_trainer.readers.pictures import PictureReader
 from ipadapter_trainer.watch.metrics import load_judge
-from ipadapter_trainer.watch.sampling import Reference, SampleGrid, TextEmbeds
+from ipadapter_trainer.watch.sampling import Reference, SampleGrid
 from support.encoders import write_folder
 from support.tiny_base import VOCABULARY, write_tokenizer
 
@@ -56,7 +57,8 @@ def folders(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def training(folders):
-    return load_image_encoder(EncoderConfig(model=str(folders[0] / "training")), "base", CPU)
+    encoder = load_image_encoder(EncoderConfig(model=str(folders[0] / "training")), "base", CPU)
+    return PictureReader(encoder)
 
 
 @pytest.fixture(scope="module")
@@ -72,7 +74,7 @@ def _picture(seed):
 
 @pytest.fixture(scope="module")
 def grid():
-    text = TextEmbeds(torch.zeros(1, 2, 3), None)
+    text = {"text": torch.zeros(1, 2, 3)}
     texts = (("", "a red cat"), ("", ""), ("a dog", "ignored"))
     references = tuple(
         Reference(str(i), _picture(i), caption, prompt, torch.zeros(1, 4), text)
@@ -189,7 +191,7 @@ def test_the_encoder_the_adapter_reads_may_not_judge_it(tmp_path, folders):
     copy = tmp_path / "copy under another name"
     vision = transformers.CLIPVisionModelWithProjection.from_pretrained(folder / "clip")
     vision.half().save_pretrained(copy)
-    training = load_image_encoder(EncoderConfig(model=str(copy)), "base", CPU)
+    training = PictureReader(load_image_encoder(EncoderConfig(model=str(copy)), "base", CPU))
     with pytest.raises(MismatchError, match=r"validation\.clip_model = .* is the encoder the adapter reads"):
         load_judge(ValidationConfig(clip_model=str(folder / "clip")), training, CPU)
 

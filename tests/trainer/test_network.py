@@ -15,6 +15,7 @@ from ipadapter_trainer.config import AdapterConfig, EncoderConfig
 from ipadapter_trainer.models.image_encoder import ImageEncoder, load_image_encoder
 from ipadapter_trainer.models.network import new_adapter
 from support.published import random_tensors, tiny_adapter
+from support.tiny_base import around
 from support.tiny_unet import diffusers_unet, site_dims
 
 CPU = torch.device("cpu")
@@ -49,18 +50,18 @@ def test_unet_without_image_computes_what_it_did(layout: str) -> None:
 def test_kv_start_as_copies_of_the_text_projections(encoder_folder: Callable[[str], Path]) -> None:
     unet = diffusers_unet("sd15")
     encoder = encoder_of(encoder_folder("clip"))
-    network = new_adapter(AdapterConfig(), unet, encoder)
+    network = new_adapter(AdapterConfig(), around(unet), encoder)
     for index, attention in enumerate(discover_sites(unet)[1]):
         assert torch.equal(network.adapter.site(index).to_k_ip.weight, attention.to_k.weight)
         assert torch.equal(network.adapter.site(index).to_v_ip.weight, attention.to_v.weight)
-    drawn = new_adapter(AdapterConfig(init="random"), unet, encoder)
+    drawn = new_adapter(AdapterConfig(init="random"), around(unet), encoder)
     assert not torch.equal(drawn.adapter.site(0).to_k_ip.weight, network.adapter.site(0).to_k_ip.weight)
 
 
 def test_same_seed_same_network(encoder_folder: Callable[[str], Path]) -> None:
     unet, encoder = diffusers_unet("sd15"), encoder_of(encoder_folder("clip"))
     state = torch.random.get_rng_state()
-    one, two, other = (new_adapter(AdapterConfig(), unet, encoder, seed).state_dict() for seed in (1, 1, 2))
+    one, two, other = (new_adapter(AdapterConfig(), around(unet), encoder, seed).state_dict() for seed in (1, 1, 2))
     assert torch.equal(torch.random.get_rng_state(), state)
     assert all(torch.equal(one[name], two[name]) for name in one)
     assert not torch.equal(one["adapter.image_proj.proj.weight"], other["adapter.image_proj.proj.weight"])
@@ -85,7 +86,7 @@ def test_saved_network_loads_as_what_was_configured(
     negative: Negative,
 ) -> None:
     encoder = encoder_of(encoder_folder("clip"), adapter.kind, layer=-3)
-    network = new_adapter(adapter, diffusers_unet("sd15"), encoder)
+    network = new_adapter(adapter, around(diffusers_unet("sd15")), encoder)
     save_adapter(network.adapter, tmp_path / "a.safetensors")
     loaded = load_adapter(tmp_path / "a.safetensors")
     assert (loaded.spec.projection, loaded.spec.num_tokens, loaded.spec.negative) == (projection, tokens, negative)
@@ -98,9 +99,11 @@ def test_saved_network_loads_as_what_was_configured(
 def test_only_chosen_blocks_are_trained_and_act(
     encoder_folder: Callable[[str], Path], blocks: str, trained: int
 ) -> None:
-    network = new_adapter(AdapterConfig(blocks=blocks), diffusers_unet("sd15"), encoder_of(encoder_folder("clip")))
+    network = new_adapter(
+        AdapterConfig(blocks=blocks), around(diffusers_unet("sd15")), encoder_of(encoder_folder("clip"))
+    )
     assert len(network.trained_sites) == trained
-    kv = network(torch.randn(2, network.spec.image_dim))
+    kv = network({"features": torch.randn(2, network.spec.image_dim)}).kv
     assert [index for index, pair in enumerate(kv) if pair is not None] == sorted(network.trained_sites)
     sum(pair[1].sum() for pair in kv if pair is not None).backward()  # type: ignore[union-attr]
     for index in range(16):
@@ -111,7 +114,7 @@ def test_only_chosen_blocks_are_trained_and_act(
 
 def test_trained_parameters_are_the_adapters_alone(encoder_folder: Callable[[str], Path]) -> None:
     unet = diffusers_unet("sd15")
-    network = new_adapter(AdapterConfig(), unet, encoder_of(encoder_folder("clip")))
+    network = new_adapter(AdapterConfig(), around(unet), encoder_of(encoder_folder("clip")))
     install(unet)
     trained = {id(parameter) for parameter in network.trained_parameters()}
     assert trained == {id(parameter) for parameter in network.adapter.parameters()}
@@ -120,13 +123,13 @@ def test_trained_parameters_are_the_adapters_alone(encoder_folder: Callable[[str
 
 def test_pretrained_goes_on_from_a_file(tmp_path: Path, encoder_folder: Callable[[str], Path]) -> None:
     unet, encoder = diffusers_unet("sd15"), encoder_of(encoder_folder("clip"))
-    first = new_adapter(AdapterConfig(), unet, encoder, seed=5)
+    first = new_adapter(AdapterConfig(), around(unet), encoder, seed=5)
     path = tmp_path / "first.safetensors"
     save_adapter(first.adapter, path)
-    second = new_adapter(AdapterConfig(pretrained=str(path)), unet, encoder, seed=6)
+    second = new_adapter(AdapterConfig(pretrained=str(path)), around(unet), encoder, seed=6)
     assert all(torch.equal(value, second.state_dict()[name]) for name, value in first.state_dict().items())
     with pytest.raises(MismatchError, match=r"first\.safetensors .*adapter\.tokens 4, not 5"):
-        new_adapter(AdapterConfig(pretrained=str(path), tokens=5), unet, encoder)
+        new_adapter(AdapterConfig(pretrained=str(path), tokens=5), around(unet), encoder)
 
 
 def test_gradient_checkpointing_changes_no_gradient(encoder_folder: Callable[[str], Path]) -> None:
@@ -134,13 +137,13 @@ def test_gradient_checkpointing_changes_no_gradient(encoder_folder: Callable[[st
     gradients = []
     for checkpointing in (False, True):
         unet = diffusers_unet("sd15")
-        network = new_adapter(AdapterConfig(), unet, encoder)
+        network = new_adapter(AdapterConfig(), around(unet), encoder)
         install(unet)
         if checkpointing:
             unet.enable_gradient_checkpointing()
             unet.train()
         torch.manual_seed(0)
-        kv = network(torch.randn(1, network.spec.image_dim))
+        kv = network({"features": torch.randn(1, network.spec.image_dim)}).kv
         out = unet(
             torch.randn(1, 4, 8, 8), torch.tensor([9]), torch.randn(1, 7, 16), cross_attention_kwargs={"image_kv": kv}
         )
@@ -180,29 +183,29 @@ def test_a_wrong_start_names_the_size_that_differs(
 ) -> None:
     unet, path = diffusers_unet("sd15"), tmp_path / "start.safetensors"
     made, asked = AdapterConfig.model_validate(there), AdapterConfig.model_validate({**here, "pretrained": str(path)})
-    save_adapter(new_adapter(made, unet, encoder_of(encoder_folder("clip"), made.kind)).adapter, path)
+    save_adapter(new_adapter(made, around(unet), encoder_of(encoder_folder("clip"), made.kind)).adapter, path)
     with pytest.raises(MismatchError, match=said):
-        new_adapter(asked, unet, encoder_of(encoder_folder("clip"), asked.kind))
+        new_adapter(asked, around(unet), encoder_of(encoder_folder("clip"), asked.kind))
 
 
 def test_a_start_for_another_encoder_or_base_says_so(tmp_path: Path, encoder_folder: Callable[[str], Path]) -> None:
     unet, path = diffusers_unet("sd15"), tmp_path / "start.safetensors"
     encoder = encoder_of(encoder_folder("clip"), "plus")
     start = AdapterConfig(kind="plus", resampler_dim=64, pretrained=str(path))
-    save_adapter(new_adapter(start.model_copy(update={"pretrained": None}), unet, encoder).adapter, path)
+    save_adapter(new_adapter(start.model_copy(update={"pretrained": None}), around(unet), encoder).adapter, path)
     with pytest.raises(MismatchError, match=r"attention layers of widths .*choose a base\.model"):
-        new_adapter(start, diffusers_unet("sdxl"), encoder)
+        new_adapter(start, around(diffusers_unet("sdxl")), encoder)
     wide = build_adapter(random_tensors(tiny_adapter("base", site_dims=site_dims(unet), image_dim=28)), {})
     save_adapter(wide, path)
     with pytest.raises(
         MismatchError, match=r"features of width 28, not 20\..*choose the encoder\.model it reads: .*28"
     ):
-        new_adapter(AdapterConfig(pretrained=str(path)), unet, encoder_of(encoder_folder("clip")))
+        new_adapter(AdapterConfig(pretrained=str(path)), around(unet), encoder_of(encoder_folder("clip")))
 
 
 def test_sizes_that_are_not_said_are_those_of_the_start(tmp_path: Path, encoder_folder: Callable[[str], Path]) -> None:
     unet, path = diffusers_unet("sd15"), tmp_path / "start.safetensors"
     encoder = encoder_of(encoder_folder("clip"), "plus")
-    made = new_adapter(AdapterConfig(kind="plus", tokens=5, resampler_dim=64), unet, encoder)
+    made = new_adapter(AdapterConfig(kind="plus", tokens=5, resampler_dim=64), around(unet), encoder)
     save_adapter(made.adapter, path)
-    assert new_adapter(AdapterConfig(kind="plus", pretrained=str(path)), unet, encoder).spec == made.spec
+    assert new_adapter(AdapterConfig(kind="plus", pretrained=str(path)), around(unet), encoder).spec == made.spec

@@ -41,7 +41,7 @@ def first(run: Run, start: int = 0) -> Iterator[Batch]:
 
 
 def features(run: Run, batch: Batch) -> torch.Tensor:
-    return run.objective.condition(batch).features
+    return run.objective.condition(batch).features["features"]
 
 
 def test_each_dropped_reference_is_another_noise_and_nothing_else_changes(config: Callable[..., Config]) -> None:
@@ -93,7 +93,7 @@ def test_the_file_says_noise_and_diffusers_is_said_not_to_have_it(config: Callab
 
 @pytest.mark.parametrize("negative", Negative)
 def test_no_image_is_what_the_nodes_make_of_it(config: Callable[..., Config], negative: Negative) -> None:
-    encoder = open_run(config("auto")).encoder
+    encoder = open_run(config("auto")).reader.encoder
     wanted = encoder.features(no_image_pixels(negative, encoder.format.pixel_format))
     given = encoder.no_image(negative)
     torch.testing.assert_close(given, torch.zeros_like(wanted) if negative is Negative.ZERO_FEATURES else wanted)

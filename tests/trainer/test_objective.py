@@ -13,15 +13,15 @@ from torch import Tensor
 from torch.nn import functional
 
 from ipadapter_core.file.spec import Negative
-from ipadapter_trainer.backbones.unet_attention import install
+from ipadapter_trainer.backbones.unet import UNetBackbone
 from ipadapter_trainer.batch import Batch
 from ipadapter_trainer.config import AdapterConfig, BaseModelConfig, EncoderConfig, ObjectiveConfig
 from ipadapter_trainer.draws import draw
-from ipadapter_trainer.models.base import Base, with_terminal_snr
 from ipadapter_trainer.models.image_encoder import ImageEncoder, load_image_encoder
 from ipadapter_trainer.models.loading import load_base
 from ipadapter_trainer.models.network import TrainableAdapter, new_adapter
 from ipadapter_trainer.objective import Objective
+from ipadapter_trainer.readers.pictures import PictureReader
 
 CPU = torch.device("cpu")
 TIME_IDS = torch.tensor([[70.0, 64.0, 3.0, 0.0, 64.0, 64.0], [64.0, 90.0, 0.0, 13.0, 64.0, 64.0]])
@@ -29,12 +29,21 @@ PLUS = AdapterConfig(kind="plus", tokens=5, resampler_dim=64)  # depth 4 and hea
 CAPTIONS = ("a red cat", "")
 
 
-def parts(folder: Path, encoder_folder: Path, adapter: AdapterConfig) -> tuple[Base, ImageEncoder, TrainableAdapter]:
+def parts(
+    folder: Path, encoder_folder: Path, adapter: AdapterConfig
+) -> tuple[UNetBackbone, ImageEncoder, TrainableAdapter]:
     base = load_base(BaseModelConfig(model=str(folder), precision="fp32"), CPU)
     encoder = load_image_encoder(EncoderConfig(model=str(encoder_folder), precision="fp32"), adapter.kind, CPU)
     network = new_adapter(adapter, base, encoder)
     base.install()
     return base, encoder, network
+
+
+def objective_for(
+    config: ObjectiveConfig, base: UNetBackbone, encoder: ImageEncoder, network: TrainableAdapter
+) -> Objective:
+    reader = PictureReader(encoder)
+    return Objective(config, base, reader.no_image(network.spec.negative), reader)
 
 
 def batch_of(encoder: ImageEncoder, config: ObjectiveConfig, **changes: Any) -> Batch:
@@ -48,10 +57,10 @@ def batch_of(encoder: ImageEncoder, config: ObjectiveConfig, **changes: Any) -> 
             "drop_image": torch.tensor([False, True]),
             "latent_noise": torch.stack([one.latent_noise for one in draws]),
             "noise": torch.stack([one.noise for one in draws]),
-            "timesteps": torch.tensor([120, 810]),
-            "time_ids": TIME_IDS,
+            "times": torch.tensor([0.12, 0.81]),
+            "sizes": TIME_IDS,
             "pixels": torch.rand(2, 3, 64, 64, generator=generator) * 2 - 1,
-            "reference_pixels": encoder.format.pixels(torch.rand(2, 40, 50, 3, generator=generator)),
+            "references": {"pixels": encoder.format.pixels(torch.rand(2, 40, 50, 3, generator=generator))},
             **changes,
         }
     )
@@ -81,12 +90,13 @@ def reference_loss(
     trained |= {name: getattr(projection, part).weight.requires_grad_(True) for name, part in own.items()}
 
     assert batch.pixels is not None
-    assert batch.reference_pixels is not None
+    assert batch.references is not None
     posterior = pipeline.vae.encode(batch.pixels).latent_dist
     latents = (posterior.mean + posterior.std * batch.latent_noise) * pipeline.vae.config.scaling_factor
     schedule = DDPMScheduler.from_config(pipeline.scheduler.config)
-    noisy = schedule.add_noise(latents, batch.noise, batch.timesteps)
-    kept = batch.reference_pixels.clone()
+    timesteps = torch.tensor([120, 810])
+    noisy = schedule.add_noise(latents, batch.noise, timesteps)
+    kept = batch.references["pixels"].clone()
     if network.spec.negative is Negative.ZERO_PIXELS:
         kept[batch.drop_image] = 0
         features = encoder.vision.model(kept, output_hidden_states=True).hidden_states[-2]
@@ -99,8 +109,8 @@ def reference_loss(
         text, _ = pipeline.encode_prompt(list(CAPTIONS), CPU, 1, do_classifier_free_guidance=False)
         added = {}
     added["image_embeds"] = [features[:, None]]
-    prediction = unet(noisy, batch.timesteps, text.detach(), added_cond_kwargs=added).sample
-    target = schedule.get_velocity(latents, batch.noise, batch.timesteps) if is_v else batch.noise
+    prediction = unet(noisy, timesteps, text.detach(), added_cond_kwargs=added).sample
+    target = schedule.get_velocity(latents, batch.noise, timesteps) if is_v else batch.noise
     loss = functional.mse_loss(prediction, target)
     loss.backward()
     return loss, {name: value.grad for name, value in trained.items()}
@@ -120,7 +130,7 @@ def test_loss_and_gradients_are_those_of_diffusers(
     folder = base_folder(layout, prediction_type)
     base, encoder, network = parts(folder, encoder_folder("clip"), adapter)
     batch = batch_of(encoder, ObjectiveConfig())
-    loss = Objective(ObjectiveConfig(), base, encoder.no_image(network.spec.negative), encoder).loss(network, batch)
+    loss = objective_for(ObjectiveConfig(), base, encoder, network).loss(network, batch)
     loss.backward()
     gradients = {name.removeprefix("adapter."): value.grad for name, value in network.named_parameters()}
     wanted, wanted_gradients = reference_loss(
@@ -138,7 +148,7 @@ def objective_of(
 ) -> tuple[Objective, TrainableAdapter, Batch]:
     base, encoder, network = parts(base_folder("sd15", prediction_type), encoder_folder("clip"), AdapterConfig())
     config = ObjectiveConfig(**settings)
-    objective = Objective(config, base, encoder.no_image(network.spec.negative), encoder)
+    objective = objective_for(config, base, encoder, network)
     return objective, network, batch_of(encoder, config)
 
 
@@ -147,12 +157,12 @@ def test_min_snr_weights_each_sample(
     base_folder: Callable[..., Path], encoder_folder: Callable[[str], Path], prediction_type: str
 ) -> None:
     objective, network, batch = objective_of(base_folder, encoder_folder, prediction_type, min_snr_gamma=5.0)
-    plain = Objective(ObjectiveConfig(), objective.base, objective.no_image, objective.encoder)
+    plain = Objective(ObjectiveConfig(), objective.base, objective.no_image, objective.reader)
     condition = objective.condition(batch)
-    ratio = objective.losses(network, condition, batch.noise, batch.timesteps) / plain.losses(
-        network, condition, batch.noise, batch.timesteps
+    ratio = objective.losses(network, condition, batch.noise, batch.times) / plain.losses(
+        network, condition, batch.noise, batch.times
     )
-    alphas = objective.base.schedule.alphas_cumprod[batch.timesteps]
+    alphas = objective.base.schedule.alphas_cumprod[[120, 810]]
     snr = alphas / (1 - alphas)
     wanted = snr.clamp(max=5) / (snr + 1 if prediction_type == "v_prediction" else snr)
     assert wanted[0] < 1
@@ -165,40 +175,40 @@ def test_masked_loss_counts_white_only(base_folder: Callable[..., Path], encoder
     mask = torch.zeros(2, 1, 8, 8)
     mask[:, :, :, :4] = 1
     kv = network(condition.features)
-    noisy = objective.base.schedule.add_noise(condition.latents, batch.noise, batch.timesteps)
-    error = (objective.predict(kv, condition, noisy, batch.timesteps) - batch.noise).square()
-    masked = objective.losses(network, condition, batch.noise, batch.timesteps, mask)
+    noisy = objective.base.noisy(condition.latents, batch.noise, batch.times)
+    error = (objective.predict(kv, condition, noisy, batch.times) - batch.noise).square()
+    masked = objective.losses(network, condition, batch.noise, batch.times, mask)
     torch.testing.assert_close(masked, error[..., :4].mean(dim=(1, 2, 3)))
 
 
 def test_terminal_snr_is_zero_and_needs_v_prediction(base_folder: Callable[..., Path]) -> None:
-    def base(prediction_type: str) -> Base:
+    def base(prediction_type: str) -> UNetBackbone:
         config = BaseModelConfig(model=str(base_folder("sd15", prediction_type)), precision="fp32")
         return load_base(config, CPU, only=frozenset({"model"}))
 
-    assert with_terminal_snr(base("v_prediction")).schedule.alphas_cumprod[-1] < 1e-6
+    assert base("v_prediction").with_terminal_snr().schedule.alphas_cumprod[-1] < 1e-6
     with pytest.raises(ValueError, match=r"which predicts epsilon.*v_prediction model"):
-        with_terminal_snr(base("epsilon"))
+        base("epsilon").with_terminal_snr()
 
 
 def test_cached_tensors_give_the_same_loss(
     base_folder: Callable[..., Path], encoder_folder: Callable[[str], Path]
 ) -> None:
     objective, network, batch = objective_of(base_folder, encoder_folder, "epsilon")
-    base, encoder = objective.base, objective.encoder
-    assert encoder is not None
+    base, reader = objective.base, objective.reader
+    assert reader is not None
     assert batch.pixels is not None
-    assert batch.reference_pixels is not None
+    assert batch.references is not None
     mean, std = base.encode_pixels(batch.pixels)
     cached = batch_of(
-        encoder,
+        reader.encoder,
         ObjectiveConfig(),
         pixels=None,
-        reference_pixels=None,
+        references=None,
         latent_mean=mean,
         latent_std=std,
-        features=encoder.features(batch.reference_pixels),
-        text=base.encode_text(CAPTIONS)[0],
+        features=reader.read(batch.references),
+        text=base.encode_text(CAPTIONS),
     )
     assert objective.loss(network, cached).item() == objective.loss(network, batch).item()
 
@@ -206,8 +216,8 @@ def test_cached_tensors_give_the_same_loss(
 def error_of(objective: Objective, network: TrainableAdapter, batch: Batch) -> Tensor:
     """What the model says less what it should say, both predicting noise."""
     condition = objective.condition(batch)
-    noisy = objective.base.schedule.add_noise(condition.latents, batch.noise, batch.timesteps)
-    return objective.predict(network(condition.features), condition, noisy, batch.timesteps) - batch.noise
+    noisy = objective.base.noisy(condition.latents, batch.noise, batch.times)
+    return objective.predict(network(condition.features), condition, noisy, batch.times) - batch.noise
 
 
 @pytest.mark.parametrize("schedule", ["constant", "exponential"])
@@ -217,9 +227,9 @@ def test_huber_is_square_for_small_errors_and_straight_for_large_ones(
     objective, network, batch = objective_of(
         base_folder, encoder_folder, "epsilon", huber_c=0.1, huber_schedule=schedule
     )
-    given = objective.losses(network, objective.condition(batch), batch.noise, batch.timesteps)
+    given = objective.losses(network, objective.condition(batch), batch.noise, batch.times)
     error = error_of(objective, network, batch).double()
-    for sample, timestep in enumerate(batch.timesteps.tolist()):
+    for sample, timestep in enumerate((120, 810)):
         c = 0.1 if schedule == "constant" else math.exp(math.log(0.1) * timestep / 1000)
         values = [2 * c * (math.hypot(value, c) - c) for value in error[sample].flatten().tolist()]
         assert given[sample].item() == pytest.approx(sum(values) / len(values), rel=1e-5)
@@ -229,7 +239,7 @@ def test_huber_keeps_the_digits_of_small_errors(
     base_folder: Callable[..., Path], encoder_folder: Callable[[str], Path]
 ) -> None:
     objective, network, batch = objective_of(base_folder, encoder_folder, "epsilon", huber_c=1e4)
-    given = objective.losses(network, objective.condition(batch), batch.noise, batch.timesteps)
+    given = objective.losses(network, objective.condition(batch), batch.noise, batch.times)
     torch.testing.assert_close(given, error_of(objective, network, batch).square().mean(dim=(1, 2, 3)))
 
 
@@ -238,12 +248,12 @@ def test_debiased_weights_the_same_error_alike_whatever_is_predicted(
     base_folder: Callable[..., Path], encoder_folder: Callable[[str], Path], prediction_type: str
 ) -> None:
     objective, network, batch = objective_of(base_folder, encoder_folder, prediction_type, debiased=True)
-    plain = Objective(ObjectiveConfig(), objective.base, objective.no_image, objective.encoder)
+    plain = Objective(ObjectiveConfig(), objective.base, objective.no_image, objective.reader)
     condition = objective.condition(batch)
-    ratio = objective.losses(network, condition, batch.noise, batch.timesteps) / plain.losses(
-        network, condition, batch.noise, batch.timesteps
+    ratio = objective.losses(network, condition, batch.noise, batch.times) / plain.losses(
+        network, condition, batch.noise, batch.times
     )
-    alphas = objective.base.schedule.alphas_cumprod[batch.timesteps]
+    alphas = objective.base.schedule.alphas_cumprod[[120, 810]]
     wanted = ((1 - alphas) / alphas).sqrt()  # of an error of noise
     if prediction_type == "v_prediction":
         wanted = wanted * alphas  # which is sqrt(alpha) times one of v
@@ -257,9 +267,9 @@ def test_perturbation_is_seen_and_not_asked_for(
     objective, network, batch = objective_of(base_folder, encoder_folder, prediction_type, input_perturbation=0.5)
     extra = 0.5 * torch.randn(batch.noise.shape, generator=torch.Generator().manual_seed(2))
     condition = objective.condition(batch)
-    alphas = objective.base.schedule.alphas_cumprod[batch.timesteps][:, None, None, None]
+    alphas = objective.base.schedule.alphas_cumprod[[120, 810]][:, None, None, None]
     seen = alphas.sqrt() * condition.latents + (1 - alphas).sqrt() * (batch.noise + extra)
-    said = objective.predict(network(condition.features), condition, seen, batch.timesteps)
+    said = objective.predict(network(condition.features), condition, seen, batch.times)
     v = alphas.sqrt() * batch.noise - (1 - alphas).sqrt() * condition.latents
     wanted = (said - (v if prediction_type == "v_prediction" else batch.noise)).square().mean()
     torch.testing.assert_close(objective.loss(network, replace(batch, perturbation=extra)), wanted)

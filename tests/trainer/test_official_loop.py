@@ -44,13 +44,13 @@ def our_run(settings: Settings, output: Path) -> Run:
 def official_update(loop: OfficialLoop, batch: Batch) -> torch.Tensor:
     """A step of the official loop on one of our batches, with our draws."""
     assert batch.pixels is not None
-    assert batch.reference_pixels is not None
+    assert batch.references is not None
     with torch.no_grad():
         latents = loop.vae.encode(batch.pixels).latent_dist
         latents = (latents.mean + latents.std * batch.latent_noise) * loop.vae.config.scaling_factor
     text = loop.encode_text(tokenize(loop.tokenizer, batch.captions))
-    embeds = loop.encode_references(batch.reference_pixels, batch.drop_image)
-    return loop.update(latents, batch.noise, batch.timesteps, text, embeds)
+    embeds = loop.encode_references(batch.references["pixels"], batch.drop_image)
+    return loop.update(latents, batch.noise, (batch.times * 1000).round().long(), text, embeds)
 
 
 def test_official_loop_and_ours_train_the_same_weights(tmp_path: Path, settings: Settings) -> None:

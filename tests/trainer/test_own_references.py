@@ -61,7 +61,7 @@ def config(
 
 
 def drawing(run: Run) -> tuple[Sampler, list[Reference]]:
-    return open_drawing(run.config, run.held_out, run.base, run.encoder)
+    return open_drawing(run.config, run.held_out, run.base, run.reader)
 
 
 def drawn(run: Run, share: Share = ALONE) -> SampleGrid:

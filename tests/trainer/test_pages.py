@@ -21,7 +21,7 @@ from ipadapter_trainer.files.facts import ExportFacts
 from ipadapter_trainer.metrics_log import MetricsLog
 from ipadapter_trainer.watch.contact_sheet import save_grid
 from ipadapter_trainer.watch.report import write_report
-from ipadapter_trainer.watch.sampling import Reference, SampleGrid, TextEmbeds
+from ipadapter_trainer.watch.sampling import Reference, SampleGrid
 from support.training_states import tiny_ipadapter
 
 HOSTILE = {
@@ -75,7 +75,9 @@ def test_the_report_shows_it(tmp_path: Path, text: str) -> None:
 
 def test_sample_sheets_show_it(tmp_path: Path, text: str) -> None:
     picture = Image.new("RGB", (16, 16))
-    reference = Reference(text * 9, picture, text, text, torch.zeros(1, 4), TextEmbeds(torch.zeros(1, 2, 3), None))
+    reference = Reference(
+        text * 9, picture, text, text, {"features": torch.zeros(1, 4)}, {"text": torch.zeros(1, 2, 3)}
+    )
     other = replace(reference, prompt="another")  # then texts are in the names
     paths = save_grid(SampleGrid((reference, other), (1.0,), ((picture,), (picture,))), tmp_path / "samples")
     assert all(path.parent == tmp_path / "samples" and path.is_file() for path in paths)
@@ -84,7 +86,7 @@ def test_sample_sheets_show_it(tmp_path: Path, text: str) -> None:
 
 def test_long_names_in_letters_of_four_bytes_are_file_names(tmp_path: Path) -> None:
     name, picture = "\U00020000" * 80, Image.new("RGB", (16, 16))
-    reference = Reference(name, picture, name, name, torch.zeros(1, 4), TextEmbeds(torch.zeros(1, 2, 3), None))
+    reference = Reference(name, picture, name, name, {"features": torch.zeros(1, 4)}, {"text": torch.zeros(1, 2, 3)})
     other = replace(reference, prompt="another")
     assert save_grid(SampleGrid((reference, other), (1.0,), ((picture,), (picture,))), tmp_path)[1].is_file()
 

@@ -10,9 +10,9 @@ from torch.nn import functional
 
 from ipadapter_trainer.cache.fill import fill
 from ipadapter_trainer.data.sources import open_sources
-from ipadapter_trainer.models.image_encoder import load_image_encoder
 from ipadapter_trainer.models.loading import load_base
 from ipadapter_trainer.planning import flop_counter, make_plan
+from ipadapter_trainer.readers.opening import open_reader
 from support.pictures import write_shards
 from support.training import make_config, write_pictures
 
@@ -93,8 +93,8 @@ def test_plan_with_a_filled_cache_measures_training_from_it(
     config = make_config(*places, cache={"path": str(tmp_path / "cache")})
     before = make_plan(config).to_json()
     cpu = torch.device("cpu")
-    encoder = load_image_encoder(config.encoder, config.adapter.kind, cpu)
-    fill(config, load_base(config.base, cpu), encoder, open_sources(config))
+    reader = open_reader(config, cpu)
+    fill(config, load_base(config.base, cpu), reader, open_sources(config))
     after = make_plan(config).to_json()
     assert (before["measured"]["is_cached"], after["measured"]["is_cached"]) == (False, True)
     assert before["memory"]["frozen_encoders"] > after["memory"]["frozen_encoders"] == 0

@@ -17,9 +17,9 @@ from ipadapter_trainer.config import Config
 from ipadapter_trainer.data.sources import open_sources
 from ipadapter_trainer.evaluation import evaluate
 from ipadapter_trainer.loop import train
-from ipadapter_trainer.models.image_encoder import load_image_encoder
 from ipadapter_trainer.models.loading import load_base
 from ipadapter_trainer.planning import make_plan
+from ipadapter_trainer.readers.opening import open_reader
 from ipadapter_trainer.run import open_run
 from support.pictures import write_shards
 from support.training import make_config, write_pictures
@@ -138,8 +138,8 @@ def test_training_fills_its_cache_and_learns_the_same(
         )
 
     before = config("before")
-    encoder = load_image_encoder(before.encoder, "base", load_base(before.base, CPU).device)
-    fill(before, load_base(before.base, CPU), encoder, open_sources(before))
+    reader = open_reader(before, load_base(before.base, CPU).device)
+    fill(before, load_base(before.base, CPU), reader, open_sources(before))
     assert make_plan(config("itself")).to_json()["measured"]["is_cached"] is False  # type: ignore[index]
     assert not (tmp_path / "itself-cache").exists(), "a plan fills nothing"
     assert train(config("itself")).losses == train(before).losses
@@ -163,7 +163,7 @@ def test_training_completes_a_cache_that_lacks_some(
         config = make_config(base_folder(), encoder_folder(), folder, tmp_path / name, cache=cache)
         assert train(config).is_finished
     base = load_base(config.base, CPU)
-    open_stores(config, base, load_image_encoder(config.encoder, "base", CPU)).require(open_sources(config)[0])
+    open_stores(config, base, open_reader(config, CPU)).require(open_sources(config)[0])
 
 
 def test_training_fills_the_cache_of_a_stream(

@@ -11,11 +11,11 @@ from diffusers.quantizers.bitsandbytes import BnB4BitDiffusersQuantizer, BnB8Bit
 
 from ipadapter_core.errors import MismatchError
 from ipadapter_core.file.container import read_header
+from ipadapter_trainer.backbones.unet import UNetBackbone
 from ipadapter_trainer.backbones.unet_sites import discover_sites
 from ipadapter_trainer.config import AdapterConfig, BaseModelConfig, Config, EncoderConfig
 from ipadapter_trainer.files.checkpoint_export import export_checkpoint
 from ipadapter_trainer.loop import train
-from ipadapter_trainer.backbones.unet import UNetBackbone
 from ipadapter_trainer.models.image_encoder import load_image_encoder
 from ipadapter_trainer.models.loading import load_base
 from ipadapter_trainer.models.network import TrainableAdapter, new_adapter
@@ -59,19 +59,19 @@ def config(
     return make
 
 
-def unet_of(model: Path, quantization: str, **settings: Any) -> Base:
+def unet_of(model: Path, quantization: str, **settings: Any) -> UNetBackbone:
     settings = {"precision": "fp32", **settings}
     return load_base(
         BaseModelConfig(model=str(model), quantization=quantization, **settings), CPU, only=frozenset({"model"})
     )
 
 
-def adapter_on(base: Base, encoder: Path) -> TrainableAdapter:
+def adapter_on(base: UNetBackbone, encoder: Path) -> TrainableAdapter:
     config = EncoderConfig(model=str(encoder), precision="fp32")
     return new_adapter(AdapterConfig(), base, load_image_encoder(config, "base", CPU))
 
 
-def predict(base: Base) -> torch.Tensor:
+def predict(base: UNetBackbone) -> torch.Tensor:
     torch.manual_seed(0)
     latents, text = torch.randn(2, 4, 16, 16), torch.randn(2, 7, base.model.config.cross_attention_dim)
     with torch.no_grad():

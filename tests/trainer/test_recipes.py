@@ -13,9 +13,9 @@ from ipadapter_trainer.config_file import read_config
 from ipadapter_trainer.data.sources import open_sources
 from ipadapter_trainer.loop import train
 from ipadapter_trainer.metrics_log import read_records
-from ipadapter_trainer.models.image_encoder import load_image_encoder
 from ipadapter_trainer.models.loading import load_base
 from ipadapter_trainer.planning import make_plan
+from ipadapter_trainer.readers.opening import open_reader
 from ipadapter_trainer.state import find_checkpoints
 from support.recipe_models import TinyWorld
 
@@ -70,8 +70,8 @@ def test_recipe_plans_and_takes_two_steps(world: TinyWorld, recipe: Path) -> Non
     assert plan["data"]["steps"] == 2
     if config.cache.path is not None:
         cpu = torch.device("cpu")
-        encoder = load_image_encoder(config.encoder, config.adapter.kind, cpu)
-        fill(config, load_base(config.base, cpu, only=frozenset({"vae", "text"})), encoder, open_sources(config))
+        reader = open_reader(config, cpu)
+        fill(config, load_base(config.base, cpu, only=frozenset({"vae", "text"})), reader, open_sources(config))
     outcome = train(config)
     assert (outcome.step, outcome.is_finished) == (2, True)
     assert len(find_checkpoints(config.run)) == 1

@@ -15,7 +15,7 @@ from ipadapter_trainer.metrics_log import MetricsLog
 from ipadapter_trainer.watch.contact_sheet import save_grid
 from ipadapter_trainer.watch.plots import Curve, Plot, smoothed, thinned
 from ipadapter_trainer.watch.report import REPORT_FILE, write_report
-from ipadapter_trainer.watch.sampling import Reference, SampleGrid, TextEmbeds
+from ipadapter_trainer.watch.sampling import Reference, SampleGrid
 from support.browser import CHROMIUM
 
 UNSAFE = "a <b>bold</b> & 'quoted' caption"
@@ -56,7 +56,9 @@ def _train(run, steps=(10, 20)):
 
 def _sample(run, step):
     picture = Image.fromarray(np.random.default_rng(step).integers(0, 256, (64, 64, 3), dtype=np.uint8))
-    reference = Reference("cat.png", picture, "", UNSAFE, torch.zeros(1, 4), TextEmbeds(torch.zeros(1, 2, 3), None))
+    reference = Reference(
+        "cat.png", picture, "", UNSAFE, {"features": torch.zeros(1, 4)}, {"text": torch.zeros(1, 2, 3)}
+    )
     save_grid(SampleGrid((reference,), (0.0, 1.0), ((picture, picture),)), run / f"samples/step-{step:08d}")
 
 

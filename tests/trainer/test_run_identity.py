@@ -215,7 +215,7 @@ def test_an_average_begun_late_starts_at_the_weights_of_then(config: Any) -> Non
 def test_a_cache_may_move_and_be_left_out(config: Any, tmp_path: Path) -> None:
     cached = config(2, cache={"path": str(tmp_path / "cache"), "precision": "fp32"})
     opened = open_run(config(2))
-    fill(cached, opened.base, opened.encoder, (opened.source,))
+    fill(cached, opened.base, opened.reader, (opened.source,))
     train(cached)
     shutil.move(tmp_path / "cache", tmp_path / "moved")
     train(config(3, cache={"path": str(tmp_path / "moved"), "precision": "fp32"}))

@@ -12,11 +12,12 @@ from PIL import Image
 
 from ipadapter_core.errors import BadInputError
 from ipadapter_core.strength.site import SiteStrength
-from ipadapter_trainer.backbones.unet_attention import install
+from ipadapter_trainer.backbones.image_prompt import ImagePrompt
 from ipadapter_trainer.config import AdapterConfig, BaseModelConfig, EncoderConfig
 from ipadapter_trainer.models.image_encoder import load_image_encoder
 from ipadapter_trainer.models.loading import load_base
 from ipadapter_trainer.models.network import new_adapter
+from ipadapter_trainer.readers.pictures import PictureReader
 from ipadapter_trainer.watch.contact_sheet import contact_sheet, save_grid
 from ipadapter_trainer.watch.sampling import (
     Sampler,
@@ -48,12 +49,11 @@ class Setting:
         with torch.no_grad():
             for index in range(self.adapter.spec.num_sites):  # strong enough to be seen
                 self.adapter.adapter.site(index).to_v_ip.weight.mul_(30)
-        self.no_image = self.encoder.no_image(self.adapter.spec.negative)
+        self.reader = PictureReader(self.encoder)
+        self.no_image = self.reader.no_image(self.adapter.spec.negative)
         pixels = np.random.default_rng(0).integers(0, 256, (2, 40, 30, 3), dtype=np.uint8)
         self.references = [
-            encode_reference(
-                Image.fromarray(each), f"picture {i}.png", base=self.base, encoder=self.encoder, prompt=text
-            )
+            encode_reference(Image.fromarray(each), f"picture {i}.png", base=self.base, reader=self.reader, prompt=text)
             for i, (each, text) in enumerate(zip(pixels, ("", "a red cat"), strict=True))
         ]
 
@@ -87,7 +87,7 @@ def _by_diffusers(setting, place, strength):
             state[part][key] = tensor
         pipeline.load_ip_adapter(state, subfolder=None, weight_name=None, image_encoder_folder=None)
         pipeline.set_ip_adapter_scale(strength)
-        features = torch.cat((setting.no_image, setting.references[place].features))
+        features = torch.cat((setting.no_image["features"], setting.references[place].features["features"]))
         more["ip_adapter_image_embeds"] = [features[:, None]]
     return pipeline(
         setting.references[place].prompt,
@@ -151,8 +151,8 @@ def test_keeps_nothing_alive_that_a_run_frees(tmp_path):
     base.release(frozenset({"text", "vae"}))
     gc.collect()
     assert encoder() is None
-    nothing = [None] * 16
-    assert sampler.draw(sampler.noise(0, 0), [text], nothing)[0].size == (64, 48)
+    nothing = ImagePrompt((None,) * 16)
+    assert sampler.draw(sampler.noise(0, 0), [text], lambda times: nothing)[0].size == (64, 48)
 
 
 def test_without_guidance_there_is_no_uncond_half(setting):
@@ -163,10 +163,10 @@ def test_without_guidance_there_is_no_uncond_half(setting):
 
 
 def test_guided_lays_uncond_before_cond_and_leaves_out_sites_at_0():
-    uncond = [(torch.full((1, 2, 4), 1.0), torch.full((1, 2, 4), 2.0))] * 3
-    cond = [(torch.full((3, 2, 4), 3.0), torch.full((3, 2, 4), 4.0))] * 3
+    uncond = ImagePrompt(((torch.full((1, 2, 4), 1.0), torch.full((1, 2, 4), 2.0)),) * 3)
+    cond = ImagePrompt(((torch.full((3, 2, 4), 3.0), torch.full((3, 2, 4), 4.0)),) * 3)
     strengths = {0: SiteStrength(0.5), 1: SiteStrength(0.0), 2: SiteStrength(1.0, swap=True)}
-    plain, off, swapped = guided(uncond, cond, strengths)
+    plain, off, swapped = guided(uncond, cond, strengths).kv
     assert off is None
     assert plain[0][:, 0, 0].tolist() == [1, 1, 1, 3, 3, 3]
     assert plain[1][:, 0, 0].tolist() == [1, 1, 1, 2, 2, 2]

@@ -127,8 +127,8 @@ def test_an_adapter_is_used_as_its_file_states(files, tmp_path):
     file = tmp_path / "plus.safetensors"
     save_adapter(new_adapter(plus, base, encoder).adapter, file, {PREPROCESS_KEY: json.dumps(asdict(stated))})
     opened = open_adapter(file, base, str(files / "encoder"), "fp32")
-    assert (opened.encoder.layer, opened.encoder.format.crop) == (-1, "pad")
-    assert torch.equal(opened.no_image, encoder.no_image(Negative.ZERO_PIXELS))
+    assert (opened.reader.encoder.layer, opened.reader.encoder.format.crop) == (-1, "pad")
+    assert torch.equal(opened.no_image["features"], encoder.no_image(Negative.ZERO_PIXELS))
     assert not any(parameter.requires_grad for parameter in opened.network.parameters())
 
 

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from ipadapter_core.errors import MismatchError
-from ipadapter_trainer.backbones.unet_attention import install
-from ipadapter_trainer.config import BaseModelConfig, ObjectiveConfig
+from ipadapter_trainer.backbones.image_prompt import ImagePrompt
 from ipadapter_trainer.backbones.unet import UNetBackbone
+from ipadapter_trainer.config import BaseModelConfig, ObjectiveConfig
 from ipadapter_trainer.models.loading import load_base
 from ipadapter_trainer.objective import Condition, Objective
 
@@ -23,10 +23,10 @@ SDXL_BETAS = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled
 
 
 @pytest.fixture
-def load(tmp_path: Path, small_base_folder: Callable[[str], Path]) -> Callable[..., Base]:
+def load(tmp_path: Path, small_base_folder: Callable[[str], Path]) -> Callable[..., UNetBackbone]:
     """The base with another scheduler, by class and settings."""
 
-    def make(name: str, **settings: Any) -> Base:
+    def make(name: str, **settings: Any) -> UNetBackbone:
         folder = shutil.copytree(small_base_folder("sdxl"), tmp_path / "base")
         getattr(diffusers, name)(**settings).save_pretrained(folder / "scheduler")
         index = folder / "model_index.json"
@@ -48,13 +48,15 @@ def load(tmp_path: Path, small_base_folder: Callable[[str], Path]) -> Callable[.
         ("DDPMScheduler", {**SDXL_BETAS, "prediction_type": "sample"}, "prediction_type = 'sample'"),
     ],
 )
-def test_other_noise_is_refused(load: Callable[..., Base], name: str, settings: dict[str, Any], found: str) -> None:
+def test_other_noise_is_refused(
+    load: Callable[..., UNetBackbone], name: str, settings: dict[str, Any], found: str
+) -> None:
     with pytest.raises(MismatchError, match=f"{found}.*epsilon or v_prediction.*scheduler_config.json"):
         load(name, **settings)
 
 
 @pytest.mark.parametrize("name", ["EulerDiscreteScheduler", "DPMSolverMultistepScheduler", "LCMScheduler"])
-def test_betas_are_the_base_models_whatever_samples_it(load: Callable[..., Base], name: str) -> None:
+def test_betas_are_the_base_models_whatever_samples_it(load: Callable[..., UNetBackbone], name: str) -> None:
     betas = load(name, **SDXL_BETAS).schedule.betas
     assert torch.equal(betas, diffusers.DDPMScheduler(**SDXL_BETAS).betas)
     assert not torch.equal(betas, diffusers.DDPMScheduler().betas)
@@ -67,9 +69,9 @@ def test_sizes_reach_the_unet_as_they_are(small_base_folder: Callable[[str], Pat
     sizes = torch.tensor([[1333.0, 2001.0, 3.0, 259.0, 1024.0, 1024.0]])
     seen: list[Tensor] = []
     base.model.add_time_proj.register_forward_pre_hook(lambda module, given: seen.append(given[0]))
-    text, pooled = base.encode_text(["a"])
-    condition = Condition(latents=torch.zeros(1, 4, 8, 8), text=text, pooled=pooled, time_ids=sizes, features=text)
-    sites: list[None] = [None] * 100
-    output = Objective(ObjectiveConfig(), base, text).predict(sites, condition, condition.latents, torch.tensor([500]))
+    text = base.encode_text(["a"])
+    condition = Condition(latents=torch.zeros(1, 4, 8, 8), text=text, sizes=sizes, features={})
+    image = ImagePrompt((None,) * 100)
+    output = Objective(ObjectiveConfig(), base, {}).predict(image, condition, condition.latents, torch.tensor([0.5]))
     assert output.dtype is torch.bfloat16
     assert torch.equal(seen[0].double(), sizes.flatten().double())

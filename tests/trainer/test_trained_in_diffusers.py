@@ -38,7 +38,7 @@ def by_trainer(trained: Trained) -> tuple[SampleGrid, torch.Tensor]:
     base = load_base(BaseModelConfig(model=str(trained.base), precision="fp32"), CPU)
     opened = open_adapter(trained.file, base, str(trained.encoder), "fp32")
     sampler = Sampler(base, SETTINGS, encode_prompt(base, NEGATIVE))
-    reference = encode_reference(reference_picture(), "it", base=base, encoder=opened.encoder, prompt=PROMPT)
+    reference = encode_reference(reference_picture(), "it", base=base, reader=opened.reader, prompt=PROMPT)
     return sample_grid(sampler, opened.network, opened.no_image, [reference]), sampler.noise(0, 0)
 
 

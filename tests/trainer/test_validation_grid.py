@@ -7,7 +7,6 @@ import torch
 from torch import Tensor
 
 from ipadapter_core.errors import BadInputError
-from ipadapter_trainer.backbones.unet_attention import install
 from ipadapter_trainer.batch import Batch
 from ipadapter_trainer.config import AdapterConfig, BaseModelConfig, EncoderConfig, ObjectiveConfig
 from ipadapter_trainer.draws import sample_generator
@@ -30,7 +29,7 @@ def objective(request, tmp_path_factory) -> Objective:
     folder = write_base(tmp_path_factory.mktemp(request.param), request.param)
     base = load_base(BaseModelConfig(model=str(folder), precision="fp32"), CPU)
     base.install()
-    return Objective(ObjectiveConfig(min_snr_gamma=5.0), base, torch.zeros(1, 20))
+    return Objective(ObjectiveConfig(min_snr_gamma=5.0), base, {"features": torch.zeros(1, 20)})
 
 
 @pytest.fixture(scope="module")
@@ -51,11 +50,11 @@ def _batch(size: tuple[int, int], number: int, **more) -> Batch:
         drop_image=torch.ones(1, dtype=torch.bool),
         latent_noise=torch.ones_like(latents),
         noise=torch.ones_like(latents),
-        timesteps=torch.tensor([999]),
-        time_ids=torch.tensor([[64.0, 64, 0, 0, 64, 64]]),
+        times=torch.tensor([0.999]),
+        sizes=torch.tensor([[64.0, 64, 0, 0, 64, 64]]),
         latent_mean=latents,
         latent_std=torch.ones_like(latents),
-        features=torch.randn(1, 20, generator=generator),
+        features={"features": torch.randn(1, 20, generator=generator)},
         **more,
     )
 
@@ -76,17 +75,17 @@ def _by_hand(objective: Objective, adapter: TrainableAdapter) -> Tensor:
     for picture, batch in enumerate(batches):
         other = batches[(picture + 2) % 5]
         latents = batch.latent_mean * base.vae.config.scaling_factor
-        text, pooled = base.encode_text(batch.captions)
+        text = base.encode_text(batch.captions)
         for column, timestep in enumerate(TIMESTEPS):
             noise = torch.randn(
                 latents.shape, generator=sample_generator(SEED, picture * 1000 + timestep, "validation")
             )
             kept = base.schedule.alphas_cumprod[timestep]
             noisy = kept.sqrt() * latents + (1 - kept).sqrt() * noise
-            condition = Condition(latents, text, pooled, batch.time_ids, batch.features)
-            for kind, features in enumerate((batch.features, torch.zeros(1, 20), other.features)):
+            condition = Condition(latents, text, batch.sizes, batch.features)
+            for kind, features in enumerate((batch.features, {"features": torch.zeros(1, 20)}, other.features)):
                 with torch.no_grad():
-                    predicted = objective.predict(adapter(features), condition, noisy, torch.tensor([timestep]))
+                    predicted = objective.predict(adapter(features), condition, noisy, torch.tensor([timestep / 1000]))
                 snr = kept / (1 - kept)
                 table[kind, picture, column] = (predicted - noise).square().mean() * snr.clamp_max(5) / snr
     return table
@@ -151,7 +150,7 @@ def test_draws_nothing_and_leaves_the_mode(grid, objective, adapter):
 def test_keeps_the_grid_off_the_device_without_sampling_or_dropping(grid):
     first = grid.pictures[0]
     assert torch.equal(first.latents, _batch(SIZES[0], 0).latent_mean * 0.18215)
-    assert torch.equal(first.features, _batch(SIZES[0], 0).features)
+    assert torch.equal(first.features["features"], _batch(SIZES[0], 0).features["features"])
     assert all(picture.latents.device == CPU for picture in grid.pictures)
 
 

@@ -46,10 +46,9 @@ def cache(
     from ..cache.store import prune as delete
     from ..cache.training import check_path, open_stores
     from ..data.sources import open_sources
-    from ..models.image_encoder import load_image_encoder
     from ..models.loading import load_base
     from ..preflight import check_before_models
-    from ..readers.pictures import PictureReader
+    from ..readers.opening import open_reader
 
     check_path(settings)
     sources = open_sources(settings)
@@ -58,7 +57,7 @@ def cache(
     needed = {"latents": "vae", "text": "text"}
     only = frozenset(needed[kind] for kind in settings.cache.parts if kind in needed)
     base = load_base(settings.base, process.device, only=only)
-    reader = PictureReader(load_image_encoder(settings.encoder, settings.adapter.kind, process.device))
+    reader = open_reader(settings, process.device)
     stores = open_stores(settings, base, reader)
     damaged = _check(stores, show=process.is_main_process) if check and process.is_main_process else None
     report = fill(settings, base, reader, sources, batch_size=batch_size, progress=process.is_local_main_process)
