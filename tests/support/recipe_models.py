@@ -22,6 +22,7 @@ from ipadapter_trainer.models.network import new_adapter
 
 from .encoders import EMBED_DIM, IMAGE_SIZE, LAYERS, PATCH, WIDTH, write_folder
 from .tiny_base import VOCABULARY, write_base, write_tokenizer
+from .tiny_flux_base import write_flux_base
 from .tiny_unet import LAYOUTS
 from .training import write_pictures
 
@@ -29,6 +30,7 @@ BASES = {
     "stable-diffusion-v1-5/stable-diffusion-v1-5": "sd15",
     "stabilityai/stable-diffusion-xl-base-1.0": "sdxl",
     "out/world/models/diffusers/demo_world": "sd15",
+    "black-forest-labs/FLUX.1-dev": "flux",
 }
 ENCODERS = {
     "laion/CLIP-ViT-H-14-laion2B-s32B-b79K": "clip",
@@ -125,6 +127,9 @@ class TinyWorld:
 def write_small_base(folder: Path) -> None:
     """A model of the folder's layout with fewer attention layers than `tiny_unet` has: a recipe takes 21 forwards."""
     layout = folder.name
+    if layout == "flux":
+        write_flux_base(folder)
+        return
     write_base(folder, layout)
     torch.manual_seed(0)
     sizes = {**LAYOUTS[layout].diffusers, **_SMALLER[layout]}
