@@ -68,7 +68,7 @@ def train_and_validate(folder: Path, encoder: Path, name: str, kind: str) -> tup
 
 
 @pytest.mark.parametrize(
-    "kind", [pytest.param(kind, marks=[] if kind in ("base", "FLUX.1 base") else pytest.mark.long) for kind in KINDS]
+    "kind", [pytest.param(kind, marks=[] if kind == "base" else pytest.mark.long) for kind in KINDS]
 )
 def test_gap_opens_where_references_belong_to_their_pictures_and_only_there(
     folder: Path, encoder_folder: Callable[[str], Path], kind: str

@@ -110,6 +110,13 @@ class Backbone(ABC):
     def text_id(self) -> str:
         return "+".join(fingerprint(text.model) for text in self.texts)
 
+    def bring(self, parts: frozenset[str]) -> None:
+        """Parts that have waited on the host come to the device."""
+        modules = {"model": (self.model,), "vae": (self.vae,), "text": tuple(text.model for text in self.texts)}
+        for part in parts:
+            for module in modules[part]:
+                module.to(self.device)
+
     @contextmanager
     def encoding(self) -> Iterator[None]:
         """Inside, autoencoder and text encoders are on the device, and the model is not; bitsandbytes' stays there."""
