@@ -1,4 +1,4 @@
-"""SD1.5, SDXL and their encoders at full size on the meta device: shapes without data, for counting."""
+"""SD1.5, SDXL, FLUX.1 and their encoders at full size on the meta device: shapes without data, for counting."""
 
 import functools
 import tempfile
@@ -6,7 +6,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKL, StableDiffusionPipeline, StableDiffusionXLPipeline, UNet2DConditionModel
+from diffusers import (
+    AutoencoderKL,
+    FlowMatchEulerDiscreteScheduler,
+    FluxPipeline,
+    FluxTransformer2DModel,
+    StableDiffusionPipeline,
+    StableDiffusionXLPipeline,
+    UNet2DConditionModel,
+)
 from torch import nn
 from transformers import (
     CLIPTextConfig,
@@ -14,8 +22,12 @@ from transformers import (
     CLIPTextModelWithProjection,
     CLIPVisionConfig,
     CLIPVisionModelWithProjection,
+    T5Config,
+    T5EncoderModel,
+    T5Tokenizer,
 )
 
+from ipadapter_trainer.backbones.flux_attention import install as install_in_flux
 from ipadapter_trainer.backbones.unet_attention import install
 from support.full_unet import CONFIGS
 from support.tiny_base import write_tokenizer
@@ -46,6 +58,28 @@ def open_pipeline(unet: str) -> Any:
 
 
 @functools.cache
+def open_flux() -> Any:
+    """FLUX.1-dev likewise: diffusers' defaults of its transformer, T5-XXL of 512 tokens, CLIP-L."""
+    with tempfile.TemporaryDirectory() as folder:
+        tokenizer = write_tokenizer(Path(folder))
+    with META:
+        pipeline = FluxPipeline(
+            transformer=FluxTransformer2DModel(guidance_embeds=True),
+            vae=_vae(16),
+            text_encoder=_text_l(),
+            text_encoder_2=_t5_xxl(),
+            tokenizer=tokenizer,
+            tokenizer_2=T5Tokenizer(vocab=[("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0)], model_max_length=512),
+            scheduler=FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True),
+        )
+    for part in pipeline.components.values():
+        if isinstance(part, nn.Module):
+            part.requires_grad_(False)
+    install_in_flux(pipeline.transformer)
+    return pipeline
+
+
+@functools.cache
 def vision_h() -> Any:
     """CLIP ViT-H/14."""
     config = CLIPVisionConfig(
@@ -61,13 +95,19 @@ def vision_h() -> Any:
         return CLIPVisionModelWithProjection(config).requires_grad_(False)
 
 
-def _vae() -> Any:
+def _vae(channels: int = 4) -> Any:
     return AutoencoderKL(
         block_out_channels=(128, 256, 512, 512),
         down_block_types=("DownEncoderBlock2D",) * 4,
         up_block_types=("UpDecoderBlock2D",) * 4,
         layers_per_block=2,
-        latent_channels=4,
+        latent_channels=channels,
+    )
+
+
+def _t5_xxl() -> Any:
+    return T5EncoderModel(
+        T5Config(d_model=4096, d_ff=10240, d_kv=64, num_layers=24, num_heads=64, feed_forward_proj="gated-gelu")
     )
 
 

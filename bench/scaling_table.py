@@ -23,13 +23,15 @@ sys.path += [str(ROOT / "tests"), str(ROOT)]
 
 import torch  # noqa: E402
 from diffusers import DDPMScheduler  # noqa: E402
-from full_models import ENCODER_SIZE, META, open_pipeline, vision_h  # noqa: E402
+from full_models import ENCODER_SIZE, META, open_flux, open_pipeline, vision_h  # noqa: E402
 from torch.utils.flop_counter import FlopCounterMode  # noqa: E402
 
 from ipadapter_core.encoder.folder import VisionFolder  # noqa: E402
 from ipadapter_core.encoder.known import EncoderSpec  # noqa: E402
 from ipadapter_core.encoder.pixels import PixelFormat  # noqa: E402
 from ipadapter_core.file.spec import Feature  # noqa: E402
+from ipadapter_trainer.backbones.backbone import Backbone  # noqa: E402
+from ipadapter_trainer.backbones.flux import FluxBackbone  # noqa: E402
 from ipadapter_trainer.backbones.unet import UNetBackbone  # noqa: E402
 from ipadapter_trainer.cache.estimate import estimate_bytes  # noqa: E402
 from ipadapter_trainer.config import Config, ObjectiveConfig  # noqa: E402
@@ -50,6 +52,9 @@ ASSUMED = {
 PAPER = {"days": 9, "steps": 1_000_000, "batch": 64, "gpus": 8, "peak_flops": 125e12}  # V100; tencent-ailab #37
 _PIXELS = PixelFormat.of(ENCODER_SIZE, (0.5,) * 3, (0.5,) * 3)
 _DAY, _TERA = 86_400, 1e12
+SHORT_STEPS = 100_000  # of a transformer's run
+PRICES = {"A100": 1.5, "H100": 2.5}  # US$ for an hour of one, assumed
+_NF4_BYTES = 0.5 + 4 / 64  # a weight's, with a float32 scale for each 64
 
 
 @dataclass(frozen=True)
@@ -57,7 +62,7 @@ class Setup:
     """One of the runs described."""
 
     name: str
-    unet: str
+    base: str
     kind: str
     resolution: int
 
@@ -67,6 +72,10 @@ SETUPS = (
     Setup("SD1.5 plus, 512", "sd15", "plus", 512),
     Setup("SDXL base, 1024", "sdxl", "base", 1024),
     Setup("SDXL plus, 1024", "sdxl", "plus", 1024),
+)
+TRANSFORMERS = (
+    Setup("FLUX.1 base, 1024", "flux", "base", 1024),
+    Setup("FLUX.1 plus, 1024", "flux", "plus", 1024),
 )
 
 
@@ -85,6 +94,7 @@ def measure() -> dict[str, Any]:
         },
         "paper_utilisation": paper,
         "counts": counts,
+        "transformers": {setup.name: {**count(setup), **room(setup)} for setup in TRANSFORMERS},
         "days": {name: days(one) for name, one in counts.items()},
         "network": {name: network(one) for name, one in counts.items()},
     }
@@ -118,7 +128,25 @@ def count(setup: Setup) -> dict[str, Any]:
     }
 
 
-def count_training(base: UNetBackbone, encoder: ImageEncoder, network: TrainableAdapter, side: int) -> tuple[int, int]:
+def room(setup: Setup) -> dict[str, int]:
+    """Bytes of the frozen model by how it is kept, and of an adapter with its gradients and AdamW's two averages."""
+    base, encoder, config = models(setup)
+    with META:
+        network = new_adapter(config.adapter, base, encoder)
+    blocks = [each for each in base.model.modules() if type(each).__name__ in base.model._repeated_blocks]
+    linear = sum(
+        each.weight.numel() for block in blocks for each in block.modules() if isinstance(each, torch.nn.Linear)
+    )
+    others = sum(parameter.numel() for parameter in base.model.parameters()) - linear
+    return {
+        "bf16": 2 * (linear + others),
+        "fp8": linear + 2 * others,
+        "nf4": round(_NF4_BYTES * linear) + 2 * others,
+        "trained": 4 * 4 * sum(parameter.numel() for parameter in network.trained_parameters()),
+    }
+
+
+def count_training(base: Backbone, encoder: ImageEncoder, network: TrainableAdapter, side: int) -> tuple[int, int]:
     """Operations of forward and backward on one cached image."""
     text = base.encode_text([""])
     features = encoder.features(torch.empty(1, 3, ENCODER_SIZE, ENCODER_SIZE))
@@ -133,9 +161,14 @@ def count_training(base: UNetBackbone, encoder: ImageEncoder, network: Trainable
     return forward.get_total_flops(), backward.get_total_flops()
 
 
-def models(setup: Setup) -> tuple[UNetBackbone, ImageEncoder, Config]:
-    pipeline, vision = open_pipeline(setup.unet), vision_h()
-    base = UNetBackbone(setup.unet, pipeline, META, torch.float32, DDPMScheduler())
+def open_base(name: str) -> Backbone:
+    if name == "flux":
+        return FluxBackbone(name, open_flux(), META, torch.float32, 3.5)
+    return UNetBackbone(name, open_pipeline(name), META, torch.float32, DDPMScheduler())
+
+
+def models(setup: Setup) -> tuple[Backbone, ImageEncoder, Config]:
+    base, vision = open_base(setup.base), vision_h()
     shape = vision.config
     spec = EncoderSpec(
         kind="CLIP", width=shape.hidden_size, num_layers=shape.num_hidden_layers, embed_dim=shape.projection_dim
@@ -260,6 +293,7 @@ def tables(result: dict[str, Any]) -> dict[str, str]:
             ],
         ),
         "network": _table(["cached, H100", *counts], _network_rows(result["network"])),
+        "transformers": _table(["one run", *result["transformers"]], _transformer_rows(result["transformers"])),
     }
 
 
@@ -276,6 +310,42 @@ def _assumptions(result: dict[str, Any]) -> Rows:
         ["a picture on disk", f"{assumed['picture_bytes'] / 1000:.0f} kB"],
         ["network between machines, for each GPU", f"{assumed['network_bytes_per_second'] / 1e9:.1f} GB/s"],
     ]
+
+
+def _transformer_rows(counts: dict[str, Any]) -> Rows:
+    ones = list(counts.values())
+    rows = [
+        [f"TFLOP per image: {label}", *(f"{one[key] / _TERA:.1f}" for one in ones)]
+        for label, key in (
+            ("transformer and adapter forward", "unet_forward"),
+            ("transformer and adapter backward", "unet_backward"),
+            ("autoencoder", "vae"),
+            ("text encoders", "text_encoders"),
+            ("**cached step**", "cached"),
+        )
+    ]
+    rows += [
+        ["trained parameters, millions", *(f"{one['parameters'] / 1e6:.0f}" for one in ones)],
+        ["frozen transformer, millions", *(f"{one['frozen_parameters'] / 1e6:.0f}" for one in ones)],
+    ]
+    rows += [
+        [f"GB: {label}", *(f"{one[key] / 1e9:.1f}" for one in ones)]
+        for label, key in (
+            ("frozen transformer in bf16", "bf16"),
+            ("… in fp8", "fp8"),
+            ("… in nf4", "nf4"),
+            ("adapter, gradients and AdamW", "trained"),
+        )
+    ]
+    rows += [["MB of cached text for a caption", *(f"{one['cache_bytes']['text'] / PAIRS / 1e6:.1f}" for one in ones)]]
+    images = SHORT_STEPS * BATCH
+    for gpu, peak in PEAK_FLOPS.items():
+        hours = [one["cached"] * images / (peak * ASSUMED["utilisation"]) / 3600 for one in ones]
+        rows += [
+            [f"days on 8 {gpu}", *(f"{each / 8 / 24:.1f}" for each in hours)],
+            [f"… for, US$, at {PRICES[gpu]:.2f} an hour", *(f"{each * PRICES[gpu]:,.0f}" for each in hours)],
+        ]
+    return rows
 
 
 def _network_rows(networks: dict[str, Any]) -> Rows:

@@ -196,7 +196,7 @@ def open_run(config: Config, *, lacking: Lacking = "refuse", lists: Path | None 
     torch.set_float32_matmul_precision("high")
     source, held_out = open_sources(config)
     check_before_models(config, source, held_out)
-    base = load_base(config.base, accelerator.device)
+    base = load_base(config.base, accelerator.device, waiting=_waiting(config))
     base.check(config)
     if config.objective.zero_terminal_snr:
         base = base.with_terminal_snr()
@@ -211,6 +211,8 @@ def open_run(config: Config, *, lacking: Lacking = "refuse", lists: Path | None 
     if lacking == "fill":
         check_last_checkpoint(config, identity())
     stores = _stores(config, base, reader, (source, held_out), accelerator, lacking)
+    encoded = {"text": stores.text is None, "vae": stores.latents is None}
+    base.bring(frozenset({"model"} | {part for part, is_encoded in encoded.items() if is_encoded}))
     no_image, noises = reader.no_image(network.spec.negative), None
     if network.spec.negative is Negative.NOISE and stores.features is not None:
         noises = _noises(reader, config.train.seed)
@@ -248,6 +250,14 @@ def _noises(reader: ReferenceReader, seed: int) -> dict[str, Tensor]:
     return {name: torch.cat([features[name] for features in read]) for name in read[0]}
 
 
+def _waiting(config: Config) -> frozenset[str]:
+    """What comes to the device when it is known what the cache has: the model, and what encodes."""
+    if config.cache.path is None:
+        return frozenset()
+    cached = {"text": "text", "latents": "vae"}
+    return frozenset({cached[part] for part in config.cache.parts if part in cached} | {"model"})
+
+
 def _stores(
     config: Config,
     base: Backbone,
@@ -263,9 +273,8 @@ def _stores(
     if lacking != "refuse" and not _is_filled(stores, sources):
         if lacking == "encode":
             return Stores()
-        base.model.to("cpu")  # what encodes needs its room
-        fill(config, base, reader, sources, progress=accelerator.is_local_main_process)
-        base.model.to(accelerator.device)
+        with base.encoding():  # while the model waits on the host: what encodes needs its room
+            fill(config, base, reader, sources, progress=accelerator.is_local_main_process)
         stores = open_stores(config, base, reader)
     _require(stores, sources)
     return stores

@@ -13,6 +13,7 @@ from unittest.mock import patch
 import accelerate.state
 import torch
 from torch import Tensor
+from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -25,7 +26,7 @@ _INDEXED = {aten.index.Tensor, aten.index_put.default, aten.index_put_.default, 
 _MIXING = {*_COPIES, *_INDEXED, aten._to_copy.default}  # CUDA fetches an index itself
 _READS = {Tensor.tolist, Tensor.cpu, Tensor.item}
 # of tensors that nobody gave them
-_MAKERS = {torch._C._nn.scaled_dot_product_attention, torch.nn.functional.rms_norm, Tensor.backward}
+_MAKERS = {torch._C._nn.scaled_dot_product_attention, functional.rms_norm, Tensor.backward}
 
 
 class OtherDeviceError(RuntimeError):

@@ -24,6 +24,7 @@ from .encoders import EMBED_DIM, IMAGE_SIZE, LAYERS, PATCH, WIDTH, write_folder
 from .face_files import write_pack
 from .faces import write_people
 from .tiny_base import VOCABULARY, write_base, write_tokenizer
+from .tiny_flux_base import write_flux_base
 from .tiny_sd3_base import write_sd3_base
 from .tiny_studio_base import STUDIO_FAMILIES, write_studio_base
 from .tiny_unet import LAYOUTS
@@ -36,6 +37,7 @@ BASES = {
     "Tongyi-MAI/Z-Image": "z_image",
     "Qwen/Qwen-Image": "qwen_image",
     "stabilityai/stable-diffusion-3.5-large": "sd3",
+    "black-forest-labs/FLUX.1-dev": "flux",
 }
 ENCODERS = {
     "laion/CLIP-ViT-H-14-laion2B-s32B-b79K": "clip",
@@ -203,6 +205,7 @@ def _changed(config: Config, section: str, **values: Any) -> Config:
 
 
 _TRANSFORMERS: dict[str, Callable[[Path], object]] = {
+    "flux": write_flux_base,
     "sd3": write_sd3_base,
     **{family: partial(write_studio_base, family=family) for family in STUDIO_FAMILIES},
 }

@@ -16,6 +16,7 @@ from ipadapter_trainer.loop import train
 
 from .encoders import IMAGE_SIZE
 from .tiny_base import write_base
+from .tiny_flux_base import write_flux_base
 from .tiny_unet import CONTEXT_DIM
 from .training import make_config, write_pictures
 
@@ -88,6 +89,14 @@ def write_teachable_base(folder: Path) -> Path:
         norm_num_groups=4,  # groups of one channel, as 32 would be, let no mean pass
     )
     unet.save_pretrained(folder / "unet")
+    colors().save_pretrained(folder / COLORS)
+    return folder
+
+
+def write_teachable_flux(folder: Path) -> Path:
+    """A random, frozen FLUX.1 with the same autoencoder: a velocity is the noise, which the frozen part hardly knows,
+    less the picture, which the reference tells."""
+    write_flux_base(folder)
     colors().save_pretrained(folder / COLORS)
     return folder
 

@@ -7,26 +7,23 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from PIL import Image
 
-from ipadapter_trainer.cache.fill import fill
-from ipadapter_trainer.data.sources import open_sources
 from ipadapter_trainer.loop import train
 from ipadapter_trainer.metrics_log import read_records
-from ipadapter_trainer.models.loading import load_base
-from ipadapter_trainer.readers.opening import open_reader
-from support.trained import COLORS, write_teachable_base
+from support.trained import COLORS, write_teachable_base, write_teachable_flux
 from support.training import make_config
 
-CPU = torch.device("cpu")
 SIDE = 32
 PALETTE = list(product((0, 255), repeat=3))
 OWN = [(number, number) for number in range(len(PALETTE))]
 EVERY = list(product(range(len(PALETTE)), repeat=2))  # a reference then says nothing about its picture
-KINDS: dict[str, dict[str, Any]] = {
-    "base": {"kind": "base"},
-    "plus": {"kind": "plus", "tokens": 4, "resampler_dim": 64, "resampler_depth": 1},
+PLUS = {"kind": "plus", "tokens": 4, "resampler_dim": 64, "resampler_depth": 1}
+KINDS: dict[str, tuple[str, dict[str, Any]]] = {  # folder of the base
+    "base": ("base", {"kind": "base"}),
+    "plus": ("base", PLUS),
+    "FLUX.1 base": ("flux", {"kind": "base"}),
+    "FLUX.1 plus": ("flux", PLUS),
 }
 STEPS = 100
 HIGH_NOISE = 500
@@ -38,6 +35,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory, encoder_folder: Callable[[s
     """Base, eight pictures without a word, and two lists of who is whose reference."""
     folder = tmp_path_factory.mktemp("overfit")
     write_teachable_base(folder / "base")
+    write_teachable_flux(folder / "flux")
     for number, color in enumerate(PALETTE):
         Image.new("RGB", (SIDE, SIDE), color).save(folder / f"{number}.png")
     for name, pairs in (("own", OWN), ("shuffled", EVERY)):
@@ -48,23 +46,22 @@ def folder(tmp_path_factory: pytest.TempPathFactory, encoder_folder: Callable[[s
 
 def train_and_validate(folder: Path, encoder: Path, name: str, kind: str) -> tuple[dict[str, Any], dict[str, Any]]:
     """Train on a list; what validation on the pictures with their own references says before and after."""
+    base, adapter = KINDS[kind]
     config = make_config(
-        folder / "base",
+        folder / base,
         encoder,
         folder / f"{name}.jsonl",
         folder / f"{kind}-{name}",
-        base={"vae": str(folder / "base" / COLORS)},
+        base={"vae": str(folder / base / COLORS)},
         data={"resolution": SIDE, "reference": "column", "reference_column": "reference"},
         train={"steps": STEPS, "batch_size": 8, "log_every": STEPS},
-        adapter=KINDS[kind],
+        adapter=adapter,
         optimizer={"learning_rate": 0.01},
         objective={"timestep_min": HIGH_NOISE},
         checkpoint={"every": STEPS},
         cache={"path": str(folder / f"{kind}-cache"), "precision": "fp32"},
         validation={"every": STEPS, "path": str(folder / "own.jsonl"), "timesteps": [600, 800, 990]},
     )
-    models = load_base(config.base, CPU), open_reader(config, CPU)
-    fill(config, *models, open_sources(config))
     train(config)
     before, after = (record for record in read_records(config.run) if record["kind"] == "validation")
     return before, after

@@ -3,7 +3,8 @@
 # B samples, C latent channels, h w latent size, H W pixels
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, ClassVar
@@ -114,6 +115,29 @@ class Backbone(ABC):
     def text_id(self) -> str:
         return "+".join(fingerprint(text.model) for text in self.texts)
 
+    def bring(self, parts: frozenset[str]) -> None:
+        """Parts that have waited on the host come to the device."""
+        modules = {"model": (self.model,), "vae": (self.vae,), "text": tuple(text.model for text in self.texts)}
+        for part in parts:
+            for module in modules[part]:
+                module.to(self.device)
+
+    @contextmanager
+    def encoding(self) -> Iterator[None]:
+        """Inside, autoencoder and text encoders are on the device, and the model is not; bitsandbytes' stays there."""
+        encoders = [module for module in (self.vae, *(text.model for text in self.texts)) if module is not None]
+        homes = [module.device for module in encoders]
+        if not getattr(self.model, "is_quantized", False):
+            self.model.to("cpu")
+        for module in encoders:
+            module.to(self.device)
+        try:
+            yield
+        finally:
+            for module, home in zip(encoders, homes, strict=True):
+                module.to(home)
+            self.model.to(self.device)
+
     def release(self, parts: frozenset[str]) -> None:
         """Free what a step with a cache does not need: "text" for good, "vae" leaves the device until it is asked."""
         if "text" in parts:
@@ -146,7 +170,7 @@ class Backbone(ABC):
         return
 
     def start(self, site: int, weights: nn.Module) -> None:
-        """Give what a site of a new adapter has beside its projections the values it starts from, unless they are drawn."""
+        """Give a site of a new adapter the values it starts from, other than those of `text_kv`, unless all are drawn."""
         return
 
     @property

@@ -5,14 +5,15 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import torch
 from diffusers import FluxPipeline
 from einops import rearrange
-from torch import Tensor
+from torch import Tensor, nn
 
 from ipadapter_core.backbone.flux import FLUX
+from ipadapter_core.backbone.projections import CrossAttentionProjection
 from ipadapter_core.backbone.sites import Site, Sites
 from ipadapter_core.errors import MismatchError
 from ipadapter_core.file.names import XLABS
@@ -82,6 +83,11 @@ class FluxBackbone(FlowBackbone):
 
     def text_kv(self, site: int) -> None:
         """Blocks read text that was made as narrow as they are, and what the image adds is not projected after."""
+
+    def start(self, site: int, weights: nn.Module) -> None:
+        """Values are zero, as XLabs' are: training begins with the model as it is."""
+        for parameter in cast(CrossAttentionProjection, weights).to_v_ip.parameters():
+            nn.init.zeros_(parameter)
 
     def install(self) -> None:
         install(self.model)

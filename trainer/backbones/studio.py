@@ -83,9 +83,10 @@ class StudioBackbone(FlowBackbone):
         return _TOKEN_DIM
 
     def start(self, site: int, weights: nn.Module) -> None:
-        """Keys are normed as the block norms its own."""
-        norm = cast(NormedProjection, weights).norm_ip_k
-        norm.weight.copy_(self.attentions[site].norm_k.weight)
+        """Keys are normed as the block norms its own; values are zero: training begins with the model as it is."""
+        projection = cast(NormedProjection, weights)
+        projection.norm_ip_k.weight.copy_(self.attentions[site].norm_k.weight)
+        nn.init.zeros_(projection.to_v_ip.weight)
 
     def check(self, config: Config) -> None:
         super().check(config)

@@ -24,8 +24,9 @@ class BaseModelConfig(Section):
     """What the model predicts; auto reads the scheduler's config."""
     precision: Precision = "bf16"
     """Type of the frozen weights. fp32 doubles the memory and changes little."""
-    quantization: Literal["none", "nf4", "int8"] = "none"
-    """Keep the model's linear layers in 4 (nf4) or 8 bits: less memory, numbers a little off. Needs bitsandbytes, a GPU."""
+    quantization: Literal["none", "fp8", "nf4", "int8"] = "none"
+    """Keep the model's linear layers in 8 (fp8, int8) or 4 bits (nf4): less memory, numbers a little off. nf4 and int8
+    need bitsandbytes and a GPU."""
     guidance: Annotated[float, Field(ge=0)] = 3.5
     """What a model with guidance built in (FLUX.1-dev) is told of it in training; diffusers' scripts have this default."""
 

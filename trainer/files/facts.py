@@ -15,20 +15,25 @@ from ipadapter_core.encoder.pixels import PixelFormat
 from ipadapter_core.errors import UnreadableFileError
 from ipadapter_core.file.header import HASH_KEY
 from ipadapter_core.file.json_text import parse_json
-from ipadapter_core.file.names import USUAL_LAYOUT
+from ipadapter_core.file.names import USUAL_LAYOUT, XLABS
 from ipadapter_core.file.sd3 import INSTANTX_SD3
-from ipadapter_core.file.spec import AdapterSpec
+from ipadapter_core.file.spec import USUAL_BACKBONE, AdapterSpec
 
 from ..config import AdapterConfig, Config
 from ..hub import HubPlace
 
 PREPROCESS_KEY, TRAINING_KEY, PORTABILITY_KEY = "ipadapter.preprocess", "ipadapter.training", "ipadapter.portability"
 _MODEL_SPEC_VERSION = "1.0.0"  # github.com/Stability-AI/ModelSpec
-_IMPLEMENTATIONS = {  # whose tensor names these are
+_IMPLEMENTATIONS = {  # by layout: whose tensor names these are
     USUAL_LAYOUT: "https://github.com/tencent-ailab/IP-Adapter",
+    XLABS: "https://github.com/XLabs-AI/x-flux",
     INSTANTX_SD3: "https://huggingface.co/InstantX/SD3.5-Large-IP-Adapter",
 }
-_ARCHITECTURES = {"SD1.5": "stable-diffusion-v1", "SDXL": "stable-diffusion-xl-v1-base"}
+_ARCHITECTURES = {
+    "SD1.5": "stable-diffusion-v1",
+    "SDXL": "stable-diffusion-xl-v1-base",
+    "FLUX.1": "flux-1-dev",
+}
 _SD2 = {"epsilon": "stable-diffusion-v2-512", "v_prediction": "stable-diffusion-v2-768-v"}
 # of a config; what else has a slash is a place
 _TEXTS = frozenset({"caption", "prompt", "prompts", "title", "author", "license"})
@@ -70,7 +75,7 @@ class ExportFacts:
         preprocess: None where nobody knows (files converted from elsewhere).
         training: recipe, counts and versions; anything JSON holds.
         resolution: side of the training pictures in pixels.
-        prediction_type: "epsilon" or "v_prediction".
+        prediction_type: "epsilon", "v_prediction" or "flow".
         date: when the weights were made, as ISO 8601 says it.
     """
 
@@ -223,8 +228,9 @@ def read_preprocess(stated: Mapping[str, str]) -> Preprocess | None:
 
 
 def _architecture(spec: AdapterSpec, prediction_type: str | None) -> str:
-    families, sites = find_backbone(spec.backbone).families, spec.num_sites
-    base = families.get((spec.cross_attention_dim, sites)) or families.get((0, sites), "unknown")
+    base = spec.base
+    if spec.backbone == USUAL_BACKBONE:  # whose words say less than its numbers
+        base = find_backbone(spec.backbone).families.get((spec.cross_attention_dim, spec.num_sites), "unknown")
     if base == "SD2.x":
         return _SD2[prediction_type or "epsilon"]
     return _ARCHITECTURES.get(base) or base.lower().replace(" ", "-")

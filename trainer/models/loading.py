@@ -28,6 +28,7 @@ from ..config import BaseModelConfig
 from ..hub import HUB_ERRORS, HubPlace, ModelNotFoundError, find_file, find_folder
 from ..quiet import quiet_libraries
 from .base import DTYPES
+from .float8 import narrow
 from .quantized import loading_arguments
 
 _SDXL_KEY = "conditioner.embedders.1.model.ln_final.weight"
@@ -62,17 +63,25 @@ _DESCRIPTION = ("*.json", "*.txt", "*.model")
 _FORMS = "a folder in diffusers layout (model_index.json), a single .safetensors file, or a hub repository"
 
 
-def load_base(config: BaseModelConfig, device: torch.device, *, only: frozenset[str] = PARTS) -> Backbone:
+def load_base(
+    config: BaseModelConfig,
+    device: torch.device,
+    *,
+    only: frozenset[str] = PARTS,
+    waiting: frozenset[str] = frozenset(),
+) -> Backbone:
     """Load the frozen parts of a model.
 
     Args:
         config: which model, its precision and prediction type.
         device: where its parts go.
         only: of `PARTS`; the others are not read.
+        waiting: of `PARTS`; these stay on the host until they are asked to the device. bitsandbytes puts a model there
+            as it reads it.
 
     Raises:
         ModelNotFoundError: nothing usable at that path or name.
-        MismatchError: not a model of the SD1.5, SD2.x or SDXL kind.
+        MismatchError: a model of no kind that is trained.
     """
     quiet_libraries()
     dtype = DTYPES[config.precision]
@@ -91,12 +100,17 @@ def load_base(config: BaseModelConfig, device: torch.device, *, only: frozenset[
         else:
             pipeline = _open_file(file, config, dtype, given)
         family = _family(pipeline, config)
+        if config.quantization == "fp8" and "model" in only:
+            narrow(getattr(pipeline, family.part))
         if dtype is torch.float16 and has_own_vae:
             pipeline.vae.float()  # SDXL's own autoencoder overflows in float16
-        for name in (family.part, "vae", *family.text_parts):
+        places = {family.part: "model", "vae": "vae", **dict.fromkeys(family.text_parts, "text")}
+        for name, kind in places.items():
             part = getattr(pipeline, name, None)
             if part is not None:
-                part.to(device).eval().requires_grad_(False)
+                part.eval().requires_grad_(False)
+                if kind not in waiting:
+                    part.to(device)
     except (MismatchError, ModelNotFoundError):
         raise
     except _LOADING_ERRORS as error:
@@ -178,7 +192,7 @@ def _quantizing(config: BaseModelConfig, file: Path | None, device: torch.device
     Raises:
         MismatchError: a single file, which diffusers takes for one that was quantised before.
     """
-    if config.quantization == "none":
+    if config.quantization in ("none", "fp8"):
         return None
     if file is not None:
         raise MismatchError(

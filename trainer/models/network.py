@@ -250,16 +250,12 @@ def _negative(config: AdapterConfig, base: Backbone) -> Negative:
 
 
 def _start_as_text(adapter: IPAdapter, base: Backbone) -> None:
-    """Without projections of text to copy, values are zero, as XLabs' are: training begins with the base as it is."""
     with torch.no_grad():
         for index in range(adapter.spec.num_sites):
             weights, site = base.text_kv(index), adapter.site(index)
-            if weights is None:
-                for parameter in site.to_v_ip.parameters():
-                    nn.init.zeros_(parameter)
-                continue
-            site.to_k_ip.weight.copy_(weights[0])
-            site.to_v_ip.weight.copy_(weights[1])
+            if weights is not None:
+                site.to_k_ip.weight.copy_(weights[0])
+                site.to_v_ip.weight.copy_(weights[1])
 
 
 def _start_as_model(adapter: IPAdapter, base: Backbone) -> None:

@@ -79,7 +79,7 @@ def deciding_settings(config: Config, *, is_stream: bool) -> dict[str, Any]:
         del data["bucket_step"]
     flat = {f"objective.{name}": value for name, value in config.objective.model_dump().items()}
     flat |= {f"data.{name}": value for name, value in data.items()}
-    flat |= {"base.quantization": config.base.quantization}
+    flat |= {"base.quantization": config.base.quantization, "base.guidance": config.base.guidance}
     return flat | {"train.seed": config.train.seed, "optimizer.name": config.optimizer.name}
 
 

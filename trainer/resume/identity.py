@@ -14,6 +14,7 @@ from typing import Any
 from .weights import Weights
 
 _CHUNK = 10_000  # keys hashed at once
+_MODELS = ("UNet", "transformer")  # what a diffusion model may be called
 _NOT_SAID = "not said"
 _SHAPES = ("kind", "tokens", "resampler_dim", "resampler_depth", "resampler_head_dim")  # of [adapter]
 _BATCH = "train.batch_size x train.accumulate x processes"
@@ -120,7 +121,9 @@ class RunIdentity:
     def fits(self, before: "RunIdentity") -> bool:
         """Whether an adapter of that run can be begun with here, as far as kind, sizes and models tell."""
         names = ("encoder.feature", *(f"adapter.{name}" for name in _SHAPES))
-        pairs = [(self.weights.get(part), before.weights.get(part)) for part in ("UNet", "image encoder")]
+        if [part for part in _MODELS if part in self.weights] != [part for part in _MODELS if part in before.weights]:
+            return False
+        pairs = [(self.weights.get(part), before.weights.get(part)) for part in (*_MODELS, "image encoder")]
         return all(self.settings.get(name) == before.settings.get(name) for name in names) and all(
             now is None or then is None or now.form != then.form or now.layout == then.layout for now, then in pairs
         )

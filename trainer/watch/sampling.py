@@ -133,7 +133,8 @@ def text_label(prompt: str) -> str:
 
 
 def encode_prompt(base: Backbone, prompt: str) -> Text:
-    return base.encode_text([prompt])
+    """On the device, where text encoders need not be any more."""
+    return {name: each.to(base.device) for name, each in base.encode_text([prompt]).items()}
 
 
 def encode_reference(
