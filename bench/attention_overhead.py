@@ -62,6 +62,8 @@ BACKBONES = {
     "Chroma": ("xlabs_chroma", "instantx_chroma"),
     "SD3": ("instantx_sd35",),
     "Anima": ("anima_lucifer", "anima_pe", "anima_pe_gated"),
+    "Z-Image": ("z_image",),
+    "Qwen-Image": ("qwen_image",),
 }
 # Bring a number to the host, or need one there to go on.
 HOST_OPERATIONS = {"aten::_local_scalar_dense", "aten::nonzero", "aten::equal", "aten::masked_select", "aten::_unique2"}
@@ -148,6 +150,7 @@ def refusal_on_meta(name: str, model: Any, batch: int) -> int:
                 y=torch.empty(rows, family.pooled_dim, device="meta"),
                 guidance=torch.empty(rows, device="meta"),
                 transformer_options=options,
+                **family.inputs,
             )
     except (NotImplementedError, RuntimeError) as error:
         if "meta" not in str(error):

@@ -24,6 +24,8 @@ TRANSFORMERS = {
     "xlabs_v2": "FLUX",
     "instantx_flux": "FLUX",
     "anima_lucifer": "Anima",
+    "z_image": "Z-Image",
+    "qwen_image": "Qwen-Image",
 }
 TIMED = {"instantx_sd35": "SD3"}
 PATCHES = 32 * 32  # of SigLIP 2 base at 512 pixels: LuciferTC's adapter makes one token of each

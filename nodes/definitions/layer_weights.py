@@ -58,7 +58,7 @@ class IPALayerWeights(io.ComfyNode):
                     multiline=True,
                     tooltip="Factors for single layers, one per line or separated by commas: '3: 0.5' (layers count "
                     "from 0 in file order), '4-9: 0', 'output.1: 1.2'; on other models than UNets by their blocks, 'double.3: 0.5' "
-                    "or 'single.0: 0' (FLUX.1, Chroma), 'joint.3: 0' (SD3.5), 'block.3: 0' (Anima). Neutral: empty.",
+                    "or 'single.0: 0' (FLUX.1, Chroma), 'joint.3: 0' (SD3.5), 'block.3: 0' (Anima, Z-Image, Qwen-Image). Neutral: empty.",
                 ),
                 io.Model.Input(
                     "model",

@@ -257,6 +257,11 @@ class Step:
                 self._check_frames(plan, rows)
                 yield plan, self.run.resident(plan, like.device, like.dtype), plan.slots[address]
 
+    def acts(self, address: Address, place: Place) -> bool:
+        """Whether any plan acts at a site."""
+        plans = self._applied.plans if self._applied else ()
+        return any(plan.place is place and address in plan.slots for plan in plans)
+
     def attention(
         self,
         heads: int,

@@ -125,6 +125,8 @@ def _add(
     address: Address,
     options: Mapping[str, Any] | None,
 ) -> Tensor:
+    if not step.acts(address, Place.ATTENTION):
+        return out
     first, cells = q.shape[2] - picture.behind, picture.turns.shape[2]
     asking = apply_rope1(q[:, :, first : first + cells], picture.turns)
     return add_images(step, out, asking, address, Place.ATTENTION, Part(0, cells, 0, -first, patch_size), options)

@@ -18,6 +18,8 @@ SIZES = {
     "anima_lucifer": ("Anima", 28, 234_881_024),
     "anima_pe": ("Anima", 28, 3_670_016),
     "anima_pe_gated": ("Anima", 28, 3_670_016),
+    "z_image": ("Z-Image", 30, 7_372_800),
+    "qwen_image": ("Qwen-Image", 60, 11_796_480),
 }
 PATCHES = 32 * 32  # of SigLIP 2 base at 512 pixels, for adapters that make one token of each
 OTHER_BASES = [("xlabs_v2", "Chroma"), ("instantx_flux", "Chroma")]

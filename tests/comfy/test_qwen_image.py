@@ -120,3 +120,40 @@ def test_reference_latents_get_nothing(base_directory: Path) -> None:
     expected = in_diffusers(uses, size, 1, reference)
     assert error(actual, expected) < RELATIVE
     assert error(in_comfyui(uses, base_directory, size, 1), expected) > 20 * RELATIVE, "the reference does nothing"
+
+
+def test_an_older_comfyui_is_refused_by_its_version(base_directory: Path) -> None:
+    model = tiny_qwen_image.comfy_qwen_image(tiny_qwen_image.diffusers_qwen_image(), in_any=True)
+    if tiny_qwen_image.asks_about_queries():
+        assert applied(model, USES["one"], base_directory) is not model
+        return
+    with pytest.raises(ValueError, match=r"Qwen-Image models ask no attn1_patch\. Expected: ComfyUI 0\.18\.2 or newer"):
+        applied(model, USES["one"], base_directory)
+
+
+def test_a_patch_of_another_pack_acts_before_the_image_asks(base_directory: Path) -> None:
+    """Whichever of the two came first."""
+    calls: list[int] = []
+
+    def halve(q: Tensor, k: Tensor, v: Tensor, *, extra_options: dict[str, Any], **_: Any) -> dict[str, Tensor]:
+        calls.append(extra_options["block_index"])
+        return {"q": q * 0.5}
+
+    def with_halving(model: Any) -> Any:
+        clone = model.clone()
+        clone.set_model_attn1_patch(halve)
+        return clone
+
+    model = families.model_of(NAME)
+    drawn = [
+        families.sample(NAME, given, steps=1, cfg=1.0)
+        for given in (
+            applied(with_halving(model), USES["one"], base_directory),
+            with_halving(applied(model, USES["one"], base_directory)),
+            applied(model, USES["one"], base_directory),
+            with_halving(model),
+        )
+    ]
+    assert calls == [*range(BLOCKS)] * 3
+    assert torch.equal(drawn[0], drawn[1])
+    assert all(families.differs(drawn[0], other) for other in drawn[2:])

@@ -176,3 +176,31 @@ def test_a_forward_leaves_nothing_in_the_options(base_directory: Path) -> None:
                 latents, torch.full((2,), TIME), text, text.shape[1], transformer_options=options
             )
     assert error(again, in_comfyui(USES["one"], base_directory, (8, 8), 1, 90)) == 0
+
+
+def test_a_patch_of_another_pack_behind_the_refiner_is_kept(base_directory: Path) -> None:
+    """As ComfyUI's own ControlNet for Z-Image puts one there."""
+    calls: list[int] = []
+
+    def double(arguments: dict[str, Any]) -> dict[str, Any]:
+        calls.append(arguments["block_index"])
+        return {"img": arguments["img"] * 2}
+
+    def with_double(model: Any) -> Any:
+        clone = model.clone()
+        clone.set_model_noise_refiner_patch(double)
+        return clone
+
+    model = families.model_of(NAME)
+    drawn = [
+        families.sample(NAME, given, steps=1, cfg=1.0)
+        for given in (
+            applied(with_double(model), USES["one"], base_directory),
+            with_double(applied(model, USES["one"], base_directory)),
+            applied(model, USES["one"], base_directory),
+            with_double(model),
+        )
+    ]
+    assert calls == [*range(tiny_z_image.REFINERS)] * 3
+    assert torch.equal(drawn[0], drawn[1])
+    assert all(families.differs(drawn[0], other) for other in drawn[2:])

@@ -4,7 +4,7 @@ from typing import Any
 
 import torch
 
-from . import tiny_anima
+from . import tiny_anima, tiny_z_image
 
 _FLUX = {
     "context_in_dim": 4096,
@@ -20,6 +20,16 @@ _FLUX = {
     "txt_ids_dims": [],
 }
 _ANIMA = {"heads": 16, "width": 2048, "text": 1024}
+_Z_IMAGE = {
+    "dim": 3840,
+    "cap_feat_dim": 2560,
+    "n_layers": 30,
+    "n_refiner_layers": 2,
+    "n_heads": 30,
+    "n_kv_heads": 30,
+    "axes_dims": [32, 48, 48],
+    "axes_lens": [1536, 512, 512],
+}
 # name: ComfyUI's class, its configuration
 CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
     "FLUX": (
@@ -67,6 +77,8 @@ CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
             "x_block_self_attn_layers": [],
         },
     ),
+    "Z-Image": ("ZImage", {**tiny_z_image.description(), **_Z_IMAGE}),
+    "Qwen-Image": ("QwenImage", {"image_model": "qwen_image", "in_channels": 64, "num_layers": 60}),
     "Anima": ("Anima", {**tiny_anima.description(**_ANIMA, blocks=28), "adaln_lora_dim": 256}),
     "Anima of 36 blocks": ("Anima", {**tiny_anima.description(**_ANIMA, blocks=36), "adaln_lora_dim": 256}),
 }

@@ -39,15 +39,9 @@ def diffusers_z_image(seed: int = 0) -> ZImageTransformer2DModel:
     return model.eval().requires_grad_(False)
 
 
-def comfy_z_image(
-    transformer: ZImageTransformer2DModel, dtype: torch.dtype = torch.float32, compute: torch.dtype | None = None
-) -> Any:
-    """The same weights as a ComfyUI MODEL, stored in `dtype`; `compute` if they are to be cast when used."""
-    import comfy.model_patcher
-    import comfy.supported_models
-    import comfy.utils
-
-    description = {
+def description() -> dict[str, Any]:
+    """What ComfyUI finds out about such a checkpoint."""
+    return {
         "image_model": "lumina2",
         "patch_size": PATCH,
         "in_channels": LATENT_CHANNELS,
@@ -66,9 +60,19 @@ def comfy_z_image(
         "time_scale": 1000.0,
         "pad_tokens_multiple": PADDED_TO,
     }
-    config = comfy.supported_models.ZImage(dict(description))
+
+
+def comfy_z_image(
+    transformer: ZImageTransformer2DModel, dtype: torch.dtype = torch.float32, compute: torch.dtype | None = None
+) -> Any:
+    """The same weights as a ComfyUI MODEL, stored in `dtype`; `compute` if they are to be cast when used."""
+    import comfy.model_patcher
+    import comfy.supported_models
+    import comfy.utils
+
+    config = comfy.supported_models.ZImage(description())
     config.set_inference_dtype(dtype, compute)
     model = config.get_model({}, "", device="cpu").eval().requires_grad_(False)
-    load_into(model.diffusion_model, transformer.state_dict(), comfy.utils.z_image_to_diffusers(description))
+    load_into(model.diffusion_model, transformer.state_dict(), comfy.utils.z_image_to_diffusers(description()))
     cpu = torch.device("cpu")
     return comfy.model_patcher.ModelPatcher(model, load_device=cpu, offload_device=cpu)

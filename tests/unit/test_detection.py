@@ -197,9 +197,7 @@ SUPPORTED = {
     ),
     "anima_pe": AdapterSpec(layout="Anima PE", **ANIMA_PE),
     "anima_pe_gated": AdapterSpec(layout="Anima PE gated", parts=("ip_centroid",), **ANIMA_PE),
-    "z_image": AdapterSpec(
-        family="Z-Image plus", base="Z-Image", backbone="Z-Image", site_dims=(3840,) * 30, **STUDIO
-    ),
+    "z_image": AdapterSpec(family="Z-Image plus", base="Z-Image", backbone="Z-Image", site_dims=(3840,) * 30, **STUDIO),
     "qwen_image": AdapterSpec(
         family="Qwen-Image plus", base="Qwen-Image", backbone="Qwen-Image", site_dims=(3072,) * 60, **STUDIO
     ),
