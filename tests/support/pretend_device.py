@@ -13,6 +13,7 @@ from unittest.mock import patch
 import accelerate.state
 import torch
 from torch import Tensor
+from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -24,7 +25,9 @@ _COPIES = {aten.copy_.default, aten._foreach_copy_.default}
 _INDEXED = {aten.index.Tensor, aten.index_put.default, aten.index_put_.default, aten._index_put_impl_.default}
 _MIXING = {*_COPIES, *_INDEXED, aten._to_copy.default}  # CUDA fetches an index itself
 _READS = {Tensor.tolist, Tensor.cpu, Tensor.item}
-_MAKERS = {torch._C._nn.scaled_dot_product_attention, Tensor.backward}  # of tensors that nobody gave them
+# of tensors that nobody gave them
+_MAKERS = {torch._C._nn.scaled_dot_product_attention, functional.rms_norm, Tensor.backward}
+_MAKERS_OF_MANY = {torch._C._nn.pad_sequence}
 
 
 class OtherDeviceError(RuntimeError):
@@ -122,7 +125,8 @@ class _Calls(TorchFunctionMode):
         if func in (torch.tensor, torch.as_tensor) and kwargs and kwargs.get("device") is not None:  # asks the driver
             device = kwargs["device"]
             return func(*args, **{**kwargs, "device": CPU}).to(device)
-        is_ours = func in _MAKERS and isinstance(args[0], OnDevice)
+        given = args[0][0] if func in _MAKERS_OF_MANY else args[0] if func in _MAKERS else None
+        is_ours = isinstance(given, OnDevice)
         self.depth += is_ours
         try:
             return func(*args, **(kwargs or {}))
