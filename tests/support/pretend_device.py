@@ -125,7 +125,8 @@ class _Calls(TorchFunctionMode):
         if func in (torch.tensor, torch.as_tensor) and kwargs and kwargs.get("device") is not None:  # asks the driver
             device = kwargs["device"]
             return func(*args, **{**kwargs, "device": CPU}).to(device)
-        given = args[0][0] if func in _MAKERS_OF_MANY else args[0] if func in _MAKERS else None
+        first = args[0] if args else next(iter((kwargs or {}).values()), None)
+        given = first[0] if func in _MAKERS_OF_MANY else first if func in _MAKERS else None
         is_ours = isinstance(given, OnDevice)
         self.depth += is_ours
         try:

@@ -98,10 +98,10 @@ class StudioBackbone(FlowBackbone):
     def packed(self, rows: Sequence[Tensor]) -> dict[str, Tensor]:
         """Embeddings (…, W) of B texts, each as long as its text is, to what `encode_text` gives."""
         text = rows[0].new_zeros(len(rows), TEXT_LENGTH, rows[0].shape[-1])
-        mask = torch.zeros(len(rows), TEXT_LENGTH, device=text.device)
         for number, row in enumerate(rows):
-            text[number, : len(row)] = row
-            mask[number, : len(row)] = 1
+            text[number, : len(row)].copy_(row)
+        counts = torch.tensor([[len(row)] for row in rows])
+        mask = (torch.arange(TEXT_LENGTH) < counts).to(text.device, torch.float32)
         return {"text": text, "mask": mask}
 
 
