@@ -27,7 +27,6 @@ _MIXING = {*_COPIES, *_INDEXED, aten._to_copy.default}  # CUDA fetches an index 
 _READS = {Tensor.tolist, Tensor.cpu, Tensor.item}
 # of tensors that nobody gave them
 _MAKERS = {torch._C._nn.scaled_dot_product_attention, functional.rms_norm, Tensor.backward}
-_MAKERS_OF_MANY = {torch._C._nn.pad_sequence}
 
 
 class OtherDeviceError(RuntimeError):
@@ -125,9 +124,7 @@ class _Calls(TorchFunctionMode):
         if func in (torch.tensor, torch.as_tensor) and kwargs and kwargs.get("device") is not None:  # asks the driver
             device = kwargs["device"]
             return func(*args, **{**kwargs, "device": CPU}).to(device)
-        first = args[0] if args else next(iter((kwargs or {}).values()), None)
-        given = first[0] if func in _MAKERS_OF_MANY else first if func in _MAKERS else None
-        is_ours = isinstance(given, OnDevice)
+        is_ours = func in _MAKERS and isinstance(args[0], OnDevice)
         self.depth += is_ours
         try:
             return func(*args, **(kwargs or {}))
