@@ -118,14 +118,22 @@ def _qwen_image(given: dict[str, Any], seed: int) -> QwenImagePipeline:
 @torch.no_grad()
 def write_teachable_studio_base(folder: Path, family: str, pictures: Tensor) -> Path:
     """The same model, with latents (of pictures (B, 3, H, W), -1..1) that have no noise and a deviation of 1, so that
-    what a reference tells of a picture is worth much of the loss."""
+    what a reference tells of a picture is worth much of the loss, and with gates that let attention through."""
     write_studio_base(folder, family)
     if family == "z_image":
+        z_image = loadable_z_image()
+        for layer in z_image.layers:
+            layer.adaLN_modulation[0].bias.chunk(4)[1].fill_(2.0)
+        z_image.save_pretrained(folder / "transformer")
         vae = AutoencoderKL.from_pretrained(folder / "vae")
         _silence(vae.encoder.conv_out)
         latents = vae.encode(pictures).latent_dist.mean
         vae.register_to_config(shift_factor=latents.mean().item(), scaling_factor=1 / latents.std().item())
     else:
+        qwen_image = diffusers_qwen_image()
+        for block in qwen_image.transformer_blocks:
+            block.img_mod[1].bias.chunk(6)[2].fill_(1.0)
+        qwen_image.save_pretrained(folder / "transformer")
         vae = AutoencoderKLQwenImage.from_pretrained(folder / "vae")
         _silence(vae.quant_conv)
         latents = vae.encode(pictures[:, :, None]).latent_dist.mean.transpose(0, 1).flatten(1)

@@ -1,7 +1,6 @@
 """Whole runs for Z-Image and Qwen-Image: cache, training, pictures, resume, plan, export, evaluation."""
 
 import json
-import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -24,7 +23,6 @@ from ipadapter_trainer.planning import make_plan
 from ipadapter_trainer.readers.opening import open_reader
 from ipadapter_trainer.state import ADAPTER, find_checkpoints
 from ipadapter_trainer.watch import observe
-from support.pretend_device import pretend_device
 from support.ranks import run_ranks
 from support.tiny_studio_base import write_studio_base
 from support.training import make_config, train_with_one_thread, write_pictures
@@ -119,24 +117,6 @@ def test_a_resumed_run_is_the_uninterrupted_one(config: Callable[..., Config], t
     if is_cached:
         train(config("encoded"))
         assert losses(config("encoded")) == pytest.approx(losses(whole), rel=1e-4)
-
-
-@pytest.mark.parametrize("is_cached", [False, True])
-def test_on_a_gpu(config: Callable[..., Config], tmp_path: Path, is_cached: bool) -> None:
-    """Every tensor is where it must be: bfloat16, checkpointing, pictures."""
-    with pretend_device("cuda") as cuda:
-        one = config(
-            "run",
-            base={"precision": "bf16"},
-            train={"steps": 2, "batch_size": 2, "log_every": 1, "trackers": [], "gradient_checkpointing": True},
-            validation=WATCHED | {"strengths": [1.0], "guidance": 3.0},
-            **(cached(tmp_path) if is_cached else {}),
-        )
-        if is_cached:
-            fill_cache(one, cuda)
-        outcome = train(one)
-    assert outcome.is_finished
-    assert all(map(math.isfinite, outcome.losses))
 
 
 @pytest.mark.slow

@@ -10,7 +10,6 @@ from typing import Any, ClassVar, cast
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from torch.nn.utils.rnn import pad_sequence
 
 from ipadapter_core.backbone.row import Backbone as Row
 from ipadapter_core.backbone.sites import Site, Sites
@@ -99,11 +98,12 @@ class StudioBackbone(FlowBackbone):
 
     def packed(self, rows: Sequence[Tensor]) -> dict[str, Tensor]:
         """Embeddings (…, W) of B texts, each as long as its text is, to what `encode_text` gives."""
-        longest = rows[0].new_zeros(TEXT_LENGTH, rows[0].shape[-1])
-        mask = torch.zeros(len(rows), TEXT_LENGTH, device=longest.device)
+        text = rows[0].new_zeros(len(rows), TEXT_LENGTH, rows[0].shape[-1])
         for number, row in enumerate(rows):
-            mask[number, : len(row)] = 1
-        return {"text": pad_sequence([*rows, longest], batch_first=True)[:-1], "mask": mask}
+            text[number, : len(row)].copy_(row)
+        counts = torch.tensor([[len(row)] for row in rows])
+        mask = (torch.arange(TEXT_LENGTH) < counts).to(text.device, torch.float32)
+        return {"text": text, "mask": mask}
 
 
 def lengths(mask: Tensor) -> list[int]:
