@@ -19,7 +19,10 @@ def test_diffusers_model_is_comfyuis(base_directory: Path) -> None:
     transformer, conditioner = of_comfy(network)
     generator = torch.Generator().manual_seed(1)
     noisy = torch.randn(2, tiny_anima.LATENT_CHANNELS, 1, 12, 8, generator=generator)
-    text, states = torch.randn(2, 7, tiny_anima.TEXT_DIM, generator=generator), torch.randn(2, 5, 8, generator=generator)
+    text, states = (
+        torch.randn(2, 7, tiny_anima.TEXT_DIM, generator=generator),
+        torch.randn(2, 5, 8, generator=generator),
+    )
     times, words = torch.tensor([0.9, 0.3]), torch.randint(0, 32000, (2, 9), generator=generator)
     with torch.inference_mode():
         expected = network(noisy, times, text)
