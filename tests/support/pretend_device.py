@@ -25,6 +25,7 @@ _COPIES = {aten.copy_.default, aten._foreach_copy_.default}
 _INDEXED = {aten.index.Tensor, aten.index_put.default, aten.index_put_.default, aten._index_put_impl_.default}
 _MIXING = {*_COPIES, *_INDEXED, aten._to_copy.default}  # CUDA fetches an index itself
 _READS = {Tensor.tolist, Tensor.cpu, Tensor.item}
+_LIKE = {Tensor.to, Tensor.type_as}  # which take the device of another tensor
 # of tensors that nobody gave them
 _MAKERS = {torch._C._nn.scaled_dot_product_attention, functional.rms_norm, Tensor.backward}
 
@@ -124,7 +125,9 @@ class _Calls(TorchFunctionMode):
         if func in (torch.tensor, torch.as_tensor) and kwargs and kwargs.get("device") is not None:  # asks the driver
             device = kwargs["device"]
             return func(*args, **{**kwargs, "device": CPU}).to(device)
-        is_ours = func in _MAKERS and isinstance(args[0], OnDevice)
+        is_like_ours = func in _LIKE and len(args) > 1 and isinstance(args[1], OnDevice)
+        first = next(iter((*args, *(kwargs or {}).values())), None)
+        is_ours = is_like_ours or (func in _MAKERS and isinstance(first, OnDevice))
         self.depth += is_ours
         try:
             return func(*args, **(kwargs or {}))
