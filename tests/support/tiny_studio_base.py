@@ -22,12 +22,13 @@ from .tiny_z_image import diffusers_z_image
 STUDIO_FAMILIES = ("z_image", "qwen_image")
 _BYTES = sorted(ByteLevel.alphabet())
 _SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
+CHAT_TOKENS = len(_BYTES) + len(_SPECIAL)
 # as the published one lays out a message; also the empty thought that Z-Image asks to leave open
 _CHAT = (
     "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}<|im_start|>assistant\n"
 )
 _TEXT: dict[str, Any] = {
-    "vocab_size": len(_BYTES) + len(_SPECIAL),
+    "vocab_size": CHAT_TOKENS,
     "hidden_size": TEXT_DIM,
     "intermediate_size": 32,
     "num_hidden_layers": 2,
@@ -57,12 +58,17 @@ def write_studio_base(folder: Path, family: str, seed: int = 0) -> Path:
     """Write a model of the "z_image" or "qwen_image" kind and return its folder."""
     torch.manual_seed(seed)
     scheduler = FlowMatchEulerDiscreteScheduler(**_SCHEDULES[family])
-    tokenizer = Qwen2Tokenizer(vocab={sign: number for number, sign in enumerate(_BYTES + list(_SPECIAL))}, merges=[])
-    tokenizer.chat_template = _CHAT
-    given = {"scheduler": scheduler, "tokenizer": tokenizer}
+    given = {"scheduler": scheduler, "tokenizer": chat_tokenizer()}
     pipeline = _z_image(given, seed) if family == "z_image" else _qwen_image(given, seed)
     pipeline.save_pretrained(folder)
     return folder
+
+
+def chat_tokenizer() -> Qwen2Tokenizer:
+    """A token for each byte of a text, and the signs around messages."""
+    tokenizer = Qwen2Tokenizer(vocab={sign: number for number, sign in enumerate(_BYTES + list(_SPECIAL))}, merges=[])
+    tokenizer.chat_template = _CHAT
+    return tokenizer
 
 
 def _z_image(given: dict[str, Any], seed: int) -> ZImagePipeline:
