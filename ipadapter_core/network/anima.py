@@ -110,8 +110,8 @@ class PackedAttention(nn.Module):
     def __init__(self, dim: int, heads: int, ops: Operations) -> None:
         super().__init__()
         self.heads = heads
-        self.in_proj_weight = nn.Parameter(torch.empty(3 * dim, dim))
-        self.in_proj_bias = nn.Parameter(torch.empty(3 * dim))
+        self.in_proj_weight = nn.Parameter(nn.init.xavier_uniform_(torch.empty(3 * dim, dim)))
+        self.in_proj_bias = nn.Parameter(torch.zeros(3 * dim))
         self.out_proj = ops.Linear(dim, dim)
 
     def forward(self, asking: Tensor, read: Tensor) -> Tensor:
@@ -146,7 +146,7 @@ class Perceiver(nn.Module):
 
     def __init__(self, spec: ResamplerSpec, image_dim: int, token_dim: int, ops: Operations) -> None:
         super().__init__()
-        self.queries = nn.Parameter(torch.empty(1, spec.num_queries, spec.dim))
+        self.queries = nn.Parameter(torch.randn(1, spec.num_queries, spec.dim) / spec.dim**0.5)
         self.kv_proj = ops.Linear(image_dim, spec.dim)
         self.blocks = nn.ModuleList(PerceiverBlock(spec, ops) for _ in range(spec.depth))
         self.out_norm = ops.LayerNorm(spec.dim)

@@ -23,6 +23,7 @@ from ipadapter_trainer.models.network import new_adapter
 from .encoders import EMBED_DIM, IMAGE_SIZE, LAYERS, PATCH, WIDTH, write_folder
 from .face_files import write_pack
 from .faces import write_people
+from .tiny_anima_base import write_anima_base
 from .tiny_base import VOCABULARY, write_base, write_tokenizer
 from .tiny_flux_base import write_flux_base
 from .tiny_sd3_base import write_sd3_base
@@ -38,6 +39,7 @@ BASES = {
     "Qwen/Qwen-Image": "qwen_image",
     "stabilityai/stable-diffusion-3.5-large": "sd3",
     "black-forest-labs/FLUX.1-dev": "flux",
+    "circlestone-labs/Anima-Base-v1.0-Diffusers": "anima",
 }
 ENCODERS = {
     "laion/CLIP-ViT-H-14-laion2B-s32B-b79K": "clip",
@@ -207,6 +209,7 @@ def _changed(config: Config, section: str, **values: Any) -> Config:
 _TRANSFORMERS: dict[str, Callable[[Path], object]] = {
     "flux": write_flux_base,
     "sd3": write_sd3_base,
+    "anima": write_anima_base,
     **{family: partial(write_studio_base, family=family) for family in STUDIO_FAMILIES},
 }
 _ENCODER_WRITERS: dict[str, Callable[[Path], object]] = {"dinov2_giant": _write_giant, "judge": write_judge}

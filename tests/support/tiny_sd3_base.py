@@ -22,7 +22,7 @@ HEAD_DIM, HEADS, BLOCKS = 16, 2, 2
 WIDTH = HEADS * HEAD_DIM
 CLIP_WIDTHS = (4, POOLED_DIM - 4)
 ENCODERS = ("text_encoder", "text_encoder_2", "text_encoder_3")
-_LETTERS = [
+LETTERS = [
     ("<pad>", 0.0),
     ("</s>", 0.0),
     ("<unk>", 0.0),
@@ -53,7 +53,7 @@ def write_sd3_base(
         "text_encoder_3": _t5(seed),
         "tokenizer": write_tokenizer(folder / "tokenizer_source"),
         "tokenizer_2": write_tokenizer(folder / "tokenizer_source"),
-        "tokenizer_3": T5Tokenizer(vocab=_LETTERS, extra_ids=0),
+        "tokenizer_3": T5Tokenizer(vocab=LETTERS, extra_ids=0),
     }
     for name in absent:
         parts[name] = parts[name.replace("text_encoder", "tokenizer")] = None
@@ -130,7 +130,7 @@ def _clip(width: int, seed: int) -> CLIPTextModelWithProjection:
 def _t5(seed: int) -> T5EncoderModel:
     torch.manual_seed(seed)
     config = T5Config(
-        vocab_size=len(_LETTERS),
+        vocab_size=len(LETTERS),
         d_model=TEXT_DIM,
         d_kv=8,
         d_ff=32,

@@ -27,7 +27,7 @@ CHAT_TOKENS = len(_BYTES) + len(_SPECIAL)
 _CHAT = (
     "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}<|im_start|>assistant\n"
 )
-_TEXT: dict[str, Any] = {
+QWEN_TEXT: dict[str, Any] = {
     "vocab_size": CHAT_TOKENS,
     "hidden_size": TEXT_DIM,
     "intermediate_size": 32,
@@ -84,7 +84,7 @@ def _z_image(given: dict[str, Any], seed: int) -> ZImagePipeline:
         use_quant_conv=False,
         use_post_quant_conv=False,
     ).eval()
-    text = Qwen3Model(Qwen3Config(**_TEXT, head_dim=8)).eval()
+    text = Qwen3Model(Qwen3Config(**QWEN_TEXT, head_dim=8)).eval()
     return ZImagePipeline(vae=vae, text_encoder=text, transformer=loadable_z_image(seed), **given)
 
 
@@ -112,10 +112,10 @@ def _qwen_image(given: dict[str, Any], seed: int) -> QwenImagePipeline:
     ).eval()
     rope = {"rope_type": "default", "mrope_section": [2, 2, 2], "rope_theta": 10000.0}
     config = Qwen2_5_VLConfig(
-        text_config={**_TEXT, "rope_parameters": rope},
+        text_config={**QWEN_TEXT, "rope_parameters": rope},
         vision_config={**_VISION, "out_hidden_size": TEXT_DIM, "fullatt_block_indexes": [0]},
-        bos_token_id=_TEXT["bos_token_id"],
-        eos_token_id=_TEXT["eos_token_id"],
+        bos_token_id=QWEN_TEXT["bos_token_id"],
+        eos_token_id=QWEN_TEXT["eos_token_id"],
     )
     text = Qwen2_5_VLForConditionalGeneration(config).eval()
     return QwenImagePipeline(vae=vae, text_encoder=text, transformer=diffusers_qwen_image(seed), **given)
@@ -132,7 +132,7 @@ def write_teachable_studio_base(folder: Path, family: str, pictures: Tensor) -> 
             layer.adaLN_modulation[0].bias.chunk(4)[1].fill_(2.0)
         z_image.save_pretrained(folder / "transformer")
         vae = AutoencoderKL.from_pretrained(folder / "vae")
-        _silence(vae.encoder.conv_out)
+        silence(vae.encoder.conv_out)
         latents = vae.encode(pictures).latent_dist.mean
         vae.register_to_config(shift_factor=latents.mean().item(), scaling_factor=1 / latents.std().item())
     else:
@@ -141,14 +141,14 @@ def write_teachable_studio_base(folder: Path, family: str, pictures: Tensor) -> 
             block.img_mod[1].bias.chunk(6)[2].fill_(1.0)
         qwen_image.save_pretrained(folder / "transformer")
         vae = AutoencoderKLQwenImage.from_pretrained(folder / "vae")
-        _silence(vae.quant_conv)
+        silence(vae.quant_conv)
         latents = vae.encode(pictures[:, :, None]).latent_dist.mean.transpose(0, 1).flatten(1)
         vae.register_to_config(latents_mean=latents.mean(1).tolist(), latents_std=latents.std(1).tolist())
     vae.save_pretrained(folder / "vae")
     return folder
 
 
-def _silence(layer: torch.nn.Module) -> None:
+def silence(layer: torch.nn.Module) -> None:
     """Let the second half of its channels, which say the logarithm of the variance, be low."""
     half = len(layer.bias) // 2
     layer.weight[half:] = 0

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from ipadapter_core.backbone.sites import Sites
 from ipadapter_core.errors import MismatchError
 from ipadapter_core.file.names import USUAL_LAYOUT
-from ipadapter_core.file.spec import Negative
+from ipadapter_core.file.spec import Negative, Projection
 
 from ..config import AdapterConfig, BaseModelConfig, Config, ObjectiveConfig
 from ..models.base import brought, fingerprint
@@ -74,6 +74,12 @@ class Backbone(ABC):
     """Image tokens by kind, where they are others than a UNet's."""
     negatives: ClassVar[Mapping[str, Negative]] = {}
     """What stands for no image by kind of adapter, where it is not what that kind has for UNets."""
+    projections: ClassVar[Mapping[str, Projection]] = {}
+    """Networks over the features by kind of adapter, likewise."""
+    has_head_dim: ClassVar[bool] = False
+    """Whether the spec says how large the model's heads are, where no weight of the adapter is about them."""
+    names_encoder_kind: ClassVar[bool] = False
+    """Whether the spec says what kind its encoder is, since files of this layout are taken to read another."""
 
     name: str
     pipeline: Any

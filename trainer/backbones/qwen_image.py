@@ -6,12 +6,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKLQwenImage, QwenImagePipeline
+from diffusers import QwenImagePipeline
 from torch import Tensor
 
 from ipadapter_core.backbone.qwen_image import QWEN_IMAGE
 
-from ..models.base import brought
+from .first_frame import FirstFrame
 from .image_prompt import ImagePrompt, SiteKVs
 from .studio import TEXT_LENGTH, StudioBackbone, image_attention, joint_attention, lengths, rotated
 
@@ -23,8 +23,8 @@ _OTHERS = {  # settings of models that are told more than a text
 }
 
 
-class QwenImageBackbone(StudioBackbone):
-    """Its autoencoder is one for videos, of which a picture is the first frame; each channel has a scale of its own."""
+class QwenImageBackbone(FirstFrame, StudioBackbone):
+    """Blocks of diffusers' own classes; their attention is replaced."""
 
     pipelines = (QwenImagePipeline,)
     part = "transformer"
@@ -32,7 +32,6 @@ class QwenImageBackbone(StudioBackbone):
     text_parts = ("text_encoder",)
     bases = "Qwen-Image"
     row = QWEN_IMAGE
-    vaes = (AutoencoderKLQwenImage,)
 
     @classmethod
     def misfit(cls, model: Any) -> str | None:
@@ -50,10 +49,6 @@ class QwenImageBackbone(StudioBackbone):
         for site, attention in enumerate(self.attentions):
             attention.set_processor(_ImageAttention(site))
 
-    @property
-    def latent_channels(self) -> int:
-        return int(self.vae.config.z_dim)
-
     @torch.no_grad()
     def encode_text(self, captions: Sequence[str]) -> dict[str, Tensor]:
         text, mask = self.pipeline.encode_prompt(
@@ -61,28 +56,6 @@ class QwenImageBackbone(StudioBackbone):
         )
         counts = [text.shape[1]] * len(text) if mask is None else lengths(mask)
         return self.packed([row[:count] for row, count in zip(text, counts, strict=True)])
-
-    def encode_pixels(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
-        mean, std = super().encode_pixels(pixels[:, :, None])
-        return mean.squeeze(2), std.squeeze(2)
-
-    def scale_latents(self, latents: Tensor) -> Tensor:
-        mean, std = self._scale(latents)
-        return (latents - mean) / std
-
-    @torch.no_grad()
-    def decode(self, latents: Tensor) -> Tensor:
-        mean, std = self._scale(latents)
-        with brought(self.vae, self.device):
-            frames = (latents * std + mean)[:, :, None].to(self.device, self.vae.dtype)
-            pixels: Tensor = self.vae.decode(frames).sample.float()
-        return (pixels.squeeze(2) / 2 + 0.5).clamp(0, 1)
-
-    def _scale(self, latents: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean and deviation of each channel (C, 1, 1)."""
-        values = (self.vae.config.latents_mean, self.vae.config.latents_std)
-        mean, std = (torch.tensor(value, dtype=latents.dtype, device=latents.device)[:, None, None] for value in values)
-        return mean, std
 
     def predict(
         self, noisy: Tensor, times: Tensor, text: Mapping[str, Tensor], sizes: Tensor, image: ImagePrompt

@@ -2,19 +2,18 @@
 
 # B samples, C latent channels, h w latent size, L cells of the picture, S all tokens, H heads, D head dim
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
 import torch
 from diffusers import ZImagePipeline
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 
 from ipadapter_core.backbone.z_image import Z_IMAGE
 
-from .image_prompt import ImagePrompt, SiteKVs
+from .image_prompt import ImagePrompt
+from .shown import Shown
 from .studio import TEXT_LENGTH, StudioBackbone, image_attention, joint_attention, lengths, rotated
 
 
@@ -43,8 +42,8 @@ class ZImageBackbone(StudioBackbone):
         return tuple(layer.attention for layer in self.model.layers)
 
     @cached_property
-    def _shown(self) -> "_Shown":
-        return _Shown()
+    def _shown(self) -> Shown:
+        return Shown()
 
     def install(self) -> None:
         for site, attention in enumerate(self.attentions):
@@ -75,37 +74,10 @@ class ZImageBackbone(StudioBackbone):
         return -torch.stack(answers).squeeze(2)
 
 
-class _Shown:
-    """What `predict` gives to the layers, which diffusers calls without arguments for their attention."""
-
-    def __init__(self) -> None:
-        self.kv: SiteKVs | None = None
-        self.cells = 0
-
-    @contextmanager
-    def showing(self, kv: SiteKVs | None, cells: int) -> Iterator[None]:
-        before = self.kv, self.cells
-        self.kv, self.cells = kv, cells
-        try:
-            yield
-        finally:
-            self.kv, self.cells = before
-
-    def checkpointed(self, layer: Callable[..., Any], *given: Any) -> Any:
-        """Run a layer that a backward pass runs again, when other images may be shown, or none."""
-        kv, cells = self.kv, self.cells
-
-        def run(*again: Any) -> Any:
-            with self.showing(kv, cells):
-                return layer(*again)
-
-        return checkpoint(run, *given, use_reentrant=False)
-
-
 class _ImageAttention:
     """Attention of a layer over text and picture, and of the picture's cells, which come first, over the image tokens."""
 
-    def __init__(self, site: int, shown: _Shown) -> None:
+    def __init__(self, site: int, shown: Shown) -> None:
         self.site, self.shown = site, shown
 
     def __call__(

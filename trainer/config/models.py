@@ -36,8 +36,9 @@ class EncoderConfig(Section):
 
     model: str = ""
     """Folder or hub id: CLIP, SigLIP, SigLIP 2, DINOv2 or DINOv3 of any size. Not needed for faceid and portrait, which read no picture."""
-    feature: Literal["auto", "image_embeds", "hidden_states"] = "auto"
-    """What the adapter reads; auto: image_embeds for base, hidden_states for others."""
+    feature: Literal["auto", "image_embeds", "hidden_states", "last_hidden_state"] = "auto"
+    """What the adapter reads; auto: image_embeds for base, hidden_states for others. last_hidden_state, behind the
+    encoder's last norm where it has one, is for Anima."""
     layer: Annotated[int, Field(le=-1)] = -2
     """Hidden state read, counted from the last (-1)."""
     crop: Literal["center", "pad", "stretch"] = "center"

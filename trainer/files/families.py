@@ -1,7 +1,7 @@
 """Which kinds of adapters the trainer works with: those that it trains."""
 
 from ipadapter_core.errors import UnsupportedFamilyError
-from ipadapter_core.file.names import USUAL_LAYOUT, XLABS
+from ipadapter_core.file.names import PE, USUAL_LAYOUT, XLABS
 from ipadapter_core.file.sd3 import INSTANTX_SD3
 from ipadapter_core.file.spec import USUAL_BACKBONE, AdapterSpec
 from ipadapter_core.file.studio import STUDIO
@@ -12,6 +12,7 @@ _TRAINED = {  # kind of base model, and layout: in words
     ("SD3", INSTANTX_SD3): "SD3.5 (InstantX's kind)",
     ("Z-Image", STUDIO): "Z-Image",
     ("Qwen-Image", STUDIO): "Qwen-Image",
+    ("Anima", PE): "Anima (the kind of anima_lora)",
 }
 
 

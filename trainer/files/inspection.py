@@ -26,6 +26,7 @@ from .facts import PORTABILITY_KEY, PREPROCESS_KEY, TRAINING_KEY, read_preproces
 from .families import check_family
 from .portability import check_portability, other_nodes_reasons
 
+_INDEXES = ("model_index.json", "modular_model_index.json")  # of base models
 _JSON_KEYS = (PREPROCESS_KEY, TRAINING_KEY, PORTABILITY_KEY)
 
 
@@ -49,8 +50,8 @@ def inspect_path(path: Path) -> dict[str, object]:
         }
     if is_state_folder(path) and not os.path.isfile(path / "config.json"):
         return {"state_file": find_state(path).name, **_file(path)}
-    if os.path.isfile(path / "model_index.json"):
-        index = read_json(path / "model_index.json", "index")
+    if name := next((name for name in _INDEXES if os.path.isfile(path / name)), None):
+        index = read_json(path / name, "index")
         pipeline = index.get("_class_name") if isinstance(index, dict) else None
         return {"kind": "text-to-image model", "pipeline": pipeline, "next": f'base.model = "{path}"'}
     if os.path.isfile(path / "config.json"):

@@ -44,7 +44,8 @@ class Float8Linear(nn.Linear):
 def narrow(model: Any) -> None:
     """Keep the linear layers of a diffusers model's blocks in float8: nearly all there is of it. What leads into the
     blocks and out of them stays as it is."""
-    blocks = [module for module in model.modules() if type(module).__name__ in model._repeated_blocks]
+    kinds = model._repeated_blocks or model._no_split_modules  # a few classes name their blocks in the latter alone
+    blocks = [module for module in model.modules() if type(module).__name__ in kinds]
     for block in blocks:
         layers = [(name, each) for name, each in block.named_modules() if isinstance(each, nn.Linear)]
         for name, layer in layers:

@@ -18,6 +18,7 @@ from safetensors import SafetensorError
 from ipadapter_core.errors import MismatchError, UnreadableFileError
 from ipadapter_core.file.container import SAFETENSORS_SUFFIXES, read_header
 
+from ..backbones.anima import AnimaBackbone
 from ..backbones.backbone import PARTS, Backbone
 from ..backbones.flux import FluxBackbone
 from ..backbones.qwen_image import QwenImageBackbone
@@ -29,9 +30,11 @@ from ..hub import HUB_ERRORS, HubPlace, ModelNotFoundError, find_file, find_fold
 from ..quiet import quiet_libraries
 from .base import DTYPES
 from .float8 import narrow
+from .modular import FILES, INDEX, is_modular, open_anima
 from .quantized import loading_arguments
 
 _SDXL_KEY = "conditioner.embedders.1.model.ln_final.weight"
+_ANIMA_KEY = "llm_adapter.blocks.0."
 _V_PREDICTION_KEY = "v_pred"  # an empty tensor that finetunes of SDXL carry
 _BACKBONES: tuple[type[Backbone], ...] = (
     UNetBackbone,
@@ -39,6 +42,7 @@ _BACKBONES: tuple[type[Backbone], ...] = (
     ZImageBackbone,
     QwenImageBackbone,
     SD3Backbone,
+    AnimaBackbone,
 )
 _TEXT_PARTS = tuple(name for number in ("", "_2", "_3") for name in (f"text_encoder{number}", f"tokenizer{number}"))
 _MODEL_PARTS = ("unet", "transformer")
@@ -96,7 +100,7 @@ def load_base(
     quantizing = _quantizing(config, file, device) if "model" in only else None
     try:
         if file is None:
-            pipeline = _open_folder(config, dtype, given, quantizing)
+            pipeline = _open_folder(config, dtype, given, quantizing, only)
         else:
             pipeline = _open_file(file, config, dtype, given)
         family = _family(pipeline, config)
@@ -161,13 +165,6 @@ def _single_file(config: BaseModelConfig, parts: frozenset[str]) -> Path | None:
             expected="safetensors; a pickled checkpoint may run code and is not opened",
             action="use a copy in safetensors, or convert it where you trust it",
         )
-    if config.config is None:
-        raise ModelNotFoundError(
-            f"the single file {config.model} without base.config",
-            expected="base.config: a folder in diffusers layout or a hub id whose configs and tokenizer describe it",
-            action="set it, for instance to stable-diffusion-v1-5/stable-diffusion-v1-5 or "
-            "stabilityai/stable-diffusion-xl-base-1.0",
-        )
     try:
         names = tuple(read_header(path, _KIND))
     except UnreadableFileError as error:
@@ -176,6 +173,20 @@ def _single_file(config: BaseModelConfig, parts: frozenset[str]) -> Path | None:
             expected="a complete safetensors file",
             action="download it again and compare its size with the source",
         ) from error
+    if any(_ANIMA_KEY in name for name in names):
+        raise ModelNotFoundError(
+            f"{config.model}, a single file of Anima",
+            expected="Anima as a folder or repository in diffusers' modular layout, such as "
+            "circlestone-labs/Anima-Base-v1.0-Diffusers",
+            action="name such a one; scripts/convert_anima_to_diffusers.py of diffusers makes it of a finetune",
+        )
+    if config.config is None:
+        raise ModelNotFoundError(
+            f"the single file {config.model} without base.config",
+            expected="base.config: a folder in diffusers layout or a hub id whose configs and tokenizer describe it",
+            action="set it, for instance to stable-diffusion-v1-5/stable-diffusion-v1-5 or "
+            "stabilityai/stable-diffusion-xl-base-1.0",
+        )
     for part, (what, starts) in _FILE_PARTS.items():
         if part in parts and not any(name.startswith(starts) for name in names):
             raise ModelNotFoundError(
@@ -218,9 +229,16 @@ def _open_file(path: Path, config: BaseModelConfig, dtype: torch.dtype, given: d
 
 
 def _open_folder(
-    config: BaseModelConfig, dtype: torch.dtype, given: dict[str, Any], quantizing: dict[str, Any] | None
+    config: BaseModelConfig,
+    dtype: torch.dtype,
+    given: dict[str, Any],
+    quantizing: dict[str, Any] | None,
+    only: frozenset[str],
 ) -> Any:
     folder = _fetch(config.model, given)
+    if is_modular(folder):
+        _check_vae(given.get("vae"), AnimaBackbone, config)
+        return open_anima(folder, dtype, only, given.get("vae"), quantizing)
     parts = _parts_of(folder)
     known = frozenset(parts)
     named = DiffusionPipeline.load_config(folder).get("_class_name")
@@ -249,7 +267,9 @@ def _fetch(model: str, given: dict[str, Any]) -> str:
     try:
         if place.inside:  # diffusers downloads whole repositories only
             return str(place.snapshot((*_DESCRIPTION, "*.safetensors")))
-        place.snapshot((DiffusionPipeline.config_name,))  # whose errors say what is wrong
+        # whose errors say what is wrong
+        if is_modular(str(place.snapshot((DiffusionPipeline.config_name, INDEX)))):
+            return str(place.snapshot(FILES))
         return str(DiffusionPipeline.download(place.repository, revision=place.revision, **given))
     except HUB_ERRORS as error:
         found, action = place.explain(error, "base.model")
@@ -308,7 +328,9 @@ def _check_texts(base: Backbone, config: BaseModelConfig) -> None:
                 expected=f"{tokenizer}/vocab.json and merges.txt, or tokenizer.json",
                 action="complete the folder",
             )
-        files = list((Path(base.pipeline.name_or_path or config.model) / text.part).glob("*.safetensors"))
+        files = list(
+            (Path(getattr(base.pipeline, "name_or_path", None) or config.model) / text.part).glob("*.safetensors")
+        )
         stored = {_inner(key) for file in files for key in read_header(file, "text encoder")}
         tied: dict[int, list[str]] = {}  # names of one tensor, of which a file has one
         for key, tensor in text.model.state_dict().items():

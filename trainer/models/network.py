@@ -200,13 +200,13 @@ def _spec(
         assert tokens is not None
         width = sizes[1] or (_NARROW_RESAMPLER if dim <= _NARROW_TEXT else _WIDE_RESAMPLER)
         resampler = _resampler(config, tokens, width, _TIME_DIM if base.is_timed else None)
-    has_head_norms = base.is_timed or sites.backbone.layout(base.layout).headed_projection is not None
+    has_heads = base.has_head_dim or base.is_timed or sites.backbone.layout(base.layout).headed_projection is not None
     return AdapterSpec(
         family=base.family(config.kind),
         base=base.base_name,
         backbone=sites.backbone.name,
         layout=base.layout,
-        projection=Projection.TIMED_RESAMPLER if base.is_timed else _PROJECTIONS[config.kind],
+        projection=_projection(config.kind, base),
         feature=encoder.feature,
         image_dim=encoder.width,
         cross_attention_dim=dim,
@@ -217,12 +217,18 @@ def _spec(
         layer=encoder.layer,
         encoder=EncoderHint(
             name=encoder.name,
-            kind=encoder.spec.kind if base.is_timed else None,
+            kind=encoder.spec.kind if base.is_timed or base.names_encoder_kind else None,
             image_size=encoder.format.pixel_format.size,
             crop=encoder.format.crop,
         ),
-        head_dim=sites.sites[0].head_dim if has_head_norms else 0,
+        head_dim=sites.sites[0].head_dim if has_heads else 0,
     )
+
+
+def _projection(kind: str, base: Backbone) -> Projection:
+    if base.is_timed:
+        return Projection.TIMED_RESAMPLER
+    return base.projections.get(kind, _PROJECTIONS[kind])
 
 
 def _resampler(config: AdapterConfig, tokens: int, width: int, time_dim: int | None = None) -> ResamplerSpec:
@@ -316,7 +322,8 @@ def _sizes(spec: AdapterSpec) -> list[tuple[str, object, str]]:
 def _kind(spec: AdapterSpec) -> str:
     """As `adapter.kind` calls it."""
     kinds = {projection: kind for kind, projection in _PROJECTIONS.items()}
-    return "plus" if spec.is_timed else kinds.get(spec.projection, spec.projection.value)
+    kinds |= dict.fromkeys((Projection.TIMED_RESAMPLER, Projection.PERCEIVER), "plus")
+    return kinds.get(spec.projection, spec.projection.value)
 
 
 def _in_short(widths: tuple[int, ...]) -> str:

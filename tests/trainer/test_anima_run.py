@@ -1,0 +1,137 @@
+"""Whole runs for Anima: cache, training, pictures, resume, plan, export, evaluation."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors import safe_open
+
+from ipadapter_core.file.container import read_tensors
+from ipadapter_trainer.cache.fill import fill
+from ipadapter_trainer.config import Config
+from ipadapter_trainer.data.sources import open_sources
+from ipadapter_trainer.evaluation import evaluate
+from ipadapter_trainer.files.checkpoint_export import export_checkpoint
+from ipadapter_trainer.files.inspection import inspect_path
+from ipadapter_trainer.loop import train
+from ipadapter_trainer.metrics_log import read_records
+from ipadapter_trainer.models.loading import load_base
+from ipadapter_trainer.planning import make_plan
+from ipadapter_trainer.readers.opening import open_reader
+from ipadapter_trainer.state import ADAPTER, find_checkpoints
+from ipadapter_trainer.watch import observe
+from support.ranks import run_ranks
+from support.tiny_anima_base import write_anima_base
+from support.training import make_config, train_with_one_thread, write_pictures
+
+CPU = torch.device("cpu")
+WATCHED = {"every": 2, "images": 2, "timesteps": [500], "sample_every": 2, "samples": 1, "sampler_steps": 2}
+
+
+@pytest.fixture(autouse=True)
+def no_report(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Curves take longer than all the rest."""
+    monkeypatch.setattr(observe, "write_report", lambda run, *, is_live: None)
+
+
+@pytest.fixture
+def config(tmp_path: Path, encoder_folder: Callable[[str], Path]) -> Callable[..., Config]:
+    base = write_anima_base(tmp_path / "base")
+    pictures = write_pictures(tmp_path / "pictures", 4)
+
+    def make(run: str, **changes: dict[str, Any]) -> Config:
+        whole: dict[str, dict[str, Any]] = {
+            "adapter": {"kind": "plus", "resampler_dim": 64, "resampler_depth": 1, "tokens": 4},
+            "encoder": {"feature": "last_hidden_state"},
+            "objective": {"timestep_sampling": "sigmoid"},
+            "optimizer": {"learning_rate": 0.01},
+        }
+        return make_config(base, encoder_folder("clip"), pictures, tmp_path / run, **whole | changes)
+
+    return make
+
+
+def cached(tmp_path: Path) -> dict[str, dict[str, Any]]:
+    return {"cache": {"path": str(tmp_path / "cache"), "precision": "fp32"}}
+
+
+def fill_cache(config: Config, device: torch.device = CPU) -> None:
+    base = load_base(config.base, device, only=frozenset({"vae", "text"}))
+    fill(config, base, open_reader(config, device), open_sources(config))
+
+
+def losses(config: Config) -> list[float]:
+    return [record["loss"] for record in read_records(config.run) if record["kind"] == "train"]
+
+
+def weights(config: Config) -> dict[str, torch.Tensor]:
+    return read_tensors(find_checkpoints(config.run)[-1] / ADAPTER).tensors
+
+
+def test_a_whole_run(config: Callable[..., Config], tmp_path: Path) -> None:
+    """With a cache; what is exported has anima_lora's names, says what it is, and is read again."""
+    watched = WATCHED | {"strengths": [0.0, 1.0], "guidance": 3.0}
+    one = config("run", validation=watched, **cached(tmp_path))
+    fill_cache(one)
+    plan = make_plan(one).to_json()
+    assert (plan["trained"]["adapter"], plan["trained"]["prediction_type"]) == ("Anima plus", "flow")
+    assert train(one).is_finished
+    report = export_checkpoint(one.run, None)
+    assert report.portability.reasons == ("diffusers has no adapters for Anima",)
+    assert "native nodes only" in report.card.read_text()
+    found = inspect_path(report.path)
+    assert (found["kind"], found["base"], found["sites"]) == ("adapter", "Anima", 3)
+    assert inspect_path(Path(one.base.model))["pipeline"] == "AnimaModularPipeline"
+    with safe_open(report.path, "pt") as file:
+        stated, names = file.metadata(), set(file.keys())
+    spec = json.loads(stated["ipadapter.spec"])
+    assert (spec["backbone"], spec["layout"], spec["negative"]) == ("Anima", "Anima PE", "zero_pixels")
+    assert (spec["feature"], spec["encoder"]["kind"]) == ("last_hidden_state", "CLIP")
+    assert json.loads(stated["ipadapter.training"])["prediction_type"] == "flow"
+    assert {
+        "to_k_ip.2.weight",
+        "to_v_ip.2.weight",
+        "resampler.queries",
+        "resampler.blocks.0.xattn.in_proj_weight",
+    } < names
+    kinds = [record["kind"] for record in read_records(one.run)]
+    assert kinds.count("samples") == 3
+    evaluate(one, report.path, one.run, images=1)
+    on = config("on", adapter=one.adapter.model_dump() | {"pretrained": str(report.path)}, train={"steps": 1})
+    assert train(on).is_finished
+
+
+@pytest.mark.parametrize("is_cached", [False, True])
+def test_a_resumed_run_is_the_uninterrupted_one(config: Callable[..., Config], tmp_path: Path, is_cached: bool) -> None:
+    """Bit for bit; with a cache its named parts are read, and the losses are what they are without."""
+    more = cached(tmp_path) if is_cached else {}
+    if is_cached:
+        fill_cache(config("whole", **more))
+    train(config("whole", **more))
+    for steps in (2, 4):
+        train(config("part", train={"steps": steps, "batch_size": 2, "log_every": 1, "trackers": []}, **more))
+    whole, part = config("whole"), config("part")
+    assert losses(whole) == losses(part)
+    given, wanted = weights(part), weights(whole)
+    assert given.keys() == wanted.keys()
+    assert all(torch.equal(given[name], wanted[name]) for name in wanted)
+    if is_cached:
+        train(config("encoded"))
+        assert losses(config("encoded")) == pytest.approx(losses(whole), rel=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.long
+def test_two_processes_are_one_of_twice_the_batch(config: Callable[..., Config]) -> None:
+    def of(run: str, steps: int, batch_size: int) -> Config:
+        return config(run, train={"steps": steps, "batch_size": batch_size, "log_every": 1, "trackers": []})
+
+    for steps in (2, 4):
+        assert run_ranks(2, train_with_one_thread, of("parts", steps, 1)) == [0, 0]
+    train(of("one", 4, 2))
+    given, wanted = weights(of("parts", 4, 1)), weights(of("one", 4, 2))
+    assert given.keys() == wanted.keys()
+    assert all(torch.allclose(given[name], wanted[name], atol=1e-4) for name in wanted)

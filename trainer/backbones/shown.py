@@ -1,0 +1,36 @@
+"""What a forward shows to attention layers that the model calls without arguments for them."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from torch.utils.checkpoint import checkpoint
+
+from .image_prompt import SiteKVs
+
+
+class Shown:
+    """What `predict` gives to the layers, which diffusers calls without arguments for their attention."""
+
+    def __init__(self) -> None:
+        self.kv: SiteKVs | None = None
+        self.cells = 0
+
+    @contextmanager
+    def showing(self, kv: SiteKVs | None, cells: int) -> Iterator[None]:
+        before = self.kv, self.cells
+        self.kv, self.cells = kv, cells
+        try:
+            yield
+        finally:
+            self.kv, self.cells = before
+
+    def checkpointed(self, layer: Callable[..., Any], *given: Any) -> Any:
+        """Run a layer that a backward pass runs again, when other images may be shown, or none."""
+        kv, cells = self.kv, self.cells
+
+        def run(*again: Any) -> Any:
+            with self.showing(kv, cells):
+                return layer(*again)
+
+        return checkpoint(run, *given, use_reentrant=False)
