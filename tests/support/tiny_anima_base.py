@@ -15,7 +15,7 @@ from diffusers.loaders.single_file_utils import convert_cosmos_transformer_check
 from torch import Tensor
 from transformers import Qwen3Config, Qwen3Model, T5Tokenizer
 
-from .tiny_anima import BLOCKS, HEAD_DIM, HEADS, LATENT_CHANNELS, PATCH, TEXT_DIM
+from .tiny_anima import BLOCKS, HEAD_DIM, HEADS, LATENT_CHANNELS, PATCH, TEXT_DIM, WIDTH
 from .tiny_sd3_base import LETTERS
 from .tiny_studio_base import QWEN_TEXT, chat_tokenizer, silence
 
@@ -86,8 +86,20 @@ def write_anima_base(folder: Path, seed: int = 0, transformer: Any = None) -> Pa
 @torch.no_grad()
 def write_teachable_anima(folder: Path, pictures: Tensor) -> Path:
     """The same model, with latents (of pictures (B, 3, H, W), -1..1) that have no noise and a deviation of 1, so that
-    what a reference tells of a picture is worth much of the loss."""
-    write_anima_base(folder)
+    what a reference tells of a picture is worth much of the loss; and with gates that let attention through at all
+    times, past layers that would drown it."""
+    transformer = diffusers_anima()
+    for name, parameter in transformer.named_parameters():
+        if "norm" in name and name.endswith("linear_2.weight"):
+            parameter.zero_()
+        if name.endswith(("patch_embed.proj.weight", "attn1.to_out.0.weight", "ff.net.2.weight")):
+            parameter.mul_(0.1)
+    first, second = (getattr(transformer.time_embed.t_embedder, f"linear_{number}").weight for number in (1, 2))
+    for weight in (first, second):
+        weight.zero_()
+    first[0, WIDTH // 2 - 1] = 5.0  # of the slowest cosine, which is 1 at all times
+    second[2 * WIDTH :, 0] = 0.2
+    write_anima_base(folder, transformer=transformer)
     vae = AutoencoderKLQwenImage.from_pretrained(folder / "vae")
     silence(vae.quant_conv)
     latents = vae.encode(pictures[:, :, None]).latent_dist.mean.transpose(0, 1).flatten(1)

@@ -26,6 +26,7 @@ from ipadapter_trainer.models.loading import load_base
 from ipadapter_trainer.models.network import TrainableAdapter, new_adapter
 from support.encoders import WIDTH
 from support.tiny_anima_base import write_anima_base
+from support.tiny_base import write_base
 
 CPU = torch.device("cpu")
 CAPTIONS = ["a fox", "", "a much longer text that says what else is to be seen, and takes more places than the others"]
@@ -254,6 +255,12 @@ def test_another_modular_pipeline_is_refused(folder: Path, tmp_path: Path) -> No
     index.write_text(index.read_text().replace("AnimaModularPipeline", "WanModularPipeline"))
     with pytest.raises(MismatchError, match="is a WanModularPipeline"):
         loaded(copy)
+
+
+def test_a_usual_layout_goes_before_a_modular_one(folder: Path, tmp_path: Path) -> None:
+    base = write_base(tmp_path / "base", "sd15")
+    shutil.copy(folder / "modular_model_index.json", base)
+    assert load_base(BaseModelConfig(model=str(base), precision="fp32"), CPU, only=frozenset({"vae"})).word == "UNet"
 
 
 def test_a_single_file_is_refused(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """Whole runs for Anima: cache, training, pictures, resume, plan, export, evaluation."""
 
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from ipadapter_trainer.planning import make_plan
 from ipadapter_trainer.readers.opening import open_reader
 from ipadapter_trainer.state import ADAPTER, find_checkpoints
 from ipadapter_trainer.watch import observe
+from support.pretend_device import pretend_device
 from support.ranks import run_ranks
 from support.tiny_anima_base import write_anima_base
 from support.training import make_config, train_with_one_thread, write_pictures
@@ -121,6 +123,19 @@ def test_a_resumed_run_is_the_uninterrupted_one(config: Callable[..., Config], t
     if is_cached:
         train(config("encoded"))
         assert losses(config("encoded")) == pytest.approx(losses(whole), rel=1e-4)
+
+
+def test_a_run_on_a_gpu_that_is_not_there(config: Callable[..., Config], tmp_path: Path) -> None:
+    """In half precision, from texts and a cache that is filled there as well."""
+    halves = {"base": {"precision": "bf16"}, "encoder": {"feature": "last_hidden_state", "precision": "bf16"}}
+    steps = {"steps": 2, "batch_size": 2, "log_every": 1, "trackers": [], "gradient_checkpointing": True}
+    with pretend_device("cuda") as device:
+        assert train(config("texts", train=steps, validation=WATCHED, **halves)).is_finished
+        one = config("run", train=steps, **halves, **cached(tmp_path))
+        fill_cache(one, device)
+        outcome = train(one)
+    assert outcome.is_finished
+    assert all(map(math.isfinite, outcome.losses))
 
 
 @pytest.mark.slow

@@ -11,6 +11,7 @@ from diffusers import (
     AnimaTextConditioner,
     AutoencoderKLQwenImage,
     CosmosTransformer3DModel,
+    DiffusionPipeline,
     FlowMatchEulerDiscreteScheduler,
 )
 from diffusers.modular_pipelines.anima.modular_pipeline import AnimaModularPipeline
@@ -38,7 +39,9 @@ _WORDS = frozenset({Qwen2Tokenizer, T5TokenizerFast, FlowMatchEulerDiscreteSched
 
 
 def is_modular(folder: str) -> bool:
-    return os.path.isfile(Path(folder) / INDEX)
+    """Whether it has no other layout: some models of the usual one are described in this way as well."""
+    has_modular, has_usual = (os.path.isfile(Path(folder) / name) for name in (INDEX, DiffusionPipeline.config_name))
+    return has_modular and not has_usual
 
 
 def open_anima(
