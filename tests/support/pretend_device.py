@@ -25,8 +25,11 @@ _COPIES = {aten.copy_.default, aten._foreach_copy_.default}
 _INDEXED = {aten.index.Tensor, aten.index_put.default, aten.index_put_.default, aten._index_put_impl_.default}
 _MIXING = {*_COPIES, *_INDEXED, aten._to_copy.default}  # CUDA fetches an index itself
 _READS = {Tensor.tolist, Tensor.cpu, Tensor.item}
-# of tensors that nobody gave them
-_MAKERS = {torch._C._nn.scaled_dot_product_attention, functional.rms_norm, Tensor.backward}
+# of tensors that nobody gave them, beside those that somebody did
+_MAKERS = {
+    *(torch._C._nn.scaled_dot_product_attention, torch._C._nn.pad_sequence),
+    *(functional.rms_norm, Tensor.type_as, Tensor.backward),
+}
 
 
 class OtherDeviceError(RuntimeError):
@@ -124,7 +127,7 @@ class _Calls(TorchFunctionMode):
         if func in (torch.tensor, torch.as_tensor) and kwargs and kwargs.get("device") is not None:  # asks the driver
             device = kwargs["device"]
             return func(*args, **{**kwargs, "device": CPU}).to(device)
-        is_ours = func in _MAKERS and isinstance(args[0], OnDevice)
+        is_ours = func in _MAKERS and any(isinstance(leaf, OnDevice) for leaf in _leaves((args, kwargs or {})))
         self.depth += is_ours
         try:
             return func(*args, **(kwargs or {}))

@@ -7,6 +7,9 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
+from torch.nn import functional
+from torch.nn.utils.rnn import pad_sequence
 
 from ipadapter_trainer.cache.fill import fill
 from ipadapter_trainer.config import Config, EncoderConfig
@@ -115,6 +118,23 @@ def test_the_lint_refuses_what_a_gpu_does(cuda: torch.device) -> None:
     with pytest.raises(RuntimeError, match="numpy"):
         layer.weight.detach().numpy()
     assert layer.weight.tolist() == layer.weight.cpu().tolist()
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda ours, _: functional.scaled_dot_product_attention(query=ours, key=ours, value=ours),
+        lambda ours, _: pad_sequence([ours, ours[:1]]),
+        lambda ours, _: ours.float().type_as(ours),
+        lambda ours, here: here.type_as(ours),
+    ],
+)
+def test_what_torch_makes_beside_a_tensor_is_on_its_device(cuda: torch.device, call: Callable[..., Tensor]) -> None:
+    """However it is told of it: by name, in a list, as the second of two."""
+    here = torch.ones(2, 3, 4, dtype=torch.bfloat16)
+    made, expected = call(here.to(cuda), here), call(here, here)
+    assert made.device == cuda
+    assert torch.equal(made.cpu(), expected)
 
 
 @pytest.mark.parametrize("name", RUNS)
