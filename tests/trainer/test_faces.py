@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from typer.testing import CliRunner
 
-from ipadapter_core.errors import IPAdapterError
+from ipadapter_core.errors import IPAdapterError, MismatchError
 from ipadapter_core.file.detect import face_crop_size
 from ipadapter_core.network.adapter import load_adapter
 from ipadapter_trainer.cache.fill import fill
@@ -45,6 +46,9 @@ from support.faces import (
     write_list,
     write_people,
 )
+from support.tiny_flux_base import write_flux_base
+from support.tiny_sd3_base import write_sd3_base
+from support.tiny_studio_base import write_studio_base
 
 CPU = torch.device("cpu")
 NOTHING = torch.Generator()
@@ -93,7 +97,10 @@ def test_a_run_of_every_kind_ends_in_a_file_that_reads_back(config: Callable[...
     assert outcome.is_finished
     assert {record["kind"] for record in read_records(settings.run)} >= {"train", "validation", "samples"}
     report = export_checkpoint(settings.run, None)
+    best = export_checkpoint(settings.run, settings.run / "best of all.safetensors", weights="best")
     adapter = load_adapter(report.path)
+    assert best.parameters == report.parameters
+    assert (best.lora is None) == (kind == "portrait")
     face, rank = adapter.spec.face, 0 if kind == "portrait" else 3
     assert face is not None
     assert (face.identity_dim, face.hidden_dim, face.crop_size) == (512, 1024, face_crop_size(16))
@@ -286,6 +293,11 @@ def test_commands_work_on_a_face_adapter(tmp_path: Path, config: Callable[..., C
         assert result.exit_code == 0, result.output
         return json.loads(result.stdout[result.stdout.index("{") :])
 
+    def refused(*arguments: str) -> str:
+        result = CliRunner().invoke(app, arguments)
+        assert result.exit_code != 0
+        return f"{result.output}{result.exception}"
+
     assert run("train", str(tmp_path / "config.toml"), "--json")["step"] == 2
     assert Path(run("export", str(settings.run), "--json")["lora"]).is_file()
     about = run("inspect", str(file), "--json")
@@ -297,12 +309,27 @@ def test_commands_work_on_a_face_adapter(tmp_path: Path, config: Callable[..., C
     assert "losses" in run(
         "eval", str(tmp_path / "config.toml"), "--adapter", str(file), "-o", str(tmp_path / "eval"), "--json"
     )
-    refused = CliRunner().invoke(app, [*sample, "--image", str(tmp_path / "wall.png"), "-o", str(tmp_path / "none")])
-    assert refused.exit_code != 0
-    assert "no face found in it" in str(refused.output) + str(refused.exception)
+    none = ["--image", str(tmp_path / "wall.png"), "-o", str(tmp_path / "none")]
+    assert "no face found in it" in refused(*sample, *none)
+    at = sample.index("--face-model")
+    assert "without --face-model" in refused(*sample[:at], *sample[at + 2 :], *none)
+    assert "--face-model = 'nowhere'" in refused(*sample[: at + 1], "nowhere", *sample[at + 2 :], *none)
     card = file.with_suffix(".md").read_text()
     assert "Encode Face for IP-Adapter" in card
     assert "adapter_lora.safetensors" in card
+
+
+@pytest.mark.parametrize(
+    "write",
+    [write_flux_base, write_sd3_base, partial(write_studio_base, family="z_image")],
+    ids=["flux", "sd3", "z_image"],
+)
+def test_face_adapters_are_for_unets(
+    tmp_path: Path, config: Callable[..., Config], write: Callable[[Path], Path]
+) -> None:
+    folder = write(tmp_path / "base")
+    with pytest.raises(MismatchError, match=r'adapter\.kind = "faceid" with.*set adapter\.kind = "plus"'):
+        open_run(config("faceid", base={"model": str(folder)}))
 
 
 @pytest.mark.parametrize(
