@@ -19,7 +19,7 @@ from ipadapter_core.file.detect import face_crop_size
 from ipadapter_core.network.adapter import load_adapter
 from ipadapter_trainer.cache.fill import fill
 from ipadapter_trainer.cli import app
-from ipadapter_trainer.config import AugmentConfig, Config
+from ipadapter_trainer.config import AdapterConfig, AugmentConfig, BaseModelConfig, Config
 from ipadapter_trainer.config_file import ConfigError, write_config
 from ipadapter_trainer.data.pictures import BrokenPictureError
 from ipadapter_trainer.data.records import DataError
@@ -30,10 +30,12 @@ from ipadapter_trainer.loop import train
 from ipadapter_trainer.metrics_log import read_records
 from ipadapter_trainer.models.face_network import face_read
 from ipadapter_trainer.models.loading import load_base
+from ipadapter_trainer.models.network import new_adapter
 from ipadapter_trainer.planning import make_plan
 from ipadapter_trainer.readers.faces import FaceReader, open_face_reader
 from ipadapter_trainer.readers.opening import open_reader
 from ipadapter_trainer.run import open_run
+from ipadapter_trainer.watch.sampling import Sampler, SampleSettings, encode_prompt, encode_reference, sample_grid
 from support.face_files import EMBEDDING, write_pack
 from support.faces import (
     FACE_KINDS,
@@ -178,6 +180,40 @@ def test_a_run_goes_on_exactly(config: Callable[..., Config], kind: str) -> None
         assert whole.keys() == halves.keys()
         assert all(torch.equal(whole[key], halves[key]) for key in whole)
     assert any("lora" in key for key in whole) == (kind != "portrait")
+
+
+def test_pictures_at_half_strength_are_those_of_half_the_weights(small_base_folder: Callable[[str], Path]) -> None:
+    """The LoRA's too; at strength 0 nothing is left of either."""
+    base = load_base(BaseModelConfig(model=str(small_base_folder("sd15")), precision="fp32"), CPU)
+    network = new_adapter(AdapterConfig(kind="faceid", lora_rank=3), base, None)
+    reader = open_face_reader(None, face_read(base.token_dim), None)
+    base.install()
+    torch.manual_seed(0)
+    assert network.lora is not None
+    ups = [weight for name, weight in network.lora.named_parameters() if ".up." in name]
+    values = [network.adapter.site(index).to_v_ip.weight for index in range(network.spec.num_sites)]
+    with torch.no_grad():
+        for weight in ups:
+            weight.normal_()
+    reference = encode_reference(face_picture(0), "me", base=base, reader=reader, identity=torch.randn(EMBEDDING))
+
+    def drawn(strength: float) -> np.ndarray[Any, Any]:
+        settings = SampleSettings(strengths=(strength,), steps=2, size=(64, 64))
+        sampler = Sampler(base, settings, encode_prompt(base, ""))
+        grid = sample_grid(sampler, network, reader.no_image(network.spec.negative), [reference])
+        return np.asarray(grid.rows[0][0])
+
+    nothing, half = drawn(0.0), drawn(0.5)
+    for weights in (ups, values):
+        assert not np.array_equal(half, drawn(1.0))
+        with torch.no_grad():
+            for weight in weights:
+                weight.mul_(0.5)
+    assert np.array_equal(half, drawn(1.0))
+    with torch.no_grad():
+        for weight in (*ups, *values):
+            weight.zero_()
+    assert np.array_equal(nothing, drawn(1.0))
 
 
 def test_a_run_does_not_go_on_as_another_kind(config: Callable[..., Config]) -> None:
