@@ -26,6 +26,7 @@ from ipadapter_trainer.readers.opening import open_reader
 from ipadapter_trainer.run import open_run
 from ipadapter_trainer.watch import observe
 from support.encoders import FOLDERS
+from support.faces import face_config, write_people
 from support.pretend_device import PEAK_BYTES, OtherDeviceError, pretend_device
 from support.recipe_models import write_judge
 from support.training import make_config, write_pictures
@@ -150,6 +151,32 @@ def test_a_whole_run(config: Callable[..., Config], cuda: torch.device, name: st
     assert drawn == [0, *sessions]
     export_checkpoint(one.run, None)
     if is_cached and layout == "sd15":  # what it does is the same everywhere
+        evaluate(one, one.run / "adapter.safetensors", one.run, images=1)
+
+
+@pytest.mark.parametrize(("kind", "precision"), [("faceid_plus_v2", "bf16"), ("faceid", "fp16"), ("portrait", "fp32")])
+def test_a_whole_run_of_faces(
+    tmp_path: Path,
+    small_base_folder: Callable[[str], Path],
+    encoder_folder: Callable[[str], Path],
+    cuda: torch.device,
+    kind: str,
+    precision: str,
+) -> None:
+    """With the LoRA, a cache and checkpointing for one, scaled gradients or several faces for others."""
+    changes: dict[str, dict[str, Any]] = {
+        "faceid_plus_v2": {"cache": {"path": str(tmp_path / "cache"), "precision": "fp32"}},
+        "portrait": {"data": {"reference": "group", "references_together": 2}},
+    }.get(kind, {})
+    changes |= {"base": {"precision": precision}, "encoder": {"precision": precision}, "validation": WATCHED}
+    changes |= {"objective": {"drop_identity": 0.3}, "optimizer": {"ema_decay": 0.9}}
+    changes["train"] = {"steps": 2, "gradient_checkpointing": kind == "faceid_plus_v2"}
+    people = write_people(tmp_path / "people", 3, each=2)
+    one = face_config(small_base_folder("sd15"), encoder_folder("clip"), people, tmp_path / "run", kind, **changes)
+    assert all(finished(train(with_steps(one, steps))) for steps in (1, 2))  # the last resumes
+    assert [record["step"] for record in read_records(one.run) if record["kind"] == "samples"] == [0, 1, 2]
+    export_checkpoint(one.run, None)
+    if kind == "faceid_plus_v2":
         evaluate(one, one.run / "adapter.safetensors", one.run, images=1)
 
 
