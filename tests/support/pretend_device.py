@@ -128,6 +128,7 @@ class _Calls(TorchFunctionMode):
             device = kwargs["device"]
             return func(*args, **{**kwargs, "device": CPU}).to(device)
         is_ours = func in _MAKERS and any(isinstance(leaf, OnDevice) for leaf in _leaves((args, kwargs or {})))
+        is_ours = is_ours or (func is Tensor.to and len(args) > 1 and isinstance(args[1], OnDevice))  # where that is
         self.depth += is_ours
         try:
             return func(*args, **(kwargs or {}))
