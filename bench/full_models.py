@@ -43,7 +43,7 @@ def open_pipeline(unet: str) -> Any:
         tokenizer = write_tokenizer(Path(folder))
     common = {"tokenizer": tokenizer, "scheduler": None}
     with META:
-        common |= {"unet": UNet2DConditionModel(**CONFIGS[unet]), "vae": _vae(), "text_encoder": _text_l()}
+        common |= {"unet": UNet2DConditionModel(**CONFIGS[unet]), "vae": vae(), "text_encoder": _text_l()}
         if unet == "sdxl":
             pipeline: Any = StableDiffusionXLPipeline(**common, tokenizer_2=tokenizer, text_encoder_2=_text_big_g())
         else:
@@ -65,7 +65,7 @@ def open_flux() -> Any:
     with META:
         pipeline = FluxPipeline(
             transformer=FluxTransformer2DModel(guidance_embeds=True),
-            vae=_vae(16),
+            vae=vae(16),
             text_encoder=_text_l(),
             text_encoder_2=_t5_xxl(),
             tokenizer=tokenizer,
@@ -95,7 +95,8 @@ def vision_h() -> Any:
         return CLIPVisionModelWithProjection(config).requires_grad_(False)
 
 
-def _vae(channels: int = 4) -> Any:
+def vae(channels: int = 4) -> Any:
+    """SD1.5's autoencoder, or one like it with more channels."""
     return AutoencoderKL(
         block_out_channels=(128, 256, 512, 512),
         down_block_types=("DownEncoderBlock2D",) * 4,

@@ -47,6 +47,17 @@ class Settings:
     device: str = "cpu"
 
 
+@dataclass(frozen=True)
+class AdapterSize:
+    """Sizes of an adapter: image tokens, the resampler of one that has it, the rank of a LoRA beside it."""
+
+    tokens: int = TOKENS
+    width: int = 1280
+    depth: int = 4
+    head_dim: int = 64
+    rank: int = 128
+
+
 class Projection(nn.Module):
     """Global image embedding (B, E) to tokens (B, N, C), under the published names."""
 
@@ -67,8 +78,8 @@ class PlainProcessor(nn.Module):
         self, attn: Any, hidden_states: Tensor, encoder_hidden_states: Tensor | None = None, **_: Any
     ) -> Tensor:
         context = hidden_states if encoder_hidden_states is None else encoder_hidden_states
-        query = _heads(attn.to_q(hidden_states), attn.heads)
-        return _finish(attn, _attention(query, attn.to_k(context), attn.to_v(context), attn.heads))
+        query = heads_of(attn.to_q(hidden_states), attn.heads)
+        return _finish(attn, attention(query, attn.to_k(context), attn.to_v(context), attn.heads))
 
 
 class ImageProcessor(nn.Module):
@@ -84,19 +95,19 @@ class ImageProcessor(nn.Module):
 
     def forward(self, attn: Any, hidden_states: Tensor, encoder_hidden_states: Tensor, **_: Any) -> Tensor:
         text, image = encoder_hidden_states[:, :-TOKENS], encoder_hidden_states[:, -TOKENS:]
-        query = _heads(attn.to_q(hidden_states), attn.heads)
-        out = _attention(query, attn.to_k(text), attn.to_v(text), attn.heads)
+        query = heads_of(attn.to_q(hidden_states), attn.heads)
+        out = attention(query, attn.to_k(text), attn.to_v(text), attn.heads)
         key, value = self.to_k_ip(image), self.to_v_ip(image)
-        out = out + _attention(query, key, value, attn.heads)
+        out = out + attention(query, key, value, attn.heads)
         with torch.no_grad():  # the tutorial's own order of softmax and product
-            self.attn_map = query @ _heads(key, attn.heads).transpose(-2, -1).softmax(dim=-1)
+            self.attn_map = query @ heads_of(key, attn.heads).transpose(-2, -1).softmax(dim=-1)
         return _finish(attn, out)
 
 
 class Adapter(nn.Module):
     """UNet, projection and the list of processors in one module, which is what accelerate prepares."""
 
-    def __init__(self, unet: Any, projection: Projection) -> None:
+    def __init__(self, unet: Any, projection: nn.Module) -> None:
         super().__init__()
         self.unet = unet
         self.image_proj_model = projection
@@ -136,10 +147,19 @@ class Pictures(Dataset[dict[str, Any]]):
         drops_image, drops_text = chance < DROP or 2 * DROP <= chance < 3 * DROP, DROP <= chance < 3 * DROP
         return {
             "pixels": self.transform(image),
-            "reference": self.processor(images=image, return_tensors="pt").pixel_values[0],
-            "tokens": tokenize(self.tokenizer, ["" if drops_text else item["text"]])[0],
+            "reference": self.reference(image, self.root / item["image_file"]),
+            "tokens": self.caption("" if drops_text else item["text"]),
             "drops_image": int(drops_image),
         }
+
+    def reference(self, image: Image.Image, _path: Path) -> Tensor:
+        """What is read of the picture."""
+        pixels: Tensor = self.processor(images=image, return_tensors="pt").pixel_values[0]
+        return pixels
+
+    def caption(self, text: str) -> Any:
+        """What is read of its text."""
+        return tokenize(self.tokenizer, [text])[0]
 
 
 class OfficialLoop:
@@ -160,20 +180,17 @@ class OfficialLoop:
         self.tokenizer = CLIPTokenizer.from_pretrained(base, subfolder="tokenizer")
         self.text_encoder = _frozen(CLIPTextModel, base, "text_encoder").to(device, self.dtype)
         self.vae = _frozen(_autoencoder_class(base), base, "vae").to(device, self.dtype)
-        self.image_encoder = _frozen(CLIPVisionModelWithProjection, settings.encoder).to(device, self.dtype)
         unet = _frozen(UNet2DConditionModel, base, "unet")
-        vision = self.image_encoder.config
-        projection = Projection(vision.projection_dim, unet.config.cross_attention_dim)
-        _set_processors(unet)
+        projection, pictures = self.open_references(settings, unet.config.cross_attention_dim)
+        self.set_processors(unet)
         self.adapter = Adapter(unet, projection).to(device)
         optimizer = torch.optim.AdamW(
             [*projection.parameters(), *self.adapter.adapter_modules.parameters()],
             lr=settings.learning_rate,
             weight_decay=settings.weight_decay,
         )
-        processor = CLIPImageProcessor(size={"shortest_edge": vision.image_size}, crop_size=vision.image_size)
         loader = DataLoader(
-            Pictures(settings.data, self.tokenizer, processor, settings.resolution),
+            pictures,
             batch_size=settings.batch_size,
             shuffle=True,
             drop_last=True,
@@ -184,6 +201,24 @@ class OfficialLoop:
         self._batches = self._endless()
         self._batch_size = settings.batch_size
         self.step_number = 0
+
+    def open_references(self, settings: Settings, context_dim: int) -> tuple[nn.Module, Pictures]:
+        """What makes tokens of a reference, and the data with references; the model that reads them is opened."""
+        encoder = _frozen(CLIPVisionModelWithProjection, settings.encoder)
+        self.image_encoder = encoder.to(self.accelerator.device, self.dtype)
+        vision = encoder.config
+        processor = CLIPImageProcessor(size={"shortest_edge": vision.image_size}, crop_size=vision.image_size)
+        pictures = Pictures(settings.data, self.tokenizer, processor, settings.resolution)
+        return Projection(vision.projection_dim, context_dim), pictures
+
+    def set_processors(self, unet: Any) -> None:
+        modules = dict(unet.named_modules())
+        unet.set_attn_processor(
+            {
+                name: ImageProcessor(modules[name.removesuffix(".processor")]) if "attn2" in name else PlainProcessor()
+                for name in unet.attn_processors
+            }
+        )
 
     def _endless(self) -> Iterator[dict[str, Any]]:
         while True:
@@ -283,22 +318,12 @@ def _autoencoder_class(base: Path) -> Any:
     return {model.__name__: model for model in (AutoencoderKL, AutoencoderTiny)}[config["_class_name"]]
 
 
-def _set_processors(unet: Any) -> None:
-    modules = dict(unet.named_modules())
-    unet.set_attn_processor(
-        {
-            name: ImageProcessor(modules[name.removesuffix(".processor")]) if "attn2" in name else PlainProcessor()
-            for name in unet.attn_processors
-        }
-    )
-
-
-def _heads(x: Tensor, heads: int) -> Tensor:
+def heads_of(x: Tensor, heads: int) -> Tensor:
     return x.unflatten(-1, (heads, -1)).transpose(1, 2)
 
 
-def _attention(query: Tensor, key: Tensor, value: Tensor, heads: int) -> Tensor:
-    out = functional.scaled_dot_product_attention(query, _heads(key, heads), _heads(value, heads))
+def attention(query: Tensor, key: Tensor, value: Tensor, heads: int) -> Tensor:
+    out = functional.scaled_dot_product_attention(query, heads_of(key, heads), heads_of(value, heads))
     return out.transpose(1, 2).flatten(2)
 
 

@@ -24,6 +24,7 @@ sys.path += [str(ROOT / "tests"), str(ROOT)]
 import torch  # noqa: E402
 from diffusers import DDPMScheduler  # noqa: E402
 from full_models import ENCODER_SIZE, META, open_flux, open_pipeline, vision_h  # noqa: E402
+from full_studio import open_qwen_image, open_z_image  # noqa: E402
 from torch.utils.flop_counter import FlopCounterMode  # noqa: E402
 
 from ipadapter_core.encoder.folder import VisionFolder  # noqa: E402
@@ -76,6 +77,8 @@ SETUPS = (
 TRANSFORMERS = (
     Setup("FLUX.1 base, 1024", "flux", "base", 1024),
     Setup("FLUX.1 plus, 1024", "flux", "plus", 1024),
+    Setup("Z-Image plus, 1024", "z_image", "plus", 1024),
+    Setup("Qwen-Image plus, 1024", "qwen_image", "plus", 1024),
 )
 
 
@@ -161,7 +164,12 @@ def count_training(base: Backbone, encoder: ImageEncoder, network: TrainableAdap
     return forward.get_total_flops(), backward.get_total_flops()
 
 
+_STUDIO = {"z_image": open_z_image, "qwen_image": open_qwen_image}
+
+
 def open_base(name: str) -> Backbone:
+    if name in _STUDIO:
+        return _STUDIO[name]()
     if name == "flux":
         return FluxBackbone(name, open_flux(), META, torch.float32, 3.5)
     return UNetBackbone(name, open_pipeline(name), META, torch.float32, DDPMScheduler())

@@ -9,7 +9,6 @@ import numpy as np
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from PIL import Image
-from torch.utils.flop_counter import FlopCounterMode
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPVisionConfig, CLIPVisionModelWithProjection
 
 from support.tiny_base import write_tokenizer
@@ -17,14 +16,24 @@ from support.tiny_base import write_tokenizer
 _DOWN, _UP = "CrossAttnDownBlock2D", "CrossAttnUpBlock2D"
 
 
-@dataclass(frozen=True)
-class Shape:
+@dataclass(frozen=True, kw_only=True)
+class VisionShape:
+    """Sizes of an image encoder."""
+
+    vision_width: int
+    vision_layers: int
+    vision_embed: int
+    vision_size: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shape(VisionShape):
     """Sizes of what is measured.
 
     Attributes:
         channels: of the UNet's levels, each with cross-attention; `resnets` layers each way down, one more up.
         vae_channels, vae_resnets: of the autoencoder's levels.
-        text_layers, vision_layers: of the two encoders.
+        text_layers: of the text encoder.
         picture: side of the JPEG files.
     """
 
@@ -34,10 +43,6 @@ class Shape:
     vae_channels: tuple[int, ...]
     vae_resnets: int
     text_layers: int
-    vision_width: int
-    vision_layers: int
-    vision_embed: int
-    vision_size: int
     resolution: int
     picture: int
     batch_size: int
@@ -77,6 +82,12 @@ SMALL = Shape(
 
 def write_models(folder: Path, shape: Shape, dtype: torch.dtype = torch.bfloat16) -> tuple[Path, Path]:
     """Write base and image encoder; their folders. Stored in `dtype`, to be loaded as any other."""
+    write_base(folder, shape, dtype)
+    vision_model(shape).to(dtype).save_pretrained(folder / "encoder")
+    return folder / "base", folder / "encoder"
+
+
+def write_base(folder: Path, shape: Shape, dtype: torch.dtype = torch.bfloat16) -> Path:
     torch.manual_seed(0)
     tokenizer = write_tokenizer(folder / "tokenizer")
     pipeline = StableDiffusionPipeline(
@@ -92,8 +103,20 @@ def write_models(folder: Path, shape: Shape, dtype: torch.dtype = torch.bfloat16
         requires_safety_checker=False,
     )
     pipeline.save_pretrained(folder / "base")
-    CLIPVisionModelWithProjection(_vision_config(shape)).to(dtype).save_pretrained(folder / "encoder")
-    return folder / "base", folder / "encoder"
+    return folder / "base"
+
+
+def vision_model(shape: VisionShape) -> CLIPVisionModelWithProjection:
+    config = CLIPVisionConfig(
+        hidden_size=shape.vision_width,
+        intermediate_size=4 * shape.vision_width,
+        num_hidden_layers=shape.vision_layers,
+        num_attention_heads=max(1, shape.vision_width // 80),
+        image_size=shape.vision_size,
+        patch_size=14,
+        projection_dim=shape.vision_embed,
+    )
+    return CLIPVisionModelWithProjection(config).eval()
 
 
 def write_pictures(folder: Path, count: int, side: int) -> Path:
@@ -121,22 +144,6 @@ def describe(shape: Shape) -> str:
         f"{shape.text_layers} layers (12); image encoder {shape.vision_width} wide with {shape.vision_layers} layers "
         f"(ViT-H: 1280, 32)"
     )
-
-
-def operations(shape: Shape) -> dict[str, int]:
-    """Floating-point operations per image, counted on models without weights, two per multiplication with addition."""
-    latents = torch.empty(1, 4, shape.resolution // 8, shape.resolution // 8, device="meta")
-    text = torch.empty(1, 77, shape.context_dim, device="meta", requires_grad=True)
-    with torch.device("meta"):
-        unet = _random(UNet2DConditionModel, _unet_config(shape)).requires_grad_(False)
-        vae = _random(AutoencoderKL, _vae_config(shape)).requires_grad_(False)
-        vision = CLIPVisionModelWithProjection(_vision_config(shape)).requires_grad_(False)
-        with FlopCounterMode(display=False) as training:
-            unet(latents, torch.zeros(1), text).sample.sum().backward()
-        with FlopCounterMode(display=False) as encoding:
-            vae.encode(torch.empty(1, 3, shape.resolution, shape.resolution))
-            vision(torch.empty(1, 3, shape.vision_size, shape.vision_size))
-    return {"training": training.get_total_flops(), "encoding": encoding.get_total_flops()}
 
 
 def _unet_config(shape: Shape) -> dict[str, Any]:
@@ -175,18 +182,6 @@ def _text_config(shape: Shape, vocabulary: int) -> CLIPTextConfig:
         bos_token_id=vocabulary - 2,
         eos_token_id=vocabulary - 1,
         pad_token_id=vocabulary - 1,
-    )
-
-
-def _vision_config(shape: Shape) -> CLIPVisionConfig:
-    return CLIPVisionConfig(
-        hidden_size=shape.vision_width,
-        intermediate_size=4 * shape.vision_width,
-        num_hidden_layers=shape.vision_layers,
-        num_attention_heads=max(1, shape.vision_width // 80),
-        image_size=shape.vision_size,
-        patch_size=14,
-        projection_dim=shape.vision_embed,
     )
 
 

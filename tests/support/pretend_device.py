@@ -25,9 +25,11 @@ _COPIES = {aten.copy_.default, aten._foreach_copy_.default}
 _INDEXED = {aten.index.Tensor, aten.index_put.default, aten.index_put_.default, aten._index_put_impl_.default}
 _MIXING = {*_COPIES, *_INDEXED, aten._to_copy.default}  # CUDA fetches an index itself
 _READS = {Tensor.tolist, Tensor.cpu, Tensor.item}
-_LIKE = {Tensor.to, Tensor.type_as}  # which take the device of another tensor
-# of tensors that nobody gave them
-_MAKERS = {torch._C._nn.scaled_dot_product_attention, functional.rms_norm, Tensor.backward}
+# of tensors that nobody gave them, beside those that somebody did
+_MAKERS = {
+    *(torch._C._nn.scaled_dot_product_attention, torch._C._nn.pad_sequence),
+    *(functional.rms_norm, Tensor.type_as, Tensor.backward),
+}
 
 
 class OtherDeviceError(RuntimeError):
@@ -125,9 +127,8 @@ class _Calls(TorchFunctionMode):
         if func in (torch.tensor, torch.as_tensor) and kwargs and kwargs.get("device") is not None:  # asks the driver
             device = kwargs["device"]
             return func(*args, **{**kwargs, "device": CPU}).to(device)
-        is_like_ours = func in _LIKE and len(args) > 1 and isinstance(args[1], OnDevice)
-        first = next(iter((*args, *(kwargs or {}).values())), None)
-        is_ours = is_like_ours or (func in _MAKERS and isinstance(first, OnDevice))
+        is_ours = func in _MAKERS and any(isinstance(leaf, OnDevice) for leaf in _leaves((args, kwargs or {})))
+        is_ours = is_ours or (func is Tensor.to and len(args) > 1 and isinstance(args[1], OnDevice))  # where that is
         self.depth += is_ours
         try:
             return func(*args, **(kwargs or {}))

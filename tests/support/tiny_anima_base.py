@@ -17,7 +17,7 @@ from transformers import Qwen3Config, Qwen3Model, T5Tokenizer
 
 from .tiny_anima import BLOCKS, HEAD_DIM, HEADS, LATENT_CHANNELS, PATCH, TEXT_DIM, WIDTH
 from .tiny_sd3_base import LETTERS
-from .tiny_studio_base import QWEN_TEXT, qwen_tokenizer, silence
+from .tiny_studio_base import QWEN_TEXT, chat_tokenizer, silence
 
 _LLM = "llm_adapter."
 _TRANSFORMER: dict[str, Any] = {
@@ -72,7 +72,7 @@ def write_anima_base(folder: Path, seed: int = 0, transformer: Any = None) -> Pa
     pipeline = AnimaAutoBlocks().init_pipeline()
     pipeline.update_components(
         scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),  # as circlestone-labs/Anima has it
-        tokenizer=qwen_tokenizer(),
+        tokenizer=chat_tokenizer(),
         t5_tokenizer=words,
         text_encoder=Qwen3Model(Qwen3Config(**QWEN_TEXT, head_dim=8)).eval(),
         text_conditioner=conditioner.eval(),

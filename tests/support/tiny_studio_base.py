@@ -17,17 +17,19 @@ from torch import Tensor
 from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration, Qwen2Tokenizer, Qwen3Config, Qwen3Model
 
 from .tiny_qwen_image import TEXT_DIM, diffusers_qwen_image
-from .tiny_z_image import diffusers_z_image
+from .tiny_z_image import LATENT_CHANNELS, PATCH, diffusers_z_image
+from .trained import COLORS, colors
 
 STUDIO_FAMILIES = ("z_image", "qwen_image")
 _BYTES = sorted(ByteLevel.alphabet())
 _SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
+CHAT_TOKENS = len(_BYTES) + len(_SPECIAL)
 # as the published one lays out a message; also the empty thought that Z-Image asks to leave open
 _CHAT = (
     "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}<|im_start|>assistant\n"
 )
 QWEN_TEXT: dict[str, Any] = {
-    "vocab_size": len(_BYTES) + len(_SPECIAL),
+    "vocab_size": CHAT_TOKENS,
     "hidden_size": TEXT_DIM,
     "intermediate_size": 32,
     "num_hidden_layers": 2,
@@ -57,14 +59,14 @@ def write_studio_base(folder: Path, family: str, seed: int = 0) -> Path:
     """Write a model of the "z_image" or "qwen_image" kind and return its folder."""
     torch.manual_seed(seed)
     scheduler = FlowMatchEulerDiscreteScheduler(**_SCHEDULES[family])
-    given = {"scheduler": scheduler, "tokenizer": qwen_tokenizer()}
+    given = {"scheduler": scheduler, "tokenizer": chat_tokenizer()}
     pipeline = _z_image(given, seed) if family == "z_image" else _qwen_image(given, seed)
     pipeline.save_pretrained(folder)
     return folder
 
 
-def qwen_tokenizer() -> Qwen2Tokenizer:
-    """Of single bytes."""
+def chat_tokenizer() -> Qwen2Tokenizer:
+    """A token for each byte of a text, and the signs around messages."""
     tokenizer = Qwen2Tokenizer(vocab={sign: number for number, sign in enumerate(_BYTES + list(_SPECIAL))}, merges=[])
     tokenizer.chat_template = _CHAT
     return tokenizer
@@ -87,9 +89,9 @@ def _z_image(given: dict[str, Any], seed: int) -> ZImagePipeline:
     return ZImagePipeline(vae=vae, text_encoder=text, transformer=loadable_z_image(seed), **given)
 
 
-def loadable_z_image(seed: int = 0) -> ZImageTransformer2DModel:
+def loadable_z_image(seed: int = 0, channels: int = LATENT_CHANNELS) -> ZImageTransformer2DModel:
     """`diffusers_z_image`, as diffusers' own constructor makes it: units of the timestep's MLP beyond it are dead."""
-    tiny = diffusers_z_image(seed)
+    tiny = diffusers_z_image(seed, channels)
     model = ZImageTransformer2DModel.from_config(tiny.config)
     weights = {name: _padded(tensor, model.state_dict()[name]) for name, tensor in tiny.state_dict().items()}
     model.load_state_dict(weights, strict=True)
@@ -103,12 +105,7 @@ def _padded(tensor: Tensor, like: Tensor) -> Tensor:
 
 
 def _qwen_image(given: dict[str, Any], seed: int) -> QwenImagePipeline:
-    vae = AutoencoderKLQwenImage(
-        base_dim=8,
-        z_dim=16,
-        dim_mult=[1, 1, 1, 1],
-        num_res_blocks=1,
-    ).eval()
+    vae = _video_vae()
     rope = {"rope_type": "default", "mrope_section": [2, 2, 2], "rope_theta": 10000.0}
     config = Qwen2_5_VLConfig(
         text_config={**QWEN_TEXT, "rope_parameters": rope},
@@ -120,31 +117,53 @@ def _qwen_image(given: dict[str, Any], seed: int) -> QwenImagePipeline:
     return QwenImagePipeline(vae=vae, text_encoder=text, transformer=diffusers_qwen_image(seed), **given)
 
 
+def _video_vae(**settings: Any) -> AutoencoderKLQwenImage:
+    sizes: dict[str, Any] = {"z_dim": LATENT_CHANNELS, "dim_mult": [1, 1, 1, 1], "num_res_blocks": 1}
+    return AutoencoderKLQwenImage(base_dim=8, **sizes, **settings).eval()
+
+
 @torch.no_grad()
-def write_teachable_studio_base(folder: Path, family: str, pictures: Tensor) -> Path:
-    """The same model, with latents (of pictures (B, 3, H, W), -1..1) that have no noise and a deviation of 1, so that
-    what a reference tells of a picture is worth much of the loss, and with gates that let attention through."""
+def write_teachable_studio_base(folder: Path, family: str) -> Path:
+    """A random, frozen model that sees colours, whose gates let attention through: to be used with the autoencoder in
+    its folder `COLORS`."""
     write_studio_base(folder, family)
     if family == "z_image":
-        z_image = loadable_z_image()
+        z_image = loadable_z_image(channels=4)
         for layer in z_image.layers:
             layer.adaLN_modulation[0].bias.chunk(4)[1].fill_(2.0)
         z_image.save_pretrained(folder / "transformer")
-        vae = AutoencoderKL.from_pretrained(folder / "vae")
-        silence(vae.encoder.conv_out)
-        latents = vae.encode(pictures).latent_dist.mean
-        vae.register_to_config(shift_factor=latents.mean().item(), scaling_factor=1 / latents.std().item())
+        colors().save_pretrained(folder / COLORS)
     else:
         qwen_image = diffusers_qwen_image()
         for block in qwen_image.transformer_blocks:
             block.img_mod[1].bias.chunk(6)[2].fill_(1.0)
+        said = torch.eye(LATENT_CHANNELS).repeat_interleave(PATCH**2, 0)  # else it is narrower than what it is to say
+        qwen_image.proj_out.weight.zero_()[:, :LATENT_CHANNELS] = said
         qwen_image.save_pretrained(folder / "transformer")
-        vae = AutoencoderKLQwenImage.from_pretrained(folder / "vae")
-        silence(vae.quant_conv)
-        latents = vae.encode(pictures[:, :, None]).latent_dist.mean.transpose(0, 1).flatten(1)
-        vae.register_to_config(latents_mean=latents.mean(1).tolist(), latents_std=latents.std(1).tolist())
-    vae.save_pretrained(folder / "vae")
+        _video_colors().save_pretrained(folder / COLORS)
     return folder
+
+
+def _video_colors() -> AutoencoderKLQwenImage:
+    """Red, green and blue, over and over, of the corner of each cell, if they are full or none; no noise.
+
+    Its last layers norm, and let negative numbers hardly pass; so there is each colour's opposite too.
+    """
+    vae = _video_vae(latents_mean=[0.0] * LATENT_CHANNELS, latents_std=[1.0] * LATENT_CHANNELS)
+    encoder = vae.encoder
+    for parameter in (*encoder.parameters(), *vae.quant_conv.parameters()):
+        if parameter.dim() != 4 or parameter.shape[1:] != (1, 1, 1):  # of norms
+            parameter.zero_()
+    for color in range(3):
+        encoder.conv_in.weight[(color, color + 3), color, -1, 1, 1] = torch.tensor([1.0, -1.0])
+        encoder.conv_out.weight[color:LATENT_CHANNELS:3, (color, color + 3), -1, 1, 1] = torch.tensor([1.0, -1.0])
+    for block in encoder.down_blocks:
+        if hasattr(block, "resample"):
+            torch.nn.init.dirac_(block.resample[1].weight)
+    encoder.norm_out.gamma.fill_((6 / encoder.dim) ** 0.5)
+    torch.nn.init.dirac_(vae.quant_conv.weight)
+    vae.quant_conv.bias[LATENT_CHANNELS:] = -30  # the logarithm of the variance
+    return vae
 
 
 def silence(layer: torch.nn.Module) -> None:

@@ -15,12 +15,12 @@ _TIME = 256
 AXES = [32, 32, 32]  # of the positions; together a head
 
 
-def diffusers_z_image(seed: int = 0) -> ZImageTransformer2DModel:
+def diffusers_z_image(seed: int = 0, channels: int = LATENT_CHANNELS) -> ZImageTransformer2DModel:
     """A random Z-Image in diffusers, float32."""
     torch.manual_seed(seed)
     model = ZImageTransformer2DModel(
         all_patch_size=(PATCH,),
-        in_channels=LATENT_CHANNELS,
+        in_channels=channels,
         dim=WIDTH,
         n_layers=BLOCKS,
         n_refiner_layers=REFINERS,

@@ -7,6 +7,9 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
+from torch.nn import functional
+from torch.nn.utils.rnn import pad_sequence
 
 from ipadapter_trainer.cache.fill import fill
 from ipadapter_trainer.config import Config, EncoderConfig
@@ -23,6 +26,7 @@ from ipadapter_trainer.readers.opening import open_reader
 from ipadapter_trainer.run import open_run
 from ipadapter_trainer.watch import observe
 from support.encoders import FOLDERS
+from support.faces import face_config, write_people
 from support.pretend_device import PEAK_BYTES, OtherDeviceError, pretend_device
 from support.recipe_models import write_judge
 from support.training import make_config, write_pictures
@@ -117,6 +121,23 @@ def test_the_lint_refuses_what_a_gpu_does(cuda: torch.device) -> None:
     assert layer.weight.tolist() == layer.weight.cpu().tolist()
 
 
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda ours, _: functional.scaled_dot_product_attention(query=ours, key=ours, value=ours),
+        lambda ours, _: pad_sequence([ours, ours[:1]]),
+        lambda ours, _: ours.float().type_as(ours),
+        lambda ours, here: here.type_as(ours),
+    ],
+)
+def test_what_torch_makes_beside_a_tensor_is_on_its_device(cuda: torch.device, call: Callable[..., Tensor]) -> None:
+    """However it is told of it: by name, in a list, as the second of two."""
+    here = torch.ones(2, 3, 4, dtype=torch.bfloat16)
+    made, expected = call(here.to(cuda), here), call(here, here)
+    assert made.device == cuda
+    assert torch.equal(made.cpu(), expected)
+
+
 @pytest.mark.parametrize("name", RUNS)
 def test_a_whole_run(config: Callable[..., Config], cuda: torch.device, name: str) -> None:
     """Cache, training, validation, pictures and their judge; resume; export; evaluation."""
@@ -130,6 +151,32 @@ def test_a_whole_run(config: Callable[..., Config], cuda: torch.device, name: st
     assert drawn == [0, *sessions]
     export_checkpoint(one.run, None)
     if is_cached and layout == "sd15":  # what it does is the same everywhere
+        evaluate(one, one.run / "adapter.safetensors", one.run, images=1)
+
+
+@pytest.mark.parametrize(("kind", "precision"), [("faceid_plus_v2", "bf16"), ("faceid", "fp16"), ("portrait", "fp32")])
+def test_a_whole_run_of_faces(
+    tmp_path: Path,
+    small_base_folder: Callable[[str], Path],
+    encoder_folder: Callable[[str], Path],
+    cuda: torch.device,
+    kind: str,
+    precision: str,
+) -> None:
+    """With the LoRA, a cache and checkpointing for one, scaled gradients or several faces for others."""
+    changes: dict[str, dict[str, Any]] = {
+        "faceid_plus_v2": {"cache": {"path": str(tmp_path / "cache"), "precision": "fp32"}},
+        "portrait": {"data": {"reference": "group", "references_together": 2}},
+    }.get(kind, {})
+    changes |= {"base": {"precision": precision}, "encoder": {"precision": precision}, "validation": WATCHED}
+    changes |= {"objective": {"drop_identity": 0.3}, "optimizer": {"ema_decay": 0.9}}
+    changes["train"] = {"steps": 2, "gradient_checkpointing": kind == "faceid_plus_v2"}
+    people = write_people(tmp_path / "people", 3, each=2)
+    one = face_config(small_base_folder("sd15"), encoder_folder("clip"), people, tmp_path / "run", kind, **changes)
+    assert all(finished(train(with_steps(one, steps))) for steps in (1, 2))  # the last resumes
+    assert [record["step"] for record in read_records(one.run) if record["kind"] == "samples"] == [0, 1, 2]
+    export_checkpoint(one.run, None)
+    if kind == "faceid_plus_v2":
         evaluate(one, one.run / "adapter.safetensors", one.run, images=1)
 
 

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +14,12 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from typer.testing import CliRunner
 
-from ipadapter_core.errors import IPAdapterError
+from ipadapter_core.errors import IPAdapterError, MismatchError
 from ipadapter_core.file.detect import face_crop_size
 from ipadapter_core.network.adapter import load_adapter
 from ipadapter_trainer.cache.fill import fill
 from ipadapter_trainer.cli import app
-from ipadapter_trainer.config import AugmentConfig, Config
+from ipadapter_trainer.config import AdapterConfig, AugmentConfig, BaseModelConfig, Config
 from ipadapter_trainer.config_file import ConfigError, write_config
 from ipadapter_trainer.data.pictures import BrokenPictureError
 from ipadapter_trainer.data.records import DataError
@@ -29,10 +30,12 @@ from ipadapter_trainer.loop import train
 from ipadapter_trainer.metrics_log import read_records
 from ipadapter_trainer.models.face_network import face_read
 from ipadapter_trainer.models.loading import load_base
+from ipadapter_trainer.models.network import new_adapter
 from ipadapter_trainer.planning import make_plan
 from ipadapter_trainer.readers.faces import FaceReader, open_face_reader
 from ipadapter_trainer.readers.opening import open_reader
 from ipadapter_trainer.run import open_run
+from ipadapter_trainer.watch.sampling import Sampler, SampleSettings, encode_prompt, encode_reference, sample_grid
 from support.face_files import EMBEDDING, write_pack
 from support.faces import (
     FACE_KINDS,
@@ -45,6 +48,9 @@ from support.faces import (
     write_list,
     write_people,
 )
+from support.tiny_flux_base import write_flux_base
+from support.tiny_sd3_base import write_sd3_base
+from support.tiny_studio_base import write_studio_base
 
 CPU = torch.device("cpu")
 NOTHING = torch.Generator()
@@ -93,7 +99,10 @@ def test_a_run_of_every_kind_ends_in_a_file_that_reads_back(config: Callable[...
     assert outcome.is_finished
     assert {record["kind"] for record in read_records(settings.run)} >= {"train", "validation", "samples"}
     report = export_checkpoint(settings.run, None)
+    best = export_checkpoint(settings.run, settings.run / "best of all.safetensors", weights="best")
     adapter = load_adapter(report.path)
+    assert best.parameters == report.parameters
+    assert (best.lora is None) == (kind == "portrait")
     face, rank = adapter.spec.face, 0 if kind == "portrait" else 3
     assert face is not None
     assert (face.identity_dim, face.hidden_dim, face.crop_size) == (512, 1024, face_crop_size(16))
@@ -171,6 +180,40 @@ def test_a_run_goes_on_exactly(config: Callable[..., Config], kind: str) -> None
         assert whole.keys() == halves.keys()
         assert all(torch.equal(whole[key], halves[key]) for key in whole)
     assert any("lora" in key for key in whole) == (kind != "portrait")
+
+
+def test_pictures_at_half_strength_are_those_of_half_the_weights(small_base_folder: Callable[[str], Path]) -> None:
+    """The LoRA's too; at strength 0 nothing is left of either."""
+    base = load_base(BaseModelConfig(model=str(small_base_folder("sd15")), precision="fp32"), CPU)
+    network = new_adapter(AdapterConfig(kind="faceid", lora_rank=3), base, None)
+    reader = open_face_reader(None, face_read(base.token_dim), None)
+    base.install()
+    torch.manual_seed(0)
+    assert network.lora is not None
+    ups = [weight for name, weight in network.lora.named_parameters() if ".up." in name]
+    values = [network.adapter.site(index).to_v_ip.weight for index in range(network.spec.num_sites)]
+    with torch.no_grad():
+        for weight in ups:
+            weight.normal_()
+    reference = encode_reference(face_picture(0), "me", base=base, reader=reader, identity=torch.randn(EMBEDDING))
+
+    def drawn(strength: float) -> np.ndarray[Any, Any]:
+        settings = SampleSettings(strengths=(strength,), steps=2, size=(64, 64))
+        sampler = Sampler(base, settings, encode_prompt(base, ""))
+        grid = sample_grid(sampler, network, reader.no_image(network.spec.negative), [reference])
+        return np.asarray(grid.rows[0][0])
+
+    nothing, half = drawn(0.0), drawn(0.5)
+    for weights in (ups, values):
+        assert not np.array_equal(half, drawn(1.0))
+        with torch.no_grad():
+            for weight in weights:
+                weight.mul_(0.5)
+    assert np.array_equal(half, drawn(1.0))
+    with torch.no_grad():
+        for weight in (*ups, *values):
+            weight.zero_()
+    assert np.array_equal(nothing, drawn(1.0))
 
 
 def test_a_run_does_not_go_on_as_another_kind(config: Callable[..., Config]) -> None:
@@ -286,6 +329,11 @@ def test_commands_work_on_a_face_adapter(tmp_path: Path, config: Callable[..., C
         assert result.exit_code == 0, result.output
         return json.loads(result.stdout[result.stdout.index("{") :])
 
+    def refused(*arguments: str) -> str:
+        result = CliRunner().invoke(app, arguments)
+        assert result.exit_code != 0
+        return f"{result.output}{result.exception}"
+
     assert run("train", str(tmp_path / "config.toml"), "--json")["step"] == 2
     assert Path(run("export", str(settings.run), "--json")["lora"]).is_file()
     about = run("inspect", str(file), "--json")
@@ -297,12 +345,27 @@ def test_commands_work_on_a_face_adapter(tmp_path: Path, config: Callable[..., C
     assert "losses" in run(
         "eval", str(tmp_path / "config.toml"), "--adapter", str(file), "-o", str(tmp_path / "eval"), "--json"
     )
-    refused = CliRunner().invoke(app, [*sample, "--image", str(tmp_path / "wall.png"), "-o", str(tmp_path / "none")])
-    assert refused.exit_code != 0
-    assert "no face found in it" in str(refused.output) + str(refused.exception)
+    none = ["--image", str(tmp_path / "wall.png"), "-o", str(tmp_path / "none")]
+    assert "no face found in it" in refused(*sample, *none)
+    at = sample.index("--face-model")
+    assert "without --face-model" in refused(*sample[:at], *sample[at + 2 :], *none)
+    assert "--face-model = 'nowhere'" in refused(*sample[: at + 1], "nowhere", *sample[at + 2 :], *none)
     card = file.with_suffix(".md").read_text()
     assert "Encode Face for IP-Adapter" in card
     assert "adapter_lora.safetensors" in card
+
+
+@pytest.mark.parametrize(
+    "write",
+    [write_flux_base, write_sd3_base, partial(write_studio_base, family="z_image")],
+    ids=["flux", "sd3", "z_image"],
+)
+def test_face_adapters_are_for_unets(
+    tmp_path: Path, config: Callable[..., Config], write: Callable[[Path], Path]
+) -> None:
+    folder = write(tmp_path / "base")
+    with pytest.raises(MismatchError, match=r'adapter\.kind = "faceid" with.*set adapter\.kind = "plus"'):
+        open_run(config("faceid", base={"model": str(folder)}))
 
 
 @pytest.mark.parametrize(

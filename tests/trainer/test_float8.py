@@ -87,8 +87,10 @@ def test_a_run_trains_and_its_plan_says_the_room(
         return make_config(flux, encoder_folder("clip"), pictures, tmp_path / quantization, base=base, **changes)
 
     assert train(config("fp8")).is_finished
-    room = {name: make_plan(config(name)).memory["frozen_model"] for name in ("none", "fp8")}
+    plans = {name: make_plan(config(name)).memory for name in ("none", "fp8")}
+    room = {name: memory["frozen_model"] for name, memory in plans.items()}
     model = open_base(flux, "none").model
     blocks = (*model.transformer_blocks, *model.single_transformer_blocks)
     saved = sum(each.weight.numel() for block in blocks for each in block.modules() if isinstance(each, nn.Linear))
     assert room["none"] - room["fp8"] == saved
+    assert plans["fp8"]["activations"] == plans["none"]["activations"], "no widened weight waits for the backward pass"

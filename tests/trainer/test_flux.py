@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, FluxPipeline
+from diffusers.pipelines.flux.pipeline_flux import calculate_shift
 from torch import Tensor
 
 from ipadapter_core.errors import MismatchError
@@ -185,7 +186,10 @@ def test_times_are_those_of_the_schedule(folder: Path, side: int) -> None:
     base = open_base(folder)
     scheduler = FlowMatchEulerDiscreteScheduler.from_config(base.pipeline.scheduler.config)
     shift = base.time_shift
-    scheduler.set_timesteps(sigmas=[1.0, 0.75, 0.5, 0.25], mu=shift.mean(side, side))
+    names = ("base_image_seq_len", "max_image_seq_len", "base_shift", "max_shift")
+    tokens = FluxPipeline._pack_latents(noise(7, side), 2, LATENT_CHANNELS, side, side).shape[1]
+    mean = calculate_shift(tokens, *(scheduler.config[name] for name in names))
+    scheduler.set_timesteps(sigmas=[1.0, 0.75, 0.5, 0.25], mu=mean)
     ours = torch.tensor([shift.of(place, side, side) for place in (1.0, 0.75, 0.5, 0.25)])
     torch.testing.assert_close(ours, scheduler.sigmas[:4].float())
     clean, drawn = noise(7), noise(8)

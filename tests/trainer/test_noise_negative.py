@@ -65,9 +65,10 @@ def test_a_cache_has_a_choice_of_noises(config: Callable[..., Config], tmp_path:
     plain = config("auto", cache=cached.cache.model_dump())
     run, other = open_run(cached, lacking="fill"), open_run(plain, lacking="fill")
     assert run.objective.noises is not None
-    assert len(run.objective.noises) == CACHED_NOISES
-    assert len(run.objective.noises.unique(dim=0)) == CACHED_NOISES
-    known = {tuple(row.tolist()) for row in run.objective.noises}
+    noises = run.objective.noises["features"]
+    assert len(noises) == CACHED_NOISES
+    assert len(noises.unique(dim=0)) == CACHED_NOISES
+    known = {tuple(row.tolist()) for row in noises}
     met = set()
     run.release_encoders()
     for batch, one in zip(first(run), first(other), strict=True):

@@ -12,9 +12,10 @@ from ipadapter_trainer.config import Config
 from ipadapter_trainer.loop import train
 from ipadapter_trainer.metrics_log import read_records
 from ipadapter_trainer.state import ADAPTER, find_checkpoints
+from support.faces import face_config, write_people
 from support.rank_work import train_and_note, train_sharded, train_with_deepspeed
 from support.ranks import run_ranks
-from support.training import make_config, write_pictures
+from support.training import make_config, train_with_one_thread, write_pictures
 
 pytestmark = [pytest.mark.slow, pytest.mark.long]
 
@@ -95,6 +96,34 @@ def test_parts_of_the_weights_train_like_the_whole(config: Callable[..., Config]
     unchanged = {name for name in before if torch.equal(before[name], given[f"{ADAPTER}/{name}"])}
     assert unchanged == {name for name in before if torch.equal(before[name], wanted[f"{ADAPTER}/{name}"])}
     assert 0 < len(unchanged) < len(before)
+
+
+@pytest.mark.parametrize("work", [train_with_one_thread, train_sharded])
+def test_faces_and_their_lora_train_like_one(
+    tmp_path: Path,
+    small_base_folder: Callable[[str], Path],
+    encoder_folder: Callable[[str], Path],
+    work: Callable[[Config], None],
+) -> None:
+    """Also saved, left and resumed."""
+    people = write_people(tmp_path / "people", 4)
+    models = small_base_folder("sd15"), encoder_folder("clip"), people
+
+    def of(run: str, steps: int, batch_size: int) -> Config:
+        train = {"steps": steps, "batch_size": batch_size, "log_every": 1, "trackers": []}
+        return face_config(*models, tmp_path / run, "faceid_plus_v2", train=train, objective={"drop_identity": 0.3})
+
+    for steps in (2, 4):
+        assert run_ranks(2, work, of("parts", steps, 1)) == [0, 0]
+    train(of("one", 4, 2))
+    given, wanted = weights(of("parts", 4, 1)), weights(of("one", 4, 2))
+    assert given.keys() == wanted.keys()
+    lora = [name for name in wanted if "_lora." in name]
+    assert lora
+    assert all(wanted[name].any() for name in lora)
+    # AdamW moves a weight whose gradient is next to nothing by the sign of its rounding
+    far = {name: ((given[name] - wanted[name]).abs() > 1e-5).float().mean() for name in wanted}
+    assert all(share < 1e-3 for share in far.values())
 
 
 def test_deepspeed_trains_like_the_whole(config: Callable[..., Config]) -> None:

@@ -100,9 +100,9 @@ def test_projections_start_from_the_text_ones(
             wanted, given = started.site(index).to_k_ip.weight, rounded.site(index).to_k_ip.weight
             assert (given - wanted).abs().max() < CLOSE[kind] * wanted.abs().max()
         if not is_used:
-            before = Weights.of(quantized.unet, "base.model", "")
+            before = Weights.of(quantized.model, "base.model", "")
             predict(quantized)
-            assert Weights.of(quantized.unet, "base.model", "").equals(before), "a run that goes on is known again"
+            assert Weights.of(quantized.model, "base.model", "").equals(before), "a run that goes on is known again"
 
 
 @pytest.mark.parametrize("kind", CLOSE)
@@ -171,9 +171,9 @@ def test_a_single_file(small_base_folder: Callable[[str], Path], tmp_path: Path)
     with pytest.raises(MismatchError, match=r"single file .*one\.safetensors.*save_pretrained"):
         unet_of(file, "nf4", config=str(folder))
     settings = BaseModelConfig(model=str(file), config=str(folder), quantization="nf4")
-    assert load_base(settings, CPU, only=frozenset({"text"})).unet is None, "which fills a cache"
+    assert load_base(settings, CPU, only=frozenset({"text"})).model is None, "which fills a cache"
 
 
 def test_a_layer_that_is_not_quantised_is_taken_as_it_is(small_base_folder: Callable[[str], Path]) -> None:
-    _, (attention, *_) = discover_sites(unet_of(small_base_folder("sd15"), "none").unet)
+    _, (attention, *_) = discover_sites(unet_of(small_base_folder("sd15"), "none").model)
     assert full_weight(attention.to_k) is attention.to_k.weight

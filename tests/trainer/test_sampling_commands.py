@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import asdict, replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -26,9 +27,20 @@ from ipadapter_trainer.models.loading import load_base
 from ipadapter_trainer.models.network import new_adapter
 from support.encoders import IMAGE_SIZE, write_folder
 from support.tiny_base import write_base
+from support.tiny_flux_base import write_flux_base
+from support.tiny_sd3_base import write_sd3_base
+from support.tiny_studio_base import write_studio_base
 from support.training import make_config, write_pictures
 
 CPU = torch.device("cpu")
+PLUS = {"kind": "plus", "tokens": 4, "resampler_dim": 64}
+TRANSFORMERS = {  # how a base is written, the encoder of its adapter, and its kind
+    "flux": (write_flux_base, "clip", {"kind": "base"}),
+    "schnell": (partial(write_flux_base, guidance=False), "clip", PLUS),
+    "sd3": (write_sd3_base, "siglip", PLUS),
+    "z_image": (partial(write_studio_base, family="z_image"), "clip", PLUS),
+    "qwen_image": (partial(write_studio_base, family="qwen_image"), "clip", PLUS),
+}
 app = typer.Typer(pretty_exceptions_enable=False)
 app.command("sample")(sample)
 app.command("eval")(evaluate)
@@ -79,6 +91,29 @@ def test_sample_draws_a_sheet_and_pictures(files, tmp_path):
     assert [Image.open(path).size for path in said["pictures"]] == [(64, 48)] * 4
     assert Image.open(said["sheet"]).size == (3 * 264 + 8, 28 + 2 * 288 + 8)
     assert said["adapter"].endswith("base")
+
+
+@pytest.mark.parametrize("family", TRANSFORMERS)
+def test_sample_draws_with_transformers(files, encoder_folder, tmp_path, family):
+    """What is drawn follows the reference, and at strength 0 it does not."""
+    write, reads, kind = TRANSFORMERS[family]
+    base, seen, file = write(tmp_path / "base"), encoder_folder(reads), tmp_path / "adapter.safetensors"
+    opened = load_base(BaseModelConfig(model=str(base), precision="fp32"), CPU)
+    settings = AdapterConfig(init="random", **kind)
+    encoder = load_image_encoder(EncoderConfig(model=str(seen), precision="fp32"), settings.kind, CPU)
+    save_adapter(new_adapter(settings, opened, encoder).adapter, file)
+    made = {"base": base, "adapter": file, "encoder": seen, "guidance": 3}
+    drawn = []
+    for number, color in enumerate(("white", "red")):
+        made["image"] = tmp_path / f"{color}.png"
+        Image.new("RGB", (64, 64), color).save(made["image"])
+        said = json.loads(_run(*_sample_arguments(files, tmp_path / str(number), **made), "--json"))
+        drawn.append([np.asarray(Image.open(path)) for path in said["pictures"]])
+    (nothing, one), (nothing_again, other) = drawn
+    assert nothing.shape == (48, 64, 3)
+    assert np.array_equal(nothing, nothing_again)
+    assert not np.array_equal(one, nothing)
+    assert not np.array_equal(one, other)
 
 
 def test_sample_finds_the_encoder_the_adapter_names(files, tmp_path):

@@ -20,6 +20,7 @@ from ipadapter_trainer.models.network import TrainableAdapter, new_adapter
 from ipadapter_trainer.objective import Condition, Objective
 from ipadapter_trainer.readers.pictures import FEATURES, PictureReader
 from ipadapter_trainer.watch.sampling import Sampler, SampleSettings, encode_prompt, encode_reference, sample_grid
+from support.pretend_device import pretend_device
 from support.tiny_sd3_base import ENCODERS, sd3_transformer, write_sd3_base
 from support.trained import reference_picture
 
@@ -87,6 +88,18 @@ def test_what_there_is_of_text_encoders_is_used(folder: Path, tmp_path: Path, ke
         assert is_there.any() == (kept != "text_encoder_3" or part == "text")
         assert torch.equal(alone[part], torch.where(is_there, whole[part], torch.zeros(())))
     assert (alone["text"] != 0).sum() < (whole["text"] != 0).sum()
+
+
+@pytest.mark.parametrize("absent", ENCODERS)
+def test_text_is_encoded_where_its_encoders_wait(tmp_path: Path, absent: str) -> None:
+    """On the host, where a cache leaves them; what they lack is there too."""
+    folder = write_sd3_base(tmp_path, absent=(absent,))
+    config = BaseModelConfig(model=str(folder), precision="fp32")
+    wanted = opened(folder).encode_text(CAPTIONS)
+    with pretend_device("cuda") as cuda:
+        given = load_base(config, cuda, waiting=frozenset({"text"})).encode_text(CAPTIONS)
+    assert given.keys() == wanted.keys()
+    assert all(torch.equal(given[part], wanted[part]) for part in wanted)
 
 
 def test_times_and_noisy_latents_are_those_of_the_scheduler(folder: Path) -> None:

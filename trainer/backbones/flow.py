@@ -92,7 +92,10 @@ class FlowBackbone(Backbone):
         progress: Callable[[], object],
     ) -> Tensor:
         """Euler's method over the model's own schedule."""
-        scheduler = FlowMatchEulerDiscreteScheduler.from_config(self.pipeline.scheduler.config)
+        settings = dict(self.pipeline.scheduler.config)
+        if steps == 1:
+            settings["shift_terminal"] = None  # of one step alone diffusers would make NaN
+        scheduler = FlowMatchEulerDiscreteScheduler.from_config(settings)
         mean = self.time_shift.mean(noise.shape[-2], noise.shape[-1]) if scheduler.config.use_dynamic_shifting else None
         scheduler.set_timesteps(sigmas=torch.linspace(1, 1 / steps, steps).tolist(), device=self.device, mu=mean)
         latents, count = noise.to(self.device, torch.float32), len(noise)

@@ -137,22 +137,23 @@ class SD3Backbone(FlowBackbone):
         found = {text.part: text for text in self.texts}
         first, second, third = (found.get(part) for part in self.text_parts)
         rows, width = len(captions), self._settings["joint_attention_dim"]
+        place = self.texts[0].model.device if self.texts else self.device  # with a cache they stay on the host
         read = [None if text is None else _clip(text, captions) for text in (first, second)]
         left = self._settings["pooled_projection_dim"] - sum(pooled.shape[-1] for _, pooled in filter(None, read))
         pairs = []
         for pair in read:
-            missing = self._zeros(rows, _CLIP_TOKENS, left), self._zeros(rows, left)
+            missing = self._zeros(place, rows, _CLIP_TOKENS, left), self._zeros(place, rows, left)
             pairs.append(missing if pair is None else pair)
             left = 0 if pair is None else left
         text, pooled = (
             torch.cat([part.to(self.dtype) for part in parts], dim=-1) for parts in zip(*pairs, strict=True)
         )
         text = nn.functional.pad(text, (0, width - text.shape[-1]))
-        longer = self._zeros(rows, _T5_TOKENS, width) if third is None else _t5(third, captions).to(self.dtype)
+        longer = self._zeros(place, rows, _T5_TOKENS, width) if third is None else _t5(third, captions).to(self.dtype)
         return {"text": torch.cat((text, longer), dim=1), "pooled": pooled}
 
-    def _zeros(self, *shape: int) -> Tensor:
-        return torch.zeros(shape, device=self.device, dtype=self.dtype)
+    def _zeros(self, place: torch.device, *shape: int) -> Tensor:
+        return torch.zeros(shape, device=place, dtype=self.dtype)
 
     def predict(
         self, noisy: Tensor, times: Tensor, text: Mapping[str, Tensor], sizes: Tensor, image: ImagePrompt

@@ -44,10 +44,12 @@ def sample(
     negative_prompt: Annotated[str, typer.Option(help="What the pictures should not be.")] = "",
     strength: Annotated[str, typer.Option(help="Strengths of the image prompt; 0 is the base alone.")] = "0,0.5,1",
     count: Annotated[int, typer.Option(min=1, help="Pictures per reference and strength.")] = 1,
-    steps: Annotated[int, typer.Option(help="Denoising steps (DDIM).")] = 30,
-    guidance: Annotated[float, typer.Option(help="Classifier-free guidance; 1 is off.")] = 7.5,
+    steps: Annotated[int, typer.Option(help="Denoising steps (DDIM; Euler for flow models).")] = 30,
+    guidance: Annotated[
+        float, typer.Option(help="Classifier-free guidance, 1 is off; 3.5 is usual for FLUX.1-dev.")
+    ] = 7.5,
     seed: Annotated[int, typer.Option(min=0, help="Noise of the pictures.")] = 0,
-    size: Annotated[str, typer.Option(metavar="N or WxH", help="Pixels; 1024 for SDXL.")] = "512",
+    size: Annotated[str, typer.Option(metavar="N or WxH", help="Pixels; 1024 for SDXL and later models.")] = "512",
     blocks: Annotated[str, typer.Option(help="Layer preset, such as style or composition.")] = "all",
     batch_size: Annotated[int, typer.Option(min=1, help="Pictures drawn at once.")] = 4,
     precision: Annotated[
@@ -64,8 +66,6 @@ def sample(
     """
     from accelerate import PartialState
     from tqdm import tqdm
-
-    from ipadapter_core.network.adapter import read_spec
 
     from ..config import BaseModelConfig
     from ..data.pictures import BrokenPictureError
@@ -89,7 +89,7 @@ def sample(
     pictures = [(name, _picture(path)) for given in image for name, path in _in(given)]
     texts = tuple(dict.fromkeys(prompt or ("",)))
     check_pictures_folder(output)
-    read_spec(adapter)  # a wrong file is said before the models are loaded
+    _check_adapter(adapter, face_model)  # what is wrong is said before the models are loaded
     device = PartialState().device
     used = precision or usual_precision(device)
     model = load_base(BaseModelConfig(model=base, config=base_config, precision=used), device)
@@ -121,6 +121,24 @@ def sample(
         "seconds": round(time.perf_counter() - began, 1),
     }
     emit(result, as_json)
+
+
+def _check_adapter(file: Path, face_model: str | None) -> None:
+    """Raises what `read_spec` and `find_pack` do, and BadInputError for a file that reads faces without what finds them."""
+    from ipadapter_core.network.adapter import read_spec
+
+    from ..readers.faces import find_pack
+
+    spec = read_spec(file)
+    if spec.face is None:
+        return
+    if face_model is None:
+        raise BadInputError(
+            f"{file.name}, a {spec.family}, without --face-model",
+            expected="the folder of an unpacked face pack such as buffalo_l, which finds the faces that it reads",
+            action="name it with --face-model",
+        )
+    find_pack(face_model, "--face-model")
 
 
 def _size(text: str) -> tuple[int, int]:

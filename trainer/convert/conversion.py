@@ -184,6 +184,12 @@ def _family_error(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) ->
                 expected="an adapter that reads pictures",
                 action="use it in ComfyUI with Load IP-Adapter and Encode Face for IP-Adapter",
             )
+        if spec.backbone != USUAL_BACKBONE:  # whose files have their numbers right
+            raise UnsupportedFamilyError(
+                f"this is {spec.family}, an adapter for {spec.base}: its tensors are renamed and nothing else",
+                expected="an adapter for SD1.5, SD2.x, SDXL or Kolors",
+                action="use it in ComfyUI with Load IP-Adapter",
+            )
     except UnsupportedFamilyError as error:
         return error
     return None

@@ -72,7 +72,8 @@ def open_adapter(
     every = frozenset(range(adapter.spec.num_sites))
     network = TrainableAdapter(adapter, every, lora=FaceLora.of(adapter, base.lora_layers)).to(base.device).eval()
     base.install()
-    return AdapterInUse(network.requires_grad_(False), reader, reader.no_image(adapter.spec.negative))
+    no_image = {name: each.to(base.device) for name, each in reader.no_image(adapter.spec.negative).items()}
+    return AdapterInUse(network.requires_grad_(False), reader, no_image)
 
 
 def _open_encoder(

@@ -14,8 +14,8 @@ from .facts import ExportFacts
 
 _TEMPLATES = Path(__file__).parent / "templates"
 _PIPELINES = {"SDXL": "StableDiffusionXLPipeline"}  # by base
-_TRANSFORMERS = {"SD3": "StableDiffusion3Pipeline"}  # by kind of base
-
+_TRANSFORMERS = {"SD3": "StableDiffusion3Pipeline", "FLUX": "FluxPipeline"}  # by kind of base
+_DTYPES = {"FLUX": "bfloat16"}  # which leaves float16's range
 
 _SIGNS = str.maketrans({"<": "&lt;", "[": "\\[", "|": "\\|", "\n": " "})
 
@@ -59,6 +59,7 @@ def write_card(path: Path, file_name: str, spec: AdapterSpec, facts: ExportFacts
         reads_embeds=spec.projection is Projection.LINEAR,
         description=_Markdown(facts.description or ""),
         pipeline=_TRANSFORMERS.get(spec.backbone) or _PIPELINES.get(spec.base, "StableDiffusionPipeline"),
+        dtype=_DTYPES.get(spec.backbone, "float16"),
         encoder_class="SiglipVisionModel" if spec.is_timed else "CLIPVisionModelWithProjection",
         processor_class="SiglipImageProcessor" if spec.is_timed else "CLIPImageProcessor",
     )

@@ -8,11 +8,10 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from ipadapter_core.backbone.sites import Sites
 from ipadapter_core.backbone.unet import UNET
 from ipadapter_core.errors import MismatchError
 from ipadapter_core.face.lora_file import key_name, key_parts
-from ipadapter_core.file.detect import BASE_NAMES, face_crop_size
+from ipadapter_core.file.detect import face_crop_size
 from ipadapter_core.file.spec import (
     PENULTIMATE,
     AdapterSpec,
@@ -90,8 +89,8 @@ def face_adapter_spec(config: AdapterConfig, base: Backbone, encoder: ImageEncod
             num_queries=tokens,
         )
     return AdapterSpec(
-        family=f"{_base_name(sites, dim)} {kind.name}",
-        base=_base_name(sites, dim),
+        family=f"{base.base_name} {kind.name}",
+        base=base.base_name,
         projection=kind.projection,
         feature=Feature.IDENTITY if encoder is None else encoder.feature,
         image_dim=IDENTITY_DIM if encoder is None else encoder.width,
@@ -220,7 +219,3 @@ def lora_file(lora: Mapping[str, Tensor], layers: tuple[str, ...]) -> dict[str, 
         if side == "down":  # as strong as it is: alpha over rank is the factor
             tensors[f"{layer}.alpha"] = torch.tensor(float(tensor.shape[0]), dtype=tensor.dtype)
     return tensors
-
-
-def _base_name(sites: Sites, dim: int) -> str:
-    return UNET.families.get((dim, len(sites.sites))) or BASE_NAMES.get(dim, f"a base with {dim}-wide text tokens")

@@ -1,7 +1,8 @@
 """A frozen network whose linear layers are kept as float8 numbers and computed in a wider type, on any device.
 
-diffusers' layerwise casting is for sampling: its hooks narrow a weight again after its forward, and a backward pass then
-finds float8 where it multiplies. So a layer here keeps float8 and widens it in both passes.
+diffusers' layerwise casting widens a layer's weights for its forward alone, but autograd holds the widened copies until the
+backward pass has come by: at the end of a forward all of them are there at once. So a layer here keeps float8 for the
+backward pass as well, and widens it in both.
 """
 
 from typing import Any

@@ -192,13 +192,14 @@ def _single_file(config: BaseModelConfig, parts: frozenset[str]) -> Path | None:
             raise ModelNotFoundError(
                 f"{config.model} without {what} (no tensor is called {starts[0]}…)",
                 expected="a whole checkpoint in its original names: UNet, autoencoder and text encoder",
-                action="choose such a file; base.vae may name another autoencoder",
+                action="choose such a file, or a folder in diffusers layout, as which FLUX.1, SD3.5, Z-Image and "
+                "Qwen-Image are read; base.vae may name another autoencoder",
             )
     return path
 
 
 def _quantizing(config: BaseModelConfig, file: Path | None, device: torch.device) -> dict[str, Any] | None:
-    """How the UNet is quantised as it is read; None if it is not.
+    """How the model is quantised as it is read; None if it is not.
 
     Raises:
         MismatchError: a single file, which diffusers takes for one that was quantised before.

@@ -195,25 +195,29 @@ def open_face_reader(folder: str | None, face: FaceSpec, encoder: ImageEncoder |
     return FaceReader(pack, _fingerprint(pack), face, pictures)
 
 
-def find_pack(folder: str) -> Path:
-    """Raises ModelNotFoundError, MissingPackageError: it is not there, or nothing to run it with."""
+def find_pack(folder: str, setting: str = "encoder.face_model") -> Path:
+    """Raises ModelNotFoundError, MissingPackageError: it is not there, or nothing to run it with.
+
+    Args:
+        setting: that names it, for messages.
+    """
     try:
         import onnxruntime  # noqa: F401  # optional: only faces need it
     except ImportError as error:
         raise MissingPackageError(
-            "encoder.face_model without the package onnxruntime",
-            expected="onnxruntime, which runs a face pack's networks",
-            action="pip install onnxruntime, or give ready embeddings: data.identity_column",
+            f"{setting} without the package onnxruntime",
+            expected="onnxruntime, which runs a face pack's networks; embeddings that come ready need none",
+            action="pip install onnxruntime",
         ) from error
     pack = Path(folder)
     if any(pack.glob("*.onnx")):
         return pack.resolve()
     raise ModelNotFoundError(
-        f"encoder.face_model = {folder!r}, a folder without ONNX files"
+        f"{setting} = {folder!r}, a folder without ONNX files"
         if pack.is_dir()
-        else f"encoder.face_model = {folder!r}, which is no folder",
+        else f"{setting} = {folder!r}, which is no folder",
         expected="the folder of an unpacked face pack such as buffalo_l, as in ComfyUI's models/insightface/models",
-        action="correct encoder.face_model, or unpack one there (InsightFace's are for non-commercial research only)",
+        action=f"correct {setting}, or unpack one there (InsightFace's are for non-commercial research only)",
         more=way_to(f"{pack.name}.zip"),
     )
 
