@@ -1,9 +1,12 @@
 """SD1.5, SDXL, FLUX.1 and their encoders at full size on the meta device: shapes without data, for counting."""
 
+import contextlib
 import functools
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 from diffusers import (
@@ -93,6 +96,13 @@ def vision_h() -> Any:
     )
     with META:
         return CLIPVisionModelWithProjection(config).requires_grad_(False)
+
+
+@contextlib.contextmanager
+def without_autocast() -> Iterator[None]:
+    """The adapter's forward switches autocast off, which the meta device does not know."""
+    with mock.patch.object(torch, "autocast", return_value=contextlib.nullcontext()):
+        yield
 
 
 def vae(channels: int = 4) -> Any:

@@ -11,11 +11,9 @@ import contextlib
 import json
 import re
 import sys
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCUMENT = ROOT / "docs" / "scaling.md"
@@ -23,7 +21,7 @@ sys.path += [str(ROOT / "tests"), str(ROOT)]
 
 import torch  # noqa: E402
 from diffusers import DDPMScheduler  # noqa: E402
-from full_models import ENCODER_SIZE, META, open_flux, open_pipeline, vision_h  # noqa: E402
+from full_models import ENCODER_SIZE, META, open_flux, open_pipeline, vision_h, without_autocast  # noqa: E402
 from full_studio import open_qwen_image, open_z_image  # noqa: E402
 from torch.utils.flop_counter import FlopCounterMode  # noqa: E402
 
@@ -157,7 +155,7 @@ def count_training(base: Backbone, encoder: ImageEncoder, network: TrainableAdap
     condition = Condition(latents, text, torch.empty(1, 6, device=META), {"features": features})
     objective = Objective(ObjectiveConfig(), base, {"features": features})
     times = torch.zeros(1, device=META)
-    with FlopCounterMode(display=False) as forward, _without_autocast():
+    with FlopCounterMode(display=False) as forward, without_autocast():
         loss = objective.losses(network, condition, latents, times).mean()
     with FlopCounterMode(display=False) as backward:
         loss.backward()
@@ -230,13 +228,6 @@ def network(counts: dict[str, Any]) -> dict[str, Any]:
             / counts["uncached"],
         }
     return result
-
-
-@contextlib.contextmanager
-def _without_autocast() -> Iterator[None]:
-    """The adapter's forward switches autocast off, which the meta device does not know."""
-    with mock.patch.object(torch, "autocast", return_value=contextlib.nullcontext()):
-        yield
 
 
 def _flops(run: Any) -> int:

@@ -158,7 +158,7 @@ KINDS = {
         PlainSD3, sd3, _plus, replace(_FLOW, heads=16, head_dim=64, text_layers=6), replace(_RESAMPLER, tokens=64)
     ),
     "z_image": _flow(PlainZImage, z_image, _plus, replace(_FLOW, blocks=6, more_blocks=1), _RESAMPLER),
-    # encoding is 0.13 of training here, and less in life (0.06): its template is long beside so small a picture
+    # encoding is 0.13 of training here, and less in life (0.06)
     "qwen_image": _flow(PlainQwenImage, qwen_image, _plus, _FLOW, _RESAMPLER),
     "faceid": Kind(
         sizes=(_FACE_LIKE, AdapterSize()),
