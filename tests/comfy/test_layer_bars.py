@@ -47,6 +47,14 @@ def test_factors_show_on_their_blocks(name: str, base_directory: Path) -> None:
     assert {value for other, value in bars.items() if other != block} == {1.0}
 
 
+@pytest.mark.parametrize("layer", [0, 1])
+def test_a_block_is_as_high_as_the_one_of_its_layers_that_does_most(model: Callable, layer: int) -> None:
+    given, other = model("sdxl"), 1 - layer
+    assert shown(model=given, site_factors=f"middle.0.{layer}: -1.5")["middle.0"] == -1.5
+    assert shown(model=given, site_factors=f"middle.0.{layer}: 0.25")["middle.0"] == 1.0
+    assert shown(model=given, site_factors=f"middle.0.{layer}: 0.25, middle.0.{other}: 0")["middle.0"] == 0.25
+
+
 def test_a_layer_the_model_does_not_have_is_said_at_once(model: Callable) -> None:
     with pytest.raises(ValueError, match="which this model does not have"):
         shown(model=model("sd15"), site_factors="99: 0")
