@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 from typer.testing import CliRunner
 
 from ipadapter_core.errors import IPAdapterError, MismatchError
+from ipadapter_core.file.container import write_safetensors
 from ipadapter_core.file.detect import face_crop_size
 from ipadapter_core.network.adapter import load_adapter
 from ipadapter_trainer.cache.fill import fill
@@ -214,6 +215,20 @@ def test_pictures_at_half_strength_are_those_of_half_the_weights(small_base_fold
         for weight in (*ups, *values):
             weight.zero_()
     assert np.array_equal(nothing, drawn(1.0))
+
+
+def test_a_lora_is_not_lost_from_where_a_run_starts(tmp_path: Path, small_base_folder: Callable[[str], Path]) -> None:
+    base = load_base(BaseModelConfig(model=str(small_base_folder("sd15")), precision="fp32"), CPU)
+    first = new_adapter(AdapterConfig(kind="faceid", lora_rank=3), base, None)
+    assert first.lora is not None
+    start = tmp_path / "start.safetensors"
+    tensors = {**first.adapter.state_dict(), **first.lora.state_dict()}
+    write_safetensors(start, tensors, first.spec.to_metadata())
+    with pytest.raises(MismatchError, match=r"adapter\.lora_rank = 0 .*start\.safetensors.*set adapter\.lora_rank"):
+        new_adapter(AdapterConfig(kind="faceid", lora_rank=0, pretrained=str(start)), base, None)
+    taken = new_adapter(AdapterConfig(kind="faceid", lora_rank=3, pretrained=str(start)), base, None)  # the advice
+    assert taken.lora is not None
+    assert all(torch.equal(taken.lora.state_dict()[name], each) for name, each in first.lora.state_dict().items())
 
 
 def test_a_run_does_not_go_on_as_another_kind(config: Callable[..., Config]) -> None:

@@ -164,12 +164,22 @@ def new_adapter(
         lora = FaceLora(spec, config.rank, base.lora_layers) if config.rank else None
     if start is not None and given is not None:
         adapter.load_state_dict(_pretrained(start.name, given, spec))
-        if lora is not None and given.lora:
+        if given.lora:
+            if lora is None:
+                raise _lora_lost(start.name)
             lora.load(given.lora)
     elif config.init == "text":
         _start_as_text(adapter, base)
         _start_as_model(adapter, base)
     return TrainableAdapter(adapter, trained, keeps_others=config.other_blocks == "frozen", lora=lora)
+
+
+def _lora_lost(name: str) -> MismatchError:
+    return MismatchError(
+        f"adapter.lora_rank = 0 with adapter.pretrained {name}, which carries a LoRA that its layers were trained with",
+        expected="the rank of that LoRA",
+        action="set adapter.lora_rank to the lora_rank that `ipadapter inspect` says of the file",
+    )
 
 
 def pretrained_file(named: str) -> Path:
