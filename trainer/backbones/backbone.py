@@ -39,6 +39,22 @@ class TextEncoder:
     tokenizer: Any
     model: Any
 
+    def tokens(self, captions: Sequence[str], count: int | None = None) -> Tensor:
+        """(B, T), where the encoder is; longer texts are cut.
+
+        Args:
+            count: T; as many as the tokenizer says if None.
+        """
+        read = self.tokenizer(
+            list(captions),
+            padding="max_length",
+            truncation=True,
+            max_length=self.tokenizer.model_max_length if count is None else count,
+            return_tensors="pt",
+        )
+        tokens: Tensor = read.input_ids.to(self.model.device)
+        return tokens
+
 
 @dataclass(frozen=True, eq=False)
 class Backbone(ABC):

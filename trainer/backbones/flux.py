@@ -94,8 +94,7 @@ class FluxBackbone(FlowBackbone):
 
     @torch.no_grad()
     def encode_text(self, captions: Sequence[str]) -> dict[str, Tensor]:
-        clip, t5 = self.texts
-        pooled, text = (_encoded(each.tokenizer, each.model, captions) for each in (clip, t5))
+        pooled, text = (each.model(each.tokens(captions)) for each in self.texts)
         return {"text": text.last_hidden_state, "pooled": pooled.pooler_output}
 
     def predict(
@@ -130,17 +129,6 @@ class FluxBackbone(FlowBackbone):
 
     def told(self, guidance: float) -> "FluxBackbone":
         return replace(self, guidance=guidance)
-
-
-def _encoded(tokenizer: Any, model: Any, captions: Sequence[str]) -> Any:
-    tokens = tokenizer(
-        list(captions),
-        padding="max_length",
-        truncation=True,
-        max_length=tokenizer.model_max_length,
-        return_tensors="pt",
-    )
-    return model(tokens.input_ids.to(model.device))
 
 
 def _places(height: int, width: int, device: torch.device) -> Tensor:

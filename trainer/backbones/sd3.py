@@ -196,18 +196,10 @@ class SD3Backbone(FlowBackbone):
 
 def _clip(text: TextEncoder, captions: Sequence[str]) -> tuple[Tensor, Tensor]:
     """(B, 77, D) of its last layer but one, and (B, P)."""
-    output = text.model(_tokens(text, captions, _CLIP_TOKENS), output_hidden_states=True)
+    output = text.model(text.tokens(captions, _CLIP_TOKENS), output_hidden_states=True)
     return output.hidden_states[-2], output.text_embeds
 
 
 def _t5(text: TextEncoder, captions: Sequence[str]) -> Tensor:
-    output: Tensor = text.model(_tokens(text, captions, _T5_TOKENS)).last_hidden_state
+    output: Tensor = text.model(text.tokens(captions, _T5_TOKENS)).last_hidden_state
     return output
-
-
-def _tokens(text: TextEncoder, captions: Sequence[str], count: int) -> Tensor:
-    tokens = text.tokenizer(
-        list(captions), padding="max_length", truncation=True, max_length=count, return_tensors="pt"
-    )
-    ids: Tensor = tokens.input_ids.to(text.model.device)
-    return ids

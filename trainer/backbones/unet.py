@@ -20,7 +20,7 @@ from ipadapter_core.file.detect import BASE_NAMES
 
 from ..config import BaseModelConfig, Config, ObjectiveConfig
 from ..models.quantized import full_weight
-from .backbone import Backbone, TextEncoder
+from .backbone import Backbone
 from .image_prompt import ImageAt, ImagePrompt
 from .unet_attention import install
 from .unet_sites import attention_layers, discover_sites
@@ -88,7 +88,7 @@ class UNetBackbone(Backbone):
 
     @torch.no_grad()
     def encode_text(self, captions: Sequence[str]) -> dict[str, Tensor]:
-        outputs = [_hidden_states(text, captions) for text in self.texts]
+        outputs = [text.model(text.tokens(captions), output_hidden_states=True) for text in self.texts]
         if not self.is_sdxl:
             return {"text": outputs[0].last_hidden_state}
         text = torch.cat([output.hidden_states[-2] for output in outputs], dim=-1)
@@ -216,17 +216,6 @@ class UNetBackbone(Backbone):
         pipeline = type(self.pipeline)(**parts, **options)
         pipeline.set_progress_bar_config(disable=True)
         return pipeline
-
-
-def _hidden_states(text: TextEncoder, captions: Sequence[str]) -> Any:
-    tokens = text.tokenizer(
-        list(captions),
-        padding="max_length",
-        truncation=True,
-        max_length=text.tokenizer.model_max_length,
-        return_tensors="pt",
-    )
-    return text.model(tokens.input_ids.to(text.model.device), output_hidden_states=True)
 
 
 def _told(image: ImagePrompt) -> dict[str, Any]:
