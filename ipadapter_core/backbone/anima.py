@@ -12,7 +12,7 @@ from ..errors import MismatchError
 from ..operations import Operations
 from .projections import CrossAttentionProjection
 from .row import Backbone, Place, SiteLayout, in_heads, plain_kv
-from .sites import Site
+from .sites import Site, blocks_in_a_row
 
 _GROUP = "block"
 _EPSILON = 1e-6
@@ -84,17 +84,7 @@ def find_sites(diffusion_model: nn.Module) -> tuple[Site, ...]:
             expected="Anima or a model made from it: no adapter is known for Cosmos-Predict2 itself",
             action="load an Anima checkpoint that has its llm_adapter",
         )
-    return tuple(
-        Site(
-            index=index,
-            address=(_GROUP, index, 0),
-            depth=index / len(blocks),
-            heads=block.cross_attn.n_heads,
-            head_dim=block.cross_attn.head_dim,
-            context_dim=0,
-        )
-        for index, block in enumerate(blocks)
-    )
+    return blocks_in_a_row(_GROUP, ((block.cross_attn.n_heads, block.cross_attn.head_dim) for block in blocks))
 
 
 def _lucifer_kv(projection: nn.Module, tokens: Tensor, head_dim: int, *, is_normed: bool) -> tuple[Tensor, Tensor]:

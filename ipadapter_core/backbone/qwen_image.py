@@ -10,7 +10,7 @@ from typing import Any, cast
 from torch import nn
 
 from .row import Backbone
-from .sites import Site
+from .sites import Site, blocks_in_a_row
 from .studio import STUDIO, NormedProjection
 
 _GROUP = "block"
@@ -26,17 +26,8 @@ def find_sites(diffusion_model: nn.Module) -> tuple[Site, ...]:
         return ()
     if not all(hasattr(block, "img_mod") and hasattr(block, "attn") for block in blocks):
         return ()
-    return tuple(
-        Site(
-            index=index,
-            address=(_GROUP, index, 0),
-            depth=index / len(blocks),
-            heads=block.attn.heads,
-            head_dim=block.attn.inner_dim // block.attn.heads,
-            context_dim=0,
-        )
-        for index, block in enumerate(blocks)
-    )
+    heads = ((block.attn.heads, block.attn.inner_dim // block.attn.heads) for block in blocks)
+    return blocks_in_a_row(_GROUP, heads)
 
 
 QWEN_IMAGE = Backbone(

@@ -11,7 +11,7 @@ from torch.nn import functional
 from ..operations import Operations
 from .projections import HeadNorm
 from .row import Backbone, SiteLayout, TimedSites
-from .sites import Address, Site
+from .sites import Address, Site, blocks_in_a_row
 
 _GROUP = "joint"
 _EPSILON = 1e-6
@@ -81,17 +81,7 @@ def find_sites(diffusion_model: nn.Module) -> tuple[Site, ...]:
     attention = [getattr(getattr(block, "x_block", None), "attn", None) for block in cast(nn.ModuleList, blocks)]
     if any(layer is None or isinstance(layer.ln_q, nn.LayerNorm) for layer in attention):
         return ()  # what a layer norm took away cannot be got back
-    return tuple(
-        Site(
-            index=index,
-            address=(_GROUP, index, 0),
-            depth=index / len(attention),
-            heads=layer.num_heads,
-            head_dim=layer.head_dim,
-            context_dim=0,  # the tokens are as wide as the adapter made them
-        )
-        for index, layer in enumerate(cast(list[Any], attention))
-    )
+    return blocks_in_a_row(_GROUP, ((layer.num_heads, layer.head_dim) for layer in cast(list[Any], attention)))
 
 
 SD3 = Backbone(

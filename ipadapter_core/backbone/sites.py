@@ -1,6 +1,6 @@
 """Attention sites: where in a base model an adapter acts, whatever kind of model it is."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from enum import Enum
 from typing import TYPE_CHECKING
@@ -54,6 +54,27 @@ class Site:
     @property
     def block(self) -> Block:
         return self.address[:2]
+
+
+def blocks_in_a_row(group: str, heads: Iterable[tuple[int, int]]) -> tuple[Site, ...]:
+    """One site for each block of a model whose blocks run in their order, where tokens are as wide as an adapter makes them.
+
+    Args:
+        group: first part of their addresses.
+        heads: of each block how many, and the size of one.
+    """
+    counted = tuple(heads)
+    return tuple(
+        Site(
+            index=index,
+            address=(group, index, 0),
+            depth=index / len(counted),
+            heads=count,
+            head_dim=head_dim,
+            context_dim=0,
+        )
+        for index, (count, head_dim) in enumerate(counted)
+    )
 
 
 @dataclass(frozen=True)

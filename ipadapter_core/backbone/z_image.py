@@ -10,7 +10,7 @@ from typing import Any, cast
 from torch import nn
 
 from .row import Backbone
-from .sites import Site
+from .sites import Site, blocks_in_a_row
 from .studio import STUDIO, NormedProjection
 
 _GROUP = "block"
@@ -25,17 +25,7 @@ def find_sites(diffusion_model: nn.Module) -> tuple[Site, ...]:
         return ()
     if not all(_is_of_z_image(layer) for layer in layers):
         return ()
-    return tuple(
-        Site(
-            index=index,
-            address=(_GROUP, index, 0),
-            depth=index / len(layers),
-            heads=layer.attention.n_local_heads,
-            head_dim=layer.attention.head_dim,
-            context_dim=0,
-        )
-        for index, layer in enumerate(layers)
-    )
+    return blocks_in_a_row(_GROUP, ((layer.attention.n_local_heads, layer.attention.head_dim) for layer in layers))
 
 
 def _is_of_z_image(layer: nn.Module) -> bool:

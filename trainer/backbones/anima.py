@@ -17,7 +17,7 @@ from diffusers.modular_pipelines.anima.modular_pipeline import AnimaModularPipel
 from torch import Tensor
 
 from ipadapter_core.backbone.anima import ANIMA
-from ipadapter_core.backbone.sites import Site, Sites
+from ipadapter_core.backbone.sites import Sites, blocks_in_a_row
 from ipadapter_core.errors import MismatchError
 from ipadapter_core.file.names import PE
 from ipadapter_core.file.spec import Feature, Projection
@@ -87,20 +87,9 @@ class AnimaBackbone(FirstFrame, FlowBackbone):
 
     @cached_property
     def sites(self) -> Sites:
-        attentions = self.attentions
         return Sites(
             ANIMA,
-            tuple(
-                Site(
-                    index=index,
-                    address=(ANIMA.groups[0], index, 0),
-                    depth=index / len(attentions),
-                    heads=attention.heads,
-                    head_dim=attention.inner_dim // attention.heads,
-                    context_dim=0,
-                )
-                for index, attention in enumerate(attentions)
-            ),
+            blocks_in_a_row(ANIMA.groups[0], ((each.heads, each.inner_dim // each.heads) for each in self.attentions)),
             self.patch,
         )
 

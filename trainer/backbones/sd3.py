@@ -13,7 +13,7 @@ from diffusers import SD3Transformer2DModel, StableDiffusion3Pipeline
 from torch import Tensor, nn
 
 from ipadapter_core.backbone.sd3 import SD3, JointProjection
-from ipadapter_core.backbone.sites import Site, Sites
+from ipadapter_core.backbone.sites import Sites, blocks_in_a_row
 from ipadapter_core.errors import MismatchError
 from ipadapter_core.file.sd3 import INSTANTX_SD3, base_of_blocks
 from ipadapter_core.file.spec import Negative
@@ -72,17 +72,7 @@ class SD3Backbone(FlowBackbone):
             )
         return Sites(
             SD3,
-            tuple(
-                Site(
-                    index=index,
-                    address=(SD3.groups[0], index, 0),
-                    depth=index / len(layers),
-                    heads=layer.heads,
-                    head_dim=self.model.config.attention_head_dim,
-                    context_dim=0,  # the tokens are as wide as the adapter makes them
-                )
-                for index, layer in enumerate(layers)
-            ),
+            blocks_in_a_row(SD3.groups[0], ((layer.heads, self.model.config.attention_head_dim) for layer in layers)),
         )
 
     def text_kv(self, site: int) -> None:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ipadapter_core.backbone.row import Backbone as Row
-from ipadapter_core.backbone.sites import Site, Sites
+from ipadapter_core.backbone.sites import Sites, blocks_in_a_row
 from ipadapter_core.backbone.studio import LAYOUT, NormedProjection
 from ipadapter_core.errors import MismatchError
 
@@ -57,19 +57,10 @@ class StudioBackbone(FlowBackbone):
 
     @cached_property
     def sites(self) -> Sites:
-        attentions = self.attentions
         return Sites(
             self.row,
-            tuple(
-                Site(
-                    index=index,
-                    address=(self.row.groups[0], index, 0),
-                    depth=index / len(attentions),
-                    heads=attention.heads,
-                    head_dim=attention.inner_dim // attention.heads,
-                    context_dim=0,
-                )
-                for index, attention in enumerate(attentions)
+            blocks_in_a_row(
+                self.row.groups[0], ((each.heads, each.inner_dim // each.heads) for each in self.attentions)
             ),
             self.patch,
         )
