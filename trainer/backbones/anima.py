@@ -28,14 +28,14 @@ from .backbone import TextEncoder
 from .first_frame import FirstFrame
 from .flow import FlowBackbone
 from .image_prompt import ImagePrompt
-from .shown import Shown
+from .shown import ShowingBackbone, Shown
 from .studio import TEXT_LENGTH, image_attention, joint_attention
 
 _KIND = "plus"
 _FEATURE = Feature.LAST_HIDDEN_STATE
 
 
-class AnimaBackbone(FirstFrame, FlowBackbone):
+class AnimaBackbone(FirstFrame, ShowingBackbone, FlowBackbone):
     """Text is "text" (B, 512, W), as the conditioner makes it of Qwen3's states and T5's tokens; what is over is zeros,
     which the model attends to."""
 
@@ -101,16 +101,8 @@ class AnimaBackbone(FirstFrame, FlowBackbone):
         attention = self.attentions[site]
         return full_weight(attention.to_k), full_weight(attention.to_v)
 
-    @cached_property
-    def _shown(self) -> Shown:
-        return Shown()
-
-    def install(self) -> None:
-        for site, attention in enumerate(self.attentions):
-            attention.set_processor(_ImageAttention(site, self._shown))
-
-    def enable_checkpointing(self) -> None:
-        self.model.enable_gradient_checkpointing(self._shown.checkpointed)
+    def processor(self, site: int) -> "_ImageAttention":
+        return _ImageAttention(site, self.shown)
 
     @torch.no_grad()
     def encode_text(self, captions: Sequence[str]) -> dict[str, Tensor]:
@@ -134,7 +126,7 @@ class AnimaBackbone(FirstFrame, FlowBackbone):
         self, noisy: Tensor, times: Tensor, text: Mapping[str, Tensor], sizes: Tensor, image: ImagePrompt
     ) -> Tensor:
         padding = torch.zeros(1, 1, *noisy.shape[-2:], device=noisy.device, dtype=self.dtype)
-        with self._shown.showing(image.kv, noisy.shape[-2] * noisy.shape[-1] // self.patch**2):
+        with self.shown.showing(image.kv, noisy.shape[-2] * noisy.shape[-1] // self.patch**2):
             answer: Tensor = self.model(
                 noisy.to(self.dtype)[:, :, None], times, text["text"].to(self.dtype), padding_mask=padding
             ).sample

@@ -1,11 +1,14 @@
 """What a forward shows to attention layers that the model calls without arguments for them."""
 
+from abc import abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cached_property
 from typing import Any
 
 from torch.utils.checkpoint import checkpoint
 
+from .backbone import Backbone
 from .image_prompt import SiteKVs
 
 
@@ -34,3 +37,27 @@ class Shown:
                 return layer(*again)
 
         return checkpoint(run, *given, use_reentrant=False)
+
+
+class ShowingBackbone(Backbone):
+    """A model whose attention looks at what `predict` shows."""
+
+    @property
+    @abstractmethod
+    def attentions(self) -> tuple[Any, ...]:
+        """The layers that take images, in the order of the sites."""
+
+    @abstractmethod
+    def processor(self, site: int) -> Any:
+        """The attention of a site."""
+
+    @cached_property
+    def shown(self) -> Shown:
+        return Shown()
+
+    def install(self) -> None:
+        for site, attention in enumerate(self.attentions):
+            attention.set_processor(self.processor(site))
+
+    def enable_checkpointing(self) -> None:
+        self.model.enable_gradient_checkpointing(self.shown.checkpointed)

@@ -3,7 +3,6 @@
 # B samples, C latent channels, h w latent size, L cells of the picture, S all tokens, H heads, D head dim
 
 from collections.abc import Mapping, Sequence
-from functools import cached_property
 from typing import Any
 
 import torch
@@ -13,11 +12,11 @@ from torch import Tensor
 from ipadapter_core.backbone.z_image import Z_IMAGE
 
 from .image_prompt import ImagePrompt
-from .shown import Shown
+from .shown import ShowingBackbone, Shown
 from .studio import TEXT_LENGTH, StudioBackbone, image_attention, joint_attention, lengths, rotated
 
 
-class ZImageBackbone(StudioBackbone):
+class ZImageBackbone(ShowingBackbone, StudioBackbone):
     """The model counts time from noise, 0, to a clean picture, 1, and answers with the velocity turned round."""
 
     pipelines = (ZImagePipeline,)
@@ -41,16 +40,8 @@ class ZImageBackbone(StudioBackbone):
     def attentions(self) -> tuple[Any, ...]:
         return tuple(layer.attention for layer in self.model.layers)
 
-    @cached_property
-    def _shown(self) -> Shown:
-        return Shown()
-
-    def install(self) -> None:
-        for site, attention in enumerate(self.attentions):
-            attention.set_processor(_ImageAttention(site, self._shown))
-
-    def enable_checkpointing(self) -> None:
-        self.model.enable_gradient_checkpointing(self._shown.checkpointed)
+    def processor(self, site: int) -> "_ImageAttention":
+        return _ImageAttention(site, self.shown)
 
     @torch.no_grad()
     def encode_text(self, captions: Sequence[str]) -> dict[str, Tensor]:
@@ -60,14 +51,14 @@ class ZImageBackbone(StudioBackbone):
             do_classifier_free_guidance=False,
             max_sequence_length=TEXT_LENGTH,
         )
-        return self.packed(rows)
+        return self.padded(rows)
 
     def predict(
         self, noisy: Tensor, times: Tensor, text: Mapping[str, Tensor], sizes: Tensor, image: ImagePrompt
     ) -> Tensor:
         captions = [row[:count] for row, count in zip(text["text"].to(self.dtype), lengths(text["mask"]), strict=True)]
         cells = noisy.shape[-2] * noisy.shape[-1] // self.patch**2
-        with self._shown.showing(image.kv, cells):
+        with self.shown.showing(image.kv, cells):
             answers = self.model(
                 list(noisy.to(self.dtype)[:, :, None]), 1 - times, captions, patch_size=self.patch
             ).sample
