@@ -8,6 +8,7 @@ from functools import cached_property
 
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
+from einops import rearrange
 from torch import Tensor
 
 from ipadapter_core.errors import MismatchError
@@ -75,6 +76,15 @@ class FlowBackbone(Backbone):
                     expected=f"multiples of {step}, the side of one of its tokens in pixels",
                     action=f"set it to {max(1, round(wrong[0] / step)) * step}, for instance",
                 )
+
+    def packed(self, latents: Tensor) -> Tensor:
+        """Latents (B, C, h, w) as tokens (B, L, C · patch²), each of its channel's cells in turn."""
+        return rearrange(latents, "b c (h p) (w q) -> b (h w) (c p q)", p=self.patch, q=self.patch)
+
+    def unpacked(self, tokens: Tensor, like: Tensor) -> Tensor:
+        """Such tokens as latents of the size of others."""
+        height = like.shape[-2] // self.patch
+        return rearrange(tokens, "b (h w) (c p q) -> b c (h p) (w q)", h=height, p=self.patch, q=self.patch)
 
     def told(self, guidance: float) -> "FlowBackbone":
         """The same model, which is told how much guidance there is where it can be told."""

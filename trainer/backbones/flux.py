@@ -9,7 +9,6 @@ from typing import Any, ClassVar, cast
 
 import torch
 from diffusers import FluxPipeline
-from einops import rearrange
 from torch import Tensor, nn
 
 from ipadapter_core.backbone.flux import FLUX
@@ -101,9 +100,8 @@ class FluxBackbone(FlowBackbone):
         self, noisy: Tensor, times: Tensor, text: Mapping[str, Tensor], sizes: Tensor, image: ImagePrompt
     ) -> Tensor:
         height, width = (side // _PATCH for side in noisy.shape[-2:])
-        packed = rearrange(noisy.to(self.dtype), "b c (h p) (w q) -> b (h w) (c p q)", p=_PATCH, q=_PATCH)
         output: Tensor = self.model(
-            packed,
+            self.packed(noisy.to(self.dtype)),
             text["text"].to(self.dtype),
             text["pooled"].to(self.dtype),
             times,
@@ -112,7 +110,7 @@ class FluxBackbone(FlowBackbone):
             guidance=None if self.has_uncond else torch.full_like(times, self.guidance),
             joint_attention_kwargs={"image_kv": image.kv},
         ).sample
-        return rearrange(output, "b (h w) (c p q) -> b c (h p) (w q)", h=height, p=_PATCH, q=_PATCH)
+        return self.unpacked(output, noisy)
 
     @property
     def has_uncond(self) -> bool:

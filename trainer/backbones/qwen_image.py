@@ -55,7 +55,7 @@ class QwenImageBackbone(FirstFrame, StudioBackbone):
             list(captions), device=self.pipeline.text_encoder.device, max_sequence_length=TEXT_LENGTH
         )
         counts = [text.shape[1]] * len(text) if mask is None else lengths(mask)
-        return self.packed([row[:count] for row, count in zip(text, counts, strict=True)])
+        return self.padded([row[:count] for row, count in zip(text, counts, strict=True)])
 
     def predict(
         self, noisy: Tensor, times: Tensor, text: Mapping[str, Tensor], sizes: Tensor, image: ImagePrompt
@@ -64,23 +64,14 @@ class QwenImageBackbone(FirstFrame, StudioBackbone):
         longest = max(counts)
         height, width = (side // self.patch for side in noisy.shape[-2:])
         answer = self.model(
-            self._packed(noisy.to(self.dtype), height, width),
+            self.packed(noisy.to(self.dtype)),
             encoder_hidden_states=text["text"][:, :longest].to(self.dtype),
             encoder_hidden_states_mask=None if min(counts) == longest else text["mask"][:, :longest].bool(),
             timestep=times,
             img_shapes=[[(1, height, width)]] * len(noisy),
             attention_kwargs={"image_kv": image.kv},
         ).sample
-        return self._unpacked(answer, height, width)
-
-    def _packed(self, latents: Tensor, height: int, width: int) -> Tensor:
-        """(B, C, h, w) to tokens (B, L, C · patch²)."""
-        cells = latents.reshape(*latents.shape[:2], height, self.patch, width, self.patch)
-        return cells.permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2)
-
-    def _unpacked(self, tokens: Tensor, height: int, width: int) -> Tensor:
-        cells = tokens.reshape(len(tokens), height, width, -1, self.patch, self.patch)
-        return cells.permute(0, 3, 1, 4, 2, 5).flatten(4).flatten(2, 3)
+        return self.unpacked(answer, noisy)
 
 
 class _ImageAttention:

@@ -87,7 +87,7 @@ class StudioBackbone(FlowBackbone):
                 action=f'set adapter.kind = "{_KIND}"',
             )
 
-    def packed(self, rows: Sequence[Tensor]) -> dict[str, Tensor]:
+    def padded(self, rows: Sequence[Tensor]) -> dict[str, Tensor]:
         """Embeddings (…, W) of B texts, each as long as its text is, to what `encode_text` gives."""
         text = rows[0].new_zeros(len(rows), TEXT_LENGTH, rows[0].shape[-1])
         for number, row in enumerate(rows):
