@@ -213,9 +213,7 @@ def open_run(config: Config, *, lacking: Lacking = "refuse", lists: Path | None 
     stores = _stores(config, base, reader, (source, held_out), accelerator, lacking)
     encoded = {"text": stores.text is None, "vae": stores.latents is None}
     base.bring(frozenset({"model"} | {part for part, is_encoded in encoded.items() if is_encoded}))
-    # there once, lest each step copies it
-    no_image = {name: each.to(accelerator.device) for name, each in reader.no_image(network.spec.negative).items()}
-    noises = None
+    no_image, noises = reader.no_image(network.spec.negative), None
     if network.spec.negative is Negative.NOISE and stores.features is not None:
         noises = _noises(reader, config.train.seed)
     objective = Objective(config.objective, base, no_image, reader, noises)

@@ -134,7 +134,7 @@ def test_loss_and_gradients_equal_diffusers(
     base = load_base(BaseModelConfig(model=str(base_folder(layout)), precision="fp32"), CPU)
     config = EncoderConfig(model=str(encoder_folder("clip")), precision="fp32")
     encoder = load_image_encoder(config, kind, CPU) if kind in READS_PICTURES else None
-    reader = open_face_reader(None, face_read(CONTEXT_DIM), encoder)
+    reader = open_face_reader(None, face_read(CONTEXT_DIM), encoder, CPU)
     network = network_of(kind, base, reader)
     base.install()
     batch = batch_of(reader, faces=3 if kind == "portrait" else 1)

@@ -78,7 +78,7 @@ def identity_of(reader: FaceReader, picture: Image.Image) -> torch.Tensor:
 
 
 def test_the_largest_face_is_read_as_a_vector_of_length_1(pack: Path) -> None:
-    reader = open_face_reader(str(pack), face_read(16), None)
+    reader = open_face_reader(str(pack), face_read(16), None, CPU)
     both, large = identity_of(reader, two_faces()), two_faces().crop((110, 110, 310, 310))
     assert both.norm() == pytest.approx(1)
     assert torch.dot(both, identity_of(reader, large)) > 0.999
@@ -86,7 +86,7 @@ def test_the_largest_face_is_read_as_a_vector_of_length_1(pack: Path) -> None:
 
 
 def test_a_picture_without_a_face_is_broken(pack: Path) -> None:
-    reader = open_face_reader(str(pack), face_read(16), None)
+    reader = open_face_reader(str(pack), face_read(16), None, CPU)
     with pytest.raises(BrokenPictureError, match=r"me\.png.*no face found"):
         reader.preparation.prepare(image(picture()), AugmentConfig(), NOTHING, name="me.png")
     with pytest.raises(BrokenPictureError, match="a strip"):
@@ -187,7 +187,7 @@ def test_pictures_at_half_strength_are_those_of_half_the_weights(small_base_fold
     """The LoRA's too; at strength 0 nothing is left of either."""
     base = load_base(BaseModelConfig(model=str(small_base_folder("sd15")), precision="fp32"), CPU)
     network = new_adapter(AdapterConfig(kind="faceid", lora_rank=3), base, None)
-    reader = open_face_reader(None, face_read(base.token_dim), None)
+    reader = open_face_reader(None, face_read(base.token_dim), None, CPU)
     base.install()
     torch.manual_seed(0)
     assert network.lora is not None

@@ -66,14 +66,13 @@ def open_adapter(
     reader: ReferenceReader
     if adapter.spec.face is not None:
         own = _open_encoder(content, adapter.spec, encoder, precision, base) if adapter.spec.reads_pictures else None
-        reader = open_face_reader(face_model, adapter.spec.face, own)
+        reader = open_face_reader(face_model, adapter.spec.face, own, base.device)
     else:
         reader = PictureReader(_open_encoder(content, adapter.spec, encoder, precision, base))
     every = frozenset(range(adapter.spec.num_sites))
     network = TrainableAdapter(adapter, every, lora=FaceLora.of(adapter, base.lora_layers)).to(base.device).eval()
     base.install()
-    no_image = {name: each.to(base.device) for name, each in reader.no_image(adapter.spec.negative).items()}
-    return AdapterInUse(network.requires_grad_(False), reader, no_image)
+    return AdapterInUse(network.requires_grad_(False), reader, reader.no_image(adapter.spec.negative))
 
 
 def _open_encoder(

@@ -118,12 +118,14 @@ class FaceReader:
         pack: folder of the networks; None where embeddings come with the data.
         identity: changes whenever the embeddings would.
         pictures: reads the aligned faces; None where no picture is read.
+        device: where features go.
     """
 
     pack: Path | None
     identity: str
     face: FaceSpec
     pictures: PictureReader | None
+    device: torch.device
 
     @property
     def name(self) -> str:
@@ -175,11 +177,12 @@ class FaceReader:
     def no_image(self, negative: Negative) -> dict[str, Tensor]:
         """No face is an embedding of zeros, as in the nodes."""
         pictures = {} if self.pictures is None else self.pictures.no_image(negative)
-        some = next(iter(pictures.values()), torch.zeros(1))
-        return {IDENTITY: torch.zeros(1, self.face.identity_dim, device=some.device), **pictures}
+        return {IDENTITY: torch.zeros(1, self.face.identity_dim, device=self.device), **pictures}
 
 
-def open_face_reader(folder: str | None, face: FaceSpec, encoder: ImageEncoder | None) -> FaceReader:
+def open_face_reader(
+    folder: str | None, face: FaceSpec, encoder: ImageEncoder | None, device: torch.device
+) -> FaceReader:
     """Look at a face pack; without one the data has the embeddings.
 
     Raises:
@@ -189,10 +192,10 @@ def open_face_reader(folder: str | None, face: FaceSpec, encoder: ImageEncoder |
     """
     pictures = None if encoder is None else PictureReader(encoder)
     if folder is None:
-        return FaceReader(None, READY, face, pictures)
+        return FaceReader(None, READY, face, pictures, device)
     pack = find_pack(folder)
     _open(pack)  # what is wrong with it is said before anything is trained; the workers open their own
-    return FaceReader(pack, _fingerprint(pack), face, pictures)
+    return FaceReader(pack, _fingerprint(pack), face, pictures, device)
 
 
 def find_pack(folder: str, setting: str = "encoder.face_model") -> Path:

@@ -23,6 +23,6 @@ def open_reader(config: Config, device: torch.device, token_dim: int = 0) -> Ref
     kind, settings = config.adapter, config.encoder
     encoder = load_image_encoder(settings, kind.kind, device) if kind.reads_pictures else None
     if kind.reads_faces:
-        return open_face_reader(settings.face_model, face_read(token_dim), encoder)
+        return open_face_reader(settings.face_model, face_read(token_dim), encoder, device)
     assert encoder is not None
     return PictureReader(encoder)

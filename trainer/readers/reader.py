@@ -86,4 +86,4 @@ class ReferenceReader(Protocol):
         """What `prepare` made of B references, stacked, to named features with B rows, float32."""
 
     def no_image(self, negative: Negative) -> dict[str, Tensor]:
-        """What stands for no reference: features with one row."""
+        """What stands for no reference: features with one row, on the device, lest each step copies them."""
