@@ -142,7 +142,6 @@ class AnimaBackbone(FirstFrame, ShowingBackbone, FlowBackbone):
 
     def check(self, config: Config) -> None:
         super().check(config)
-        self.check_adapter(config.adapter)
         if config.encoder.feature != _FEATURE.value:
             raise MismatchError(
                 f'encoder.feature = "{config.encoder.feature}" with {self.name}, an Anima',

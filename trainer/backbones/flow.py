@@ -76,6 +76,7 @@ class FlowBackbone(Backbone):
                     expected=f"multiples of {step}, the side of one of its tokens in pixels",
                     action=f"set it to {max(1, round(wrong[0] / step)) * step}, for instance",
                 )
+        self.check_adapter(config.adapter)
 
     def packed(self, latents: Tensor) -> Tensor:
         """Latents (B, C, h, w) as tokens (B, L, C · patch²), each of its channel's cells in turn."""

@@ -18,7 +18,7 @@ from ipadapter_core.errors import MismatchError
 from ipadapter_core.file.names import XLABS
 from ipadapter_core.file.spec import Negative
 
-from ..config import BaseModelConfig, Config
+from ..config import AdapterConfig, BaseModelConfig
 from .flow import FlowBackbone
 from .flux_attention import install
 from .image_prompt import ImagePrompt
@@ -116,11 +116,10 @@ class FluxBackbone(FlowBackbone):
     def has_uncond(self) -> bool:
         return not self.model.config.guidance_embeds
 
-    def check(self, config: Config) -> None:
-        super().check(config)
-        if config.adapter.kind not in _KINDS:
+    def check_adapter(self, config: AdapterConfig) -> None:
+        if config.kind not in _KINDS:
             raise MismatchError(
-                f'adapter.kind = "{config.adapter.kind}" with {self.name}, a FLUX.1',
+                f'adapter.kind = "{config.kind}" with {self.name}, a FLUX.1',
                 expected=" or ".join(_KINDS),
                 action='set adapter.kind = "plus": it reads all features of an encoder as well',
             )

@@ -16,7 +16,7 @@ from ipadapter_core.backbone.sites import Sites, blocks_in_a_row
 from ipadapter_core.backbone.studio import LAYOUT, NormedProjection
 from ipadapter_core.errors import MismatchError
 
-from ..config import BaseModelConfig, Config
+from ..config import AdapterConfig, BaseModelConfig
 from .flow import FlowBackbone
 from .image_prompt import KV
 
@@ -78,11 +78,10 @@ class StudioBackbone(FlowBackbone):
         projection.norm_ip_k.weight.copy_(self.attentions[site].norm_k.weight)
         nn.init.zeros_(projection.to_v_ip.weight)
 
-    def check(self, config: Config) -> None:
-        super().check(config)
-        if config.adapter.kind != _KIND:
+    def check_adapter(self, config: AdapterConfig) -> None:
+        if config.kind != _KIND:
             raise MismatchError(
-                f'adapter.kind = "{config.adapter.kind}" with {self.name}, a {self.row.name} model',
+                f'adapter.kind = "{config.kind}" with {self.name}, a {self.row.name} model',
                 expected=f'"{_KIND}", the only kind there is for {self.row.name}',
                 action=f'set adapter.kind = "{_KIND}"',
             )
