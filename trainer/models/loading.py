@@ -125,8 +125,6 @@ def load_base(
             action="check base.model" if file is None else "check base.model, and that base.config is of such a model",
         ) from error
     pipeline.set_progress_bar_config(disable=True)
-    if config.prediction_type == "auto" and file is not None and _V_PREDICTION_KEY in read_header(file, _KIND):
-        config = config.model_copy(update={"prediction_type": "v_prediction"})
     base = family.of(pipeline, config, device, dtype)
     if "text" in only:
         _check_texts(base, config)
@@ -218,7 +216,8 @@ def _quantizing(config: BaseModelConfig, file: Path | None, device: torch.device
 
 def _open_file(path: Path, config: BaseModelConfig, dtype: torch.dtype, given: dict[str, Any]) -> Any:
     _check_vae(given.get("vae"), UNetBackbone, config)
-    is_sdxl = _SDXL_KEY in read_header(path, _KIND)
+    header = read_header(path, _KIND)
+    is_sdxl = _SDXL_KEY in header
     pipeline_class = StableDiffusionXLPipeline if is_sdxl else StableDiffusionPipeline
     given = {name: part for name, part in given.items() if not (is_sdxl and name == "safety_checker")}
     given = {name: part for name, part in given.items() if is_sdxl or not name.endswith("_2")}
@@ -226,7 +225,10 @@ def _open_file(path: Path, config: BaseModelConfig, dtype: torch.dtype, given: d
     described = config.config
     if HubPlace.of(described) is not None:
         described = str(find_folder(described, "base.config", _DESCRIPTION, "a folder or hub id in diffusers layout"))
-    return pipeline_class.from_single_file(str(path), config=described, torch_dtype=dtype, **given)
+    pipeline = pipeline_class.from_single_file(str(path), config=described, torch_dtype=dtype, **given)
+    if _V_PREDICTION_KEY in header:
+        pipeline.scheduler.register_to_config(prediction_type="v_prediction")
+    return pipeline
 
 
 def _open_folder(
