@@ -1,7 +1,6 @@
 """A face adapter learns whose face it is, and learns nothing where faces say nothing of the picture."""
 
 from collections.abc import Callable
-from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -9,16 +8,12 @@ import pytest
 import torch
 from PIL import Image
 
-from ipadapter_trainer.loop import train
-from ipadapter_trainer.metrics_log import read_records
 from support.face_files import EMBEDDING
 from support.faces import FACE_KINDS, READS_PICTURES, face_config, write_list
+from support.overfit import EVERY, OWN, SIDE, before_and_after, write_colors
 from support.trained import COLORS, write_teachable_base
 
-SIDE, STEPS, HIGH_NOISE, NO_GAP = 32, 100, 500, 0.05
-PALETTE = list(product((0, 255), repeat=3))
-OWN = [(number, number) for number in range(len(PALETTE))]
-EVERY = list(product(range(len(PALETTE)), repeat=2))
+STEPS, HIGH_NOISE, NO_GAP = 100, 500, 0.05
 
 
 @pytest.fixture(scope="module")
@@ -30,8 +25,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     vectors = torch.nn.functional.normalize(
         torch.randn(8, EMBEDDING, generator=torch.Generator().manual_seed(3)), dim=1
     )
-    for number, color in enumerate(PALETTE):
-        Image.new("RGB", (SIDE, SIDE), color).save(folder / f"{number}.png")
+    write_colors(folder)
     for name, pairs in (("own", OWN), ("shuffled", EVERY)):
         rows = [
             {"image": f"{image}.png", "text": "", "reference": "face.png", "face": vectors[other].tolist()}
@@ -63,9 +57,7 @@ def train_and_validate(folder: Path, encoder: Path, name: str, kind: str) -> tup
         checkpoint={"every": STEPS},
         validation={"every": STEPS, "path": str(folder / "own.jsonl"), "timesteps": [600, 800, 990]},
     )
-    train(config)
-    before, after = (record for record in read_records(config.run) if record["kind"] == "validation")
-    return before, after
+    return before_and_after(config)
 
 
 @pytest.mark.parametrize(
