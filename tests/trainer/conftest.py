@@ -6,11 +6,18 @@ from pathlib import Path
 import pytest
 import torch
 
+from ipadapter_trainer.watch import observe
 from support.encoders import write_folder
 from support.recipe_models import write_small_base
 from support.tiny_base import write_base
 
 CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def no_report(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Curves take longer than all the rest of a tiny run, and know no device and no kind of model."""
+    monkeypatch.setattr(observe, "write_report", lambda run, *, is_live: None)
 
 
 @pytest.fixture(scope="session")

@@ -11,26 +11,23 @@ from torch import Tensor
 from torch.nn import functional
 from torch.nn.utils.rnn import pad_sequence
 
-from ipadapter_trainer.cache.fill import fill
 from ipadapter_trainer.config import Config, EncoderConfig
 from ipadapter_trainer.config_file import parse_config
-from ipadapter_trainer.data.sources import open_sources
 from ipadapter_trainer.evaluation import evaluate
 from ipadapter_trainer.files.checkpoint_export import export_checkpoint
 from ipadapter_trainer.loop import Outcome, train
 from ipadapter_trainer.metrics_log import read_records
 from ipadapter_trainer.models.image_encoder import load_image_encoder
-from ipadapter_trainer.models.loading import load_base
 from ipadapter_trainer.planning import make_plan
-from ipadapter_trainer.readers.opening import open_reader
 from ipadapter_trainer.run import open_run
-from ipadapter_trainer.watch import observe
 from support.encoders import FOLDERS
 from support.faces import face_config, write_people
 from support.pretend_device import PEAK_BYTES, OtherDeviceError, pretend_device
 from support.recipe_models import write_judge
+from support.runs import fill_cache
 from support.training import make_config, write_pictures
 
+pytestmark = pytest.mark.usefixtures("no_report")
 WATCHED = {"every": 2, "images": 2, "timesteps": [500]} | {
     "sample_every": 2,
     "samples": 1,
@@ -82,21 +79,10 @@ def config(
     return make
 
 
-@pytest.fixture(autouse=True)
-def no_report(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Curves take longer than all the rest, and know no device."""
-    monkeypatch.setattr(observe, "write_report", lambda run, *, is_live: None)
-
-
 @pytest.fixture
 def cuda() -> Iterator[torch.device]:
     with pretend_device("cuda") as device:
         yield device
-
-
-def fill_cache(config: Config, device: torch.device) -> None:
-    reader = open_reader(config, device)
-    fill(config, load_base(config.base, device, only=frozenset({"vae", "text"})), reader, open_sources(config))
 
 
 def with_steps(config: Config, steps: int) -> Config:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from ipadapter_core.file.container import read_header, read_tensors
+from ipadapter_core.file.container import read_header
 from ipadapter_trainer.config import Config
 from ipadapter_trainer.evaluation import evaluate
 from ipadapter_trainer.files.checkpoint_export import export_checkpoint
@@ -16,24 +16,16 @@ from ipadapter_trainer.loop import train
 from ipadapter_trainer.metrics_log import read_records
 from ipadapter_trainer.plan_words import plan_in_words
 from ipadapter_trainer.planning import make_plan
-from ipadapter_trainer.state import ADAPTER, find_checkpoints
-from ipadapter_trainer.watch import observe
+from support import runs
 from support.pretend_device import pretend_device
 from support.ranks import run_ranks
+from support.runs import weights
 from support.tiny_flux_base import write_flux_base
 from support.training import make_config, train_with_one_thread, write_pictures
 
+pytestmark = pytest.mark.usefixtures("no_report")
 SIZE = 64
-WATCHED = {
-    "every": 2,
-    "images": 2,
-    "timesteps": [500],
-    "sample_every": 2,
-    "samples": 1,
-    "sampler_steps": 1,
-    "strengths": [1.0],
-    "guidance": 3.5,
-}
+WATCHED = runs.WATCHED | {"sampler_steps": 1, "strengths": [1.0], "guidance": 3.5}
 PLUS = {"kind": "plus", "tokens": 6, "resampler_dim": 32, "resampler_depth": 1, "resampler_head_dim": 16}
 
 
@@ -60,16 +52,6 @@ def config(folder: Path, encoder_folder: Callable[[str], Path], tmp_path: Path) 
     return make
 
 
-@pytest.fixture(autouse=True)
-def no_report(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Curves take longer than all the rest."""
-    monkeypatch.setattr(observe, "write_report", lambda run, *, is_live: None)
-
-
-def tensors(config: Config) -> dict[str, torch.Tensor]:
-    return dict(read_tensors(find_checkpoints(config.run)[-1] / ADAPTER).tensors)
-
-
 @pytest.mark.parametrize("adapter", [{"kind": "base", "tokens": 4}, pytest.param(PLUS, marks=pytest.mark.long)])
 def test_run_fills_its_cache_goes_on_exactly_and_is_exported(
     config: Callable[..., Config], adapter: dict[str, Any]
@@ -80,7 +62,7 @@ def test_run_fills_its_cache_goes_on_exactly_and_is_exported(
     assert all(map(math.isfinite, outcome.losses))
     train(config("part", 2, adapter=adapter))
     train(part)
-    given, wanted = tensors(part), tensors(whole)
+    given, wanted = weights(part), weights(whole)
     assert given.keys() == wanted.keys()
     assert all(torch.equal(given[name], wanted[name]) for name in wanted)
     kinds = [record["kind"] for record in read_records(whole.run)]

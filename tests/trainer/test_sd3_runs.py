@@ -26,16 +26,16 @@ from ipadapter_trainer.planning import make_plan
 from ipadapter_trainer.readers.pictures import PictureReader
 from ipadapter_trainer.run import open_run
 from ipadapter_trainer.state import find_checkpoints
-from ipadapter_trainer.watch import observe
 from support.pretend_device import pretend_device
 from support.rank_work import train_and_note
 from support.ranks import run_ranks
+from support.runs import WATCHED
 from support.tiny_sd3_base import write_sd3_base
 from support.training import make_config, write_pictures
 
+pytestmark = pytest.mark.usefixtures("no_report")
 CPU = torch.device("cpu")
 KIND = {"kind": "plus", "tokens": 4, "resampler_dim": 64}
-WATCHED = {"every": 2, "images": 2, "timesteps": [500], "sample_every": 2, "samples": 1, "sampler_steps": 1}
 
 
 @pytest.fixture(scope="module")
@@ -62,12 +62,6 @@ DEFAULTS: dict[str, dict[str, Any]] = {
     "objective": {"timestep_sampling": "sigmoid", "drop_image": 0.3},
     "optimizer": {"ema_decay": 0.9},
 }
-
-
-@pytest.fixture(autouse=True)
-def no_report(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Curves take longer than all the rest, and know no kind of model."""
-    monkeypatch.setattr(observe, "write_report", lambda run, *, is_live: None)
 
 
 def fill_cache(config: Config, device: torch.device = CPU) -> None:

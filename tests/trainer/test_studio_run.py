@@ -7,37 +7,23 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from safetensors import safe_open
 
-from ipadapter_core.file.container import read_tensors
-from ipadapter_trainer.cache.fill import fill
 from ipadapter_trainer.config import Config
-from ipadapter_trainer.data.sources import open_sources
 from ipadapter_trainer.evaluation import evaluate
 from ipadapter_trainer.files.checkpoint_export import export_checkpoint
 from ipadapter_trainer.files.inspection import inspect_path
 from ipadapter_trainer.loop import train
 from ipadapter_trainer.metrics_log import read_records
-from ipadapter_trainer.models.loading import load_base
 from ipadapter_trainer.planning import make_plan
-from ipadapter_trainer.readers.opening import open_reader
-from ipadapter_trainer.state import ADAPTER, find_checkpoints
-from ipadapter_trainer.watch import observe
 from support.pretend_device import pretend_device
 from support.ranks import run_ranks
+from support.runs import WATCHED, assert_goes_on_exactly, cached, fill_cache, losses, weights
 from support.tiny_studio_base import write_studio_base
 from support.training import make_config, train_with_one_thread, write_pictures
 
-CPU = torch.device("cpu")
+pytestmark = pytest.mark.usefixtures("no_report")
 FAMILIES = {"z_image": "Z-Image", "qwen_image": "Qwen-Image"}
-WATCHED = {"every": 2, "images": 2, "timesteps": [500], "sample_every": 2, "samples": 1, "sampler_steps": 2}
-
-
-@pytest.fixture(autouse=True)
-def no_report(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Curves take longer than all the rest."""
-    monkeypatch.setattr(observe, "write_report", lambda run, *, is_live: None)
 
 
 @pytest.fixture(params=FAMILIES)
@@ -59,23 +45,6 @@ def config(family: str, tmp_path: Path, encoder_folder: Callable[[str], Path]) -
         return make_config(base, encoder_folder("clip"), pictures, tmp_path / run, **whole | changes)
 
     return make
-
-
-def cached(tmp_path: Path) -> dict[str, dict[str, Any]]:
-    return {"cache": {"path": str(tmp_path / "cache"), "precision": "fp32"}}
-
-
-def fill_cache(config: Config, device: torch.device = CPU) -> None:
-    base = load_base(config.base, device, only=frozenset({"vae", "text"}))
-    fill(config, base, open_reader(config, device), open_sources(config))
-
-
-def losses(config: Config) -> list[float]:
-    return [record["loss"] for record in read_records(config.run) if record["kind"] == "train"]
-
-
-def weights(config: Config) -> dict[str, torch.Tensor]:
-    return read_tensors(find_checkpoints(config.run)[-1] / ADAPTER).tensors
 
 
 def test_a_whole_run(config: Callable[..., Config], family: str, tmp_path: Path) -> None:
@@ -104,21 +73,7 @@ def test_a_whole_run(config: Callable[..., Config], family: str, tmp_path: Path)
 
 @pytest.mark.parametrize("is_cached", [False, True])
 def test_a_resumed_run_is_the_uninterrupted_one(config: Callable[..., Config], tmp_path: Path, is_cached: bool) -> None:
-    """Bit for bit; with a cache its named parts are read, and the losses are what they are without."""
-    more = cached(tmp_path) if is_cached else {}
-    if is_cached:
-        fill_cache(config("whole", **more))
-    train(config("whole", **more))
-    for steps in (2, 4):
-        train(config("part", train={"steps": steps, "batch_size": 2, "log_every": 1, "trackers": []}, **more))
-    whole, part = config("whole"), config("part")
-    assert losses(whole) == losses(part)
-    given, wanted = weights(part), weights(whole)
-    assert given.keys() == wanted.keys()
-    assert all(torch.equal(given[name], wanted[name]) for name in wanted)
-    if is_cached:
-        train(config("encoded"))
-        assert losses(config("encoded")) == pytest.approx(losses(whole), rel=1e-4)
+    assert_goes_on_exactly(config, tmp_path, is_cached=is_cached)
 
 
 @pytest.mark.parametrize("is_cached", [False, True])
