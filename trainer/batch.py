@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from . import named
+
 
 @dataclass(frozen=True)
 class Skipped:
@@ -74,7 +76,7 @@ class Batch:
     def _each(self, change: Callable[[Tensor], Tensor]) -> "Batch":
         values = {field.name: getattr(self, field.name) for field in fields(self)}
         changed: dict[str, Any] = {
-            name: change(value) if isinstance(value, Tensor) else {part: change(each) for part, each in value.items()}
+            name: change(value) if isinstance(value, Tensor) else named.each(value, change)
             for name, value in values.items()
             if isinstance(value, Tensor | Mapping)
         }

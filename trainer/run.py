@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from ipadapter_core.file.spec import Negative
 
+from . import named
 from .backbones.backbone import Backbone
 from .batch import Batch
 from .cache.fill import fill
@@ -246,8 +247,7 @@ def _noises(reader: ReferenceReader, seed: int) -> dict[str, Tensor]:
     """Features of those that stand for dropped references where features are cached, one row each."""
     generators = (sample_generator(seed, number, "cached noise") for number in range(CACHED_NOISES))
     prepared = (reader.preparation.noise(generator) for generator in generators)
-    read = [reader.read({part: tensor[None] for part, tensor in each.items()}) for each in prepared]
-    return {name: torch.cat([features[name] for features in read]) for name in read[0]}
+    return named.joined([reader.read(named.stacked([each])) for each in prepared])
 
 
 def _waiting(config: Config) -> frozenset[str]:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ipadapter_core.errors import MismatchError
 
+from .. import named
 from ..config import Config, ObjectiveConfig
 from .backbone import Backbone
 from .image_prompt import ImageAt
@@ -111,7 +112,7 @@ class FlowBackbone(Backbone):
         scheduler.set_timesteps(sigmas=torch.linspace(1, 1 / steps, steps).tolist(), device=self.device, mu=mean)
         latents, count = noise.to(self.device, torch.float32), len(noise)
         if negative is not None:
-            text = {name: torch.cat((negative[name], tensor)) for name, tensor in text.items()}
+            text = named.joined((negative, text))
         rows = count if negative is None else 2 * count
         sizes = torch.zeros(rows, 6, device=self.device)
         model = self.told(guidance)

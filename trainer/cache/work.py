@@ -13,6 +13,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
+from .. import named
 from ..backbones.backbone import Backbone
 from ..batch import Skipped
 from ..config import Config
@@ -134,7 +135,7 @@ class Work:
 
     def make_text(self, missing: Mapping[str, str]) -> Iterator[Entry]:
         for batch in batches_alike(missing.items(), lambda _: None, self._batch_size):
-            text = _on_cpu(self._base.encode_text([caption for _, caption in batch]))
+            text = named.each(self._base.encode_text([caption for _, caption in batch]), Tensor.cpu)
             for row, (key, caption) in enumerate(batch):
                 yield key, self._stored({part: tensor[row] for part, tensor in text.items()}, repr(caption))
 
@@ -148,9 +149,8 @@ class Work:
 
     def make_features(self, missing: Mapping[str, Wanted]) -> Iterator[Entry]:
         for batch in self._batches(missing, self._reference):
-            names = batch[0].tensors
-            prepared = {name: torch.stack([reference.tensors[name] for reference in batch]) for name in names}
-            features = _on_cpu(self._reader.read(prepared))
+            prepared = named.stacked([reference.tensors for reference in batch])
+            features = named.each(self._reader.read(prepared), Tensor.cpu)
             for row, reference in enumerate(batch):
                 parts = {part: tensor[row] for part, tensor in features.items()}
                 yield reference.wanted.key, self._stored(parts, reference.wanted.name)
@@ -255,10 +255,6 @@ class _ThreadedDigests:
     def flush(self) -> None:
         for memo in self._memos:
             memo.flush()
-
-
-def _on_cpu(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {name: tensor.cpu() for name, tensor in tensors.items()}
 
 
 def _first(item: T, items: Iterable[T]) -> Iterator[T]:

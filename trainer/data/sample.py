@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from .. import named
 from ..backbones.times import TimeShift
 from ..batch import Batch, Skipped
 from ..config import AugmentConfig, Config
@@ -286,7 +287,7 @@ def _stacked(parts: Sequence[Any]) -> Any:
     """Tensors, or mappings of tensors."""
     if isinstance(parts[0], Tensor):
         return torch.stack(list(parts))
-    return {name: torch.stack([part[name] for part in parts]) for name in parts[0]}
+    return named.stacked(parts)
 
 
 def _open(picture: Picture, opened: dict[str, Image.Image]) -> Image.Image:

@@ -14,6 +14,7 @@ from ipadapter_core.errors import BadInputError
 from ipadapter_core.strength.presets import resolve_preset
 from ipadapter_core.strength.site import SiteStrength
 
+from .. import named
 from ..backbones.backbone import Backbone
 from ..backbones.image_prompt import KV, ImageAt, ImagePrompt, LayerLora
 from ..config import AugmentConfig, Config
@@ -134,7 +135,7 @@ def text_label(prompt: str) -> str:
 
 def encode_prompt(base: Backbone, prompt: str) -> Text:
     """On the device, where text encoders need not be any more."""
-    return {name: each.to(base.device) for name, each in base.encode_text([prompt]).items()}
+    return named.each(base.encode_text([prompt]), lambda tensor: tensor.to(base.device))
 
 
 def encode_reference(
@@ -159,7 +160,7 @@ def encode_reference(
     prepared = reader.preparation.prepare(
         picture.convert("RGB"), AugmentConfig(), torch.Generator(), name=name, identity=identity
     )
-    features = reader.read({part: tensor[None] for part, tensor in prepared.items()})
+    features = reader.read(named.stacked([prepared]))
     text = caption if prompt is None else prompt
     return Reference(name, picture, caption, text, features, encode_prompt(base, text))
 
@@ -214,8 +215,8 @@ class Sampler:
         count, settings = len(texts), self.settings
         latents = self.base.denoise(
             noise,
-            _stacked(texts),
-            _stacked([self.negative] * count) if self.is_guided else None,
+            named.joined(texts),
+            named.joined([self.negative] * count) if self.is_guided else None,
             image,
             steps=settings.steps,
             guidance=settings.guidance,
@@ -243,21 +244,20 @@ def sample_grid(
         no_image: features that stand for no image, for the uncond half.
         progress: called after each denoising step with the number of pictures in it.
     """
-    settings, device = sampler.settings, sampler.base.device
+    settings = sampler.settings
     places: dict[int, int] = {}
     for reference in references:
         places.setdefault(id(reference.picture), len(places))
     jobs = [(place, take) for place in range(len(references)) for take in range(settings.count)]
     rows: list[list[Image.Image]] = [[] for _ in jobs]
-    uncond = _at(sampler.base, adapter, {name: each.to(device) for name, each in no_image.items()})
+    uncond = _at(sampler.base, adapter, no_image)
     together = settings.rows_together(len(jobs), share)
     for start in range(0, len(jobs), together)[share.rank :: share.size]:
         chosen = slice(start, start + together)
         batch = [references[place] for place, _ in jobs[chosen]]
         takes = zip(batch, (take for _, take in jobs[chosen]), strict=True)
         noise = torch.cat([sampler.noise(places[id(reference.picture)], take) for reference, take in takes])
-        features = _stacked([reference.features for reference in batch])
-        cond = _at(sampler.base, adapter, {name: each.to(device) for name, each in features.items()})
+        cond = _at(sampler.base, adapter, named.joined([reference.features for reference in batch]))
         for strength in settings.strengths:
             image = _strengthened(uncond, cond, sampler.site_strengths(strength), is_guided=sampler.is_guided)
             pictures = sampler.draw(noise, [reference.text for reference in batch], image, progress)
@@ -273,6 +273,7 @@ def sample_grid(
 
 def _at(base: Backbone, adapter: Callable[..., ImagePrompt], features: Mapping[str, Tensor]) -> ImageAt:
     """What an adapter gives for features at any time; computed once where it is the same at all."""
+    features = named.each(features, lambda tensor: tensor.to(base.device))
     if base.is_timed:
         return lambda times: adapter(features, times)
     always = adapter(features)
@@ -341,10 +342,6 @@ def _second_half(image: ImagePrompt) -> ImagePrompt:
         tuple(None if factors is None else factors.chunk(2)[1] for factors in image.strengths),
         image.lora,
     )
-
-
-def _stacked(rows: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
-    return {name: torch.cat([row[name] for row in rows]) for name in rows[0]}
 
 
 def _pictures(pixels: Tensor) -> list[Image.Image]:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from ipadapter_core.errors import BadInputError
 
+from .. import named
 from ..batch import Batch
 from ..draws import sample_generator
 from ..objective import Condition, Objective
@@ -169,7 +170,7 @@ def _losses(grid: ValidationGrid, kind: int, cells: Cells, adapter: nn.Module, o
     device = objective.base.device
     pictures = [picture for picture, _ in cells]
     features = [grid.pictures[grid.other(picture) if kind == SHUFFLED else picture].features for picture in pictures]
-    condition = _on(_stack([grid.pictures[picture] for picture in pictures], _joined(features)), device)
+    condition = _on(_stack([grid.pictures[picture] for picture in pictures], named.joined(features)), device)
     if kind == NULL:
         everyone = torch.ones(len(cells), dtype=torch.bool, device=device)
         condition = replace(condition, features=objective.drop(condition.features, everyone))
@@ -205,14 +206,10 @@ def _summary(table: Tensor, timesteps: tuple[int, ...]) -> ValidationLosses:
 def _stack(pictures: Sequence[Condition], features: Mapping[str, Tensor]) -> Condition:
     return Condition(
         latents=torch.cat([picture.latents for picture in pictures]),
-        text=_joined([picture.text for picture in pictures]),
+        text=named.joined([picture.text for picture in pictures]),
         sizes=torch.cat([picture.sizes for picture in pictures]),
         features=features,
     )
-
-
-def _joined(rows: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
-    return {name: torch.cat([row[name] for row in rows]) for name in rows[0]}
 
 
 def _row(condition: Condition, index: int) -> Condition:
@@ -226,7 +223,7 @@ def _on(condition: Condition, device: torch.device) -> Condition:
 def _each(condition: Condition, change: Callable[[Tensor], Tensor]) -> Condition:
     return Condition(
         latents=change(condition.latents),
-        text={name: change(tensor) for name, tensor in condition.text.items()},
+        text=named.each(condition.text, change),
         sizes=change(condition.sizes),
-        features={name: change(tensor) for name, tensor in condition.features.items()},
+        features=named.each(condition.features, change),
     )
