@@ -38,18 +38,18 @@ def write_base(folder: Path, layout: str = "sd15", *, prediction_type: str = "ep
     )
     parts: dict[str, Any] = {
         "unet": diffusers_unet(layout, seed),
-        "vae": _vae(seed),
+        "vae": tiny_vae(seed),
         "scheduler": scheduler,
         "tokenizer": write_tokenizer(folder / "tokenizer_source"),
     }
     if layout == "sd15":
-        parts |= {"text_encoder": _text(CLIPTextModel, CONTEXT_DIM, seed)}
+        parts |= {"text_encoder": tiny_clip(CLIPTextModel, CONTEXT_DIM, seed)}
         parts |= {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
         StableDiffusionPipeline(**parts).save_pretrained(folder)
     else:
         first, second = 3 * CONTEXT_DIM // 8, 5 * CONTEXT_DIM // 8  # as in 768 and 1280: never the same
-        parts |= {"tokenizer_2": parts["tokenizer"], "text_encoder": _text(CLIPTextModel, first, seed)}
-        parts |= {"text_encoder_2": _text(CLIPTextModelWithProjection, second, seed + 1)}
+        parts |= {"tokenizer_2": parts["tokenizer"], "text_encoder": tiny_clip(CLIPTextModel, first, seed)}
+        parts |= {"text_encoder_2": tiny_clip(CLIPTextModelWithProjection, second, seed + 1)}
         StableDiffusionXLPipeline(**parts).save_pretrained(folder)
     return folder
 
@@ -63,7 +63,8 @@ def write_tokenizer(folder: Path) -> CLIPTokenizer:
     return CLIPTokenizer(str(folder / "vocab.json"), str(folder / "merges.txt"), model_max_length=77)
 
 
-def _vae(seed: int) -> AutoencoderKL:
+def tiny_vae(seed: int, **settings: Any) -> AutoencoderKL:
+    """8 pixels to a cell."""
     torch.manual_seed(seed)
     return AutoencoderKL(
         block_out_channels=(8, 8, 8, 8),
@@ -71,23 +72,23 @@ def _vae(seed: int) -> AutoencoderKL:
         up_block_types=("UpDecoderBlock2D",) * 4,
         layers_per_block=1,
         norm_num_groups=4,
-        latent_channels=4,
         sample_size=64,
+        **{"latent_channels": 4, **settings},
     ).eval()
 
 
-def _text(model_class: Any, width: int, seed: int) -> Any:
+def tiny_clip(model_class: Any, width: int, seed: int, **sizes: int) -> Any:
+    """A text encoder of single letters."""
     torch.manual_seed(seed)
     config = CLIPTextConfig(
         vocab_size=len(VOCABULARY) + 2,
         hidden_size=width,
         intermediate_size=2 * width,
-        num_hidden_layers=3,
         num_attention_heads=2,
-        projection_dim=POOLED_DIM,
         bos_token_id=len(VOCABULARY),
         eos_token_id=len(VOCABULARY) + 1,
         pad_token_id=len(VOCABULARY) + 1,
+        **{"num_hidden_layers": 3, "projection_dim": POOLED_DIM, **sizes},
     )
     return model_class(config).eval()
 

@@ -3,10 +3,10 @@
 from pathlib import Path
 
 import torch
-from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, FluxPipeline
-from transformers import CLIPTextConfig, CLIPTextModel, T5Config, T5EncoderModel, T5Tokenizer
+from diffusers import FlowMatchEulerDiscreteScheduler, FluxPipeline
+from transformers import CLIPTextModel, T5Config, T5EncoderModel, T5Tokenizer
 
-from .tiny_base import VOCABULARY, write_tokenizer
+from .tiny_base import tiny_clip, tiny_vae, write_tokenizer
 from .tiny_flux import LATENT_CHANNELS, POOLED_DIM, TEXT_DIM, diffusers_flux
 
 TEXT_LENGTH = 16
@@ -15,52 +15,27 @@ SCHEDULES: dict[bool, dict[str, object]] = {
     True: {"use_dynamic_shifting": True, "shift": 3.0, "base_shift": 0.5, "max_shift": 1.15},
     False: {"use_dynamic_shifting": False, "shift": 1.0},
 }
+_VAE = {
+    "latent_channels": LATENT_CHANNELS,
+    "scaling_factor": 0.3611,
+    "shift_factor": 0.1159,
+    "use_quant_conv": False,
+    "use_post_quant_conv": False,
+}
 
 
 def write_flux_base(folder: Path, *, guidance: bool = True, seed: int = 0) -> Path:
     """Write a model like FLUX.1-dev, or like schnell without guidance, and return its folder."""
     FluxPipeline(
         transformer=diffusers_flux(seed, guidance=guidance),
-        vae=_vae(seed),
+        vae=tiny_vae(seed, **_VAE),
         scheduler=FlowMatchEulerDiscreteScheduler(**SCHEDULES[guidance]),
         tokenizer=write_tokenizer(folder / "tokenizer_source"),
         tokenizer_2=_t5_tokenizer(),
-        text_encoder=_clip(seed),
+        text_encoder=tiny_clip(CLIPTextModel, POOLED_DIM, seed, num_hidden_layers=1),
         text_encoder_2=_t5(seed),
     ).save_pretrained(folder)
     return folder
-
-
-def _vae(seed: int) -> AutoencoderKL:
-    torch.manual_seed(seed)
-    return AutoencoderKL(
-        block_out_channels=(8, 8, 8, 8),
-        down_block_types=("DownEncoderBlock2D",) * 4,
-        up_block_types=("UpDecoderBlock2D",) * 4,
-        layers_per_block=1,
-        norm_num_groups=4,
-        latent_channels=LATENT_CHANNELS,
-        sample_size=64,
-        scaling_factor=0.3611,
-        shift_factor=0.1159,
-        use_quant_conv=False,
-        use_post_quant_conv=False,
-    ).eval()
-
-
-def _clip(seed: int) -> CLIPTextModel:
-    torch.manual_seed(seed)
-    config = CLIPTextConfig(
-        vocab_size=len(VOCABULARY) + 2,
-        hidden_size=POOLED_DIM,
-        intermediate_size=2 * POOLED_DIM,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        bos_token_id=len(VOCABULARY),
-        eos_token_id=len(VOCABULARY) + 1,
-        pad_token_id=len(VOCABULARY) + 1,
-    )
-    return CLIPTextModel(config).eval()
 
 
 def _t5(seed: int) -> T5EncoderModel:

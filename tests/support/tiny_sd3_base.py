@@ -5,16 +5,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel, StableDiffusion3Pipeline
+from diffusers import FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel, StableDiffusion3Pipeline
 from transformers import (
-    CLIPTextConfig,
     CLIPTextModelWithProjection,
     T5Config,
     T5EncoderModel,
     T5Tokenizer,
 )
 
-from .tiny_base import VOCABULARY, write_tokenizer
+from .tiny_base import tiny_clip, tiny_vae, write_tokenizer
 from .tiny_sd3 import LATENT_CHANNELS, POOLED_DIM, POSITIONS, TEXT_DIM
 from .trained import COLORS, colors
 
@@ -29,6 +28,13 @@ LETTERS = [
     ("▁", -2.0),
     *((c, -3.0) for c in "abcdefghijklmnop 0123456789"),
 ]
+_VAE = {
+    "latent_channels": LATENT_CHANNELS,
+    "scaling_factor": 1.5,
+    "shift_factor": 0.06,
+    "use_quant_conv": False,
+    "use_post_quant_conv": False,
+}
 
 
 def write_sd3_base(
@@ -46,7 +52,7 @@ def write_sd3_base(
     """
     parts: dict[str, Any] = {
         "transformer": transformer or sd3_transformer(seed),
-        "vae": _vae(seed),
+        "vae": tiny_vae(seed, **_VAE),
         "scheduler": FlowMatchEulerDiscreteScheduler(shift=3.0),
         "text_encoder": _clip(CLIP_WIDTHS[0], seed),
         "text_encoder_2": _clip(CLIP_WIDTHS[1], seed + 1),
@@ -94,37 +100,8 @@ def write_teachable_sd3(folder: Path) -> Path:
     return folder
 
 
-def _vae(seed: int) -> AutoencoderKL:
-    torch.manual_seed(seed)
-    return AutoencoderKL(
-        block_out_channels=(8, 8, 8, 8),
-        down_block_types=("DownEncoderBlock2D",) * 4,
-        up_block_types=("UpDecoderBlock2D",) * 4,
-        layers_per_block=1,
-        norm_num_groups=4,
-        latent_channels=LATENT_CHANNELS,
-        sample_size=64,
-        scaling_factor=1.5,
-        shift_factor=0.06,
-        use_quant_conv=False,
-        use_post_quant_conv=False,
-    ).eval()
-
-
-def _clip(width: int, seed: int) -> CLIPTextModelWithProjection:
-    torch.manual_seed(seed)
-    config = CLIPTextConfig(
-        vocab_size=len(VOCABULARY) + 2,
-        hidden_size=width,
-        intermediate_size=2 * width,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        projection_dim=width,
-        bos_token_id=len(VOCABULARY),
-        eos_token_id=len(VOCABULARY) + 1,
-        pad_token_id=len(VOCABULARY) + 1,
-    )
-    return CLIPTextModelWithProjection(config).eval()
+def _clip(width: int, seed: int) -> Any:
+    return tiny_clip(CLIPTextModelWithProjection, width, seed, num_hidden_layers=2, projection_dim=width)
 
 
 def _t5(seed: int) -> T5EncoderModel:
