@@ -11,10 +11,10 @@ from typing import Any
 import torch
 from diffusers.models.embeddings import apply_rotary_emb
 from torch import Tensor
-from torch.nn import functional
 
 from ipadapter_core.branch.attention import image_attention
 
+from .attend import attend
 from .image_prompt import SiteKVs
 
 RotaryTable = tuple[Tensor, Tensor]
@@ -56,7 +56,7 @@ class FluxImageAttention:
         if image_rotary_emb is not None:
             query = apply_rotary_emb(query, image_rotary_emb, sequence_dim=1)
             key = apply_rotary_emb(key, image_rotary_emb, sequence_dim=1)
-        out = _attention(*(x.transpose(1, 2) for x in (query, key, value))).to(query.dtype)
+        out = attend(*(x.transpose(1, 2) for x in (query, key, value))).to(query.dtype)
         if encoder_hidden_states is None:
             return out
         texts = encoder_hidden_states.shape[1]
@@ -66,7 +66,7 @@ class FluxImageAttention:
         if kv is None:
             return answers
         k, v = (_heads(x.to(hidden_states.dtype), heads).transpose(1, 2) for x in kv)
-        return *answers, image_attention(picture_query.flatten(2), k, v, _attention)
+        return *answers, image_attention(picture_query.flatten(2), k, v, attend)
 
 
 def install(transformer: Any) -> None:
@@ -75,11 +75,6 @@ def install(transformer: Any) -> None:
         block.attn.set_processor(FluxImageAttention(site))
     for block in transformer.single_transformer_blocks:
         block.attn.set_processor(FluxImageAttention(None))
-
-
-def _attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """(B, H, L, D) each to (B, L, H·D)."""
-    return functional.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
 
 
 def _heads(x: Tensor, heads: int) -> Tensor:

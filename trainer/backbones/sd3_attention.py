@@ -14,6 +14,7 @@ from torch.nn import functional
 from ipadapter_core.backbone.row import in_heads
 from ipadapter_core.branch.timed import exchange, joint_attention
 
+from .attend import attend
 from .image_prompt import ImagePrompt
 
 
@@ -47,7 +48,7 @@ class JointAttention:
             q, k, v = (layer(encoder_hidden_states).unflatten(-1, (attn.heads, -1)) for layer in layers)
             parts.append((_normed(q, attn.norm_added_q), _normed(k, attn.norm_added_k), v))
         q, k, v = (torch.cat(each, dim=1).transpose(1, 2) for each in zip(*parts, strict=True))
-        out = functional.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+        out = attend(q, k, v)
         picture, text = out[:, :length], out[:, length:]
         added = self._image(image, query, (key, value))
         if added is not None:

@@ -9,7 +9,6 @@ from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from ipadapter_core.backbone.row import Backbone as Row
 from ipadapter_core.backbone.sites import Sites, blocks_in_a_row
@@ -17,6 +16,7 @@ from ipadapter_core.backbone.studio import LAYOUT, NormedProjection
 from ipadapter_core.errors import MismatchError
 
 from ..config import AdapterConfig, BaseModelConfig
+from .attend import attend
 from .flow import FlowBackbone
 from .image_prompt import KV
 
@@ -109,8 +109,7 @@ def joint_attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | No
         mask: (B, S), true where there is something.
     """
     q, k, v = (part.transpose(1, 2) for part in (query, key, value))
-    attended = functional.scaled_dot_product_attention(q, k, v, None if mask is None else mask[:, None, None])
-    return attended.transpose(1, 2).flatten(2)
+    return attend(q, k, v, mask)
 
 
 def image_attention(query: Tensor, kv: KV) -> Tensor:

@@ -13,6 +13,7 @@ from torch.nn import functional
 
 from ipadapter_core.branch.attention import add_image_attention, image_attention
 
+from .attend import attend
 from .image_prompt import LayerLora, LayerLoras, SiteKVs
 from .unet_sites import attention_layers
 
@@ -48,11 +49,11 @@ class DecoupledAttention:
         query = _project(attn.to_q, hidden_states, lora, "q")
         key, value = (_project(attn.to_k, context, lora, "k"), _project(attn.to_v, context, lora, "v"))
         q, k, v = (_heads(x, attn.heads) for x in (query, key, value))
-        out = _attention(q, k, v)
+        out = attend(q, k, v)
         kv = None if image_kv is None or self.site is None else image_kv[self.site]
         if kv is not None:
             k, v = (_heads(x.to(query.dtype), attn.heads) for x in kv)
-            out = add_image_attention(out, image_attention(query, k, v, _attention), image_mask)
+            out = add_image_attention(out, image_attention(query, k, v, attend), image_mask)
         linear, dropout = attn.to_out
         projected: Tensor = dropout(_project(linear, out, lora, "out"))
         return projected
@@ -77,15 +78,6 @@ def _project(linear: nn.Module, x: Tensor, lora: LayerLora, part: str) -> Tensor
     return projected + functional.linear(functional.linear(x, down), up)
 
 
-def _attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    return _flat(functional.scaled_dot_product_attention(q, k, v))
-
-
 def _heads(x: Tensor, heads: int) -> Tensor:
     """(B, L, H·D) to (B, H, L, D)."""
     return x.reshape(*x.shape[:-1], heads, -1).transpose(1, 2)
-
-
-def _flat(x: Tensor) -> Tensor:
-    """(B, H, L, D) to (B, L, H·D)."""
-    return x.transpose(1, 2).flatten(2)
