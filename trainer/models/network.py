@@ -169,8 +169,7 @@ def new_adapter(
                 raise _lora_lost(start.name)
             lora.load(given.lora)
     elif config.init == "text":
-        _start_as_text(adapter, base)
-        _start_as_model(adapter, base)
+        _start(adapter, base)
     return TrainableAdapter(adapter, trained, keeps_others=config.other_blocks == "frozen", lora=lora)
 
 
@@ -265,19 +264,15 @@ def _negative(config: AdapterConfig, base: Backbone) -> Negative:
     return base.negatives.get(config.kind, _USUAL_NEGATIVE[config.kind])
 
 
-def _start_as_text(adapter: IPAdapter, base: Backbone) -> None:
+def _start(adapter: IPAdapter, base: Backbone) -> None:
+    """From the model's own weights, as far as it has some."""
     with torch.no_grad():
         for index in range(adapter.spec.num_sites):
             weights, site = base.text_kv(index), adapter.site(index)
             if weights is not None:
                 site.to_k_ip.weight.copy_(weights[0])
                 site.to_v_ip.weight.copy_(weights[1])
-
-
-def _start_as_model(adapter: IPAdapter, base: Backbone) -> None:
-    with torch.no_grad():
-        for index in range(adapter.spec.num_sites):
-            base.start(index, cast(nn.Module, adapter.site(index)))
+            base.start(index, cast(nn.Module, site))
 
 
 def _sizes_of_start(config: AdapterConfig, given: IPAdapter | None) -> tuple[int | None, int | None]:
