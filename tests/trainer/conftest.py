@@ -2,12 +2,15 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
+from ipadapter_trainer.config import Config
 from ipadapter_trainer.watch import observe
 from support.encoders import write_folder
+from support.faces import face_config, write_people
 from support.recipe_models import write_small_base
 from support.tiny_base import write_base
 
@@ -61,3 +64,16 @@ def encoder_folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], 
         return made[kind]
 
     return folder
+
+
+@pytest.fixture
+def face_runs(
+    tmp_path: Path, small_base_folder: Callable[[str], Path], encoder_folder: Callable[[str], Path]
+) -> Callable[..., Config]:
+    """Configs of small runs of a kind of face adapter, on people of their own unless other data are given."""
+
+    def make(kind: str, data: Path | None = None, /, run: str = "run", **changes: Any) -> Config:
+        data = data or (tmp_path / "people" if (tmp_path / "people").exists() else write_people(tmp_path / "people"))
+        return face_config(small_base_folder("sd15"), encoder_folder("clip"), data, tmp_path / run, kind, **changes)
+
+    return make
