@@ -15,8 +15,8 @@ from .data.pictures import BrokenPictureError, Picture, decode, upright_size
 from .data.records import DataError, Records
 from .data.sources import Source
 from .draws import sample_generator
+from .models.encoder_files import find_encoder
 from .models.face_network import face_read
-from .models.image_encoder import resolve_folder
 from .models.network import pretrained_file
 from .readers.faces import FacePreparation, find_pack
 from .state import CheckpointError
@@ -53,7 +53,7 @@ def check_before_models(config: Config, source: Source, held_out: Records) -> No
         if isinstance(records, Records):  # a stream finds out as it reads
             _check_pictures(records, config)
     if config.encoder.model:
-        resolve_folder(config.encoder.model, "encoder.model")  # small beside the base, which is loaded first
+        find_encoder(config.encoder.model, "encoder.model")  # small beside the base, which is loaded first
     if config.encoder.face_model is not None:
         find_pack(config.encoder.face_model)
     if config.adapter.reads_faces and isinstance(source, Records):

@@ -124,7 +124,7 @@ def load_siglip_file(path: Path, transformers: ModuleType) -> VisionFolder:
         assert spec is not None  # it was recognised by these shapes
         model_class = transformers.SiglipVisionModel
         settings = model_class.config_class.from_dict(siglip_config(spec, shapes))
-        pixel_format = _pixel_format({}, settings)
+        pixel_format = file_pixel_format(spec)
     return VisionFolder(_build(path, model_class, settings, tensors, pixel_format.size), spec, pixel_format)
 
 
@@ -191,6 +191,15 @@ def _pixel_format(preprocessor: Mapping[str, Any], config: Any) -> PixelFormat:
         crop = preprocessor.get("crop_size") or preprocessor.get("size") or {}
         size = crop.get("height", _DINO_SIZE) if isinstance(crop, dict) else crop
     return PixelFormat.of(size, preprocessor.get("image_mean", mean), preprocessor.get("image_std", std))
+
+
+def file_pixel_format(spec: EncoderSpec) -> PixelFormat:
+    """Of a single file of SigLIP or PE-Core, which has the statistics of all published ones.
+
+    Raises:
+        ValueError: a size of no encoder, or none.
+    """
+    return PixelFormat.of(spec.image_size or 0, *_HALF_STATISTICS)
 
 
 def _preprocessor(folder: Path) -> dict[str, Any]:

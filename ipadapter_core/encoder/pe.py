@@ -11,9 +11,8 @@ import torch
 from ..errors import UnreadableFileError
 from ..file.container import read_tensors
 from ..file.strangers import strangers
-from .folder import VisionFolder
+from .folder import VisionFolder, file_pixel_format
 from .known import FILE_KIND, PICKLED_PREFIX, encoder_from_shapes
-from .pixels import PixelFormat
 
 # timm's names, by width and layers
 TIMM_NAMES = {
@@ -21,7 +20,6 @@ TIMM_NAMES = {
     (1024, 24): "vit_pe_core_large_patch14_336",
     (1536, 50): "vit_pe_core_gigantic_patch14_448",
 }
-_MEAN = _STD = (0.5, 0.5, 0.5)
 
 
 def load_pe_file(path: Path, timm: ModuleType) -> VisionFolder:
@@ -45,7 +43,7 @@ def load_pe_file(path: Path, timm: ModuleType) -> VisionFolder:
         raise UnreadableFileError(
             f"{path.name}, which timm {timm.__version__} does not know",
             expected=f"a timm that has {name}",
-            action="update it in ComfyUI's Python with 'pip install -U timm', and restart",
+            action="update it with 'pip install -U timm', and restart",
         )
     with strangers(lambda why: _bad_weights(path, why)):
         model: torch.nn.Module = timm.create_model(name, pretrained=False)
@@ -53,7 +51,7 @@ def load_pe_file(path: Path, timm: ModuleType) -> VisionFolder:
         missing, _ = model.load_state_dict(state_dict, strict=False, assign=True)
     if missing:
         raise _bad_weights(path, f"missing {', '.join(sorted(missing)[:3])}")
-    return VisionFolder(model.eval().requires_grad_(False), spec, PixelFormat.of(spec.image_size, _MEAN, _STD))
+    return VisionFolder(model.eval().requires_grad_(False), spec, file_pixel_format(spec))
 
 
 def _bad_weights(path: Path, why: str) -> UnreadableFileError:

@@ -26,6 +26,7 @@ from .faces import write_people
 from .tiny_anima_base import write_anima_base
 from .tiny_base import VOCABULARY, write_base, write_tokenizer
 from .tiny_flux_base import write_flux_base
+from .tiny_pe import write_pe_folder
 from .tiny_sd3_base import write_sd3_base
 from .tiny_studio_base import STUDIO_FAMILIES, write_studio_base
 from .tiny_unet import LAYOUTS
@@ -49,6 +50,7 @@ ENCODERS = {
     "facebook/dinov2-large": "dinov2",
     "facebook/dinov2-giant": "dinov2_giant",
     "google/siglip-so400m-patch14-384": "siglip",
+    "timm/vit_pe_core_large_patch14_336.fb": "pe_core",
     "out/world/models/clip_vision/demo_encoder": "clip",
 }
 SIZE = 64
@@ -212,7 +214,11 @@ _TRANSFORMERS: dict[str, Callable[[Path], object]] = {
     "anima": write_anima_base,
     **{family: partial(write_studio_base, family=family) for family in STUDIO_FAMILIES},
 }
-_ENCODER_WRITERS: dict[str, Callable[[Path], object]] = {"dinov2_giant": _write_giant, "judge": write_judge}
+_ENCODER_WRITERS: dict[str, Callable[[Path], object]] = {
+    "dinov2_giant": _write_giant,
+    "judge": write_judge,
+    "pe_core": write_pe_folder,
+}
 _INSIDE = {"hf": "dataset", "list": "pairs.jsonl", "webdataset": "0.tar"}
 _WRITERS: dict[str, Callable[[Path], object]] = {
     "auto": write_pictures,

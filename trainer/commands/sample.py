@@ -30,7 +30,7 @@ def sample(
     image: Pictures,
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the pictures.", show_default=False)],
     encoder: Annotated[
-        str | None, typer.Option(help="Image encoder: folder or hub id. The folder the adapter names if not given.")
+        str | None, typer.Option(help="Image encoder: folder, file or hub id. What the adapter names if not given.")
     ] = None,
     face_model: Annotated[
         str | None, typer.Option(help="Folder of a face pack (buffalo_l), for adapters that read faces.")

@@ -32,10 +32,12 @@ class BaseModelConfig(Section):
 
 
 class EncoderConfig(Section):
-    """The image encoder, in transformers layout."""
+    """The image encoder."""
 
     model: str = ""
-    """Folder or hub id: CLIP, SigLIP, SigLIP 2, DINOv2 or DINOv3 of any size. Not needed for faceid and portrait, which read no picture."""
+    """Folder in transformers layout, here or on the hub: CLIP, SigLIP, SigLIP 2, DINOv2 or DINOv3 of any size; PE-Core (with
+    the package timm) as a file or as timm has it on the hub; SigLIP as a single file too. Not needed for faceid and
+    portrait, which read no picture."""
     feature: Literal["auto", "image_embeds", "hidden_states", "last_hidden_state"] = "auto"
     """What the adapter reads; auto: image_embeds for base, hidden_states for others. last_hidden_state, behind the
     encoder's last norm where it has one, is for Anima."""

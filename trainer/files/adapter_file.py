@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from ipadapter_core.encoder.choice import encoder_need, fits
-from ipadapter_core.encoder.known import read_encoder_folder
 from ipadapter_core.errors import MismatchError
 from ipadapter_core.file.container import TensorFile, read_tensors
 from ipadapter_core.file.spec import AdapterSpec
@@ -18,8 +17,9 @@ from ipadapter_core.network.fit import check_sites
 
 from ..backbones.backbone import Backbone
 from ..config import EncoderConfig, Precision
+from ..models.encoder_files import find_encoder
 from ..models.face_network import FaceLora
-from ..models.image_encoder import ImageEncoder, load_image_encoder, resolve_folder
+from ..models.image_encoder import ImageEncoder, load_image_encoder
 from ..models.network import TrainableAdapter
 from ..readers.faces import open_face_reader
 from ..readers.pictures import PictureReader
@@ -50,7 +50,7 @@ def open_adapter(
     Layer, feature, crop and negative are those the file states.
 
     Args:
-        encoder: folder or hub id; None is the folder that the file names.
+        encoder: folder, file or hub id; None is what the adapter's file names.
         precision: of the encoder.
         face_model: folder of a face pack, for adapters that read faces; without one their embeddings are given.
 
@@ -79,7 +79,7 @@ def _open_encoder(
     content: TensorFile, spec: AdapterSpec, encoder: str | None, precision: Precision, base: Backbone
 ) -> ImageEncoder:
     model = encoder or _stated_folder(spec)
-    given = read_encoder_folder(resolve_folder(model, "--encoder"))
+    given = find_encoder(model, "--encoder").spec
     if not fits(given, spec):
         raise MismatchError(
             f"{model} ({given.name}), whose {spec.feature.value.replace('_', ' ')} are "
@@ -102,9 +102,9 @@ def _open_encoder(
 
 def _stated_folder(spec: AdapterSpec) -> str:
     name = spec.encoder.name
-    if name is None or not os.path.isdir(name):
+    if name is None or not os.path.exists(name):
         raise MismatchError(
-            "no image encoder given, and the adapter names no folder here that holds it",
+            "no image encoder given, and the adapter names no folder or file here that is it",
             expected=f"for {spec.family}: {encoder_need(spec)}",
             action="name its folder or hub id with --encoder",
         )

@@ -6,10 +6,6 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Literal
 
-import transformers
-
-from ipadapter_core.encoder.folder import read_pixel_format
-from ipadapter_core.encoder.known import read_encoder_folder, vision_config
 from ipadapter_core.file.container import read_header, read_json
 from ipadapter_core.network.adapter import load_adapter
 
@@ -17,8 +13,8 @@ from ..config import Config
 from ..config_file import read_config
 from ..data.skips import SKIPPED, read_skipped
 from ..metrics_log import best_so_far, read_records
+from ..models.encoder_files import find_encoder
 from ..models.face_network import LORA_LAYERS
-from ..models.image_encoder import resolve_folder
 from ..state import ADAPTER, BEST, BEST_STEP, CONFIG, COUNTERS, EMA, CheckpointError, check_files, find_checkpoints
 from .export import ExportReport, export_adapter
 from .facts import Preprocess, RunCounts, run_facts
@@ -90,15 +86,13 @@ def find_checkpoint(path: Path) -> Path:
 
 
 def read_preprocess_of(config: Config) -> Preprocess:
-    """How a run prepares references, from its encoder's folder without its weights.
+    """How a run prepares references, without its encoder's weights.
 
     Raises:
-        ModelNotFoundError, UnreadableFileError: the folder is not there or is none of a vision model.
+        ModelNotFoundError, UnreadableFileError, MismatchError: as `find_encoder`.
     """
-    folder = resolve_folder(config.encoder.model, "encoder.model")
-    values = dict(vision_config(folder))
-    model_config = transformers.AutoConfig.for_model(str(values.pop("model_type")), **values)
-    return Preprocess.of(read_encoder_folder(folder), read_pixel_format(folder, model_config), config.encoder.crop)
+    files = find_encoder(config.encoder.model, "encoder.model")
+    return Preprocess.of(files.spec, files.pixel_format(), config.encoder.crop)
 
 
 def _counts(file: Path, checkpoint: Path, config: Config) -> RunCounts:

@@ -14,7 +14,7 @@ DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 @contextmanager
 def brought(module: Any, device: torch.device) -> Iterator[None]:
     """Inside, a frozen module is on the device; one that a cache has sent away goes back afterwards."""
-    home = module.device
+    home = next(module.parameters()).device  # timm's have no device of their own
     if home.type == device.type:
         yield
         return

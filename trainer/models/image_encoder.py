@@ -4,24 +4,21 @@
 
 import os
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
-import transformers
 from torch import Tensor
 
-from ipadapter_core.encoder.folder import VisionFolder, load_vision_folder
+from ipadapter_core.encoder.folder import VisionFolder
 from ipadapter_core.encoder.known import EncoderSpec
 from ipadapter_core.encoder.pixels import PixelFormat, encoder_pixels, no_image_pixels, noise_pixels
 from ipadapter_core.errors import MismatchError
 from ipadapter_core.file.spec import Feature, Negative
 
 from ..config import EncoderConfig
-from ..hub import find_folder
 from ..quiet import quiet_libraries
 from .base import DTYPES, brought, fingerprint
+from .encoder_files import find_encoder
 
-_NEEDED_FILES = ["*.json", "model*.safetensors", "*.txt"]  # repositories hold the same weights for open_clip as well
 _POOLED = "base"  # the kind of adapter that reads one embedding
 
 
@@ -86,12 +83,12 @@ def load_image_encoder(config: EncoderConfig, kind: str, device: torch.device) -
     """Load the image encoder for an adapter of a kind.
 
     Raises:
-        ModelNotFoundError, UnreadableFileError: no such folder or repository, or none that holds a vision model.
+        MissingPackageError, UnreadableFileError: as `EncoderFiles.load`; these and ModelNotFoundError as `find_encoder`.
         MismatchError: the encoder does not have what is to be read of it.
     """
     quiet_libraries()
-    folder = resolve_folder(config.model, "encoder.model")
-    vision = load_vision_folder(folder, transformers)
+    files = find_encoder(config.model, "encoder.model")
+    vision = files.load()
     vision.model.to(device, DTYPES[config.precision])
     feature = (
         (Feature.IMAGE_EMBEDS if kind == _POOLED else Feature.HIDDEN_STATES)
@@ -108,20 +105,5 @@ def load_image_encoder(config: EncoderConfig, kind: str, device: torch.device) -
     identity = f"{fingerprint(vision.model)}/{feature.value}"
     if feature is Feature.HIDDEN_STATES:
         identity += f"/{config.layer}"
-    name = folder.name if os.path.isdir(config.model) else config.model
+    name = files.path.name if os.path.exists(config.model) else config.model
     return ImageEncoder(name, identity, vision, feature, config.layer, reference_format, device)
-
-
-def resolve_folder(model: str, key: str) -> Path:
-    """A local folder as it is, one of the hub by way of the hub's cache.
-
-    Raises:
-        ModelNotFoundError: neither; names the config key.
-    """
-    return find_folder(
-        model,
-        key,
-        _NEEDED_FILES,
-        "a folder with config.json and safetensors, or a hub id such as laion/CLIP-ViT-H-14-laion2B-s32B-b79K or "
-        "h94/IP-Adapter/models/image_encoder",
-    )

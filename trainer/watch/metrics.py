@@ -20,7 +20,7 @@ from ipadapter_core.errors import MismatchError
 
 from ..config import ValidationConfig
 from ..hub import ModelNotFoundError
-from ..models.image_encoder import resolve_folder
+from ..models.encoder_files import resolve_folder
 from ..readers.reader import ReferenceReader
 from .sampling import SampleGrid, text_label
 
