@@ -64,7 +64,8 @@ class Objective:
         """Loss of each sample (B,), float32; `adapter` is a `TrainableAdapter`."""
         latents = condition.latents
         noisy = self.base.noisy(latents, noise if perturbation is None else noise + perturbation, times)
-        prediction = self.predict(adapter(condition.features, times), condition, noisy, times).float()
+        image = adapter(condition.features, self.base.adapter_times(times))
+        prediction = self.predict(image, condition, noisy, times).float()
         error = self._error(prediction - self.base.target(latents, noise, times), times)
         if loss_mask is not None:
             covered = loss_mask.mean(dim=(1, 2, 3)).clamp_min(1 / loss_mask[0].numel())

@@ -63,7 +63,7 @@ class ScaledProjection(CrossAttentionProjection):
 
     def __init__(self, cross_attention_dim: int, site_dim: int, ops: Operations) -> None:
         super().__init__(cross_attention_dim, site_dim, ops)
-        self.gate = nn.Parameter(torch.empty(()))
+        self.gate = nn.Parameter(torch.zeros(()))
 
 
 def find_sites(diffusion_model: nn.Module) -> tuple[Site, ...]:

@@ -42,7 +42,7 @@ class Compressor(nn.Module):
 
     def __init__(self, spec: ResamplerSpec, ops: Operations) -> None:
         super().__init__()
-        self.queries = nn.Parameter(torch.empty(spec.num_queries, spec.dim))
+        self.queries = nn.Parameter(torch.randn(spec.num_queries, spec.dim) / spec.dim**0.5)
         self.layers = nn.ModuleList(CompressorLayer(spec.dim, spec.ff_dim, ops) for _ in range(spec.depth))
         self.final_norm = ops.LayerNorm(spec.dim)
 

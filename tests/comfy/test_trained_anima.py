@@ -9,12 +9,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from ipadapter_trainer.backbones.image_prompt import ImagePrompt
+from ipadapter_core.strength.site import SiteStrength
 from ipadapter_trainer.config import BaseModelConfig
 from ipadapter_trainer.files.adapter_file import open_adapter
 from ipadapter_trainer.files.checkpoint_export import export_checkpoint
 from ipadapter_trainer.loop import train
 from ipadapter_trainer.models.loading import load_base
+from ipadapter_trainer.watch.sampling import guided
 from support import comfy_host, encoders, tiny_anima
 from support.graphs import PLAIN
 from support.tiny_anima_base import of_comfy, write_anima_base
@@ -88,13 +89,24 @@ def in_trainer(file: Path, base_folder: Path, encoder: Path) -> Tensor:
     base = load_base(BaseModelConfig(model=str(base_folder), precision="fp32"), CPU)
     opened = open_adapter(file, base, str(encoder), "fp32")
     features = opened.reader.read({"pixels": opened.reader.encoder.format.pixels(picture())})["features"]
-    both = torch.cat((opened.no_image["features"], features))
-    image = ImagePrompt(tuple((k, v * STRENGTH) for k, v in opened.network({"features": both}).kv))
+    times = base.adapter_times(torch.tensor([TIME]))
+    none, image = (opened.network({"features": x}, times) for x in (opened.no_image["features"], features))
+    strengths = {site.index: SiteStrength(STRENGTH) for site in base.sites.sites}
     latents, text = inputs()
-    return base.predict(latents, torch.full((2,), TIME), {"text": text}, torch.zeros(2, 6), image)
+    prompt = guided(none, image, strengths)
+    return base.predict(latents, torch.full((2,), TIME), {"text": text}, torch.zeros(2, 6), prompt)
 
 
-def test_nodes_equal_the_trainer(encoder: Path, base_directory: Path, tmp_path: Path) -> None:
+KINDS: dict[str, dict[str, Any]] = {
+    "PE": {"kind": "plus", "resampler_dim": 64, "resampler_depth": 2, "tokens": 4},
+    "PE gated": {"kind": "plus", "resampler_dim": 64, "resampler_depth": 2, "tokens": 4, "gate": "block"},
+    "LuciferTC": {"kind": "full", "gate": "time"},
+    "LuciferTC, fewer tokens": {"kind": "plus", "resampler_depth": 2, "tokens": 4, "gate": "time"},
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_nodes_equal_the_trainer(encoder: Path, base_directory: Path, tmp_path: Path, kind: str) -> None:
     model = tiny_anima.comfy_anima()
     base = write_anima_base(tmp_path / "base", transformer=of_comfy(model.model.diffusion_model)[0])
     config = make_config(
@@ -103,13 +115,13 @@ def test_nodes_equal_the_trainer(encoder: Path, base_directory: Path, tmp_path: 
         write_pictures(tmp_path / "pictures", 4),
         tmp_path / "run",
         encoder={"feature": "last_hidden_state"},
-        adapter={"kind": "plus", "resampler_dim": 64, "resampler_depth": 2, "tokens": 4},
-        train={"steps": 2},
+        adapter=KINDS[kind],
+        train={"steps": 6 if "gate" in KINDS[kind] else 2},  # gates are closed at first
         optimizer={"learning_rate": 0.05},  # so that the adapter shows
     )
     train(config)
     exported = export_checkpoint(config.run, None).path
-    name = "trained-anima.safetensors"
+    name = f"trained-anima-{kind}.safetensors"
     (base_directory / "models" / "ipadapter").mkdir(exist_ok=True)
     shutil.copy(exported, base_directory / "models" / "ipadapter" / name)
     adapter = comfy_host.run("IPALoadAdapter", adapter_file=name, image_encoder="auto")

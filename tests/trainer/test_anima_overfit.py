@@ -2,11 +2,12 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
-from support.overfit import PALETTE, SIDE, train_and_validate, write_lists
+from support.overfit import PALETTE, PLUS, SIDE, train_and_validate, write_lists
 from support.tiny_anima_base import write_teachable_anima
 
 STEPS = 300
@@ -22,14 +23,21 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+KINDS: dict[str, dict[str, Any]] = {
+    "none": PLUS,
+    "block": {**PLUS, "gate": "block"},
+    "time": {"kind": "plus", "tokens": 4, "resampler_depth": 1, "gate": "time"},
+}
+
+
+@pytest.mark.parametrize("gate", [pytest.param(gate, marks=[pytest.mark.long] * (gate != "none")) for gate in KINDS])
 def test_gap_opens_where_references_belong_to_their_pictures_and_only_there(
-    folder: Path, encoder_folder: Callable[[str], Path]
+    folder: Path, encoder_folder: Callable[[str], Path], gate: str
 ) -> None:
     encoder = encoder_folder("siglip")
-    feature = {"feature": "last_hidden_state"}
+    more = {"encoder": {"feature": "last_hidden_state"}, "adapter": KINDS[gate]}
     (before, own), (_, shuffled) = (
-        train_and_validate(folder, encoder, name, steps=STEPS, more={"encoder": feature})
-        for name in ("own", "shuffled")
+        train_and_validate(folder, encoder, name, steps=STEPS, run=gate, more=more) for name in ("own", "shuffled")
     )
     assert own["gap_shuffled"] > GAP
     assert own["gap_null"] > GAP / 2

@@ -26,14 +26,26 @@ from support.training import make_config, train_with_one_thread, write_pictures
 pytestmark = pytest.mark.usefixtures("no_report")
 
 
+KINDS: dict[str, dict[str, Any]] = {  # of gates
+    "none": {"kind": "plus", "resampler_dim": 64, "resampler_depth": 1, "tokens": 4},
+    "block": {"kind": "plus", "resampler_dim": 64, "resampler_depth": 1, "tokens": 4, "gate": "block"},
+    "time": {"kind": "plus", "resampler_depth": 1, "tokens": 4, "gate": "time"},
+}
+
+
 @pytest.fixture
-def config(tmp_path: Path, encoder_folder: Callable[[str], Path]) -> Callable[..., Config]:
+def gate(request: pytest.FixtureRequest) -> str:
+    return getattr(request, "param", "none")
+
+
+@pytest.fixture
+def config(tmp_path: Path, encoder_folder: Callable[[str], Path], gate: str) -> Callable[..., Config]:
     base = write_anima_base(tmp_path / "base")
     pictures = write_pictures(tmp_path / "pictures", 4)
 
     def make(run: str, **changes: dict[str, Any]) -> Config:
         whole: dict[str, dict[str, Any]] = {
-            "adapter": {"kind": "plus", "resampler_dim": 64, "resampler_depth": 1, "tokens": 4},
+            "adapter": KINDS[gate],
             "encoder": {"feature": "last_hidden_state"},
             "objective": {"timestep_sampling": "sigmoid"},
             "optimizer": {"learning_rate": 0.01},
@@ -76,11 +88,47 @@ def test_a_whole_run(config: Callable[..., Config], tmp_path: Path) -> None:
     assert train(on).is_finished
 
 
-@pytest.mark.parametrize("is_cached", [False, True])
+@pytest.mark.parametrize(
+    ("gate", "names", "layout"),
+    [
+        ("block", {"ip_gate.2", "to_k_ip.2.weight"}, "Anima PE gated"),
+        (
+            "time",
+            {"blocks.2.adaln_ip.1.weight", "blocks.2.ip_k_proj.bias", "siglip_compressor.queries"},
+            "Anima LuciferTC",
+        ),
+    ],
+    indirect=["gate"],
+)
+def test_a_whole_run_with_a_gate(
+    config: Callable[..., Config], tmp_path: Path, gate: str, names: set[str], layout: str
+) -> None:
+    """As `test_a_whole_run`, by the names and the arithmetic of their authors."""
+    one = config("run", validation=WATCHED | {"strengths": [0.0, 0.5], "guidance": 3.0}, **cached(tmp_path))
+    fill_cache(one)
+    make_plan(one)
+    assert train(one).is_finished
+    report = export_checkpoint(one.run, None)
+    assert report.portability.reasons == ("diffusers has no adapters for Anima",)
+    with safe_open(report.path, "pt") as file:
+        assert names <= set(file.keys())
+        assert json.loads(file.metadata()["ipadapter.spec"])["layout"] == layout
+        changed = file.get_tensor("ip_gate.2" if gate == "block" else "blocks.2.adaln_ip.1.weight")
+    assert changed.any(), "the gate is still closed"
+    assert inspect_path(report.path)["kind"] == "adapter"
+    evaluate(one, report.path, one.run, images=1)
+    on = config("on", adapter=one.adapter.model_dump() | {"pretrained": str(report.path)}, train={"steps": 1})
+    assert train(on).is_finished
+
+
+@pytest.mark.parametrize(
+    ("gate", "is_cached"), [("none", False), ("none", True), ("block", True), ("time", True)], indirect=["gate"]
+)
 def test_a_resumed_run_is_the_uninterrupted_one(config: Callable[..., Config], tmp_path: Path, is_cached: bool) -> None:
     assert_goes_on_exactly(config, tmp_path, is_cached=is_cached)
 
 
+@pytest.mark.parametrize("gate", ["none", "time"], indirect=True)
 def test_a_run_on_a_gpu_that_is_not_there(config: Callable[..., Config], tmp_path: Path) -> None:
     """In half precision, from texts and a cache that is filled there as well."""
     halves = {"base": {"precision": "bf16"}, "encoder": {"feature": "last_hidden_state", "precision": "bf16"}}
@@ -96,6 +144,7 @@ def test_a_run_on_a_gpu_that_is_not_there(config: Callable[..., Config], tmp_pat
 
 @pytest.mark.slow
 @pytest.mark.long
+@pytest.mark.parametrize("gate", KINDS, indirect=True)
 def test_two_processes_are_one_of_twice_the_batch(config: Callable[..., Config]) -> None:
     def of(run: str, steps: int, batch_size: int) -> Config:
         return config(run, train={"steps": steps, "batch_size": batch_size, "log_every": 1, "trackers": []})

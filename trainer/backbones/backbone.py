@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from ipadapter_core.backbone.sites import Sites
 from ipadapter_core.errors import MismatchError
 from ipadapter_core.file.names import USUAL_LAYOUT
-from ipadapter_core.file.spec import Negative, Projection
+from ipadapter_core.file.spec import AdapterSpec, Negative, Projection
 
 from ..config import AdapterConfig, BaseModelConfig, Config, ObjectiveConfig
 from ..models.base import brought, fingerprint
@@ -189,7 +189,16 @@ class Backbone(ABC):
 
     def check_adapter(self, config: AdapterConfig) -> None:
         """Raises MismatchError if there is no such adapter for this family."""
-        return
+        if config.gate != "none":
+            raise MismatchError(
+                f'adapter.gate = "{config.gate}" with {self.name}, which is no Anima',
+                expected='"none": only adapters for Anima have gates',
+                action='set adapter.gate = "none"',
+            )
+
+    def specified(self, spec: AdapterSpec, config: AdapterConfig) -> AdapterSpec:
+        """What a new adapter is, given what all families have in common."""
+        return spec
 
     def start(self, site: int, weights: nn.Module) -> None:
         """Give a site of a new adapter the values it starts from, other than those of `text_kv`, unless all are drawn."""
@@ -282,6 +291,10 @@ class Backbone(ABC):
     @abstractmethod
     def weight(self, times: Tensor, objective: ObjectiveConfig) -> Tensor:
         """What the error of each sample weighs (B,), float32."""
+
+    def adapter_times(self, times: Tensor) -> Tensor:
+        """Times (B,) as an adapter reads them that gives other things at other times."""
+        return times
 
     @abstractmethod
     def predict(

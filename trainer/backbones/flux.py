@@ -117,6 +117,7 @@ class FluxBackbone(FlowBackbone):
         return not self.model.config.guidance_embeds
 
     def check_adapter(self, config: AdapterConfig) -> None:
+        super().check_adapter(config)
         if config.kind not in _KINDS:
             raise MismatchError(
                 f'adapter.kind = "{config.kind}" with {self.name}, a FLUX.1',

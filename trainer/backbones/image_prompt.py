@@ -23,12 +23,18 @@ class ImagePrompt(NamedTuple):
         strengths: by site, (B, 1, 1), what such an attention is multiplied by; empty is 1. Elsewhere it is in the values.
         lora: what is added to the weights of every attention layer, those of self-attention too, as
             `unet_sites.attention_layers` numbers them; None where the model stays as it is.
+        layout: of the adapter, as `AdapterSpec.layout`, where a family has several.
+        gates: by site, (B or 1, H·D), what the image's attention is multiplied by at a time; empty where there are none.
+        idle: by site, K and V (H·D,) of tokens of zeros, where a strength multiplies tokens and not values; else empty.
     """
 
     kv: tuple[KV | None, ...]
     norms: tuple[KV | None, ...] = ()
     strengths: tuple[Tensor | None, ...] = ()
     lora: tuple[LayerLora, ...] | None = None
+    layout: str = ""
+    gates: tuple[Tensor | None, ...] = ()
+    idle: tuple[KV | None, ...] = ()
 
 
 ImageAt = Callable[[Tensor], ImagePrompt]

@@ -158,6 +158,7 @@ class SD3Backbone(FlowBackbone):
         return output
 
     def check_adapter(self, config: AdapterConfig) -> None:
+        super().check_adapter(config)
         if config.kind != _KIND:
             raise MismatchError(
                 f'adapter.kind = "{config.kind}" with {self.name}, a model of the SD3 kind',

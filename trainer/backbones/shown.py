@@ -9,31 +9,34 @@ from typing import Any
 from torch.utils.checkpoint import checkpoint
 
 from .backbone import Backbone
-from .image_prompt import SiteKVs
+from .image_prompt import KV, ImagePrompt
 
 
 class Shown:
     """What `predict` gives to the layers, which diffusers calls without arguments for their attention."""
 
     def __init__(self) -> None:
-        self.kv: SiteKVs | None = None
+        self.image: ImagePrompt | None = None
         self.cells = 0
 
+    def kv(self, site: int) -> KV | None:
+        return None if self.image is None else self.image.kv[site]
+
     @contextmanager
-    def showing(self, kv: SiteKVs | None, cells: int) -> Iterator[None]:
-        before = self.kv, self.cells
-        self.kv, self.cells = kv, cells
+    def showing(self, image: ImagePrompt | None, cells: int) -> Iterator[None]:
+        before = self.image, self.cells
+        self.image, self.cells = image, cells
         try:
             yield
         finally:
-            self.kv, self.cells = before
+            self.image, self.cells = before
 
     def checkpointed(self, layer: Callable[..., Any], *given: Any) -> Any:
         """Run a layer that a backward pass runs again, when other images may be shown, or none."""
-        kv, cells = self.kv, self.cells
+        image, cells = self.image, self.cells
 
         def run(*again: Any) -> Any:
-            with self.showing(kv, cells):
+            with self.showing(image, cells):
                 return layer(*again)
 
         return checkpoint(run, *given, use_reentrant=False)

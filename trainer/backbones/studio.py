@@ -79,6 +79,7 @@ class StudioBackbone(FlowBackbone):
         nn.init.zeros_(projection.to_v_ip.weight)
 
     def check_adapter(self, config: AdapterConfig) -> None:
+        super().check_adapter(config)
         if config.kind != _KIND:
             raise MismatchError(
                 f'adapter.kind = "{config.kind}" with {self.name}, a {self.row.name} model',

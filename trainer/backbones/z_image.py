@@ -58,7 +58,7 @@ class ZImageBackbone(ShowingBackbone, StudioBackbone):
     ) -> Tensor:
         captions = [row[:count] for row, count in zip(text["text"].to(self.dtype), lengths(text["mask"]), strict=True)]
         cells = noisy.shape[-2] * noisy.shape[-1] // self.patch**2
-        with self.shown.showing(image.kv, cells):
+        with self.shown.showing(image, cells):
             answers = self.model(
                 list(noisy.to(self.dtype)[:, :, None]), 1 - times, captions, patch_size=self.patch
             ).sample
@@ -85,7 +85,7 @@ class _ImageAttention:
         )
         query, positions = attn.norm_q(query), freqs_cis[:, :, None]
         out = joint_attention(rotated(query, positions), rotated(attn.norm_k(key), positions), value, attention_mask)
-        kv = None if self.shown.kv is None else self.shown.kv[self.site]
+        kv = self.shown.kv(self.site)
         if kv is not None:
             cells = self.shown.cells
             out = torch.cat((out[:, :cells] + image_attention(query[:, :cells], kv), out[:, cells:]), dim=1)

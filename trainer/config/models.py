@@ -84,6 +84,10 @@ class AdapterConfig(Section):
     lora_rank: Annotated[int, Field(ge=0)] | None = None
     """Rank of a LoRA trained beside a face adapter, on query, key, value and output of every attention layer; 0: none.
     128 for faceid, faceid_plus and faceid_plus_v2 and 0 for portrait if not given, as in the published ones."""
+    gate: Literal["none", "block", "time"] = "none"
+    """How much of the image a block of Anima takes. none: all of it, with keys normed; block: as much as a number says that
+    is learnt from 0, keys as they are (the later kind of anima_lora); time: of each channel as much as the noise level says
+    (the kind of LuciferTC, whose tokens are features: with full all of them, with plus so many as tokens says)."""
 
     @property
     def reads_faces(self) -> bool:
@@ -123,6 +127,18 @@ class AdapterConfig(Section):
     def _tokens_fit_kind(self) -> "AdapterConfig":
         if self.kind == "full" and self.tokens is not None:
             raise ValueError("adapter.tokens has no meaning for kind 'full': it gives one token per image feature")
+        return self
+
+    @model_validator(mode="after")
+    def _gated_tokens_are_features(self) -> "AdapterConfig":
+        if self.gate != "time":
+            return self
+        if self.resampler_dim is not None:
+            raise ValueError('adapter.resampler_dim with gate "time": the resampler is as wide as the features')
+        if self.negative not in ("auto", "zero_features"):
+            raise ValueError(
+                f'adapter.negative = "{self.negative}" with gate "time": no image is tokens of zeros there'
+            )
         return self
 
     @model_validator(mode="after")

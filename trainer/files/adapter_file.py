@@ -25,7 +25,7 @@ from ..readers.faces import open_face_reader
 from ..readers.pictures import PictureReader
 from ..readers.reader import ReferenceReader
 from .facts import read_preprocess
-from .families import check_family
+from .families import check_family, check_model_lora
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,6 +62,7 @@ def open_adapter(
     content = read_tensors(file)
     adapter = build_adapter(content.tensors, content.metadata)
     check_family(adapter.spec)
+    check_model_lora(file.name, adapter)
     check_sites(adapter.spec, base.sites)
     reader: ReferenceReader
     if adapter.spec.face is not None:

@@ -1,10 +1,11 @@
 """Which kinds of adapters the trainer works with: those that it trains."""
 
 from ipadapter_core.errors import UnsupportedFamilyError
-from ipadapter_core.file.names import PE, USUAL_LAYOUT, XLABS
+from ipadapter_core.file.names import LUCIFER, PE, USUAL_LAYOUT, XLABS
 from ipadapter_core.file.sd3 import INSTANTX_SD3
 from ipadapter_core.file.spec import USUAL_BACKBONE, AdapterSpec
 from ipadapter_core.file.studio import STUDIO
+from ipadapter_core.network.adapter import IPAdapter
 
 _TRAINED = {  # kind of base model, and layout: in words
     (USUAL_BACKBONE, USUAL_LAYOUT): "SD1.5, SD2.x, SDXL or Kolors",
@@ -12,8 +13,20 @@ _TRAINED = {  # kind of base model, and layout: in words
     ("SD3", INSTANTX_SD3): "SD3.5 (InstantX's kind)",
     ("Z-Image", STUDIO): "Z-Image",
     ("Qwen-Image", STUDIO): "Qwen-Image",
-    ("Anima", PE): "Anima (the kind of anima_lora)",
+    ("Anima", PE): "Anima (anima_lora's kinds)",
+    ("Anima", f"{PE} gated"): "Anima (anima_lora's kinds)",
+    ("Anima", LUCIFER): "Anima (LuciferTC's kind)",
 }
+
+
+def check_model_lora(name: str, adapter: IPAdapter) -> None:
+    """Raises UnsupportedFamilyError for an adapter whose file changes the model as well: it would act without that."""
+    if adapter.model_lora:
+        raise UnsupportedFamilyError(
+            f"{name}, {adapter.spec.family} with a LoRA for the model itself: the nodes run both, the trainer neither",
+            expected="an adapter without one",
+            action="use it in ComfyUI with Load IP-Adapter",
+        )
 
 
 def check_family(spec: AdapterSpec) -> None:
@@ -27,6 +40,6 @@ def check_family(spec: AdapterSpec) -> None:
     if (spec.backbone, spec.layout) not in _TRAINED:
         raise UnsupportedFamilyError(
             f"this is {spec.family}, an adapter for {spec.base}: the nodes run it, the trainer does not",
-            expected=f"an adapter for {' or '.join(_TRAINED.values())}",
+            expected=f"an adapter for {' or '.join(dict.fromkeys(_TRAINED.values()))}",
             action="use it in ComfyUI with Load IP-Adapter",
         )

@@ -23,7 +23,7 @@ from ..convert.reading import find_state, is_state_folder, read_state
 from ..state import ADAPTER, CONFIG, COUNTERS, EMA, find_checkpoints
 from .export import describe_precision
 from .facts import PORTABILITY_KEY, PREPROCESS_KEY, TRAINING_KEY, read_preprocess
-from .families import check_family
+from .families import check_family, check_model_lora
 from .portability import check_portability, other_nodes_reasons
 
 _INDEXES = ("model_index.json", "modular_model_index.json")  # of base models
@@ -94,6 +94,7 @@ def _encoder(spec: EncoderSpec) -> dict[str, object]:
 def _adapter(path: Path, file: TensorFile) -> dict[str, object]:
     adapter = build_adapter(file.tensors, file.metadata)
     check_family(adapter.spec)
+    check_model_lora(path.name, adapter)
     spec, preprocess = adapter.spec, read_preprocess(file.metadata)
     portability = check_portability(path, adapter, preprocess)
     others = other_nodes_reasons(spec, portability)

@@ -12,6 +12,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from ipadapter_core.backbone.anima import ScaledProjection
+from ipadapter_core.backbone.registry import find_backbone
+from ipadapter_core.backbone.row import SiteLayout
 from ipadapter_core.encoder.choice import encoder_need
 from ipadapter_core.errors import MismatchError
 from ipadapter_core.face.lora_file import split_lora
@@ -21,8 +24,9 @@ from ipadapter_core.network.fit import check_sites
 from ipadapter_core.strength.presets import resolve_preset
 
 from ..backbones.backbone import Backbone
-from ..backbones.image_prompt import ImagePrompt
+from ..backbones.image_prompt import KV, ImagePrompt
 from ..config import AdapterConfig
+from ..files.families import check_model_lora
 from ..hub import find_file
 from ..readers.reader import FEATURES
 from .face_network import LORA_LAYERS, FaceLora, face_adapter_spec, face_tokens
@@ -97,9 +101,8 @@ class TrainableAdapter(nn.Module):
         Always in float32: the residual stream of a wide resampler leaves float16's range.
 
         Args:
-            times: (B,), 0..1; of no matter to adapters that give the same at all times.
+            times: (B, …), as `Backbone.adapter_times` gives them; of no matter to adapters that give the same at all times.
         """
-        acting = self.trained_sites | self.frozen_sites
         device = next(iter(features.values())).device
         with torch.autocast(device.type, enabled=False):
             if self.spec.is_timed:
@@ -111,11 +114,34 @@ class TrainableAdapter(nn.Module):
                 else face_tokens(self.adapter, features)
             )
             return ImagePrompt(
-                tuple(
-                    self.adapter.kv(index, tokens) if index in acting else None for index in range(self.spec.num_sites)
-                ),
+                self._kv(tokens),
                 lora=None if self.lora is None else self.lora.weights(),
+                layout=self.spec.layout,
+                gates=self._gates(times),
+                idle=self._idle(),
             )
+
+    @property
+    def _at_sites(self) -> SiteLayout:
+        return find_backbone(self.spec.backbone).layout(self.spec.layout)
+
+    def _kv(self, tokens: Tensor) -> tuple[KV | None, ...]:
+        acting, sites = self.trained_sites | self.frozen_sites, range(self.spec.num_sites)
+        return tuple(self.adapter.kv(index, tokens) if index in acting else None for index in sites)
+
+    def _idle(self) -> tuple[KV | None, ...]:
+        """Clones, since FSDP takes the weights themselves away after this forward."""
+        if not self._at_sites.scales_tokens:
+            return ()
+        sites = [self.adapter.site(index) for index in range(self.spec.num_sites)]
+        return tuple((site.to_k_ip.bias.clone(), site.to_v_ip.bias.clone()) for site in sites)
+
+    def _gates(self, times: Tensor | None) -> tuple[Tensor | None, ...]:
+        if self._at_sites.gate is None:
+            return ()
+        assert times is not None
+        kept = [self.adapter.gate(index) for index in range(self.spec.num_sites)]
+        return tuple(None if gate is None else gate(times.float()) for gate in kept)
 
     def _at(self, features: Tensor, times: Tensor) -> ImagePrompt:
         """Likewise, of an adapter whose tokens change with the time."""
@@ -163,6 +189,7 @@ def new_adapter(
         adapter = IPAdapter(spec)
         lora = FaceLora(spec, config.rank, base.lora_layers) if config.rank else None
     if start is not None and given is not None:
+        check_model_lora(f"adapter.pretrained {start.name}", given)
         adapter.load_state_dict(_pretrained(start.name, given, spec))
         if given.lora:
             if lora is None:
@@ -210,7 +237,7 @@ def _spec(
         width = sizes[1] or (_NARROW_RESAMPLER if dim <= _NARROW_TEXT else _WIDE_RESAMPLER)
         resampler = _resampler(config, tokens, width, _TIME_DIM if base.is_timed else None)
     has_heads = base.has_head_dim or base.is_timed or sites.backbone.layout(base.layout).headed_projection is not None
-    return AdapterSpec(
+    spec = AdapterSpec(
         family=base.family(config.kind),
         base=base.base_name,
         backbone=sites.backbone.name,
@@ -232,6 +259,7 @@ def _spec(
         ),
         head_dim=sites.sites[0].head_dim if has_heads else 0,
     )
+    return base.specified(spec, config)
 
 
 def _projection(kind: str, base: Backbone) -> Projection:
@@ -269,7 +297,7 @@ def _start(adapter: IPAdapter, base: Backbone) -> None:
     with torch.no_grad():
         for index in range(adapter.spec.num_sites):
             weights, site = base.text_kv(index), adapter.site(index)
-            if weights is not None:
+            if weights is not None and weights[0].shape == site.to_k_ip.weight.shape:
                 site.to_k_ip.weight.copy_(weights[0])
                 site.to_v_ip.weight.copy_(weights[1])
             base.start(index, cast(nn.Module, site))
@@ -280,7 +308,7 @@ def _sizes_of_start(config: AdapterConfig, given: IPAdapter | None) -> tuple[int
     tokens, width = config.tokens, config.resampler_dim
     if given is None or _kind(given.spec) != config.kind:
         return tokens, width
-    resampler = given.spec.resampler
+    resampler = None if config.gate == "time" else given.spec.resampler  # that one is as wide as the features
     return (
         given.spec.num_tokens if tokens is None else tokens,
         resampler.dim if width is None and resampler is not None else width,
@@ -312,7 +340,7 @@ def _sizes(spec: AdapterSpec) -> list[tuple[str, object, str]]:
     """What decides the shapes of an adapter: in words, its value, and what makes a config ask for that one."""
     kind, resampler = _kind(spec), spec.resampler
     names = {"resampler_dim": "dim", "resampler_depth": "depth", "resampler_head_dim": "head_dim"}
-    keys: dict[str, object] = {"kind": kind, "tokens": spec.num_tokens}
+    keys: dict[str, object] = {"kind": kind, "gate": _gate(spec), "tokens": spec.num_tokens}
     keys |= {key: getattr(resampler, name, None) for key, name in names.items()}
     own = [(f"adapter.{key}", value, f"set adapter.{key} = {json.dumps(value)}") for key, value in keys.items()]
     need, base = encoder_need(spec), f"choose a base.model like the one it is for ({spec.base})"
@@ -328,7 +356,16 @@ def _kind(spec: AdapterSpec) -> str:
     """As `adapter.kind` calls it."""
     kinds = {projection: kind for kind, projection in _PROJECTIONS.items()}
     kinds |= dict.fromkeys((Projection.TIMED_RESAMPLER, Projection.PERCEIVER), "plus")
+    kinds[Projection.PATCHES] = "full" if spec.resampler is None else "plus"
     return kinds.get(spec.projection, spec.projection.value)
+
+
+def _gate(spec: AdapterSpec) -> str:
+    """As `adapter.gate` calls it."""
+    layout = find_backbone(spec.backbone).layout(spec.layout)
+    if layout.gate is not None:
+        return "time"
+    return "block" if layout.site_projection is ScaledProjection else "none"
 
 
 def _in_short(widths: tuple[int, ...]) -> str:

@@ -2,7 +2,7 @@
 
 # B pictures, C latent channels, h w latent size
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -274,10 +274,10 @@ def sample_grid(
 def _at(base: Backbone, adapter: Callable[..., ImagePrompt], features: Mapping[str, Tensor]) -> ImageAt:
     """What an adapter gives for features at any time; computed once where it is the same at all."""
     features = named.each(features, lambda tensor: tensor.to(base.device))
-    if base.is_timed:
-        return lambda times: adapter(features, times)
-    always = adapter(features)
-    return lambda times: always
+    always = None if base.is_timed else adapter(features, base.adapter_times(torch.zeros(1, device=base.device)))
+    if always is not None and not always.gates:
+        return lambda times: always
+    return lambda times: adapter(features, base.adapter_times(times))
 
 
 def _strengthened(uncond: ImageAt, cond: ImageAt, strengths: Mapping[int, SiteStrength], *, is_guided: bool) -> ImageAt:
@@ -297,19 +297,32 @@ def guided(uncond: ImagePrompt, cond: ImagePrompt, strengths: Mapping[int, SiteS
     Returns:
         Of 2B rows: uncond, then cond.
     """
+    given = tuple(_scaled_tokens(kv, idle, strengths[site].value) for site, (kv, idle) in enumerate(_with_idle(cond)))
     pairs = tuple(
         None
         if no_image is None or image is None or not strengths[site].value
         else _halves(no_image, image, swap=strengths[site].swap)
-        for site, (no_image, image) in enumerate(zip(uncond.kv, cond.kv, strict=True))
+        for site, (no_image, image) in enumerate(zip(uncond.kv, given, strict=True))
     )
     if cond.norms:  # values of the picture itself are among those that are attended to
         factors = tuple(None if kv is None else _factors(kv, strengths[site]) for site, kv in enumerate(pairs))
         return ImagePrompt(pairs, cond.norms, factors)
-    return ImagePrompt(
-        tuple(None if kv is None else (kv[0], kv[1] * strengths[site].value) for site, kv in enumerate(pairs)),
-        lora=_scaled(cond.lora, strengths),
-    )
+    if not cond.idle:
+        pairs = tuple(None if kv is None else (kv[0], kv[1] * strengths[site].value) for site, kv in enumerate(pairs))
+    gates = tuple(None if gate is None else gate[:1] for gate in cond.gates)  # all rows are at one time
+    return cond._replace(kv=pairs, lora=_scaled(cond.lora, strengths), gates=gates)
+
+
+def _with_idle(image: ImagePrompt) -> Iterable[tuple[KV | None, KV | None]]:
+    return zip(image.kv, image.idle or (None,) * len(image.kv), strict=True)
+
+
+def _scaled_tokens(kv: KV | None, idle: KV | None, strength: float) -> KV | None:
+    """K and V of tokens that a strength multiplies; as they are where it multiplies values."""
+    if kv is None or idle is None:
+        return kv
+    (key, value), (no_key, no_value) = kv, idle
+    return torch.lerp(no_key, key, strength), torch.lerp(no_value, value, strength)
 
 
 def _scaled(lora: tuple[LayerLora, ...] | None, strengths: Mapping[int, SiteStrength]) -> tuple[LayerLora, ...] | None:
@@ -336,11 +349,9 @@ def _factors(kv: KV, strength: SiteStrength) -> Tensor:
 
 
 def _second_half(image: ImagePrompt) -> ImagePrompt:
-    return ImagePrompt(
-        tuple(None if kv is None else (kv[0].chunk(2)[1], kv[1].chunk(2)[1]) for kv in image.kv),
-        image.norms,
-        tuple(None if factors is None else factors.chunk(2)[1] for factors in image.strengths),
-        image.lora,
+    return image._replace(
+        kv=tuple(None if kv is None else (kv[0].chunk(2)[1], kv[1].chunk(2)[1]) for kv in image.kv),
+        strengths=tuple(None if factors is None else factors.chunk(2)[1] for factors in image.strengths),
     )
 
 
