@@ -112,9 +112,12 @@ def test_a_whole_run_with_a_gate(
     assert report.portability.reasons == ("diffusers has no adapters for Anima",)
     with safe_open(report.path, "pt") as file:
         assert names <= set(file.keys())
-        assert json.loads(file.metadata()["ipadapter.spec"])["layout"] == layout
+        spec = json.loads(file.metadata()["ipadapter.spec"])
         changed = file.get_tensor("ip_gate.2" if gate == "block" else "blocks.2.adaln_ip.1.weight")
     assert changed.any(), "the gate is still closed"
+    assert spec["layout"] == layout
+    if gate == "time":
+        assert (spec["negative"], spec["encoder"]["padding"]) == ("zero_features", "mean")  # not black, as LuciferTC's
     assert inspect_path(report.path)["kind"] == "adapter"
     evaluate(one, report.path, one.run, images=1)
     on = config("on", adapter=one.adapter.model_dump() | {"pretrained": str(report.path)}, train={"steps": 1})

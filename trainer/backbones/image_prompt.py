@@ -25,7 +25,7 @@ class ImagePrompt(NamedTuple):
             `unet_sites.attention_layers` numbers them; None where the model stays as it is.
         layout: of the adapter, as `AdapterSpec.layout`, where a family has several.
         gates: by site, (B or 1, H·D), what the image's attention is multiplied by at a time; empty where there are none.
-        idle: by site, K and V (H·D,) of tokens of zeros, where a strength multiplies tokens and not values; else empty.
+        idle: by site, V (H·D,) of tokens of zeros, where a strength multiplies tokens and not values; else empty.
     """
 
     kv: tuple[KV | None, ...]
@@ -34,7 +34,7 @@ class ImagePrompt(NamedTuple):
     lora: tuple[LayerLora, ...] | None = None
     layout: str = ""
     gates: tuple[Tensor | None, ...] = ()
-    idle: tuple[KV | None, ...] = ()
+    idle: tuple[Tensor, ...] = ()
 
 
 ImageAt = Callable[[Tensor], ImagePrompt]

@@ -129,12 +129,12 @@ class TrainableAdapter(nn.Module):
         acting, sites = self.trained_sites | self.frozen_sites, range(self.spec.num_sites)
         return tuple(self.adapter.kv(index, tokens) if index in acting else None for index in sites)
 
-    def _idle(self) -> tuple[KV | None, ...]:
+    def _idle(self) -> tuple[Tensor, ...]:
         """Clones, since FSDP takes the weights themselves away after this forward."""
         if not self._at_sites.scales_tokens:
             return ()
         sites = [self.adapter.site(index) for index in range(self.spec.num_sites)]
-        return tuple((site.to_k_ip.bias.clone(), site.to_v_ip.bias.clone()) for site in sites)
+        return tuple(site.to_v_ip.bias.clone() for site in sites)
 
     def _gates(self, times: Tensor | None) -> tuple[Tensor | None, ...]:
         if self._at_sites.gate is None:

@@ -2,7 +2,7 @@
 
 # B pictures, C latent channels, h w latent size
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -297,7 +297,7 @@ def guided(uncond: ImagePrompt, cond: ImagePrompt, strengths: Mapping[int, SiteS
     Returns:
         Of 2B rows: uncond, then cond.
     """
-    given = tuple(_scaled_tokens(kv, idle, strengths[site].value) for site, (kv, idle) in enumerate(_with_idle(cond)))
+    given = _of_scaled_tokens(cond, strengths) if cond.idle else cond.kv
     pairs = tuple(
         None
         if no_image is None or image is None or not strengths[site].value
@@ -313,16 +313,12 @@ def guided(uncond: ImagePrompt, cond: ImagePrompt, strengths: Mapping[int, SiteS
     return cond._replace(kv=pairs, lora=_scaled(cond.lora, strengths), gates=gates)
 
 
-def _with_idle(image: ImagePrompt) -> Iterable[tuple[KV | None, KV | None]]:
-    return zip(image.kv, image.idle or (None,) * len(image.kv), strict=True)
-
-
-def _scaled_tokens(kv: KV | None, idle: KV | None, strength: float) -> KV | None:
-    """K and V of tokens that a strength multiplies; as they are where it multiplies values."""
-    if kv is None or idle is None:
-        return kv
-    (key, value), (no_key, no_value) = kv, idle
-    return torch.lerp(no_key, key, strength), torch.lerp(no_value, value, strength)
+def _of_scaled_tokens(image: ImagePrompt, strengths: Mapping[int, SiteStrength]) -> tuple[KV | None, ...]:
+    """K and V where strengths multiply tokens. Of K all are moved alike by the layer's bias, which attention does not see."""
+    return tuple(
+        None if kv is None else (kv[0] * strengths[site].value, torch.lerp(idle, kv[1], strengths[site].value))
+        for site, (kv, idle) in enumerate(zip(image.kv, image.idle, strict=True))
+    )
 
 
 def _scaled(lora: tuple[LayerLora, ...] | None, strengths: Mapping[int, SiteStrength]) -> tuple[LayerLora, ...] | None:
