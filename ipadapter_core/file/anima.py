@@ -35,6 +35,29 @@ def published_facts(metadata: Mapping[str, str]) -> dict[str, object]:
     return facts | {name: metadata[name] for name in ("ss_encoder",) if name in metadata}
 
 
+def published_metadata(spec: AdapterSpec) -> dict[str, str]:
+    """What anima_lora's program asks the metadata of its kinds for; nothing of other kinds."""
+    if not spec.layout.startswith(PE):
+        return {}
+    assert spec.resampler is not None
+    encoder = spec.encoder.kind
+    facts: dict[str, object] = {
+        "network_module": "networks.methods.ip_adapter",
+        "network_spec": "ip_adapter",
+        "encoder": "pe" if encoder in (None, _PE_CORE.kind) else encoder,
+        "encoder_dim": spec.image_dim,
+        "context_dim": spec.cross_attention_dim,
+        "num_ip_tokens": spec.num_tokens,
+        "num_blocks": spec.num_sites,
+        "hidden_size": spec.site_dims[0],
+        "num_heads": spec.site_dims[0] // spec.head_dim,
+        "resampler_layers": spec.resampler.depth,
+        "resampler_heads": spec.resampler.num_heads,
+        "ip_scale": 1.0,
+    }
+    return {f"ss_{name}": str(value) for name, value in facts.items()}
+
+
 def _read_lucifer(shapes: Shapes, stated: Mapping[str, object]) -> AdapterSpec:
     if has_tensor(shapes, "shared_ip_q_proj.*"):
         raise UnsupportedFamilyError(

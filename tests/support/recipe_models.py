@@ -50,6 +50,7 @@ ENCODERS = {
     "facebook/dinov2-large": "dinov2",
     "facebook/dinov2-giant": "dinov2_giant",
     "google/siglip-so400m-patch14-384": "siglip",
+    "google/siglip2-base-patch16-512": "siglip",
     "timm/vit_pe_core_large_patch14_336.fb": "pe_core",
     "out/world/models/clip_vision/demo_encoder": "clip",
 }

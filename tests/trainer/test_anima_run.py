@@ -75,6 +75,7 @@ def test_a_whole_run(config: Callable[..., Config], tmp_path: Path) -> None:
     assert (spec["backbone"], spec["layout"], spec["negative"]) == ("Anima", "Anima PE", "zero_pixels")
     assert (spec["feature"], spec["encoder"]["kind"]) == ("last_hidden_state", "CLIP")
     assert json.loads(stated["ipadapter.training"])["prediction_type"] == "flow"
+    assert (stated["ss_network_spec"], stated["ss_encoder"], stated["ss_num_blocks"]) == ("ip_adapter", "CLIP", "3")
     assert {
         "to_k_ip.2.weight",
         "to_v_ip.2.weight",

@@ -1,5 +1,6 @@
 """Files of adapters for Anima: their variants, their names on disk, and what in them does not fit."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -7,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ipadapter_core.errors import UnreadableFileError, UnsupportedFamilyError
+from ipadapter_core.file.anima import published_metadata
 from ipadapter_core.file.container import read_tensors
 from ipadapter_core.file.detect import detect
 from ipadapter_core.file.names import canonical_name
@@ -46,6 +48,18 @@ def test_what_metadata_says_of_heads_is_believed() -> None:
     shapes, metadata, _ = FILES["pe"]
     spec = detect(shapes, metadata)
     assert (spec.head_dim, spec.resampler.num_heads, spec.resampler.head_dim) == (32, 2, 8)
+
+
+@pytest.mark.parametrize("kind", ["pe", "pe gated"])
+def test_the_authors_metadata_tell_what_tensors_do_not(kind: str) -> None:
+    """A file with these alone is the same adapter."""
+    shapes, metadata, _ = FILES[kind]
+    spec = detect(shapes, metadata)
+    stated = published_metadata(spec)
+    assert detect(shapes, stated) == spec
+    assert {"ss_network_spec": "ip_adapter", "ss_num_ip_tokens": "16", "ss_context_dim": "16"}.items() <= stated.items()
+    other = replace(spec, encoder=replace(spec.encoder, kind="CLIP"))
+    assert published_metadata(other)["ss_encoder"] == "CLIP", "anima_lora must not take it for its own encoder"
 
 
 def test_a_file_that_norms_features_reads_an_inner_layer() -> None:

@@ -13,6 +13,7 @@ from ipadapter_core.backbone.registry import find_backbone
 from ipadapter_core.encoder.known import EncoderSpec
 from ipadapter_core.encoder.pixels import PixelFormat
 from ipadapter_core.errors import UnreadableFileError
+from ipadapter_core.file.anima import published_metadata
 from ipadapter_core.file.header import HASH_KEY
 from ipadapter_core.file.json_text import parse_json
 from ipadapter_core.file.names import USUAL_LAYOUT, XLABS
@@ -195,6 +196,7 @@ def header(
         PREPROCESS_KEY: None if facts.preprocess is None else json.dumps(asdict(facts.preprocess)),
         TRAINING_KEY: json.dumps(facts.training, default=str),
         PORTABILITY_KEY: json.dumps(portability),
+        **published_metadata(spec),
         **spec.to_metadata(),
     }
     return {name: value for name, value in stated.items() if value is not None}
