@@ -1,7 +1,8 @@
-"""Z-Image and Qwen-Image at full size on the meta device, with text of a length that is fixed here.
+"""Z-Image, Qwen-Image and Anima at full size on the meta device, with text of a length that is fixed here.
 
 Transformers and Qwen-Image's autoencoder are diffusers' defaults, which are the published sizes; text encoders are
-Qwen3-4B and Qwen2.5-VL-7B as their authors describe them; Z-Image has FLUX.1's autoencoder.
+Qwen3-4B, Qwen2.5-VL-7B and Qwen3-0.6B as their authors describe them; Z-Image has FLUX.1's autoencoder, Anima Qwen-Image's
+and a Cosmos-Predict2 of 2 billion weights.
 """
 
 import functools
@@ -10,7 +11,10 @@ from typing import Any
 
 import torch
 from diffusers import (
+    AnimaAutoBlocks,
+    AnimaTextConditioner,
     AutoencoderKLQwenImage,
+    CosmosTransformer3DModel,
     FlowMatchEulerDiscreteScheduler,
     QwenImagePipeline,
     QwenImageTransformer2DModel,
@@ -21,6 +25,8 @@ from full_models import META, vae
 from torch import Tensor, nn
 from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration, Qwen3Config, Qwen3Model
 
+from ipadapter_trainer.backbones.anima import AnimaBackbone
+from ipadapter_trainer.backbones.backbone import Backbone
 from ipadapter_trainer.backbones.qwen_image import QwenImageBackbone
 from ipadapter_trainer.backbones.studio import TEXT_LENGTH, StudioBackbone
 from ipadapter_trainer.backbones.z_image import ZImageBackbone
@@ -34,6 +40,13 @@ _QWEN3_4B: dict[str, Any] = {
     "num_attention_heads": 32,
     "num_key_value_heads": 8,
     "head_dim": 128,
+}
+_QWEN3_06B: dict[str, Any] = {
+    **_QWEN3_4B,
+    "hidden_size": 1024,
+    "intermediate_size": 3072,
+    "num_hidden_layers": 28,
+    "num_attention_heads": 16,
 }
 _QWEN25_7B: dict[str, Any] = {
     "vocab_size": 152_064,
@@ -68,8 +81,34 @@ class CountedQwenImage(_CountedText, QwenImageBackbone):
     read = TEXT_TOKENS
 
 
+class CountedAnima(AnimaBackbone):
+    @torch.no_grad()
+    def encode_text(self, captions: Sequence[str]) -> dict[str, Tensor]:
+        ids = torch.zeros(len(captions), TEXT_TOKENS, dtype=torch.long, device=META)
+        states = self.pipeline.text_encoder(input_ids=ids).last_hidden_state
+        return {"text": self.pipeline.text_conditioner(source_hidden_states=states, target_input_ids=ids)}
+
+
 @functools.cache
-def open_z_image() -> StudioBackbone:
+def open_anima() -> Backbone:
+    with META:
+        pipeline = AnimaAutoBlocks().init_pipeline()
+        parts = {
+            "transformer": CosmosTransformer3DModel(
+                num_attention_heads=16, rope_scale=(1.0, 4.0, 4.0), extra_pos_embed_type=None
+            ),
+            "vae": AutoencoderKLQwenImage(),
+            "text_encoder": Qwen3Model(Qwen3Config(**_QWEN3_06B)),
+            "text_conditioner": AnimaTextConditioner(),
+        }
+    for name, part in parts.items():
+        setattr(pipeline, name, part.requires_grad_(False))
+    pipeline.scheduler = FlowMatchEulerDiscreteScheduler(shift=3.0)
+    return _ready(CountedAnima("anima", pipeline, META, torch.float32))
+
+
+@functools.cache
+def open_z_image() -> Backbone:
     with META:
         pipeline = ZImagePipeline(
             transformer=ZImageTransformer2DModel(),
@@ -82,7 +121,7 @@ def open_z_image() -> StudioBackbone:
 
 
 @functools.cache
-def open_qwen_image() -> StudioBackbone:
+def open_qwen_image() -> Backbone:
     config = Qwen2_5_VLConfig(text_config=_QWEN25_7B)
     with META:
         pipeline = QwenImagePipeline(
@@ -102,6 +141,6 @@ def _frozen(pipeline: Any) -> Any:
     return pipeline
 
 
-def _ready(base: StudioBackbone) -> StudioBackbone:
+def _ready(base: Backbone) -> Backbone:
     base.install()
     return base

@@ -20,8 +20,6 @@ from torch.nn import functional
 from torch.utils.data import DataLoader, default_collate
 from transformers import CLIPImageProcessor, CLIPVisionModelWithProjection
 
-_LAYER = -2  # of the image encoder
-
 
 class Captioned(Pictures):
     """With captions as they are, for the pipeline to encode."""
@@ -95,7 +93,7 @@ class PlainFlowLoop:
         """Features (B, E) or (B, S, E), zeros where dropped."""
         with self.accelerator.autocast():
             seen = self.image_encoder(pixels.to(self.accelerator.device), output_hidden_states=True)
-        features: Tensor = seen.image_embeds if self.model.reads_embeds else seen.hidden_states[_LAYER]
+        features = self.model.features(seen)
         kept = 1 - dropped.to(features.device, features.dtype)
         return features * kept.view(-1, *[1] * (features.ndim - 1))
 

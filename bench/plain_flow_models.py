@@ -24,6 +24,7 @@ from torch.nn import functional
 
 TOKEN_WIDTH = 1280  # of our own layout
 GUIDANCE = 3.5
+_LAYER = -2  # of the image encoder
 
 
 class PlainModel(ABC):
@@ -55,6 +56,11 @@ class PlainModel(ABC):
 
     @abstractmethod
     def velocity(self, transformer: Any, noisy: Tensor, times: Tensor, text: Any, features: Tensor) -> Tensor: ...
+
+    def features(self, seen: Any) -> Tensor:
+        """What of the image encoder's output is read, (B, E) or (B, S, E)."""
+        read: Tensor = seen.image_embeds if self.reads_embeds else seen.hidden_states[_LAYER]
+        return read
 
     def latents(self, pixels: Tensor) -> Tensor:
         vae = self.pipeline.vae
@@ -212,11 +218,7 @@ class PlainQwenImage(PlainModel):
         return self.pipeline.encode_prompt(captions)
 
     def latents(self, pixels: Tensor) -> Tensor:
-        vae = self.pipeline.vae
-        latents = vae.encode(pixels[:, :, None]).latent_dist.sample()[:, :, 0]
-        scale = vae.config.latents_mean, vae.config.latents_std
-        mean, std = (torch.tensor(values).to(latents).view(1, -1, 1, 1) for values in scale)
-        return (latents - mean) / std
+        return first_frame(self.pipeline.vae, pixels)
 
     def velocity(self, transformer: Any, noisy: Tensor, times: Tensor, text: Any, features: Tensor) -> Tensor:
         embeds, mask = text
@@ -270,6 +272,14 @@ class QwenImageProcessor(ImageLayers):
         linear, dropout = attn.to_out
         picture = dropout(linear(out[:, length:] + self.image(query, tokens)))
         return picture, attn.to_add_out(out[:, :length])
+
+
+def first_frame(vae: Any, pixels: Tensor) -> Tensor:
+    """Latents by Qwen-Image's autoencoder, which is one for videos."""
+    latents: Tensor = vae.encode(pixels[:, :, None]).latent_dist.sample()[:, :, 0]
+    scale = vae.config.latents_mean, vae.config.latents_std
+    mean, std = (torch.tensor(values).to(latents).view(1, -1, 1, 1) for values in scale)
+    return (latents - mean) / std
 
 
 def resampler(image_dim: int, size: AdapterSize) -> IPAdapterPlusImageProjection:

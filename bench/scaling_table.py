@@ -22,7 +22,7 @@ sys.path += [str(ROOT / "tests"), str(ROOT)]
 import torch  # noqa: E402
 from diffusers import DDPMScheduler  # noqa: E402
 from full_models import ENCODER_SIZE, META, open_flux, open_pipeline, vision_h, without_autocast  # noqa: E402
-from full_studio import open_qwen_image, open_z_image  # noqa: E402
+from full_studio import open_anima, open_qwen_image, open_z_image  # noqa: E402
 from torch.utils.flop_counter import FlopCounterMode  # noqa: E402
 
 from ipadapter_core.encoder.folder import VisionFolder  # noqa: E402
@@ -35,6 +35,7 @@ from ipadapter_trainer.backbones.unet import UNetBackbone  # noqa: E402
 from ipadapter_trainer.cache.estimate import estimate_bytes  # noqa: E402
 from ipadapter_trainer.config import Config, ObjectiveConfig  # noqa: E402
 from ipadapter_trainer.config_file import parse_config  # noqa: E402
+from ipadapter_trainer.models.float8 import repeated_blocks  # noqa: E402
 from ipadapter_trainer.models.image_encoder import ImageEncoder, ReferenceFormat  # noqa: E402
 from ipadapter_trainer.models.network import TrainableAdapter, new_adapter  # noqa: E402
 from ipadapter_trainer.objective import Condition, Objective  # noqa: E402
@@ -77,6 +78,7 @@ TRANSFORMERS = (
     Setup("FLUX.1 plus, 1024", "flux", "plus", 1024),
     Setup("Z-Image plus, 1024", "z_image", "plus", 1024),
     Setup("Qwen-Image plus, 1024", "qwen_image", "plus", 1024),
+    Setup("Anima plus, 1024", "anima", "plus", 1024),
 )
 
 
@@ -134,9 +136,11 @@ def room(setup: Setup) -> dict[str, int]:
     base, encoder, config = models(setup)
     with META:
         network = new_adapter(config.adapter, base, encoder)
-    blocks = [each for each in base.model.modules() if type(each).__name__ in base.model._repeated_blocks]
     linear = sum(
-        each.weight.numel() for block in blocks for each in block.modules() if isinstance(each, torch.nn.Linear)
+        each.weight.numel()
+        for block in repeated_blocks(base.model)
+        for each in block.modules()
+        if isinstance(each, torch.nn.Linear)
     )
     others = sum(parameter.numel() for parameter in base.model.parameters()) - linear
     return {
@@ -162,7 +166,7 @@ def count_training(base: Backbone, encoder: ImageEncoder, network: TrainableAdap
     return forward.get_total_flops(), backward.get_total_flops()
 
 
-_STUDIO = {"z_image": open_z_image, "qwen_image": open_qwen_image}
+_STUDIO = {"z_image": open_z_image, "qwen_image": open_qwen_image, "anima": open_anima}
 
 
 def open_base(name: str) -> Backbone:

@@ -1,4 +1,4 @@
-"""Transformers of the shape of FLUX.1, SD3.5, Z-Image and Qwen-Image with random weights, whole pipelines in diffusers
+"""Transformers of the shape of FLUX.1, SD3.5, Z-Image, Qwen-Image and Anima with random weights, whole pipelines in diffusers
 layout, for the trainer's benches."""
 
 from collections.abc import Callable
@@ -8,8 +8,11 @@ from typing import Any
 
 import torch
 from diffusers import (
+    AnimaAutoBlocks,
+    AnimaTextConditioner,
     AutoencoderKL,
     AutoencoderKLQwenImage,
+    CosmosTransformer3DModel,
     FlowMatchEulerDiscreteScheduler,
     FluxPipeline,
     FluxTransformer2DModel,
@@ -47,7 +50,8 @@ class FlowShape(VisionShape):
 
     Attributes:
         heads, head_dim: of the transformer, together its width.
-        blocks, more_blocks: layers; FLUX.1's single blocks and Z-Image's refiners are `more_blocks`.
+        blocks, more_blocks: layers; FLUX.1's single blocks, Z-Image's refiners and those of Anima's
+            text conditioner are `more_blocks`.
         text_width, text_layers, text_tokens: of the large text encoder; how long a text it takes (of FLUX.1 alone).
         vae_channels: of the autoencoder's four levels.
         picture: side of the JPEG files.
@@ -76,7 +80,9 @@ def write_flow_models(
 ) -> tuple[Path, Path]:
     """Write base and image encoder; their folders. Stored in `dtype`, to be loaded as any other."""
     torch.manual_seed(0)
-    make(folder, shape).to(dtype).save_pretrained(folder / "base")
+    pipeline = make(folder, shape)
+    pipeline.to(dtype)
+    pipeline.save_pretrained(str(folder / "base"))
     vision_model(shape).to(dtype).save_pretrained(folder / "encoder")
     return folder / "base", folder / "encoder"
 
@@ -171,21 +177,49 @@ def qwen_image(_folder: Path, shape: FlowShape) -> QwenImagePipeline:
             joint_attention_dim=shape.text_width,
             axes_dims_rope=_axes(shape.head_dim),
         ).eval(),
-        vae=AutoencoderKLQwenImage(
-            base_dim=shape.vae_channels[0],
-            dim_mult=[channels // shape.vae_channels[0] for channels in shape.vae_channels],
-            num_res_blocks=shape.vae_resnets,
-        ).eval(),
+        vae=_video_vae(shape),
         scheduler=FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True),
         text_encoder=Qwen2_5_VLForConditionalGeneration(config).eval(),
         tokenizer=chat_tokenizer(),
     )
 
 
+def anima(_folder: Path, shape: FlowShape) -> Any:
+    words = _t5_tokenizer(shape.text_tokens)
+    pipeline = AnimaAutoBlocks().init_pipeline()
+    pipeline.update_components(
+        scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
+        tokenizer=chat_tokenizer(),
+        t5_tokenizer=words,
+        text_encoder=Qwen3Model(Qwen3Config(**_qwen_text(shape), head_dim=64)).eval(),
+        text_conditioner=AnimaTextConditioner(
+            source_dim=shape.text_width,
+            target_dim=shape.text_width,
+            model_dim=shape.text_width,
+            num_layers=shape.more_blocks,
+            num_attention_heads=max(2, shape.text_width // 64),
+            target_vocab_size=len(words),
+        ).eval(),
+        vae=_video_vae(shape),
+        transformer=CosmosTransformer3DModel(
+            in_channels=_LATENT_CHANNELS,
+            out_channels=_LATENT_CHANNELS,
+            num_attention_heads=shape.heads,
+            attention_head_dim=shape.head_dim,
+            num_layers=shape.blocks,
+            text_embed_dim=shape.text_width,
+            adaln_lora_dim=shape.width // 8,
+            rope_scale=(1.0, 4.0, 4.0),
+            extra_pos_embed_type=None,
+        ).eval(),
+    )
+    return pipeline
+
+
 def describe_flow(shape: FlowShape) -> str:
     return (
         f"transformer {shape.width} wide ({shape.heads} heads of {shape.head_dim}) with {shape.blocks} blocks and "
-        f"{shape.more_blocks} single or refining ones; text encoder {shape.text_width} wide with {shape.text_layers} "
+        f"{shape.more_blocks} single, refining or text ones; text encoder {shape.text_width} wide with {shape.text_layers} "
         f"layers; autoencoder {shape.vae_channels} with {shape.vae_resnets} resnets; image encoder "
         f"{shape.vision_width} wide with {shape.vision_layers} layers"
     )
@@ -209,6 +243,14 @@ def _vae(shape: FlowShape) -> AutoencoderKL:
         shift_factor=0.1159,
         use_quant_conv=False,
         use_post_quant_conv=False,
+    ).eval()
+
+
+def _video_vae(shape: FlowShape) -> AutoencoderKLQwenImage:
+    return AutoencoderKLQwenImage(
+        base_dim=shape.vae_channels[0],
+        dim_mult=[channels // shape.vae_channels[0] for channels in shape.vae_channels],
+        num_res_blocks=shape.vae_resnets,
     ).eval()
 
 

@@ -15,10 +15,11 @@ from typing import Any
 
 import numpy as np
 from official_loop import AdapterSize, OfficialLoop, Settings
+from plain_anima import PlainAnima
 from plain_face_loop import IDENTITY_DIM, FaceLoop
 from plain_flow_loop import PlainFlowLoop
 from plain_flow_models import PlainFlux, PlainModel, PlainQwenImage, PlainSD3, PlainZImage
-from shaped_flow_models import FlowShape, describe_flow, flux, qwen_image, sd3, write_flow_models, z_image
+from shaped_flow_models import FlowShape, anima, describe_flow, flux, qwen_image, sd3, write_flow_models, z_image
 from shaped_models import SD15_LIKE, SMALL, Shape, describe, write_base, write_models, write_pictures
 
 Written = dict[str, Path]
@@ -34,6 +35,7 @@ class Kind:
         describe: a shape in words.
         adapter: our settings for a size.
         loop: the plain loop; it has `step`.
+        feature: what of the image encoder is read, as `encoder.feature` calls it.
         plain: what it is called in the result.
     """
 
@@ -44,6 +46,7 @@ class Kind:
     adapter: Callable[[AdapterSize], dict[str, Any]]
     loop: Callable[[Settings, AdapterSize], Any]
     plain: str = "plain"
+    feature: str = "auto"
 
 
 def _with_pictures(write: Callable[[Path, Any], tuple[Path, Path]], folder: Path, shape: Any) -> Written:
@@ -160,6 +163,10 @@ KINDS = {
     "z_image": _flow(PlainZImage, z_image, _plus, replace(_FLOW, blocks=6, more_blocks=1), _RESAMPLER),
     # encoding is 0.13 of training here, and less in life (0.06)
     "qwen_image": _flow(PlainQwenImage, qwen_image, _plus, _FLOW, _RESAMPLER),
+    "anima": replace(
+        _flow(PlainAnima, anima, _plus, replace(_FLOW, more_blocks=1), replace(_RESAMPLER, head_dim=80)),
+        feature="last_hidden_state",
+    ),
     "faceid": Kind(
         sizes=(_FACE_LIKE, AdapterSize()),
         small=(SMALL, AdapterSize(rank=4)),

@@ -42,9 +42,15 @@ def plain(settings: dict[str, Any], precision: str) -> Step:
 
 
 def make_config(settings: dict[str, Any], precision: str, *, is_cached: bool) -> Config:
-    encoder, parts = {}, ["latents", "text"]
+    encoder: dict[str, str] = {}
+    parts = ["latents", "text"]
     if "encoder" in settings:  # else references come ready with the data
-        encoder, parts = {"model": str(settings["encoder"]), "precision": precision}, [*parts, "features"]
+        encoder = {
+            "model": str(settings["encoder"]),
+            "precision": precision,
+            "feature": KINDS[settings["kind"]].feature,
+        }
+        parts.append("features")
     return parse_config(
         {
             "base": {"model": str(settings["base"]), "precision": precision},

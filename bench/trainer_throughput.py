@@ -2,7 +2,7 @@
 batch, in one run (`--small`: toy sizes, to see that it works).
 
 `--kind` says what is trained: a UNet's adapter against the official tutorial's loop, a FaceID adapter with its LoRA
-against the tutorial's for faces, or one for FLUX.1, SD3.5, Z-Image or Qwen-Image against a loop written with diffusers
+against the tutorial's for faces, or one for FLUX.1, SD3.5, Z-Image, Qwen-Image or Anima against a loop written with diffusers
 alone (`throughput_kinds.py`).
 
 Time: the processor's seconds for a step, median. There is one thread and no data worker, so on an idle machine these are

@@ -33,7 +33,11 @@ LIKE_OTHERS = {
     "sd15_plus",
     "sdxl_base",
 }
-FAMILIES = {"sd35_large": "InstantX SD3.5", "face_outline": "FaceID", "anima_time_gate": "Anima LuciferTC"}  # where no kind is in the name
+FAMILIES = {
+    "sd35_large": "InstantX SD3.5",
+    "face_outline": "FaceID",
+    "anima_time_gate": "Anima LuciferTC",
+}  # where no kind is in the name
 # What a recipe is about may not be replaced by the tiny world: (section, keys that it may change).
 REPLACED = {
     "base": {"model", "vae", "precision"},

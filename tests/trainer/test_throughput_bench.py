@@ -24,7 +24,7 @@ from official_loop import Settings, tokenize  # noqa: E402
 from plain_face_loop import FaceLoop  # noqa: E402
 from throughput_kinds import KINDS  # noqa: E402
 
-FLOWS = ["flux", "sd3", "z_image", "qwen_image"]
+FLOWS = ["flux", "sd3", "z_image", "qwen_image", "anima"]
 STEPS, RATE = 2, 1e-3
 Named = dict[str, Tensor]
 
@@ -94,6 +94,11 @@ def of_plus(state: Mapping[str, Tensor]) -> Named:
     return of_image_proj(partial(UNet2DConditionModel._convert_ip_adapter_image_proj_to_diffusers, None), state)
 
 
+def of_perceiver(state: Mapping[str, Tensor]) -> Named:
+    start = "image_proj.resampler."
+    return {f"image_proj.{name.removeprefix(start)}": each for name, each in state.items() if name.startswith(start)}
+
+
 LOADED: dict[str, Callable[[Mapping[str, Tensor], Any], Named]] = {
     "flux": lambda state, _: of_flux(state),
     "sd3": lambda state, model: {
@@ -102,6 +107,7 @@ LOADED: dict[str, Callable[[Mapping[str, Tensor], Any], Named]] = {
     },
     "z_image": lambda state, _: {**of_plus(state), **at_blocks(state, "layers.{}.attention")},
     "qwen_image": lambda state, _: {**of_plus(state), **at_blocks(state, "transformer_blocks.{}.attn")},
+    "anima": lambda state, _: {**of_perceiver(state), **at_blocks(state, "transformer_blocks.{}.attn2")},
 }
 
 

@@ -42,12 +42,16 @@ class Float8Linear(nn.Linear):
         return product if self.bias is None else product + self.bias.to(product.dtype)
 
 
+def repeated_blocks(model: Any) -> list[nn.Module]:
+    """Of a diffusers model."""
+    kinds = model._repeated_blocks or model._no_split_modules  # a few classes name their blocks in the latter alone
+    return [module for module in model.modules() if type(module).__name__ in kinds]
+
+
 def narrow(model: Any) -> None:
     """Keep the linear layers of a diffusers model's blocks in float8: nearly all there is of it. What leads into the
     blocks and out of them stays as it is."""
-    kinds = model._repeated_blocks or model._no_split_modules  # a few classes name their blocks in the latter alone
-    blocks = [module for module in model.modules() if type(module).__name__ in kinds]
-    for block in blocks:
+    for block in repeated_blocks(model):
         layers = [(name, each) for name, each in block.named_modules() if isinstance(each, nn.Linear)]
         for name, layer in layers:
             block.set_submodule(name, Float8Linear(layer))
