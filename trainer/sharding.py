@@ -27,6 +27,12 @@ def check_sharding(kind: DistributedType, config: Config, *, is_fsdp2: bool) -> 
             action="set fsdp_version: 2, or launch with trainer/configs/accelerate/fsdp_sdxl.yaml",
         )
     launched = f"with {kind.value}, which gives each process a part of the weights"
+    if config.adapter.gate == "block":
+        raise MismatchError(
+            f'adapter.gate = "block" with {kind.value}, which cannot divide single numbers',
+            expected="the whole weights in every process, as DDP has them",
+            action='launch without FSDP and DeepSpeed, or set adapter.gate = "none" or "time"',
+        )
     if config.optimizer.ema_decay is not None:
         raise MismatchError(
             f"optimizer.ema_decay {launched}",

@@ -18,6 +18,7 @@ from ipadapter_trainer.loop import train
 from ipadapter_trainer.metrics_log import read_records
 from ipadapter_trainer.planning import make_plan
 from support.pretend_device import pretend_device
+from support.rank_work import train_sharded
 from support.ranks import run_ranks
 from support.runs import WATCHED, assert_goes_on_exactly, cached, fill_cache, losses, weights
 from support.tiny_anima_base import write_anima_base
@@ -148,13 +149,21 @@ def test_a_run_on_a_gpu_that_is_not_there(config: Callable[..., Config], tmp_pat
 
 @pytest.mark.slow
 @pytest.mark.long
-@pytest.mark.parametrize("gate", KINDS, indirect=True)
-def test_two_processes_are_one_of_twice_the_batch(config: Callable[..., Config]) -> None:
+@pytest.mark.parametrize(
+    ("gate", "work"),
+    [(gate, train_with_one_thread) for gate in KINDS] + [(gate, train_sharded) for gate in ("none", "time")],
+    indirect=["gate"],
+)
+def test_two_processes_are_one_of_twice_the_batch(
+    config: Callable[..., Config], work: Callable[[Config], None]
+) -> None:
+    """Also with a part of the weights in each, by FSDP."""
+
     def of(run: str, steps: int, batch_size: int) -> Config:
         return config(run, train={"steps": steps, "batch_size": batch_size, "log_every": 1, "trackers": []})
 
     for steps in (2, 4):
-        assert run_ranks(2, train_with_one_thread, of("parts", steps, 1)) == [0, 0]
+        assert run_ranks(2, work, of("parts", steps, 1)) == [0, 0]
     train(of("one", 4, 2))
     given, wanted = weights(of("parts", 4, 1)), weights(of("one", 4, 2))
     assert given.keys() == wanted.keys()

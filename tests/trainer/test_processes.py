@@ -98,7 +98,7 @@ def test_parts_of_the_weights_train_like_the_whole(config: Callable[..., Config]
     assert 0 < len(unchanged) < len(before)
 
 
-@pytest.mark.parametrize("work", [train_with_one_thread, train_sharded])
+@pytest.mark.parametrize("work", [train_with_one_thread, train_sharded, train_with_deepspeed])
 def test_faces_and_their_lora_train_like_one(
     tmp_path: Path,
     small_base_folder: Callable[[str], Path],
@@ -106,6 +106,8 @@ def test_faces_and_their_lora_train_like_one(
     work: Callable[[Config], None],
 ) -> None:
     """Also saved, left and resumed."""
+    if work is train_with_deepspeed:
+        pytest.importorskip("deepspeed", reason="pip install deepspeed")
     people = write_people(tmp_path / "people", 4)
     models = small_base_folder("sd15"), encoder_folder("clip"), people
 

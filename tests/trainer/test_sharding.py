@@ -26,6 +26,8 @@ def config(**changes: dict[str, Any]) -> Config:
         (FSDP, {"optimizer": {"name": "adafactor"}}, '"adafactor" with FSDP.*adamw'),
         (FSDP, {"optimizer": {"name": "adamw8bit"}}, '"adamw8bit" with FSDP.*adamw'),
         (DEEPSPEED, {"optimizer": {"name": "prodigy"}}, '"prodigy" with DEEPSPEED.*adamw, adamw8bit'),
+        (FSDP, {"adapter": {"kind": "plus", "gate": "block"}}, '"block" with FSDP.*launch without FSDP'),
+        (DEEPSPEED, {"adapter": {"kind": "plus", "gate": "block"}}, '"block" with DEEPSPEED.*launch without FSDP'),
         (DEEPSPEED, {"base": {"precision": "fp16"}}, '"fp16" with DEEPSPEED.*"bf16"'),
     ],
 )
