@@ -12,12 +12,14 @@ import torch
 from torch import Tensor
 from torch.nn.functional import linear, silu
 
+from ipadapter_core.encoder.pixels import encoder_pixels
 from ipadapter_core.errors import MismatchError, UnsupportedFamilyError
 from ipadapter_core.network.adapter import save_adapter
 from ipadapter_core.strength.site import SiteStrength
 from ipadapter_trainer.backbones.image_prompt import ImagePrompt
 from ipadapter_trainer.config import AdapterConfig, BaseModelConfig, EncoderConfig
 from ipadapter_trainer.config_file import ConfigError, parse_config
+from ipadapter_trainer.files.adapter_file import open_adapter
 from ipadapter_trainer.models.image_encoder import load_image_encoder
 from ipadapter_trainer.models.loading import load_base
 from ipadapter_trainer.models.network import TrainableAdapter, new_adapter
@@ -30,6 +32,7 @@ from support.tiny_base import write_base
 CPU = torch.device("cpu")
 SIZE = (12, 8)  # latent cells
 RELATIVE = 1e-5
+METADATA = {"ipadapter.spec": '{"head_dim": 16}'}  # of the tiny model: published ones are 128
 KINDS = {
     "block": {"gate": "block", "kind": "plus", "tokens": 4, "resampler_dim": 64, "resampler_depth": 1},
     "time": {"gate": "time", "kind": "full"},
@@ -260,6 +263,19 @@ def test_a_file_with_another_gate_is_no_start(
     with pytest.raises(MismatchError, match=r'adapter\.gate "?block"?, not "?none"?.*set adapter\.gate = "block"'):
         adapter_for("block", **settings)
     adapter_for("block", **settings | {"gate": "block"})
+
+
+def test_a_published_file_reads_pictures_as_its_author_did(
+    folder: Path, encoder_folder: Callable[[str], Path], tmp_path: Path
+) -> None:
+    """Whose metadata say nothing of it."""
+    path = tmp_path / "published.safetensors"
+    write_safetensors(path, random_tensors(anima_lucifer(blocks=3, width=32, image=WIDTH)), METADATA)
+    reader = open_adapter(path, loaded(folder), str(encoder_folder("siglip")), "fp32").reader
+    image = torch.rand(1, 40, 30, 3)
+    given = reader.encoder.format.pixels(image)
+    assert torch.equal(given, encoder_pixels(image, reader.encoder.format.pixel_format, "pad", padding="black"))
+    assert float(given[0, :, 10, 0].max()) == -1, "the side is black"
 
 
 def test_a_file_that_changes_the_model_too_is_no_start(

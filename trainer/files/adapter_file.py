@@ -47,7 +47,7 @@ def open_adapter(
 ) -> AdapterInUse:
     """Load an adapter and its encoder, and prepare the base for it.
 
-    Layer, feature, crop and negative are those the file states.
+    Layer, feature, crop and negative are those the file states, or its author's where it states none.
 
     Args:
         encoder: folder, file or hub id; None is what the adapter's file names.
@@ -94,11 +94,12 @@ def _open_encoder(
             "model": model,
             "feature": spec.feature.value,
             "layer": spec.layer,
-            "crop": preprocess.crop if preprocess else "center",
+            "crop": preprocess.crop if preprocess else spec.encoder.crop or "center",
             "precision": precision,
         }
     )
-    return load_image_encoder(config, "base", base.device)  # the kind decides nothing where the feature is said
+    # the kind decides nothing where the feature is said
+    return load_image_encoder(config, "base", base.device, spec.encoder.padding)
 
 
 def _stated_folder(spec: AdapterSpec) -> str:

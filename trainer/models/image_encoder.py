@@ -28,10 +28,11 @@ class ReferenceFormat:
 
     pixel_format: PixelFormat
     crop: str
+    padding: str | None = None
 
     def pixels(self, image: Tensor) -> Tensor:
         """Pictures (B, H, W, 3), 0..1, to (B, 3, S, S), normalised."""
-        return encoder_pixels(image, self.pixel_format, self.crop)
+        return encoder_pixels(image, self.pixel_format, self.crop, padding=self.padding)
 
     def noise(self, generator: torch.Generator) -> Tensor:
         """(1, 3, S, S), normalised: what stands for a dropped reference where the negative is noise."""
@@ -79,8 +80,13 @@ class ImageEncoder:
         return torch.zeros_like(features) if negative is Negative.ZERO_FEATURES else features
 
 
-def load_image_encoder(config: EncoderConfig, kind: str, device: torch.device) -> ImageEncoder:
+def load_image_encoder(
+    config: EncoderConfig, kind: str, device: torch.device, padding: str | None = None
+) -> ImageEncoder:
     """Load the image encoder for an adapter of a kind.
+
+    Args:
+        padding: what fills a picture up with crop "pad"; None is the encoder's mean.
 
     Raises:
         MissingPackageError, UnreadableFileError: as `EncoderFiles.load`; these and ModelNotFoundError as `find_encoder`.
@@ -101,7 +107,7 @@ def load_image_encoder(config: EncoderConfig, kind: str, device: torch.device) -
             expected=f"a layer from {-vision.spec.num_layers - 1} to -1",
             action="correct encoder.feature or encoder.layer",
         )
-    reference_format = ReferenceFormat(vision.pixel_format, config.crop)
+    reference_format = ReferenceFormat(vision.pixel_format, config.crop, padding)
     identity = f"{fingerprint(vision.model)}/{feature.value}"
     if feature is Feature.HIDDEN_STATES:
         identity += f"/{config.layer}"

@@ -17,6 +17,7 @@ _CHUNK = 10_000  # keys hashed at once
 _MODELS = ("UNet", "transformer")  # what a diffusion model may be called
 _NOT_SAID = "not said"
 _SHAPES = ("kind", "tokens", "resampler_dim", "resampler_depth", "resampler_head_dim")  # of [adapter]
+_GATE = "adapter.gate"
 _BATCH = "train.batch_size x train.accumulate x processes"
 
 
@@ -121,6 +122,8 @@ class RunIdentity:
     def fits(self, before: "RunIdentity") -> bool:
         """Whether an adapter of that run can be begun with here, as far as kind, sizes and models tell."""
         names = ("encoder.feature", *(f"adapter.{name}" for name in _SHAPES))
+        if self.settings.get(_GATE, "none") != before.settings.get(_GATE, "none"):  # earlier versions had none
+            return False
         if [part for part in _MODELS if part in self.weights] != [part for part in _MODELS if part in before.weights]:
             return False
         pairs = [(self.weights.get(part), before.weights.get(part)) for part in (*_MODELS, "image encoder")]
