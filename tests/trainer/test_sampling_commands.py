@@ -116,6 +116,17 @@ def test_sample_draws_with_transformers(files, encoder_folder, tmp_path, family)
     assert not np.array_equal(one, other)
 
 
+def test_sample_draws_no_more_than_a_model_has_places_for(files, encoder_folder, tmp_path):
+    write, reads, kind = TRANSFORMERS["sd3"]
+    base, seen, file = write(tmp_path / "base"), encoder_folder(reads), tmp_path / "adapter.safetensors"
+    opened = load_base(BaseModelConfig(model=str(base), precision="fp32"), CPU)
+    encoder = load_image_encoder(EncoderConfig(model=str(seen), precision="fp32"), "plus", CPU)
+    save_adapter(new_adapter(AdapterConfig(**kind), opened, encoder).adapter, file)
+    made = {"base": base, "adapter": file, "encoder": seen, "size": "64x208"}
+    with pytest.raises(BadInputError, match=r"64x208 with .*at most 192 on a side"):
+        _run(*_sample_arguments(files, tmp_path / "out", **made))
+
+
 def test_sample_finds_the_encoder_the_adapter_names(files, tmp_path):
     given, found = (
         json.loads(_run(*_sample_arguments(files, tmp_path / str(number), **changes), "--json"))["pictures"]

@@ -229,6 +229,11 @@ class Backbone(ABC):
         """Sides of pictures are multiples of so many pixels."""
         return self.latent_factor
 
+    @property
+    def largest_side(self) -> int | None:
+        """Of pictures, in pixels; None: any that memory holds."""
+        return None
+
     @abstractmethod
     def encode_text(self, captions: Sequence[str]) -> dict[str, Tensor]:
         """Captions to embeddings (B, …) by name; longer texts are cut."""

@@ -124,12 +124,15 @@ def sample(
 
 
 def _check_adapter(file: Path, face_model: str | None) -> None:
-    """Raises what `read_spec` and `find_pack` do, and BadInputError for a file that reads faces without what finds them."""
+    """Raises what `read_spec`, `check_family` and `find_pack` do, and BadInputError for a file that reads faces without
+    what finds them."""
     from ipadapter_core.network.adapter import read_spec
 
+    from ..files.families import check_family
     from ..readers.faces import find_pack
 
     spec = read_spec(file)
+    check_family(spec)
     if spec.face is None:
         return
     if face_model is None:

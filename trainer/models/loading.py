@@ -25,12 +25,13 @@ from ..backbones.qwen_image import QwenImageBackbone
 from ..backbones.sd3 import SD3Backbone
 from ..backbones.unet import UNetBackbone
 from ..backbones.z_image import ZImageBackbone
-from ..config import BaseModelConfig
+from ..config import BaseModelConfig, Config
 from ..hub import HUB_ERRORS, HubPlace, ModelNotFoundError, find_file, find_folder
 from ..quiet import quiet_libraries
 from .base import DTYPES
 from .float8 import narrow
 from .modular import FILES, INDEX, is_modular, open_anima
+from .outline import outline
 from .quantized import loading_arguments
 
 _SDXL_KEY = "conditioner.embedders.1.model.ln_final.weight"
@@ -79,7 +80,7 @@ def load_base(
     Args:
         config: which model, its precision and prediction type.
         device: where its parts go.
-        only: of `PARTS`; the others are not read.
+        only: of `PARTS`; the others are not read. Of the model there are then its layers, without weights.
         waiting: of `PARTS`; these stay on the host until they are asked to the device. bitsandbytes puts a model there
             as it reads it.
 
@@ -104,6 +105,8 @@ def load_base(
         else:
             pipeline = _open_file(file, config, dtype, given)
         family = _family(pipeline, config)
+        if "model" not in only:
+            setattr(pipeline, family.part, outline(config.model if file is None else str(config.config), family.part))
         if config.quantization == "fp8" and "model" in only:
             narrow(getattr(pipeline, family.part))
         if dtype is torch.float16 and has_own_vae:
@@ -111,7 +114,7 @@ def load_base(
         places = {family.part: "model", "vae": "vae", **dict.fromkeys(family.text_parts, "text")}
         for name, kind in places.items():
             part = getattr(pipeline, name, None)
-            if part is not None:
+            if part is not None and kind in only:
                 part.eval().requires_grad_(False)
                 if kind not in waiting:
                     part.to(device)
@@ -129,6 +132,16 @@ def load_base(
     if "text" in only:
         _check_texts(base, config)
     return base
+
+
+def check_base(config: Config, base: Backbone) -> Backbone:
+    """The base as a config trains it.
+
+    Raises:
+        MismatchError: the config asks what its family has not.
+    """
+    base.check(config)
+    return base.with_terminal_snr() if config.objective.zero_terminal_snr else base
 
 
 def _family(pipeline: Any, config: BaseModelConfig) -> type[Backbone]:

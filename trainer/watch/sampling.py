@@ -183,6 +183,12 @@ class Sampler:
                 expected=f"sides that are multiples of {base.side_step}",
                 action="choose such a size; 512 is usual, 1024 for SDXL",
             )
+        if base.largest_side is not None and max(settings.size) > base.largest_side:
+            raise BadInputError(
+                f"a picture size of {settings.size[0]}x{settings.size[1]} with {base.name}",
+                expected=f"at most {base.largest_side} on a side, for so many it has places",
+                action="choose a smaller size",
+            )
         self.base, self.settings, self.negative = base, settings, negative
 
     @property
