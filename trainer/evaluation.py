@@ -72,6 +72,7 @@ def evaluate(config: Config, file: Path, folder: Path, *, images: int | None) ->
         "held_out": len(grid.pictures),
         "losses": asdict(losses),
         "verdict": verdict_of(asdict(losses)),
+        "guidance": sampler.guidance,
         "references": len(references) // len(config.validation.texts),
         **({"texts": len(drawn.prompts)} if drawn.prompts else {}),
         **(judge.rate(drawn) if judge is not None else {}),

@@ -326,6 +326,11 @@ class Backbone(ABC):
         """Whether guidance compares with what is drawn without the prompts; else the model is told how much it is."""
         return True
 
+    @property
+    @abstractmethod
+    def usual_guidance(self) -> float:
+        """That pictures are drawn with unless told: what diffusers' pipelines of the family have as their default."""
+
     @abstractmethod
     def denoise(
         self,

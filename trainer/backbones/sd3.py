@@ -142,6 +142,10 @@ class SD3Backbone(FlowBackbone):
         ).sample
         return output
 
+    @property
+    def usual_guidance(self) -> float:
+        return 7.0
+
     def check_adapter(self, config: AdapterConfig) -> None:
         if config.kind != _KIND:
             raise MismatchError(

@@ -1,6 +1,6 @@
 """A frozen model's layers without their weights: what can be asked of it where only what encodes is loaded."""
 
-from typing import Any
+from typing import Any, cast
 
 import diffusers
 import torch
@@ -26,7 +26,7 @@ def outline(model: str, part: str) -> Any:
     folder = find_folder(model, "base.model", (f"{part}/config.json",), "a folder in diffusers layout")
     config = read_json(folder / part / "config.json", "config")
     named = config.get("_class_name") if isinstance(config, dict) else None
-    kind: Any = getattr(diffusers, str(named), None)
+    kind = getattr(diffusers, str(named), None)
     if not (isinstance(kind, type) and issubclass(kind, ModelMixin)):
         raise MismatchError(
             f"{model}, whose {part} is a {named}",
@@ -34,4 +34,4 @@ def outline(model: str, part: str) -> Any:
             action="choose another base.model",
         )
     with torch.device("meta"):
-        return kind.from_config(config).requires_grad_(False)
+        return cast(Any, kind).from_config(config).requires_grad_(False)
