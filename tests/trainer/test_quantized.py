@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers.quantizers.bitsandbytes import BnB4BitDiffusersQuantizer, BnB8BitDiffusersQuantizer
 
 from ipadapter_core.errors import MismatchError
 from ipadapter_core.file.container import read_header
@@ -31,15 +30,6 @@ from support.training import make_config, write_pictures
 CPU = torch.device("cpu")
 CLOSE = {"nf4": 0.2, "int8": 0.02}  # of the predictions' deviation
 SMALLER = {"nf4": 0.3, "int8": 0.5}  # than half precision at most, of a linear layer, with its scales
-
-
-@pytest.fixture
-def bitsandbytes(monkeypatch: pytest.MonkeyPatch) -> None:
-    """diffusers asks for a GPU, though bitsandbytes has no need of one."""
-    modules = pytest.importorskip("bitsandbytes.nn.modules")
-    monkeypatch.setattr(modules, "has_avx512bf16", lambda: False)  # its kernels take wide layers only
-    for quantizer in (BnB4BitDiffusersQuantizer, BnB8BitDiffusersQuantizer):
-        monkeypatch.setattr(quantizer, "validate_environment", lambda *_, **__: None)
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ import typer
 from ipadapter_core.errors import BadInputError
 from ipadapter_core.numbers import parse_numbers
 
-from ..config import Precision
+from ..config import Precision, Quantization
 from .options import AsJson
 from .output import emit
 
@@ -64,6 +64,12 @@ def sample(
         Precision | None, typer.Option(help="Of the models: bf16, or fp32 on a CPU, if not given.")
     ] = None,
     as_json: AsJson = False,
+    quantization: Annotated[
+        Quantization,
+        typer.Option(
+            help="Keep the model's linear layers in 8 (fp8, int8) or 4 bits (nf4), as base.quantization does."
+        ),
+    ] = "none",
 ) -> None:
     """Draw pictures with an adapter and reference pictures, without ComfyUI.
 
@@ -100,7 +106,8 @@ def sample(
     _check_adapter(adapter, face_model)  # what is wrong is said before the models are loaded
     device = PartialState().device
     used = precision or usual_precision(device)
-    model = load_base(BaseModelConfig(model=base, config=base_config, precision=used), device)
+    asked = BaseModelConfig(model=base, config=base_config, precision=used, quantization=quantization)
+    model = load_base(asked, device)
     opened = open_adapter(adapter, model, encoder, used, face_model=face_model)
     sampler = Sampler(model, settings, encode_prompt(model, negative_prompt))
     if negative_prompt and not sampler.is_guided:

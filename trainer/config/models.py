@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from .section import Positive, Precision, Section
+from .section import Positive, Precision, Quantization, Section
 
 FACE_KINDS = {"faceid": False, "faceid_plus": True, "faceid_plus_v2": True, "portrait": False}
 """Kinds of adapters that read faces: whether they read the face's picture as well."""
@@ -24,7 +24,7 @@ class BaseModelConfig(Section):
     """What the model predicts; auto reads the scheduler's config."""
     precision: Precision = "bf16"
     """Type of the frozen weights. fp32 doubles the memory and changes little."""
-    quantization: Literal["none", "fp8", "nf4", "int8"] = "none"
+    quantization: Quantization = "none"
     """Keep the model's linear layers in 8 (fp8, int8) or 4 bits (nf4): less memory, numbers a little off. nf4 and int8
     need bitsandbytes and a GPU."""
     guidance: Annotated[float, Field(ge=0)] = 3.5

@@ -32,7 +32,7 @@ from .base import DTYPES
 from .float8 import narrow
 from .modular import FILES, INDEX, is_modular, open_anima
 from .outline import outline
-from .quantized import loading_arguments
+from .quantized import WITHOUT, loading_arguments
 
 _SDXL_KEY = "conditioner.embedders.1.model.ln_final.weight"
 _ANIMA_KEY = "llm_adapter.blocks.0."
@@ -222,7 +222,7 @@ def _quantizing(config: BaseModelConfig, file: Path | None, device: torch.device
             f'base.quantization = "{config.quantization}" with the single file {config.model}',
             expected="a folder in diffusers layout: diffusers quantises no single files",
             action="save it as such a folder (from_single_file and save_pretrained of diffusers) and name that, "
-            'or set base.quantization = "none"',
+            f'or take "fp8", or {WITHOUT}',
         )
     return loading_arguments(config.quantization, device, DTYPES[config.precision])
 
