@@ -205,6 +205,11 @@ class Backbone(ABC):
         """Names of the attention layers that a LoRA beside the adapter may change, two of every site; empty: none may."""
         return ()
 
+    @property
+    def second_attentions(self) -> int:
+        """As `AdapterSpec.second_attentions`."""
+        return 0
+
     @abstractmethod
     def install(self) -> None:
         """Make `predict` heed its image; without one the model computes what it did before."""

@@ -2,6 +2,7 @@
 
 # B samples, T text tokens, P pooled width
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -22,6 +23,8 @@ from .backbone import TextEncoder
 from .flow import FlowBackbone
 from .image_prompt import ImagePrompt
 from .sd3_attention import JointAttention
+
+logger = logging.getLogger(__name__)
 
 _CLIP_TOKENS, _T5_TOKENS = 77, 256  # as diffusers' pipeline has them
 _KIND = "plus"  # here a resampler that reads the time as well
@@ -78,7 +81,11 @@ class SD3Backbone(FlowBackbone):
 
     @property
     def base_name(self) -> str:
-        return base_of_blocks(tuple(site.dim for site in self.sites.sites))
+        return base_of_blocks(tuple(site.dim for site in self.sites.sites), self.second_attentions)
+
+    @property
+    def second_attentions(self) -> int:
+        return sum(block.attn2 is not None for block in self._blocks)
 
     def family(self, kind: str) -> str:
         return INSTANTX_SD3
@@ -167,6 +174,12 @@ class SD3Backbone(FlowBackbone):
 
     def check(self, config: Config) -> None:
         super().check(config)
+        if self.second_attentions:
+            logger.warning(
+                "%s has blocks with a second attention, which diffusers takes for blocks: what is trained is for our nodes "
+                "only",
+                self.name,
+            )
         most, largest = self.largest_side, max(config.data.resolutions)
         if largest > most:
             raise MismatchError(

@@ -257,6 +257,7 @@ def _spec(
             crop=encoder.format.crop,
         ),
         head_dim=sites.sites[0].head_dim if has_heads else 0,
+        second_attentions=base.second_attentions,
     )
 
 
