@@ -51,6 +51,7 @@ def test_nobody_is_told_that_diffusers_loads_it(config: Config, caplog: pytest.L
         "native nodes": True,
         "diffusers": False,
         "other ComfyUI nodes": False,
+        "InvokeAI": False,
     }
     pipeline = StableDiffusion3Pipeline.from_pretrained(config.base.model)
     pipeline.load_ip_adapter(
