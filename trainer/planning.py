@@ -43,6 +43,7 @@ class Plan:
     Attributes:
         measured: of steps with this batch size on this machine; `is_cached` says whether what `cache.parts` names was
             read, `encoded` what was encoded in each step.
+        host: what the data workers hold in the computer's memory, and how many processes do; None if they hold nothing.
         samples: pictures that are drawn, and how long that takes; None if none are.
     """
 
@@ -52,6 +53,7 @@ class Plan:
     measured: dict[str, object]
     cache: dict[str, object]
     samples: dict[str, object] | None
+    host: dict[str, int] | None
 
     def to_json(self) -> dict[str, object]:
         return {name: value for name, value in vars(self).items() if value is not None}
@@ -79,7 +81,7 @@ def make_plan(config: Config) -> Plan:
         if drawing is not None:
             processes = run.accelerator.num_processes
             samples = sample_pace(config, *drawing, run.network, run.objective.no_image, processes)
-        return Plan(_trained(run), _data(run), memory, measured, cache, samples)
+        return Plan(_trained(run), _data(run), memory, measured, cache, samples, _host(run))
 
 
 def _trained(run: Run) -> dict[str, object]:
@@ -110,6 +112,14 @@ def _data(run: Run) -> dict[str, object]:
         epochs = round(rounds / len(run.config.data.resolutions), 2)
         data |= {"pictures": len(run.source), "epochs": epochs, "times_seen": seen}
     return data | {"held_out": len(run.held_out)}
+
+
+def _host(run: Run) -> dict[str, int] | None:
+    """Of this machine's training processes: each has data workers of its own, or reads pictures itself."""
+    if "features" not in run.stores.encoded or not run.reader.host_bytes:
+        return None
+    processes = max(1, run.config.data.workers) * run.accelerator.num_processes
+    return {"face_networks": run.reader.host_bytes, "processes": processes}
 
 
 def _count(run: Run, batch: Batch) -> tuple[dict[str, int], dict[str, int]]:
