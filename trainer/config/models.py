@@ -17,7 +17,8 @@ class BaseModelConfig(Section):
     model: str
     """Folder in diffusers layout, a single .safetensors file, or one of these on the hub: owner/name/folder@revision."""
     config: str | None = None
-    """For a single file: folder or hub id in diffusers layout whose configs and tokenizer describe it."""
+    """For a single file: folder or hub id in diffusers layout whose configs and tokenizer describe it; for a transformer's
+    file text encoders and autoencoder come from there."""
     vae: str | None = None
     """Another autoencoder (folder or hub id), such as madebyollin/sdxl-vae-fp16-fix."""
     prediction_type: Literal["auto", "epsilon", "v_prediction"] = "auto"
