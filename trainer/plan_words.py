@@ -105,6 +105,8 @@ def _cache(cache: Mapping[str, Any], config: Config) -> str:
 def _advice(plan: Mapping[str, Any], config: Config, memory: int | None) -> Iterator[str]:
     data, measured = plan["data"], plan["measured"]
     pictures, seen = data.get("pictures"), data.get("times_seen")
+    if "refused" in plan:
+        yield f"train refuses this as it is. {plan['refused']}"
     if pictures is not None and pictures < _FROM_NOTHING and config.adapter.pretrained is None:
         yield f"with {pictures:,} pictures start from a published adapter: adapter.pretrained"
     if seen is not None and max(seen) > _TOO_OFTEN:
