@@ -1,5 +1,6 @@
 """A transformer in one file, under the names that ComfyUI's own classes have, is trained as the folder of the same model."""
 
+import json
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -12,11 +13,13 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from ipadapter_core.errors import IPAdapterError, MismatchError
+from ipadapter_core.file.container import read_header
 from ipadapter_trainer.config import BaseModelConfig
+from ipadapter_trainer.files.checkpoint_export import export_checkpoint
 from ipadapter_trainer.hub import ModelNotFoundError
+from ipadapter_trainer.loop import train
 from ipadapter_trainer.models.float8 import Float8Linear
 from ipadapter_trainer.models.loading import load_base
-from ipadapter_trainer.run import open_run
 from support import tiny_flux, tiny_qwen_image, tiny_sd3, tiny_z_image
 from support.encoders import write_folder
 from support.tiny_flux_base import write_flux_base
@@ -118,14 +121,17 @@ def test_it_is_trained_in_float8(family: str, folder: Path, tmp_path: Path) -> N
     assert any(isinstance(module, Float8Linear) for module in base.model.modules())
 
 
-def test_a_run_opens(tmp_path: Path) -> None:
+def test_a_run_is_trained_and_exported(tmp_path: Path) -> None:
     folder = FAMILIES["flux"][0](tmp_path / "base")
     write_folder("clip", tmp_path / "encoder")
     base = {"model": str(write("flux", tmp_path)), "config": str(folder)}
     pictures = write_pictures(tmp_path / "pictures", 4)
-    run = open_run(make_config(folder, tmp_path / "encoder", pictures, tmp_path / "run", base=base))
-    run.step(run.batches(0))
-    assert run.state.counters.step == 1
+    once = {"steps": 1, "batch_size": 2, "log_every": 1, "trackers": []}
+    config = make_config(folder, tmp_path / "encoder", pictures, tmp_path / "run", base=base, train=once)
+    assert train(config).is_finished
+    stated = read_header(export_checkpoint(config.run, None).path)["__metadata__"]
+    assert json.loads(stated["ipadapter.training"])["prediction_type"] == "flow"
+    assert train(config.model_copy(update={"base": BaseModelConfig(model=str(folder), precision="fp32")})).step == 1
 
 
 def test_a_cache_needs_no_weights_of_it(family: str, folder: Path, tmp_path: Path) -> None:
