@@ -17,7 +17,8 @@ from .data.own_references import check_references
 from .data.records import Records
 from .data.sources import open_sources
 from .files.adapter_file import open_adapter
-from .models.loading import load_base
+from .files.families import check_family
+from .models.loading import check_base, load_base
 from .objective import Objective
 from .preflight import check_pictures_folder
 from .run import geometry
@@ -47,11 +48,9 @@ def evaluate(config: Config, file: Path, folder: Path, *, images: int | None) ->
     """
     check_pictures_folder(folder)
     held_out = held_out_pictures(config, images)
-    read_spec(file)  # a wrong file is said before the models are loaded
+    check_family(read_spec(file))  # a wrong file is said before the models are loaded
     device = PartialState().device
-    base = load_base(config.base, device)
-    if config.objective.zero_terminal_snr:
-        base = base.with_terminal_snr()
+    base = check_base(config, load_base(config.base, device))
     opened = open_adapter(
         file, base, config.encoder.model or None, config.encoder.precision, face_model=config.encoder.face_model
     )
@@ -73,6 +72,7 @@ def evaluate(config: Config, file: Path, folder: Path, *, images: int | None) ->
         "held_out": len(grid.pictures),
         "losses": asdict(losses),
         "verdict": verdict_of(asdict(losses)),
+        "guidance": sampler.guidance,
         "references": len(references) // len(config.validation.texts),
         **({"texts": len(drawn.prompts)} if drawn.prompts else {}),
         **(judge.rate(drawn) if judge is not None else {}),

@@ -68,7 +68,15 @@ def _samples(samples: Mapping[str, Any]) -> str:
 def _memory(plan: Mapping[str, Any], memory: int | None) -> str:
     parts = ", ".join(f"{name} {size(plan['memory'][key])}" for key, name in _PARTS.items() if plan["memory"][key])
     of_yours = "" if memory is None else f" of your {size(memory)}"
-    return f"{size(_peak(plan))}{of_yours} ({parts})"
+    return f"{size(_peak(plan))}{of_yours} ({parts}){_host(plan)}"
+
+
+def _host(plan: Mapping[str, Any]) -> str:
+    if "host" not in plan:
+        return ""
+    networks, processes = size(plan["host"]["face_networks"]), plan["host"]["processes"]
+    each = f"each of {processes} data workers" if processes > 1 else "one process"
+    return f"; face networks of {networks} in the computer's memory for {each}"
 
 
 def _peak(plan: Mapping[str, Any]) -> int:
@@ -97,6 +105,8 @@ def _cache(cache: Mapping[str, Any], config: Config) -> str:
 def _advice(plan: Mapping[str, Any], config: Config, memory: int | None) -> Iterator[str]:
     data, measured = plan["data"], plan["measured"]
     pictures, seen = data.get("pictures"), data.get("times_seen")
+    if "refused" in plan:
+        yield f"train refuses this as it is. {plan['refused']}"
     if pictures is not None and pictures < _FROM_NOTHING and config.adapter.pretrained is None:
         yield f"with {pictures:,} pictures start from a published adapter: adapter.pretrained"
     if seen is not None and max(seen) > _TOO_OFTEN:

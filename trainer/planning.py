@@ -22,6 +22,7 @@ from .data.order import times_in_epoch
 from .data.records import Records
 from .meter import peak_bytes, wait_for
 from .run import Run, open_run
+from .state import CheckpointError, check_last_checkpoint, find_checkpoints
 from .watch.pace import sample_pace
 from .watch.references import open_drawing
 
@@ -43,6 +44,8 @@ class Plan:
     Attributes:
         measured: of steps with this batch size on this machine; `is_cached` says whether what `cache.parts` names was
             read, `encoded` what was encoded in each step.
+        host: what the data workers hold in the computer's memory, and how many processes do; None if they hold nothing.
+        refused: why `train` would not go on with the run that lies in `train.output`; None if it would, or none does.
         samples: pictures that are drawn, and how long that takes; None if none are.
     """
 
@@ -52,6 +55,8 @@ class Plan:
     measured: dict[str, object]
     cache: dict[str, object]
     samples: dict[str, object] | None
+    host: dict[str, int] | None
+    refused: str | None
 
     def to_json(self) -> dict[str, object]:
         return {name: value for name, value in vars(self).items() if value is not None}
@@ -65,7 +70,7 @@ def make_plan(config: Config) -> Plan:
     """
     with TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         run = open_run(config, lacking="encode", lists=Path(folder))  # a plan may well come before the cache is filled
-        encoded = list(run.stores.encoded)
+        encoded, refused = list(run.stores.encoded), _refused(run)
         batches = run.batches(0)
         cache = _cache(run)  # while the encoders are there
         drawing = None
@@ -79,7 +84,7 @@ def make_plan(config: Config) -> Plan:
         if drawing is not None:
             processes = run.accelerator.num_processes
             samples = sample_pace(config, *drawing, run.network, run.objective.no_image, processes)
-        return Plan(_trained(run), _data(run), memory, measured, cache, samples)
+        return Plan(_trained(run), _data(run), memory, measured, cache, samples, _host(run), refused)
 
 
 def _trained(run: Run) -> dict[str, object]:
@@ -110,6 +115,23 @@ def _data(run: Run) -> dict[str, object]:
         epochs = round(rounds / len(run.config.data.resolutions), 2)
         data |= {"pictures": len(run.source), "epochs": epochs, "times_seen": seen}
     return data | {"held_out": len(run.held_out)}
+
+
+def _refused(run: Run) -> str | None:
+    try:
+        if find_checkpoints(run.config.run):
+            check_last_checkpoint(run.config, run.state.identity())
+    except CheckpointError as error:
+        return str(error)
+    return None
+
+
+def _host(run: Run) -> dict[str, int] | None:
+    """Of this machine's training processes: each has data workers of its own, or reads pictures itself."""
+    if "features" not in run.stores.encoded or not run.reader.host_bytes:
+        return None
+    processes = max(1, run.config.data.workers) * run.accelerator.num_processes
+    return {"face_networks": run.reader.host_bytes, "processes": processes}
 
 
 def _count(run: Run, batch: Batch) -> tuple[dict[str, int], dict[str, int]]:

@@ -15,7 +15,7 @@ from .data.pictures import BrokenPictureError, Picture, decode, upright_size
 from .data.records import DataError, Records
 from .data.sources import Source
 from .draws import sample_generator
-from .models.encoder_files import find_encoder
+from .models.encoder_files import find_encoder, resolve_folder
 from .models.face_network import face_read
 from .models.network import pretrained_file
 from .readers.faces import FacePreparation, find_pack
@@ -33,7 +33,7 @@ def check_before_models(config: Config, source: Source, held_out: Records) -> No
         DataError: more pictures cannot be read than `data.max_skipped` lets through, too few are held out, or one of
             `validation.references` cannot be drawn from.
         CheckpointError, CacheError: the run folder, or that of the cache, cannot be one.
-        ModelNotFoundError: no such encoder, or the hub does not have adapter.pretrained.
+        ModelNotFoundError: no such encoder, one that rates pictures among them, or the hub does not have adapter.pretrained.
         UnreadableFileError, UnknownCheckpointError, UnsupportedFamilyError: as `read_spec`, of adapter.pretrained.
     """
     _check_folder(config.run, f"train.output = {str(config.run)!r}", "train.output", CheckpointError)
@@ -52,12 +52,21 @@ def check_before_models(config: Config, source: Source, held_out: Records) -> No
     for records in (source, held_out):
         if isinstance(records, Records):  # a stream finds out as it reads
             _check_pictures(records, config)
-    if config.encoder.model:
-        find_encoder(config.encoder.model, "encoder.model")  # small beside the base, which is loaded first
-    if config.encoder.face_model is not None:
-        find_pack(config.encoder.face_model)
+    _find_small_models(config)
     if config.adapter.reads_faces and isinstance(source, Records):
         _check_faces(source, config)
+
+
+def _find_small_models(config: Config) -> None:
+    """Those that are loaded after the base, which takes longer than to look for them."""
+    if config.encoder.model:
+        find_encoder(config.encoder.model, "encoder.model")
+    if config.encoder.face_model is not None:
+        find_pack(config.encoder.face_model)
+    if config.validation.sample_every is not None:  # else they are not asked
+        for name in ("clip_model", "dino_model"):
+            if model := getattr(config.validation, name):
+                resolve_folder(model, f"validation.{name}")
 
 
 def _check_pictures(records: Records, config: Config) -> None:

@@ -30,7 +30,7 @@ from .data.sample import Geometry, Stores
 from .data.skips import SKIPPED, SkipLog
 from .data.sources import Source, open_sources
 from .draws import CACHED_NOISES, sample_generator
-from .models.loading import load_base
+from .models.loading import check_base, load_base
 from .models.network import TrainableAdapter, new_adapter
 from .objective import Objective
 from .optimizer import MissingPackageError, build_ema, build_optimizer, build_schedule
@@ -197,10 +197,7 @@ def open_run(config: Config, *, lacking: Lacking = "refuse", lists: Path | None 
     torch.set_float32_matmul_precision("high")
     source, held_out = open_sources(config)
     check_before_models(config, source, held_out)
-    base = load_base(config.base, accelerator.device, waiting=_waiting(config))
-    base.check(config)
-    if config.objective.zero_terminal_snr:
-        base = base.with_terminal_snr()
+    base = check_base(config, load_base(config.base, accelerator.device, waiting=_waiting(config)))
     reader = open_reader(config, accelerator.device, base.sites.sites[0].context_dim)
     network = new_adapter(config.adapter, base, reader.encoder, config.train.seed).to(accelerator.device)
     base.install()

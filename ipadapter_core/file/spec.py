@@ -133,6 +133,8 @@ class AdapterSpec:
         hidden_dim: hidden units of a projection of two layers; else None.
         parts: what its projection has that others of its kind lack.
         no_image: shape of the tokens its file has for "no image"; empty if it has none.
+        second_attentions: blocks of the base in which the picture attends to itself once more (SD3.5-Medium), which are
+            no sites; 0 also where nothing says so.
     """
 
     family: str
@@ -154,6 +156,7 @@ class AdapterSpec:
     hidden_dim: int | None = None
     parts: tuple[str, ...] = ()
     no_image: tuple[int, ...] = ()
+    second_attentions: int = 0
 
     @property
     def num_sites(self) -> int:

@@ -43,11 +43,19 @@ def encoder_folder(base_directory: Path) -> Iterator[Path]:
     shutil.rmtree(folder)
 
 
+@pytest.fixture(scope="module", params=[(), (0, 1)], ids=["large", "medium"])
+def dual(request: pytest.FixtureRequest) -> tuple[int, ...]:
+    """Blocks with a second attention."""
+    return request.param
+
+
 @pytest.fixture(scope="module")
-def trained(base_directory: Path, encoder_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Trained:
+def trained(
+    base_directory: Path, encoder_folder: Path, tmp_path_factory: pytest.TempPathFactory, dual: tuple[int, ...]
+) -> Trained:
     """Two long steps, so that the adapter shows; the file also lies in models/ipadapter."""
     folder = tmp_path_factory.mktemp("trained")
-    base = write_sd3_base(folder / "base", transformer=tiny_sd3.diffusers_sd3())
+    base = write_sd3_base(folder / "base", transformer=tiny_sd3.diffusers_sd3(dual=dual))
     config = make_config(
         base,
         encoder_folder,
@@ -87,11 +95,11 @@ def in_comfyui(model: Any) -> Tensor:
 
 
 @pytest.fixture(scope="module")
-def nodes_output(trained: Trained) -> Tensor:
+def nodes_output(trained: Trained, dual: tuple[int, ...]) -> Tensor:
     adapter = comfy_host.run("IPALoadAdapter", adapter_file=NAME, image_encoder="auto")
     picture = torch.from_numpy(np.asarray(reference_picture(), dtype=np.float32) / 255)[None]
     tokens = comfy_host.run("IPAEncodeImage", adapter=adapter, image=picture, crop="stretch")
-    model = families.sd3_model()
+    model = families.sd3_model(dual=dual)
     settings = PLAIN | {"strength": STRENGTH}
     patched = comfy_host.run("IPAApply", model=model, adapter=adapter, tokens=tokens, **settings)
     output = in_comfyui(patched)
@@ -113,6 +121,7 @@ def test_nodes_equal_the_trainer(trained: Trained, nodes_output: Tensor) -> None
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("dual", [()], indirect=True, ids=["large"])  # the other: tests/trainer/test_sd35_medium.py
 def test_nodes_equal_diffusers(trained: Trained, nodes_output: Tensor) -> None:
     """diffusers has its own reading of the file, its own preprocessing, and its own idea of no image."""
     size = {"height": IMAGE_SIZE, "width": IMAGE_SIZE}

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from diffusers.quantizers.bitsandbytes import BnB4BitDiffusersQuantizer, BnB8BitDiffusersQuantizer
 
 from ipadapter_trainer.config import Config
 from ipadapter_trainer.watch import observe
@@ -21,6 +22,15 @@ CPU = torch.device("cpu")
 def no_report(monkeypatch: pytest.MonkeyPatch) -> None:
     """Curves take longer than all the rest of a tiny run, and know no device and no kind of model."""
     monkeypatch.setattr(observe, "write_report", lambda run, *, is_live: None)
+
+
+@pytest.fixture
+def bitsandbytes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """diffusers asks for a GPU, though bitsandbytes has no need of one."""
+    modules = pytest.importorskip("bitsandbytes.nn.modules")
+    monkeypatch.setattr(modules, "has_avx512bf16", lambda: False)  # its kernels take wide layers only
+    for quantizer in (BnB4BitDiffusersQuantizer, BnB8BitDiffusersQuantizer):
+        monkeypatch.setattr(quantizer, "validate_environment", lambda *_, **__: None)
 
 
 @pytest.fixture(scope="session")

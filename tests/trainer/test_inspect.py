@@ -38,7 +38,12 @@ def test_an_exported_adapter(tmp_path: Path) -> None:
     assert result["precision"] == "bf16"
     assert result["bytes"] == path.stat().st_size
     assert result["resampler"]["depth"] == 4
-    assert result["loads_in"] == {"native nodes": True, "diffusers": True, "other ComfyUI nodes": False}
+    assert result["loads_in"] == {
+        "native nodes": True,
+        "diffusers": True,
+        "other ComfyUI nodes": False,
+        "InvokeAI": False,
+    }
     assert "resampler of width 16 with 12 heads" in result["why_not"]["other ComfyUI nodes"][0]
     assert result["metadata"]["title"] == "Mine"
     assert result["metadata"]["license"] == "MIT"
@@ -51,7 +56,12 @@ def test_an_exported_adapter(tmp_path: Path) -> None:
 def test_a_published_bin_file(tmp_path: Path, kind: Any, tokens: int, loads: bool) -> None:
     path = write_bin(tmp_path / "base.bin", nested(tiny_ipadapter(kind, num_tokens=tokens).state_dict()))
     result: Any = inspect_path(path)
-    assert result["loads_in"] == {"native nodes": True, "diffusers": loads, "other ComfyUI nodes": loads}
+    assert result["loads_in"] == {
+        "native nodes": True,
+        "diffusers": loads,
+        "other ComfyUI nodes": loads,
+        "InvokeAI": False,
+    }
     assert result["metadata"] == {}
 
 
@@ -133,7 +143,12 @@ def test_xlabs_adapters_are_known(tmp_path: Path) -> None:
     shapes = xlabs_flux(4, blocks=2, width=32, image=8, text=16)
     result: Any = inspect_path(write_safetensors(tmp_path / "flux.safetensors", random_tensors(shapes)))
     assert (result["kind"], result["family"], result["sites"]) == ("adapter", "XLabs FLUX v1", 2)
-    assert result["loads_in"] == {"native nodes": True, "diffusers": True, "other ComfyUI nodes": False}
+    assert result["loads_in"] == {
+        "native nodes": True,
+        "diffusers": True,
+        "other ComfyUI nodes": False,
+        "InvokeAI": False,
+    }
     assert "faults" not in result
 
 

@@ -3,16 +3,21 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch.nn import functional
 
 from ipadapter_trainer.cache.fill import fill
+from ipadapter_trainer.config import Config
 from ipadapter_trainer.data.sources import open_sources
+from ipadapter_trainer.loop import train
 from ipadapter_trainer.models.loading import load_base
+from ipadapter_trainer.plan_words import plan_in_words
 from ipadapter_trainer.planning import flop_counter, make_plan
 from ipadapter_trainer.readers.opening import open_reader
+from ipadapter_trainer.state import CheckpointError
 from support.pictures import write_shards
 from support.training import make_config, write_pictures
 
@@ -99,6 +104,26 @@ def test_plan_with_a_filled_cache_measures_training_from_it(
     assert (before["measured"]["is_cached"], after["measured"]["is_cached"]) == (False, True)
     assert before["memory"]["frozen_encoders"] > after["memory"]["frozen_encoders"] == 0
     assert after["cache"] == before["cache"]
+
+
+def test_plan_says_that_the_run_folder_has_another_run(
+    tmp_path: Path, small_base_folder: Callable[..., Path], encoder_folder: Callable[[str], Path]
+) -> None:
+    pictures = write_pictures(tmp_path / "pictures", 4)
+
+    def config(**changes: Any) -> Config:
+        sections = {"train": {"steps": 1, "batch_size": 2, "trackers": []}, **changes}
+        return make_config(small_base_folder("sd15"), encoder_folder("clip"), pictures, tmp_path / "run", **sections)
+
+    train(config())
+    assert "refused" not in make_plan(config(optimizer={"learning_rate": 0.5})).to_json()
+    other = config(objective={"min_snr_gamma": 5.0})
+    with pytest.raises(CheckpointError) as caught:
+        train(other)
+    plan = make_plan(other).to_json()
+    assert plan["refused"] == str(caught.value)
+    advice = plan_in_words(plan, other, memory=None, file="my.toml")["advice"]
+    assert advice[0] == f"train refuses this as it is. {caught.value}"
 
 
 def test_plan_of_a_stream_writes_nothing(

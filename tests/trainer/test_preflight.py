@@ -1,5 +1,6 @@
 """A run says what is wrong with its data before it loads a model, and makes its cache itself."""
 
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -22,6 +23,8 @@ from ipadapter_trainer.planning import make_plan
 from ipadapter_trainer.readers.opening import open_reader
 from ipadapter_trainer.run import open_run
 from support.pictures import write_shards
+from support.published import random_tensors, write_safetensors
+from support.published_transformers import instantx_flux
 from support.training import make_config, write_pictures
 
 CPU = torch.device("cpu")
@@ -87,15 +90,30 @@ def test_the_encoder_is_looked_for_before_the_base_is_loaded(tmp_path: Path) -> 
         open_run(make_config(NOWHERE, NOWHERE, pictures, tmp_path / "run"))
 
 
+@pytest.mark.parametrize("name", ["clip_model", "dino_model"])
+def test_what_rates_pictures_is_looked_for_before_anything_is_encoded(
+    tmp_path: Path, small_base_folder: Callable[..., Path], encoder_folder: Callable[..., Path], name: str
+) -> None:
+    pictures, cache = write_pictures(tmp_path / "pictures", 8), {"path": str(tmp_path / "cache")}
+    validation = {"sample_every": 1, "images": 2, name: "nowhere"}
+    models = small_base_folder(), encoder_folder()
+    with pytest.raises(IPAdapterError, match=rf"validation\.{name} = 'nowhere'"):
+        train(make_config(*models, pictures, tmp_path / "run", validation=validation, cache=cache))
+    assert not (tmp_path / "cache").exists()
+
+
 def test_a_wrong_adapter_file_is_said_before_the_base_is_loaded(tmp_path: Path) -> None:
     pictures = write_pictures(tmp_path / "pictures", 8)
     config = make_config(NOWHERE, NOWHERE, pictures, tmp_path / "run", validation={"every": 1, "images": 2})
-    for file in ("gone.safetensors", "0.png"):
-        with pytest.raises(IPAdapterError, match=file):
+    other = random_tensors(instantx_flux(blocks=2, width=128, image=24, tokens=4))
+    write_safetensors(pictures / "other.safetensors", other)
+    files = {"gone.safetensors": "gone", "0.png": "0.png", "other.safetensors": "InstantX FLUX.*the trainer does not"}
+    for file, said in files.items():
+        with pytest.raises(IPAdapterError, match=said):
             evaluate(config, pictures / file, tmp_path / "eval", images=None)
         pair = ["--adapter", str(pictures / file), "--image", str(pictures / "0.png")]
         drawn = CliRunner().invoke(app, ["sample", "--base", "nowhere", *pair, "-o", str(tmp_path / "out")])
-        assert file in str(drawn.exception)
+        assert re.search(said, str(drawn.exception))
 
 
 def test_nothing_is_drawn_for_a_place_where_no_folder_can_be(tmp_path: Path) -> None:

@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers.quantizers.bitsandbytes import BnB4BitDiffusersQuantizer, BnB8BitDiffusersQuantizer
 
 from ipadapter_core.errors import MismatchError
 from ipadapter_core.file.container import read_header
@@ -31,15 +30,6 @@ from support.training import make_config, write_pictures
 CPU = torch.device("cpu")
 CLOSE = {"nf4": 0.2, "int8": 0.02}  # of the predictions' deviation
 SMALLER = {"nf4": 0.3, "int8": 0.5}  # than half precision at most, of a linear layer, with its scales
-
-
-@pytest.fixture
-def bitsandbytes(monkeypatch: pytest.MonkeyPatch) -> None:
-    """diffusers asks for a GPU, though bitsandbytes has no need of one."""
-    modules = pytest.importorskip("bitsandbytes.nn.modules")
-    monkeypatch.setattr(modules, "has_avx512bf16", lambda: False)  # its kernels take wide layers only
-    for quantizer in (BnB4BitDiffusersQuantizer, BnB8BitDiffusersQuantizer):
-        monkeypatch.setattr(quantizer, "validate_environment", lambda *_, **__: None)
 
 
 @pytest.fixture
@@ -171,7 +161,7 @@ def test_a_single_file(small_base_folder: Callable[[str], Path], tmp_path: Path)
     with pytest.raises(MismatchError, match=r"single file .*one\.safetensors.*save_pretrained"):
         unet_of(file, "nf4", config=str(folder))
     settings = BaseModelConfig(model=str(file), config=str(folder), quantization="nf4")
-    assert load_base(settings, CPU, only=frozenset({"text"})).model is None, "which fills a cache"
+    assert load_base(settings, CPU, only=frozenset({"text"})).model.device.type == "meta", "which fills a cache"
 
 
 def test_a_layer_that_is_not_quantised_is_taken_as_it_is(small_base_folder: Callable[[str], Path]) -> None:

@@ -1,5 +1,6 @@
 """`ipadapter sample` and `ipadapter eval`: from files to pictures and numbers, and what they say of wrong files."""
 
+import inspect
 import json
 from dataclasses import asdict, replace
 from functools import partial
@@ -9,6 +10,7 @@ import pytest
 import torch
 import transformers
 import typer
+from diffusers import FluxPipeline, QwenImagePipeline, StableDiffusion3Pipeline, StableDiffusionPipeline, ZImagePipeline
 from PIL import Image
 from typer.testing import CliRunner
 
@@ -114,6 +116,80 @@ def test_sample_draws_with_transformers(files, encoder_folder, tmp_path, family)
     assert np.array_equal(nothing, nothing_again)
     assert not np.array_equal(one, nothing)
     assert not np.array_equal(one, other)
+
+
+PIPELINES = {  # diffusers' pipeline of a family, and which of its arguments is the guidance
+    "flux": (FluxPipeline, "guidance_scale"),
+    "schnell": (FluxPipeline, "true_cfg_scale"),
+    "sd3": (StableDiffusion3Pipeline, "guidance_scale"),
+    "z_image": (ZImagePipeline, "guidance_scale"),
+    "qwen_image": (QwenImagePipeline, "true_cfg_scale"),
+    "sd15": (StableDiffusionPipeline, "guidance_scale"),
+}
+
+
+def _transformer_arguments(folder, tmp_path, encoder_folder, family, **changes):
+    """Of `sample` with a new adapter for a model of a family; the guidance is not said."""
+    write, reads, kind = TRANSFORMERS[family]
+    base, seen, file = write(tmp_path / "base"), encoder_folder(reads), tmp_path / "adapter.safetensors"
+    opened = load_base(BaseModelConfig(model=str(base), precision="fp32"), CPU)
+    settings = AdapterConfig(**kind)
+    encoder = load_image_encoder(EncoderConfig(model=str(seen), precision="fp32"), settings.kind, CPU)
+    save_adapter(new_adapter(settings, opened, encoder).adapter, file)
+    made = {"base": base, "adapter": file, "encoder": seen, "strength": "1", "steps": 1, **changes}
+    return _sample_arguments(folder, tmp_path / "out", **made)
+
+
+@pytest.mark.parametrize("family", PIPELINES)
+def test_guidance_is_what_diffusers_has_unless_it_is_said(files, encoder_folder, tmp_path, family):
+    pipeline, name = PIPELINES[family]
+    usual = inspect.signature(pipeline.__call__).parameters[name].default
+    if family == "z_image":
+        usual += 1  # there 0 is what is 1 elsewhere
+    asked = {"steps": 1, "strength": "1"}
+    arguments = (
+        _sample_arguments(files, tmp_path / "out", **asked)
+        if family == "sd15"
+        else _transformer_arguments(files, tmp_path, encoder_folder, family)
+    )
+    assert json.loads(_run(*arguments, "--json"))["guidance"] == usual
+    assert json.loads(_run(*arguments, "--guidance", "2.5", "--json"))["guidance"] == 2.5
+
+
+@pytest.mark.parametrize(
+    ("family", "guidance", "message"),
+    [
+        ("flux", None, "has its guidance built in.*no negative prompt"),
+        ("flux", "4", "has its guidance built in.*no negative prompt"),
+        ("schnell", None, "guidance 1, at which nothing is compared.*--guidance higher"),
+        ("sd15", "1", "guidance 1, at which nothing is compared.*--guidance higher"),
+    ],
+)
+def test_a_negative_prompt_is_not_lost(files, encoder_folder, tmp_path, family, guidance, message):
+    arguments = (
+        _sample_arguments(files, tmp_path / "out")
+        if family == "sd15"
+        else _transformer_arguments(files, tmp_path, encoder_folder, family)
+    )
+    told = [] if guidance is None else ["--guidance", guidance]
+    with pytest.raises(BadInputError, match=message):
+        _run(*arguments, *told, "--negative-prompt", "ugly")
+    assert not (tmp_path / "out").exists()
+
+
+def test_schnell_is_guided_where_it_is_asked(files, encoder_folder, tmp_path):
+    arguments = _transformer_arguments(files, tmp_path, encoder_folder, "schnell", guidance="3")
+    first, other = (
+        np.asarray(Image.open(json.loads(_run(*arguments, "--negative-prompt", word, "--json"))["sheet"]))
+        for word in ("ugly", "a cat, red")
+    )
+    assert not np.array_equal(first, other)
+
+
+def test_sample_draws_no_more_than_a_model_has_places_for(files, encoder_folder, tmp_path):
+    arguments = _transformer_arguments(files, tmp_path, encoder_folder, "sd3", size="64x208")
+    with pytest.raises(BadInputError, match=r"64x208 with .*at most 192 on a side"):
+        _run(*arguments)
 
 
 def test_sample_finds_the_encoder_the_adapter_names(files, tmp_path):

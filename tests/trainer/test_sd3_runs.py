@@ -111,7 +111,12 @@ def test_the_file_says_what_it_is_and_loads_everywhere(config: Callable[..., Con
     assert "SiglipVisionModel" in card
     said = json.loads(json.dumps(inspect_path(report.path), default=str))
     assert said["family"] == "InstantX SD3.5"
-    assert said["loads_in"] == {"native nodes": True, "diffusers": True, "other ComfyUI nodes": False}
+    assert said["loads_in"] == {
+        "native nodes": True,
+        "diffusers": True,
+        "other ComfyUI nodes": False,
+        "InvokeAI": False,
+    }
     assert said["metadata"]["implementation"].endswith("InstantX/SD3.5-Large-IP-Adapter")
     result = evaluate(one, report.path, one.run, images=1)
     assert math.isfinite(result["losses"]["true"])

@@ -214,6 +214,11 @@ class Backbone(ABC):
         """Names of the attention layers that a LoRA beside the adapter may change, two of every site; empty: none may."""
         return ()
 
+    @property
+    def second_attentions(self) -> int:
+        """As `AdapterSpec.second_attentions`."""
+        return 0
+
     @abstractmethod
     def install(self) -> None:
         """Make `predict` heed its image; without one the model computes what it did before."""
@@ -237,6 +242,11 @@ class Backbone(ABC):
     def side_step(self) -> int:
         """Sides of pictures are multiples of so many pixels."""
         return self.latent_factor
+
+    @property
+    def largest_side(self) -> int | None:
+        """Of pictures, in pixels; None: any that memory holds."""
+        return None
 
     @abstractmethod
     def encode_text(self, captions: Sequence[str]) -> dict[str, Tensor]:
@@ -333,6 +343,11 @@ class Backbone(ABC):
     def has_uncond(self) -> bool:
         """Whether guidance compares with what is drawn without the prompts; else the model is told how much it is."""
         return True
+
+    @property
+    @abstractmethod
+    def usual_guidance(self) -> float:
+        """That pictures are drawn with unless told: what diffusers' pipelines of the family have as their default."""
 
     @abstractmethod
     def denoise(

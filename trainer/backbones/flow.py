@@ -88,6 +88,10 @@ class FlowBackbone(Backbone):
         height = like.shape[-2] // self.patch
         return rearrange(tokens, "b (h w) (c p q) -> b c (h p) (w q)", h=height, p=self.patch, q=self.patch)
 
+    @property
+    def usual_guidance(self) -> float:
+        return 4.0
+
     def told(self, guidance: float) -> "FlowBackbone":
         """The same model, which is told how much guidance there is where it can be told."""
         return self

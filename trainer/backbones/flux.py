@@ -116,6 +116,11 @@ class FluxBackbone(FlowBackbone):
     def has_uncond(self) -> bool:
         return not self.model.config.guidance_embeds
 
+    @property
+    def usual_guidance(self) -> float:
+        """What dev is told; none for schnell and the like, which are made to draw without."""
+        return 1.0 if self.has_uncond else 3.5
+
     def check_adapter(self, config: AdapterConfig) -> None:
         super().check_adapter(config)
         if config.kind not in _KINDS:

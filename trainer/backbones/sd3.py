@@ -2,14 +2,14 @@
 
 # B samples, T text tokens, P pooled width
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import Any, ClassVar, cast
 
 import torch
-from diffusers import SD3Transformer2DModel, StableDiffusion3Pipeline
+from diffusers import StableDiffusion3Pipeline
 from torch import Tensor, nn
 
 from ipadapter_core.backbone.sd3 import SD3, JointProjection
@@ -19,11 +19,12 @@ from ipadapter_core.file.sd3 import INSTANTX_SD3, base_of_blocks
 from ipadapter_core.file.spec import Negative
 
 from ..config import AdapterConfig, BaseModelConfig, Config
-from ..hub import HubPlace
 from .backbone import TextEncoder
 from .flow import FlowBackbone
 from .image_prompt import ImagePrompt
 from .sd3_attention import JointAttention
+
+logger = logging.getLogger(__name__)
 
 _CLIP_TOKENS, _T5_TOKENS = 77, 256  # as diffusers' pipeline has them
 _KIND = "plus"  # here a resampler that reads the time as well
@@ -80,7 +81,11 @@ class SD3Backbone(FlowBackbone):
 
     @property
     def base_name(self) -> str:
-        return base_of_blocks(tuple(site.dim for site in self.sites.sites))
+        return base_of_blocks(tuple(site.dim for site in self.sites.sites), self.second_attentions)
+
+    @property
+    def second_attentions(self) -> int:
+        return sum(block.attn2 is not None for block in self._blocks)
 
     def family(self, kind: str) -> str:
         return INSTANTX_SD3
@@ -107,29 +112,16 @@ class SD3Backbone(FlowBackbone):
 
     @property
     def patch(self) -> int:
-        return int(self._settings["patch_size"])
-
-    @cached_property
-    def _settings(self) -> Mapping[str, Any]:
-        """The transformer's, which a cache does not load."""
-        if self.model is not None:
-            settings: Mapping[str, Any] = self.model.config
-            return settings
-        folder = Path(self.pipeline.name_or_path)
-        place = HubPlace.of(self.name)
-        if not (folder / self.part).is_dir() and place is not None:
-            folder = place.snapshot((f"{self.part}/config.json",))
-        read: Mapping[str, Any] = SD3Transformer2DModel.load_config(str(folder), subfolder=self.part)
-        return read
+        return int(self.model.config["patch_size"])
 
     @torch.no_grad()
     def encode_text(self, captions: Sequence[str]) -> dict[str, Tensor]:
         found = {text.part: text for text in self.texts}
         first, second, third = (found.get(part) for part in self.text_parts)
-        rows, width = len(captions), self._settings["joint_attention_dim"]
+        rows, width = len(captions), self.model.config["joint_attention_dim"]
         place = self.texts[0].model.device if self.texts else self.device  # with a cache they stay on the host
         read = [None if text is None else _clip(text, captions) for text in (first, second)]
-        left = self._settings["pooled_projection_dim"] - sum(pooled.shape[-1] for _, pooled in filter(None, read))
+        left = self.model.config["pooled_projection_dim"] - sum(pooled.shape[-1] for _, pooled in filter(None, read))
         pairs = []
         for pair in read:
             missing = self._zeros(place, rows, _CLIP_TOKENS, left), self._zeros(place, rows, left)
@@ -157,6 +149,10 @@ class SD3Backbone(FlowBackbone):
         ).sample
         return output
 
+    @property
+    def usual_guidance(self) -> float:
+        return 7.0
+
     def check_adapter(self, config: AdapterConfig) -> None:
         super().check_adapter(config)
         if config.kind != _KIND:
@@ -173,10 +169,19 @@ class SD3Backbone(FlowBackbone):
                 action='set adapter.blocks = "all", or adapter.other_blocks = "frozen" with adapter.pretrained',
             )
 
+    @property
+    def largest_side(self) -> int:
+        return int(self.model.config["pos_embed_max_size"] * self.side_step)
+
     def check(self, config: Config) -> None:
         super().check(config)
-        most = self._settings["pos_embed_max_size"] * self.side_step
-        largest = max(config.data.resolutions)
+        if self.second_attentions:
+            logger.warning(
+                "%s has blocks with a second attention, which diffusers takes for blocks: what is trained is for our nodes "
+                "only",
+                self.name,
+            )
+        most, largest = self.largest_side, max(config.data.resolutions)
         if largest > most:
             raise MismatchError(
                 f"pictures of {largest} pixels with {self.name}, which has places for {most}",

@@ -168,6 +168,10 @@ class UNetBackbone(Backbone):
             )
         return replace(self, schedule=DDPMScheduler.from_config(self.schedule.config, rescale_betas_zero_snr=True))
 
+    @property
+    def usual_guidance(self) -> float:
+        return 7.5
+
     def denoise(
         self,
         noise: Tensor,

@@ -40,6 +40,10 @@ class ZImageBackbone(ShowingBackbone, StudioBackbone):
     def attentions(self) -> tuple[Any, ...]:
         return tuple(layer.attention for layer in self.model.layers)
 
+    @property
+    def usual_guidance(self) -> float:
+        return 6.0  # diffusers' 5, which adds so often what others add once less
+
     def processor(self, site: int) -> "_ImageAttention":
         return _ImageAttention(site, self.shown)
 

@@ -46,7 +46,8 @@ def cache(
     from ..cache.store import prune as delete
     from ..cache.training import check_path, open_stores
     from ..data.sources import open_sources
-    from ..models.loading import load_base
+    from ..models.loading import check_base, load_base
+    from ..models.network import wanted_adapter
     from ..preflight import check_before_models
     from ..readers.opening import open_reader
 
@@ -56,9 +57,10 @@ def cache(
     process = Accelerator()
     needed = {"latents": "vae", "text": "text"}
     only = frozenset(needed[kind] for kind in settings.cache.parts if kind in needed)
-    cuts_faces = settings.adapter.reads_faces and settings.adapter.reads_pictures
-    base = load_base(settings.base, process.device, only=only | {"model"} if cuts_faces else only)
-    reader = open_reader(settings, process.device, base.sites.sites[0].context_dim if cuts_faces else 0)
+    base = load_base(settings.base, process.device, only=only)
+    check_base(settings, base)
+    reader = open_reader(settings, process.device, base.sites.sites[0].context_dim)
+    wanted_adapter(settings.adapter, base, reader.encoder)
     stores = open_stores(settings, base, reader)
     damaged = _check(stores, show=process.is_main_process) if check and process.is_main_process else None
     report = fill(settings, base, reader, sources, batch_size=batch_size, progress=process.is_local_main_process)

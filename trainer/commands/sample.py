@@ -9,12 +9,14 @@ import typer
 from ipadapter_core.errors import BadInputError
 from ipadapter_core.numbers import parse_numbers
 
-from ..config import Precision
+from ..config import Precision, Quantization
 from .options import AsJson
 from .output import emit
 
 if TYPE_CHECKING:
     from PIL.Image import Image
+
+    from ..watch.sampling import Sampler
 
 Pictures = Annotated[
     list[Path],
@@ -41,13 +43,19 @@ def sample(
     prompt: Annotated[
         list[str] | None, typer.Option(help="Text of the pictures; of several, each reference is drawn with each.")
     ] = None,
-    negative_prompt: Annotated[str, typer.Option(help="What the pictures should not be.")] = "",
+    negative_prompt: Annotated[
+        str, typer.Option(help="What the pictures should not be; needs guidance that compares.")
+    ] = "",
     strength: Annotated[str, typer.Option(help="Strengths of the image prompt; 0 is the base alone.")] = "0,0.5,1",
     count: Annotated[int, typer.Option(min=1, help="Pictures per reference and strength.")] = 1,
     steps: Annotated[int, typer.Option(help="Denoising steps (DDIM; Euler for flow models).")] = 30,
     guidance: Annotated[
-        float, typer.Option(help="Classifier-free guidance, 1 is off; 3.5 is usual for FLUX.1-dev.")
-    ] = 7.5,
+        float | None,
+        typer.Option(
+            help="Guidance, 1 is off. If not given: 7.5 for UNets, 3.5 for FLUX.1-dev, which has it built in, 1 for "
+            "schnell, 7 for SD3, 6 for Z-Image, 4 for Qwen-Image and Anima."
+        ),
+    ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Noise of the pictures.")] = 0,
     size: Annotated[str, typer.Option(metavar="N or WxH", help="Pixels; 1024 for SDXL and later models.")] = "512",
     blocks: Annotated[str, typer.Option(help="Layer preset, such as style or composition.")] = "all",
@@ -56,6 +64,12 @@ def sample(
         Precision | None, typer.Option(help="Of the models: bf16, or fp32 on a CPU, if not given.")
     ] = None,
     as_json: AsJson = False,
+    quantization: Annotated[
+        Quantization,
+        typer.Option(
+            help="Keep the model's linear layers in 8 (fp8, int8) or 4 bits (nf4), as base.quantization does."
+        ),
+    ] = "none",
 ) -> None:
     """Draw pictures with an adapter and reference pictures, without ComfyUI.
 
@@ -92,9 +106,12 @@ def sample(
     _check_adapter(adapter, face_model)  # what is wrong is said before the models are loaded
     device = PartialState().device
     used = precision or usual_precision(device)
-    model = load_base(BaseModelConfig(model=base, config=base_config, precision=used), device)
+    asked = BaseModelConfig(model=base, config=base_config, precision=used, quantization=quantization)
+    model = load_base(asked, device)
     opened = open_adapter(adapter, model, encoder, used, face_model=face_model)
     sampler = Sampler(model, settings, encode_prompt(model, negative_prompt))
+    if negative_prompt and not sampler.is_guided:
+        raise _negative_lost(sampler)
     try:
         references = [
             each
@@ -118,18 +135,36 @@ def sample(
         "pictures": [str(path) for path in files] if as_json else len(files),
         "adapter": opened.network.spec.family,
         "encoder": opened.reader.name,
+        "guidance": sampler.guidance,
         "seconds": round(time.perf_counter() - began, 1),
     }
     emit(result, as_json)
 
 
+def _negative_lost(sampler: "Sampler") -> BadInputError:
+    if not sampler.base.has_uncond:
+        return BadInputError(
+            f"--negative-prompt with {sampler.base.name}, which has its guidance built in: nothing is drawn from another prompt",
+            expected="no negative prompt",
+            action="leave it out, and say with --prompt what the pictures should be",
+        )
+    return BadInputError(
+        f"--negative-prompt with guidance {sampler.guidance:g}, at which nothing is compared with it",
+        expected="guidance above 1",
+        action="set --guidance higher, or leave --negative-prompt out",
+    )
+
+
 def _check_adapter(file: Path, face_model: str | None) -> None:
-    """Raises what `read_spec` and `find_pack` do, and BadInputError for a file that reads faces without what finds them."""
+    """Raises what `read_spec`, `check_family` and `find_pack` do, and BadInputError for a file that reads faces without
+    what finds them."""
     from ipadapter_core.network.adapter import read_spec
 
+    from ..files.families import check_family
     from ..readers.faces import find_pack
 
     spec = read_spec(file)
+    check_family(spec)
     if spec.face is None:
         return
     if face_model is None:

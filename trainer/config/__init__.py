@@ -11,7 +11,7 @@ from pydantic import model_validator
 from .data import AugmentConfig, CacheConfig, DataConfig, DataSetConfig
 from .models import AdapterConfig, BaseModelConfig, EncoderConfig
 from .outcome import ExportConfig, ValidationConfig
-from .section import Positive, Precision, Section, Share
+from .section import Positive, Precision, Quantization, Section, Share
 from .training import CheckpointConfig, ObjectiveConfig, OptimizerConfig, TrainConfig
 
 __all__ = [
@@ -29,6 +29,7 @@ __all__ = [
     "OptimizerConfig",
     "Positive",
     "Precision",
+    "Quantization",
     "Section",
     "Share",
     "TrainConfig",

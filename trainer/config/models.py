@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from .section import Positive, Precision, Section
+from .section import Positive, Precision, Quantization, Section
 
 FACE_KINDS = {"faceid": False, "faceid_plus": True, "faceid_plus_v2": True, "portrait": False}
 """Kinds of adapters that read faces: whether they read the face's picture as well."""
@@ -17,14 +17,15 @@ class BaseModelConfig(Section):
     model: str
     """Folder in diffusers layout, a single .safetensors file, or one of these on the hub: owner/name/folder@revision."""
     config: str | None = None
-    """For a single file: folder or hub id in diffusers layout whose configs and tokenizer describe it."""
+    """For a single file: folder or hub id in diffusers layout whose configs and tokenizer describe it; for a transformer's
+    file text encoders and autoencoder come from there."""
     vae: str | None = None
     """Another autoencoder (folder or hub id), such as madebyollin/sdxl-vae-fp16-fix."""
     prediction_type: Literal["auto", "epsilon", "v_prediction"] = "auto"
     """What the model predicts; auto reads the scheduler's config."""
     precision: Precision = "bf16"
     """Type of the frozen weights. fp32 doubles the memory and changes little."""
-    quantization: Literal["none", "fp8", "nf4", "int8"] = "none"
+    quantization: Quantization = "none"
     """Keep the model's linear layers in 8 (fp8, int8) or 4 bits (nf4): less memory, numbers a little off. nf4 and int8
     need bitsandbytes and a GPU."""
     guidance: Annotated[float, Field(ge=0)] = 3.5

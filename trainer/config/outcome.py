@@ -32,8 +32,9 @@ class ValidationConfig(Section):
     """Several texts in place of prompt: each reference is drawn with each of them."""
     sampler_steps: Positive = 30
     """Denoising steps of a sample picture."""
-    guidance: Annotated[float, Field(ge=1)] = 7.5
-    """Classifier-free guidance of a sample picture."""
+    guidance: Annotated[float, Field(ge=1)] | None = None
+    """Guidance of a sample picture, 1 is off; without it what is usual: 7.5 for UNets, 3.5 for FLUX.1-dev, which has it
+    built in, 1 for schnell, 7 for SD3, 6 for Z-Image, 4 for Qwen-Image and Anima."""
     clip_model: str | None = None
     """CLIP (folder or hub id) for CLIP-I and CLIP-T; should not be the training encoder."""
     dino_model: str | None = None

@@ -7,6 +7,7 @@ from pydantic import BaseModel, ConfigDict, Field
 Share = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[int, Field(ge=1)]
 Decay = Annotated[float, Field(ge=0, lt=1)]
+Quantization = Literal["none", "fp8", "nf4", "int8"]
 Precision = Literal["bf16", "fp16", "fp32"]
 
 

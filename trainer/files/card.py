@@ -11,6 +11,7 @@ from ipadapter_core.file.spec import AdapterSpec, Projection
 
 from ..words import visible
 from .facts import ExportFacts
+from .invokeai import invokeai_reasons
 
 _TEMPLATES = Path(__file__).parent / "templates"
 _PIPELINES = {"SDXL": "StableDiffusionXLPipeline"}  # by base
@@ -54,6 +55,7 @@ def write_card(path: Path, file_name: str, spec: AdapterSpec, facts: ExportFacts
         facts=facts,
         report=report,
         training=facts.training,
+        invokeai=invokeai_reasons(spec, facts.preprocess),
         lora_name=Path(str(report.get("lora", ""))).name,
         encoder=encoder_need(spec),
         reads_embeds=spec.projection is Projection.LINEAR,

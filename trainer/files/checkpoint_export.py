@@ -125,13 +125,18 @@ def _prediction_type(config: Config) -> str | None:
     """As configured, or as the base model's folder says; None where only loading the model would tell."""
     if config.base.prediction_type != "auto":
         return config.base.prediction_type
-    path = Path(config.base.model) / "scheduler" / "scheduler_config.json"
-    if not path.is_file():
-        return None
-    stated = read_json(path, "scheduler config")
-    if not isinstance(stated, dict):
-        return None
-    if str(stated.get("_class_name", "")).startswith("Flow"):
+    stated = _schedule(config.base.model)
+    described = stated if config.base.config is None else _schedule(config.base.config)
+    if any(str(each.get("_class_name", "")).startswith("Flow") for each in (stated, described)):
         return "flow"
-    found = stated.get("prediction_type", "epsilon")
+    found = (
+        stated.get("prediction_type", "epsilon") if stated else None
+    )  # a single file may say otherwise than its config
     return found if isinstance(found, str) else None
+
+
+def _schedule(model: str) -> dict[str, object]:
+    """Settings of a folder's scheduler; empty where none are found."""
+    path = Path(model) / "scheduler" / "scheduler_config.json"
+    stated = read_json(path, "scheduler config") if path.is_file() else None
+    return stated if isinstance(stated, dict) else {}

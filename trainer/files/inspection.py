@@ -24,6 +24,7 @@ from ..state import ADAPTER, CONFIG, COUNTERS, EMA, find_checkpoints
 from .export import describe_precision
 from .facts import PORTABILITY_KEY, PREPROCESS_KEY, TRAINING_KEY, read_preprocess
 from .families import check_family, check_model_lora
+from .invokeai import invokeai_reasons
 from .portability import check_portability, other_nodes_reasons
 
 _INDEXES = ("model_index.json", "modular_model_index.json")  # of base models
@@ -97,7 +98,7 @@ def _adapter(path: Path, file: TensorFile) -> dict[str, object]:
     check_model_lora(path.name, adapter)
     spec, preprocess = adapter.spec, read_preprocess(file.metadata)
     portability = check_portability(path, adapter, preprocess)
-    others = other_nodes_reasons(spec, portability)
+    others, invokeai = other_nodes_reasons(spec, portability), invokeai_reasons(spec, preprocess)
     stated = {name: value for name, value in file.metadata.items() if name.startswith("modelspec.")}
     return {
         "family": spec.family,
@@ -117,8 +118,13 @@ def _adapter(path: Path, file: TensorFile) -> dict[str, object]:
             "native nodes": True,
             "diffusers": not portability.reasons,
             "other ComfyUI nodes": not others,
+            "InvokeAI": not invokeai,
         },
-        "why_not": {"diffusers": list(portability.reasons), "other ComfyUI nodes": list(others)},
+        "why_not": {
+            "diffusers": list(portability.reasons),
+            "other ComfyUI nodes": list(others),
+            "InvokeAI": list(invokeai),
+        },
         **_faults(path, file.tensors, is_unet=spec.backbone == USUAL_BACKBONE),
         "metadata": {name.removeprefix("modelspec."): value for name, value in stated.items()},
         **{key.removeprefix("ipadapter."): _json(key, file.metadata) for key in _JSON_KEYS if key in file.metadata},

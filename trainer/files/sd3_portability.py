@@ -1,6 +1,6 @@
 """What diffusers reads of an SD3.5 adapter file, held against the core.
 
-No transformer is built: the loader needs the number and width of the joint blocks, which an adapter file has.
+No transformer is built: the loader needs the number and width of the attentions, which an adapter file has.
 """
 
 # B samples, L picture positions, T text tokens, H heads, D head dim
@@ -35,8 +35,13 @@ class TransformerOutline(nn.Module, SD3Transformer2DLoadersMixin):  # type: igno
             attention_head_dim=spec.head_dim, num_attention_heads=spec.site_dims[0] // spec.head_dim
         )
         self.image_proj: Any = None
+        attentions = [
+            (site, name)
+            for site in range(spec.num_sites)
+            for name in ("attn", "attn2")[: 2 if site < spec.second_attentions else 1]
+        ]
         self.attn_processors: dict[str, Any] = {
-            f"transformer_blocks.{site}.attn.processor": JointAttnProcessor2_0() for site in range(spec.num_sites)
+            f"transformer_blocks.{site}.{name}.processor": JointAttnProcessor2_0() for site, name in attentions
         }
 
     def set_attn_processor(self, processors: dict[str, Any]) -> None:
@@ -68,6 +73,13 @@ def sd3_difference(path: Path, adapter: IPAdapter) -> float:
     """Largest difference of tokens and of what the first block adds, in parts of the largest value; of the other blocks
     the weights are compared. Errors as `load_in_sd3`."""
     transformer = load_in_sd3(path, adapter)
+    if adapter.spec.second_attentions:
+        weights = [x for processor in transformer.attn_processors.values() for x in processor.parameters()]
+        if any(tensor.is_meta for tensor in weights):  # it says nothing, and fails as it draws
+            raise ValueError(
+                f"it takes second attentions of blocks, of which {adapter.spec.base} has {adapter.spec.second_attentions}, "
+                "for further blocks, and leaves as many attentions without weights"
+            )
     features, timesteps = random_features(adapter.spec)[FEATURES], random_timesteps()
     tokens, time = as_float(adapter.image_proj)(features, timesteps)
     theirs, their_time = as_float(transformer.image_proj)(features, timesteps)

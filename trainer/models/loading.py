@@ -1,6 +1,5 @@
 """Opening the frozen model: a folder in diffusers layout, a hub repository or a single file."""
 
-import os
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +14,8 @@ from diffusers import (
 from diffusers.loaders.single_file_utils import SingleFileComponentError
 from safetensors import SafetensorError
 
-from ipadapter_core.errors import MismatchError, UnreadableFileError
-from ipadapter_core.file.container import SAFETENSORS_SUFFIXES, read_header
+from ipadapter_core.errors import MismatchError
+from ipadapter_core.file.container import read_header
 
 from ..backbones.anima import AnimaBackbone
 from ..backbones.backbone import PARTS, Backbone
@@ -25,16 +24,18 @@ from ..backbones.qwen_image import QwenImageBackbone
 from ..backbones.sd3 import SD3Backbone
 from ..backbones.unet import UNetBackbone
 from ..backbones.z_image import ZImageBackbone
-from ..config import BaseModelConfig
-from ..hub import HUB_ERRORS, HubPlace, ModelNotFoundError, find_file, find_folder
+from ..config import BaseModelConfig, Config
+from ..hub import HUB_ERRORS, HubPlace, ModelNotFoundError, find_folder
 from ..quiet import quiet_libraries
 from .base import DTYPES
 from .float8 import narrow
 from .modular import FILES, INDEX, is_modular, open_anima
-from .quantized import loading_arguments
+from .outline import outline
+from .quantized import WITHOUT, loading_arguments
+from .single_file import DESCRIPTION, FORMS, KIND, described_by, single_file
+from .transformer_file import PART, class_of, open_transformer
 
 _SDXL_KEY = "conditioner.embedders.1.model.ln_final.weight"
-_ANIMA_KEY = "llm_adapter.blocks.0."
 _V_PREDICTION_KEY = "v_pred"  # an empty tensor that finetunes of SDXL carry
 _BACKBONES: tuple[type[Backbone], ...] = (
     UNetBackbone,
@@ -48,13 +49,6 @@ _TEXT_PARTS = tuple(name for number in ("", "_2", "_3") for name in (f"text_enco
 _MODEL_PARTS = ("unet", "transformer")
 _UNUSED_PARTS = ("safety_checker", "feature_extractor", "image_encoder")
 _AROUND = frozenset({"text_model", "model", "language_model"})
-_KIND = "base model"  # in messages
-_PICKLED = (".ckpt", ".pt", ".pth", ".bin")
-_FILE_PARTS = {  # what a single file has, and how the names of it start
-    "model": ("a UNet", ("model.diffusion_model.",)),
-    "vae": ("an autoencoder", ("first_stage_model.", "vae.")),
-    "text": ("a text encoder", ("cond_stage_model.", "conditioner.embedders.")),
-}
 _MODULES = ("diffusers", "transformers")
 _LOADING_ERRORS = (
     *(OSError, ValueError, LookupError, TypeError, AttributeError, RuntimeError, ArithmeticError, AssertionError),
@@ -62,9 +56,6 @@ _LOADING_ERRORS = (
 )
 _VAE_FILES = ("config.json", "diffusion_pytorch_model*.safetensors", "*.index.json")
 _VAE_FORMS = "a folder with an autoencoder's config.json and weights, or a hub id such as madebyollin/sdxl-vae-fp16-fix"
-_DESCRIPTION = ("*.json", "*.txt", "*.model")
-"""Files of a repository that say what a model is, and its tokenizers."""
-_FORMS = "a folder in diffusers layout (model_index.json), a single .safetensors file, or a hub repository"
 
 
 def load_base(
@@ -79,7 +70,7 @@ def load_base(
     Args:
         config: which model, its precision and prediction type.
         device: where its parts go.
-        only: of `PARTS`; the others are not read.
+        only: of `PARTS`; the others are not read. Of the model there are then its layers, without weights.
         waiting: of `PARTS`; these stay on the host until they are asked to the device. bitsandbytes puts a model there
             as it reads it.
 
@@ -96,14 +87,16 @@ def load_base(
     has_own_vae = config.vae is None and "vae" in only
     if config.vae is not None and "vae" in only:
         given["vae"] = _load_vae(config.vae, dtype)
-    file = _single_file(config, only if has_own_vae else only - {"vae"})
+    file = single_file(config, only if has_own_vae else only - {"vae"})
     quantizing = _quantizing(config, file, device) if "model" in only else None
     try:
         if file is None:
             pipeline = _open_folder(config, dtype, given, quantizing, only)
         else:
-            pipeline = _open_file(file, config, dtype, given)
+            pipeline = _open_file(file, config, dtype, given, only)
         family = _family(pipeline, config)
+        if "model" not in only:
+            setattr(pipeline, family.part, outline(config.model if file is None else str(config.config), family.part))
         if config.quantization == "fp8" and "model" in only:
             narrow(getattr(pipeline, family.part))
         if dtype is torch.float16 and has_own_vae:
@@ -111,7 +104,7 @@ def load_base(
         places = {family.part: "model", "vae": "vae", **dict.fromkeys(family.text_parts, "text")}
         for name, kind in places.items():
             part = getattr(pipeline, name, None)
-            if part is not None:
+            if part is not None and kind in only:
                 part.eval().requires_grad_(False)
                 if kind not in waiting:
                     part.to(device)
@@ -121,7 +114,7 @@ def load_base(
         described = "" if file is None else f" described by base.config = {config.config!r}"
         raise ModelNotFoundError(
             f"{config.model}{described} cannot be loaded as a text-to-image model ({_reason(error)})",
-            expected=_FORMS,
+            expected=FORMS,
             action="check base.model" if file is None else "check base.model, and that base.config is of such a model",
         ) from error
     pipeline.set_progress_bar_config(disable=True)
@@ -129,6 +122,16 @@ def load_base(
     if "text" in only:
         _check_texts(base, config)
     return base
+
+
+def check_base(config: Config, base: Backbone) -> Backbone:
+    """The base as a config trains it.
+
+    Raises:
+        MismatchError: the config asks what its family has not.
+    """
+    base.check(config)
+    return base.with_terminal_snr() if config.objective.zero_terminal_snr else base
 
 
 def _family(pipeline: Any, config: BaseModelConfig) -> type[Backbone]:
@@ -140,60 +143,6 @@ def _family(pipeline: Any, config: BaseModelConfig) -> type[Backbone]:
         expected=" or ".join(family.bases for family in _BACKBONES),
         action="choose such a model as base.model",
     )
-
-
-def _single_file(config: BaseModelConfig, parts: frozenset[str]) -> Path | None:
-    """The file that base.model names, known by its header to hold the parts; None if it names no file.
-
-    Raises:
-        ModelNotFoundError: it does not.
-    """
-    path, place = Path(config.model), HubPlace.of(config.model)
-    if place is not None and place.inside.endswith(SAFETENSORS_SUFFIXES):
-        path = find_file(config.model, "base.model", _FORMS)
-    if os.path.isdir(path) or not (os.path.isfile(path) or path.suffix in (*SAFETENSORS_SUFFIXES, *_PICKLED)):
-        return None
-    if not os.path.isfile(path):
-        raise ModelNotFoundError(
-            f"base.model = {config.model!r}, which does not exist", expected=_FORMS, action="correct base.model"
-        )
-    if path.suffix not in SAFETENSORS_SUFFIXES:
-        raise ModelNotFoundError(
-            f"base.model = {config.model!r}, which is no safetensors file",
-            expected="safetensors; a pickled checkpoint may run code and is not opened",
-            action="use a copy in safetensors, or convert it where you trust it",
-        )
-    try:
-        names = tuple(read_header(path, _KIND))
-    except UnreadableFileError as error:
-        raise ModelNotFoundError(
-            f"{config.model} is damaged, or no safetensors file in spite of its name",
-            expected="a complete safetensors file",
-            action="download it again and compare its size with the source",
-        ) from error
-    if any(_ANIMA_KEY in name for name in names):
-        raise ModelNotFoundError(
-            f"{config.model}, a single file of Anima",
-            expected="Anima as a folder or repository in diffusers' modular layout, such as "
-            "circlestone-labs/Anima-Base-v1.0-Diffusers",
-            action="name such a one; scripts/convert_anima_to_diffusers.py of diffusers makes it of a finetune",
-        )
-    if config.config is None:
-        raise ModelNotFoundError(
-            f"the single file {config.model} without base.config",
-            expected="base.config: a folder in diffusers layout or a hub id whose configs and tokenizer describe it",
-            action="set it, for instance to stable-diffusion-v1-5/stable-diffusion-v1-5 or "
-            "stabilityai/stable-diffusion-xl-base-1.0",
-        )
-    for part, (what, starts) in _FILE_PARTS.items():
-        if part in parts and not any(name.startswith(starts) for name in names):
-            raise ModelNotFoundError(
-                f"{config.model} without {what} (no tensor is called {starts[0]}…)",
-                expected="a whole checkpoint in its original names: UNet, autoencoder and text encoder",
-                action="choose such a file, or a folder in diffusers layout, as which FLUX.1, SD3.5, Z-Image and "
-                "Qwen-Image are read; base.vae may name another autoencoder",
-            )
-    return path
 
 
 def _quantizing(config: BaseModelConfig, file: Path | None, device: torch.device) -> dict[str, Any] | None:
@@ -209,22 +158,25 @@ def _quantizing(config: BaseModelConfig, file: Path | None, device: torch.device
             f'base.quantization = "{config.quantization}" with the single file {config.model}',
             expected="a folder in diffusers layout: diffusers quantises no single files",
             action="save it as such a folder (from_single_file and save_pretrained of diffusers) and name that, "
-            'or set base.quantization = "none"',
+            f'or take "fp8", or {WITHOUT}',
         )
     return loading_arguments(config.quantization, device, DTYPES[config.precision])
 
 
-def _open_file(path: Path, config: BaseModelConfig, dtype: torch.dtype, given: dict[str, Any]) -> Any:
+def _open_file(
+    path: Path, config: BaseModelConfig, dtype: torch.dtype, given: dict[str, Any], only: frozenset[str]
+) -> Any:
+    described = str(described_by(config))
+    if (kind := class_of(Path(described))) is not None:
+        if "model" in only:
+            given = {**given, PART: open_transformer(path, kind, described, dtype)}
+        return _open_folder(config.model_copy(update={"model": config.config}), dtype, given, None, only)
     _check_vae(given.get("vae"), UNetBackbone, config)
-    header = read_header(path, _KIND)
+    header = read_header(path, KIND)
     is_sdxl = _SDXL_KEY in header
     pipeline_class = StableDiffusionXLPipeline if is_sdxl else StableDiffusionPipeline
     given = {name: part for name, part in given.items() if not (is_sdxl and name == "safety_checker")}
     given = {name: part for name, part in given.items() if is_sdxl or not name.endswith("_2")}
-    assert config.config is not None
-    described = config.config
-    if HubPlace.of(described) is not None:
-        described = str(find_folder(described, "base.config", _DESCRIPTION, "a folder or hub id in diffusers layout"))
     pipeline = pipeline_class.from_single_file(str(path), config=described, torch_dtype=dtype, **given)
     if _V_PREDICTION_KEY in header:
         pipeline.scheduler.register_to_config(prediction_type="v_prediction")
@@ -269,14 +221,14 @@ def _fetch(model: str, given: dict[str, Any]) -> str:
         return model
     try:
         if place.inside:  # diffusers downloads whole repositories only
-            return str(place.snapshot((*_DESCRIPTION, "*.safetensors")))
+            return str(place.snapshot((*DESCRIPTION, "*.safetensors")))
         # whose errors say what is wrong
         if is_modular(str(place.snapshot((DiffusionPipeline.config_name, INDEX)))):
             return str(place.snapshot(FILES))
         return str(DiffusionPipeline.download(place.repository, revision=place.revision, **given))
     except HUB_ERRORS as error:
         found, action = place.explain(error, "base.model")
-        raise ModelNotFoundError(found, expected=_FORMS, action=action) from error
+        raise ModelNotFoundError(found, expected=FORMS, action=action) from error
 
 
 def _variant(folder: Path) -> str | None:

@@ -4,6 +4,7 @@
 
 import json
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
 from typing import cast
@@ -172,6 +173,39 @@ def new_adapter(
         UnreadableFileError, UnknownCheckpointError: as `load_adapter`, of `pretrained`.
         ModelNotFoundError: as `pretrained_file`.
     """
+    wanted = wanted_adapter(config, base, encoder, is_fresh=is_fresh)
+    spec, given = wanted.spec, wanted.given
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        adapter = IPAdapter(spec)
+        lora = FaceLora(spec, config.rank, base.lora_layers) if config.rank else None
+    if given is not None:
+        adapter.load_state_dict(given.state_dict())
+        if given.lora and lora is not None:
+            lora.load(given.lora)
+    elif config.init == "text":
+        _start(adapter, base)
+    return TrainableAdapter(adapter, wanted.trained, keeps_others=config.other_blocks == "frozen", lora=lora)
+
+
+@dataclass(frozen=True, eq=False)
+class WantedAdapter:
+    """The network a config describes, before it is made.
+
+    Attributes:
+        trained: its sites.
+        given: what it starts from, which fits; None: from nothing.
+    """
+
+    spec: AdapterSpec
+    trained: frozenset[int]
+    given: IPAdapter | None
+
+
+def wanted_adapter(
+    config: AdapterConfig, base: Backbone, encoder: ImageEncoder | None, *, is_fresh: bool = False
+) -> WantedAdapter:
+    """What `new_adapter` makes, with all its errors; of the base the layers are enough."""
     sites = base.sites
     strengths = resolve_preset(config.blocks, sites, 1.0)
     trained = frozenset(index for index, strength in strengths.items() if strength.value and not strength.swap)
@@ -184,20 +218,12 @@ def new_adapter(
         assert encoder is not None
         spec = _spec(config, _sizes_of_start(config, given), base, encoder)
     check_sites(spec, sites)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        adapter = IPAdapter(spec)
-        lora = FaceLora(spec, config.rank, base.lora_layers) if config.rank else None
     if start is not None and given is not None:
         check_model_lora(f"adapter.pretrained {start.name}", given)
-        adapter.load_state_dict(_pretrained(start.name, given, spec))
-        if given.lora:
-            if lora is None:
-                raise _lora_lost(start.name)
-            lora.load(given.lora)
-    elif config.init == "text":
-        _start(adapter, base)
-    return TrainableAdapter(adapter, trained, keeps_others=config.other_blocks == "frozen", lora=lora)
+        _check_start(start.name, given, spec)
+        if given.lora and not config.rank:
+            raise _lora_lost(start.name)
+    return WantedAdapter(spec, trained, given)
 
 
 def _lora_lost(name: str) -> MismatchError:
@@ -258,6 +284,7 @@ def _spec(
             crop=encoder.format.crop,
         ),
         head_dim=sites.sites[0].head_dim if has_heads else 0,
+        second_attentions=base.second_attentions,
     )
     return base.specified(spec, config)
 
@@ -315,12 +342,13 @@ def _sizes_of_start(config: AdapterConfig, given: IPAdapter | None) -> tuple[int
     )
 
 
-def _pretrained(name: str, given: IPAdapter, spec: AdapterSpec) -> dict[str, Tensor]:
+def _check_start(name: str, given: IPAdapter, spec: AdapterSpec) -> None:
+    """Raises MismatchError if an adapter to start from has not the tensors of a spec."""
     wanted = {key: tuple(tensor.shape) for key, tensor in _meta(spec).items()}
     state_dict = given.state_dict()
     wrong = [key for key, shape in wanted.items() if key not in state_dict or state_dict[key].shape != shape]
     if not wrong and len(state_dict) == len(wanted):
-        return cast("dict[str, Tensor]", state_dict)
+        return
     differences = [
         (what, there, here, action)
         for (what, there, action), (_, here, _) in zip(_sizes(given.spec), _sizes(spec), strict=True)

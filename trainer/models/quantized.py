@@ -16,8 +16,11 @@ from ..optimizer import MissingPackageError
 
 _SETTINGS: Mapping[str, Mapping[str, Any]] = {
     "nf4": {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4"},
-    "int8": {"load_in_8bit": True},
+    # Cosmos' first layer, of Anima, reads frames of rows of cells: bitsandbytes multiplies no more than three axes
+    "int8": {"load_in_8bit": True, "llm_int8_skip_modules": ["patch_embed"]},
 }
+WITHOUT = 'set base.quantization = "none" (--quantization none of `ipadapter sample`)'
+"""What to do where it cannot be, for messages."""
 
 
 def loading_arguments(quantization: str, device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
@@ -37,7 +40,7 @@ def loading_arguments(quantization: str, device: torch.device, dtype: torch.dtyp
         raise MissingPackageError(
             f'base.quantization = "{quantization}" without the package bitsandbytes',
             expected="bitsandbytes, which keeps weights in few bits",
-            action='pip install bitsandbytes, or set base.quantization = "none"',
+            action=f"pip install bitsandbytes, or {WITHOUT}",
         ) from error
     config = BitsAndBytesConfig(**_SETTINGS[quantization], bnb_4bit_compute_dtype=dtype)
     try:
@@ -46,7 +49,7 @@ def loading_arguments(quantization: str, device: torch.device, dtype: torch.dtyp
         raise MismatchError(
             f'base.quantization = "{quantization}" on this machine ({str(error).rstrip(".")})',
             expected="a GPU, and a bitsandbytes and accelerate that diffusers can use",
-            action='set base.quantization = "none", or do as it says',
+            action=f"{WITHOUT}, or do as it says",
         ) from error
     return {"quantization_config": config, "device_map": {"": device}, "torch_dtype": dtype}
 

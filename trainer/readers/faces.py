@@ -147,6 +147,10 @@ class FaceReader:
         return {} if self.pictures is None else self.pictures.models
 
     @property
+    def host_bytes(self) -> int:
+        return 0 if self.pack is None else sum(file.stat().st_size for file in pack_files(self.pack))
+
+    @property
     def recipe(self) -> Mapping[str, object]:
         pictures = {} if self.pictures is None else self.pictures.recipe
         return {**pictures, "faces": self.identity, "face_crop": self.face.crop_size if pictures else None}

@@ -60,6 +60,10 @@ class PictureReader:
         return {"image encoder": self.encoder.vision.model}
 
     @property
+    def host_bytes(self) -> int:
+        return 0
+
+    @property
     def recipe(self) -> Mapping[str, object]:
         pixels = self.encoder.format.pixel_format
         return {

@@ -56,6 +56,7 @@ class ReferenceReader(Protocol):
         preparation: what the data workers do.
         encoder: of pictures; None where none is read.
         models: by what they are called in messages; each takes room on the device.
+        host_bytes: of what the data workers read with, each its own, on the host.
         recipe: all that cached features depend on.
         settings: what of it a run that goes on may not change, by the words of messages.
         words: what a plan says of it.
@@ -72,6 +73,9 @@ class ReferenceReader(Protocol):
 
     @property
     def models(self) -> Mapping[str, nn.Module]: ...
+
+    @property
+    def host_bytes(self) -> int: ...
 
     @property
     def recipe(self) -> Mapping[str, object]: ...

@@ -130,7 +130,8 @@ class Observer:
         if is_main:
             sheet, *_ = save_grid(grid, self.run.config.run / "samples" / f"step-{step:08d}")
             _track_sheet(self.run.accelerator, sheet, step)
-            self.log.write(step, "samples", self.judge.rate(grid) if self.judge is not None else {})
+            rated = {} if self.judge is None else self.judge.rate(grid)
+            self.log.write(step, "samples", {"guidance": self.sampler.guidance, **rated})
 
     def _keep_best(self, step: int) -> None:
         best = best_so_far(self.log.records, self.run.config.validation.best)

@@ -30,6 +30,7 @@ class SampleSettings:
 
     Attributes:
         strengths: of the image prompt; 0 is the base alone.
+        guidance: 1 is off; None is what is usual for the model.
         blocks: layer preset of the core.
         count: pictures per reference and strength, each from its own noise.
         size: width and height in pixels.
@@ -38,7 +39,7 @@ class SampleSettings:
 
     strengths: tuple[float, ...] = (0.0, 0.5, 1.0)
     steps: int = 30
-    guidance: float = 7.5
+    guidance: float | None = None
     seed: int = 0
     size: tuple[int, int] = (512, 512)
     blocks: str = "all"
@@ -48,8 +49,10 @@ class SampleSettings:
     def __post_init__(self) -> None:
         if not 1 <= self.steps <= _NUM_TIMESTEPS:
             raise BadInputError(f"{self.steps} sampling steps", expected="1 to 1000", action="30 is usual")
-        if self.guidance < 1:
-            raise BadInputError(f"guidance {self.guidance}", expected="1 (off) or more", action="7.5 is usual")
+        if self.guidance is not None and self.guidance < 1:
+            raise BadInputError(
+                f"guidance {self.guidance}", expected="1 (off) or more", action="leave it out for what is usual"
+            )
         if not self.strengths:
             raise BadInputError("no strength", expected="numbers such as 0,0.5,1", action="list at least one")
         if min(self.count, self.batch_size) < 1:
@@ -183,12 +186,19 @@ class Sampler:
                 expected=f"sides that are multiples of {base.side_step}",
                 action="choose such a size; 512 is usual, 1024 for SDXL",
             )
+        if base.largest_side is not None and max(settings.size) > base.largest_side:
+            raise BadInputError(
+                f"a picture size of {settings.size[0]}x{settings.size[1]} with {base.name}",
+                expected=f"at most {base.largest_side} on a side, for so many it has places",
+                action="choose a smaller size",
+            )
         self.base, self.settings, self.negative = base, settings, negative
+        self.guidance = base.usual_guidance if settings.guidance is None else settings.guidance
 
     @property
     def is_guided(self) -> bool:
         """Whether pictures are drawn without the prompts as well, and the difference enlarged."""
-        return self.settings.guidance > 1 and self.base.has_uncond
+        return self.guidance > 1 and self.base.has_uncond
 
     def noise(self, place: int, take: int) -> Tensor:
         """(1, C, h, w) for a reference picture by its place among them, on the CPU."""
@@ -219,7 +229,7 @@ class Sampler:
             named.joined([self.negative] * count) if self.is_guided else None,
             image,
             steps=settings.steps,
-            guidance=settings.guidance,
+            guidance=self.guidance,
             progress=lambda: progress(count),
         )
         return _pictures(self.base.decode(latents))
