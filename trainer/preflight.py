@@ -17,7 +17,7 @@ from .data.sources import Source
 from .draws import sample_generator
 from .models.encoder_files import find_encoder, resolve_folder
 from .models.face_network import face_read
-from .models.network import pretrained_file
+from .models.wanted import pretrained_file
 from .readers.faces import FacePreparation, find_pack
 from .state import CheckpointError
 

@@ -47,7 +47,7 @@ def cache(
     from ..cache.training import check_path, open_stores
     from ..data.sources import open_sources
     from ..models.loading import check_base, load_base
-    from ..models.network import wanted_adapter
+    from ..models.wanted import wanted_adapter
     from ..preflight import check_before_models
     from ..readers.opening import open_reader
 
