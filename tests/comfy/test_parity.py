@@ -150,7 +150,7 @@ def test_several_references_and_latents(model: Callable, prompt: Callable, layou
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_scales_per_block(model: Callable, prompt: Callable, layout: str) -> None:
-    sites = len(tiny_unet.site_dims(tiny_unet.diffusers_unet(layout)))
+    sites = len(tiny_unet.layout_dims(layout))
     scales = [0.25 * (site % 5) for site in range(sites)]
     assert_equal(model(layout), layout, [prompt("base", layout, scale=scales)])
 

@@ -33,7 +33,7 @@ def adapter(folder: Path, layout: str, kind: str = "base", seed: int = 0) -> Ada
     """A random adapter for the tiny UNet and the tiny CLIP_VISION of `running`."""
     shapes = tiny_adapter(
         kind,
-        site_dims=tiny_unet.site_dims(tiny_unet.diffusers_unet(layout)),
+        site_dims=tiny_unet.layout_dims(layout),
         image_dim=EMBED_DIM if kind == "base" else WIDTH,
         head_dim=64,
         heads=1,

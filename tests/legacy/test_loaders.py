@@ -56,7 +56,7 @@ def write_encoder(folder: Path, width: int, embed: int) -> None:
 
 
 def tensors(kind: str, layout: str, image_dim: int) -> dict[str, torch.Tensor]:
-    dims = tiny_unet.site_dims(tiny_unet.diffusers_unet(layout))
+    dims = tiny_unet.layout_dims(layout)
     if kind == "full":  # its MLP is as wide as the encoder
         proj = "image_proj.proj"
         shapes = linear(f"{proj}.0", image_dim, image_dim) | linear(f"{proj}.2", 16, image_dim) | norm(f"{proj}.3", 16)
