@@ -47,7 +47,6 @@ def inputs(layout: str, batch: int) -> tuple[Tensor, Tensor, Tensor]:
 
 def in_diffusers(unet: UNet2DConditionModel, layout: str, prompts: Sequence[Prompt], batch: int = 1) -> Tensor:
     latents, text, pooled = inputs(layout, batch)
-    unet.load_state_dict(unet.state_dict())
     unet._load_ip_adapter_weights([nested(prompt.adapter.tensors) for prompt in prompts], low_cpu_mem_usage=False)
     names = [name for name in unet.attn_processors if name.endswith("attn2.processor")]
     for site, name in enumerate(names):
@@ -105,11 +104,12 @@ def in_comfyui(
 
 
 def assert_equal(model: Any, layout: str, prompts: Sequence[Prompt], batch: int = 1) -> None:
-    expected = in_diffusers(tiny_unet.diffusers_unet(layout), layout, prompts, batch)
-    actual = in_comfyui(model, tiny_unet.diffusers_unet(layout), layout, prompts, batch)
+    unet = tiny_unet.diffusers_unet(layout)
+    expected = in_diffusers(unet, layout, prompts, batch)
+    actual = in_comfyui(model, unet, layout, prompts, batch)
     error = (actual - expected).norm() / expected.norm()
     assert error < RELATIVE, f"relative error {error:.2e}"
-    plain = in_comfyui(model, tiny_unet.diffusers_unet(layout), layout, [], batch)
+    plain = in_comfyui(model, unet, layout, [], batch)
     assert (plain - expected).norm() / expected.norm() > 100 * RELATIVE, "the adapter does nothing here"
 
 
