@@ -20,7 +20,7 @@ BOTH = {"base": "image_embeds", "plus": "penultimate_hidden_states"}
 
 each_node = pytest.mark.parametrize("node_id", FORMER)
 each_kind = pytest.mark.parametrize("kind", BOTH)
-pytestmark = pytest.mark.smoke
+pytestmark = pytest.mark.smoke_long
 
 
 @pytest.fixture(scope="module")

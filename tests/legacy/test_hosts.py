@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -18,7 +19,9 @@ from support.server import PACKS, SILENCE, tiny_server
 
 PINNED = "ComfyUI_IPAdapter_plus"
 
-pytestmark = [pytest.mark.slow, pytest.mark.smoke]
+pytest_plugins = ["support.server"]
+
+pytestmark = [pytest.mark.slow, pytest.mark.smoke_long]
 
 
 class PinnedServer(ComfyServer):
@@ -28,12 +31,12 @@ class PinnedServer(ComfyServer):
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ComfyServer]:
+def server(tmp_path_factory: pytest.TempPathFactory, server_models: Path) -> Iterator[ComfyServer]:
     folder = tmp_path_factory.mktemp("hosts")
     packs = folder / "packs"
     packs.mkdir()
     (packs / PINNED).symlink_to(ROOT)
-    with tiny_server(folder, PinnedServer, (PACKS, packs), ("tiny_models", "python_host")) as pinned:
+    with tiny_server(folder, server_models, PinnedServer, (PACKS, packs), ("tiny_models", "python_host")) as pinned:
         yield pinned
 
 
