@@ -146,7 +146,9 @@ def test_what_cannot_be_is_said(config: Callable[..., Config], changes: dict[str
         open_run(config("run", 1, **changes))
 
 
-@pytest.mark.parametrize(("precision", "is_cached"), [("fp16", False), ("bf16", True)])
+@pytest.mark.parametrize(
+    ("precision", "is_cached"), [pytest.param("fp16", False, marks=pytest.mark.long), ("bf16", True)]
+)
 def test_a_whole_run_on_a_gpu_that_is_not_there(
     config: Callable[..., Config], tmp_path: Path, precision: str, is_cached: bool
 ) -> None:
