@@ -85,7 +85,9 @@ def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(config: Callable[
     assert all(torch.equal(given[name], wanted[name]) for name in wanted)
 
 
-@pytest.mark.parametrize("parts", [["latents", "text", "features"], ["text"]], ids="-".join)
+@pytest.mark.parametrize(
+    "parts", [["latents", "text", "features"], pytest.param(["text"], marks=pytest.mark.long)], ids=str
+)
 def test_losses_with_a_cache_are_those_without(config: Callable[..., Config], tmp_path: Path, parts: list[str]) -> None:
     """The text encoders, which are larger than the model, leave the device."""
     cached = config("cached", cache={"path": str(tmp_path / "cache"), "precision": "fp32", "parts": parts})

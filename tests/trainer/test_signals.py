@@ -55,6 +55,7 @@ def test_ctrl_c_is_answered_once_and_data_workers_go_on(config_file: Path) -> No
     assert find_checkpoints(config_file.parent / "run")[-1].name == f"step-{step:08d}"
 
 
+@pytest.mark.long  # tests/comfy/test_train.py stops one so, and looks at what it leaves
 @pytest.mark.slow
 def test_the_end_of_its_input_is_an_answer_to_who_asked_for_it(config_file: Path) -> None:
     run = config_file.parent / "run"

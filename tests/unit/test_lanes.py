@@ -194,7 +194,7 @@ def test_arguments_narrow_it_down(project: Project):
     assert project.run("-k", "nothing")[0] == 5
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.long)])
 def test_an_interruption_ends_both_lanes_and_their_children(project: Project, number: int):
     names = ("unit", "comfy")
     for name in names:
