@@ -130,7 +130,7 @@ def test_every_projection(model: Callable, prompt: Callable, layout: str, kind: 
     assert_equal(model(layout), layout, [prompt(kind, layout, num_tokens=num_tokens)])
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("layout", tiny_unet.EITHER_LAYOUT)
 @pytest.mark.parametrize("scale", [0.5, -0.7, 2.5])
 def test_strengths(model: Callable, prompt: Callable, layout: str, scale: float) -> None:
     assert_equal(model(layout), layout, [prompt("base", layout, scale=scale)])
@@ -142,7 +142,7 @@ def test_two_adapters_of_different_kinds(model: Callable, prompt: Callable, layo
     assert_equal(model(layout), layout, prompts)
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("layout", tiny_unet.EITHER_LAYOUT)
 @pytest.mark.parametrize("kind", ["base", "plus"])
 def test_several_references_and_latents(model: Callable, prompt: Callable, layout: str, kind: str) -> None:
     assert_equal(model(layout), layout, [prompt(kind, layout, references=3)], batch=2)

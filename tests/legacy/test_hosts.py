@@ -18,6 +18,7 @@ from legacy.hosts import SD15, SDXL, Graph
 from support.server import PACKS, SILENCE, tiny_server
 
 PINNED = "ComfyUI_IPAdapter_plus"
+SHORT = ("standard", "plus (", "faceid", "faceid plus v2")  # of presets; test_loaders.py knows what each stands for
 
 pytest_plugins = ["support.server"]
 
@@ -102,7 +103,13 @@ def test_krita_draws_with_a_face(info: Any, draw: Callable) -> None:
     assert not torch.equal(draw(graph, hosts.krita_face(graph, info, mask)), without)
 
 
-@pytest.mark.parametrize("prefix", [*hosts.SWARM_PRESETS, *hosts.SWARM_FACE_PRESETS])
+@pytest.mark.parametrize(
+    "prefix",
+    [
+        pytest.param(prefix, marks=[] if prefix in SHORT else pytest.mark.long)
+        for prefix in (*hosts.SWARM_PRESETS, *hosts.SWARM_FACE_PRESETS)
+    ],
+)
 def test_swarm_draws_by_preset(info: Any, draw: Callable, prefix: str) -> None:
     is_face = prefix.startswith("faceid")
     preset = hosts.swarm_preset(info, prefix, is_face=is_face)

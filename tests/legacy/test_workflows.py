@@ -41,7 +41,7 @@ def read(path: Path) -> dict[str, Any]:
 def marks_of(path: Path) -> list[pytest.MarkDecorator]:
     if path.stem in SOON:
         return [pytest.mark.smoke]
-    return [pytest.mark.smoke_long] * (path.stem in SMOKE)
+    return [pytest.mark.smoke_long] if path.stem in SMOKE else [pytest.mark.long]
 
 
 def runnable(prompt: Prompt) -> Prompt:

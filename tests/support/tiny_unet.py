@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
+import pytest
 import torch
 from diffusers import UNet2DConditionModel
 
@@ -31,6 +32,8 @@ _COMMON_COMFY = {
     "use_temporal_attention": False,
     "legacy": False,
 }
+# For what is the same on either: SDXL's in the short run.
+EITHER_LAYOUT = (pytest.param("sd15", marks=pytest.mark.long), "sdxl")
 _DOWN, _DOWN_ATTENTION = "DownBlock2D", "CrossAttnDownBlock2D"
 _UP, _UP_ATTENTION = "UpBlock2D", "CrossAttnUpBlock2D"
 
