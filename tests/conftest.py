@@ -26,7 +26,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
     Also of tests/comfy/test_strange_inputs.py, which needs a ComfyUI in its process.
     """
-    parser.addoption("--cases", type=int, default=100, help="mutated inputs per entry point")
+    parser.addoption("--cases", type=int, default=50, help="mutated inputs per entry point")
     parser.addoption("--seed", type=int, default=0, help="of the mutations")
     parser.addoption("--case", type=int, default=None, help="only the one of this number")
 

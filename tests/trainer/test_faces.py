@@ -87,7 +87,8 @@ def test_a_picture_without_a_face_is_broken(pack: Path) -> None:
 
 @pytest.mark.parametrize("kind", FACE_KINDS)
 def test_a_run_of_every_kind_ends_in_a_file_that_reads_back(config: Callable[..., Config], kind: str) -> None:
-    settings = config(kind, validation={"every": 4, "images": 2, "sample_every": 4, "samples": 1, "sampler_steps": 1})
+    watched = {"every": 4, "images": 2, "timesteps": [500], "sample_every": 4, "samples": 1, "sampler_steps": 1}
+    settings = config(kind, validation=watched)
     outcome = train(settings)
     assert outcome.is_finished
     assert {record["kind"] for record in read_records(settings.run)} >= {"train", "validation", "samples"}
