@@ -3,7 +3,8 @@
 #   sets the environment up and runs all tests, in as many lanes side by side as there are cores: those that need no
 #   ComfyUI, and those that run inside a real one (tests/comfy, tests/legacy). What a lane says is shown when it is done.
 #   --unit            only tests/unit
-#   --all-comfyui     all, and the tests marked smoke in the oldest ComfyUI; with --long before it in each older one
+#   --all-comfyui     all, and the tests marked smoke in the oldest ComfyUI; with --long before it in each older one,
+#                     and those marked smoke_long
 #   --long            also the tests marked long: whole trainings, several processes, compiling; else only where their
 #                     file is named
 #   --comfyui VERSION only tests/comfy and tests/legacy, all of them, in that older ComfyUI
@@ -22,12 +23,12 @@ cd "$root"
 
 say() { printf 'test.sh: %s\n' "$*" >&2; }
 
-here=yes older=no smoke=smoke short=(-m "not long")
+here=yes older=no smoke="smoke or smoke_long" short=(-m "not long")
 if [[ ${1:-} == --long ]]; then
     shift
     short=()
 else
-    smoke="smoke and not long"
+    smoke="smoke and not long and not smoke_long"
 fi
 case ${1:-} in
     --unit) shift; set -- tests/unit "$@" ;;

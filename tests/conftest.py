@@ -17,6 +17,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # of processes that tests start
 
 def pytest_collection_finish() -> None:
     gc.freeze()
+    gc.set_threshold(10_000, 10, 10)
     gc.enable()
 
 
@@ -25,7 +26,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
     Also of tests/comfy/test_strange_inputs.py, which needs a ComfyUI in its process.
     """
-    parser.addoption("--cases", type=int, default=100, help="mutated inputs per entry point")
+    parser.addoption("--cases", type=int, default=50, help="mutated inputs per entry point")
     parser.addoption("--seed", type=int, default=0, help="of the mutations")
     parser.addoption("--case", type=int, default=None, help="only the one of this number")
 

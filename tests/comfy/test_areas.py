@@ -11,7 +11,7 @@ from support import tiny_unet
 
 SIZE = 16  # of the latent
 LEFT, RIGHT = (SIZE, SIZE // 2, 0, 0), (SIZE, SIZE // 2, 0, SIZE // 2)
-pytestmark = pytest.mark.parametrize("layout", ["sd15", "sdxl"])
+pytestmark = pytest.mark.parametrize("layout", tiny_unet.EITHER_LAYOUT)
 
 
 def prompt(seed: int, area: tuple[int, int, int, int] | None = None) -> list:

@@ -10,10 +10,9 @@ from torch import Tensor
 
 from support import batch_changes, tiny_unet
 
-LAYOUTS = ("sd15", "sdxl")
 BATCHES = (1, 3)
 CLOSE = {"rtol": 1e-3, "atol": 1e-3}
-pytestmark = pytest.mark.parametrize("layout", LAYOUTS)
+pytestmark = pytest.mark.parametrize("layout", tiny_unet.EITHER_LAYOUT)
 
 
 def text(seed: int, tokens: int = 7) -> Tensor:

@@ -118,6 +118,7 @@ def test_a_second_reference_another_preset_and_a_split_batch(
     same(sample(given, steps=1), sample(wanted, steps=1))
 
 
+@long
 @both_layouts
 def test_an_adapter_that_comes_and_goes(setting: tuple, apply: Callable, sample: Callable) -> None:
     model, adapter, tokens = setting

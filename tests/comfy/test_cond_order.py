@@ -23,7 +23,7 @@ def forward(model: Any, latents: Tensor, text: Tensor, order: list[int]) -> Tens
         )
 
 
-@pytest.mark.parametrize("layout", ["sd15", "sdxl"])
+@pytest.mark.parametrize("layout", tiny_unet.EITHER_LAYOUT)
 @pytest.mark.parametrize("latents_per_group", [1, 3])
 @pytest.mark.parametrize("order", ORDERS, ids=str)
 def test_every_order_equals_one_latent_at_a_time(

@@ -55,10 +55,9 @@ def demo(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) ->
     signal.signal(signal.SIGTERM, handler)
 
 
+@pytest.mark.long  # test_workflows.py draws each of its scenes, and `test_serve_…` starts all of it
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "scenes", [pytest.param(SCENES, marks=pytest.mark.long), CLAIMING], ids=["all", "those that claim something"]
-)
+@pytest.mark.parametrize("scenes", [SCENES, CLAIMING], ids=["all", "those that claim something"])
 def test_it_holds_and_writes_sheet_and_page(
     tmp_path: Path,
     demo: Callable[..., Done],

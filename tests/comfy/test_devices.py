@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from support import comfy_host
+from support import comfy_host, tiny_unet
 
-pytestmark = pytest.mark.parametrize("layout", ["sd15", "sdxl"])
+pytestmark = pytest.mark.parametrize("layout", tiny_unet.EITHER_LAYOUT)
 USE = {"mask": torch.ones(1, 8, 8).triu(), "end_percent": 0.6}
 
 

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 from torch._subclasses import FakeTensorMode
 
-from support import comfy_host
+from support import comfy_host, tiny_unet
 
-pytestmark = pytest.mark.parametrize("layout", ["sd15", "sdxl"])
+pytestmark = pytest.mark.parametrize("layout", tiny_unet.EITHER_LAYOUT)
 CUDA, LATENTS = "cuda:0", 3
 
 

@@ -94,7 +94,7 @@ MASKED = {"mask": torch.rand(2, 16, 16), "end_percent": 0.6}
 @pytest.mark.parametrize(
     ("use", "dtype"),
     [
-        pytest.param({}, torch.bfloat16, id="plain-bfloat16"),
+        pytest.param({}, torch.bfloat16, id="plain-bfloat16", marks=pytest.mark.long),
         pytest.param(MASKED, torch.float16, id="masks and range-float16"),
         pytest.param({}, torch.float16, id="plain-float16", marks=pytest.mark.long),
         pytest.param(MASKED, torch.bfloat16, id="masks and range-bfloat16", marks=pytest.mark.long),

@@ -11,7 +11,7 @@ import torch
 
 from support import comfy_host
 
-LAYOUTS = ("sd15", "sdxl")
+LAYOUTS = (pytest.param("sd15", marks=pytest.mark.smoke_long), "sdxl")
 pytestmark = [pytest.mark.smoke, pytest.mark.parametrize("layout", LAYOUTS)]
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from support import tiny_unet
 
 CLOSE = {"rtol": 1e-3, "atol": 1e-3}
-pytestmark = pytest.mark.parametrize("layout", ["sd15", "sdxl"])
+pytestmark = pytest.mark.parametrize("layout", tiny_unet.EITHER_LAYOUT)
 
 
 def part_of(value: Any, index: int, count: int) -> Any:

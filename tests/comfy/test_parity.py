@@ -47,7 +47,6 @@ def inputs(layout: str, batch: int) -> tuple[Tensor, Tensor, Tensor]:
 
 def in_diffusers(unet: UNet2DConditionModel, layout: str, prompts: Sequence[Prompt], batch: int = 1) -> Tensor:
     latents, text, pooled = inputs(layout, batch)
-    unet.load_state_dict(unet.state_dict())
     unet._load_ip_adapter_weights([nested(prompt.adapter.tensors) for prompt in prompts], low_cpu_mem_usage=False)
     names = [name for name in unet.attn_processors if name.endswith("attn2.processor")]
     for site, name in enumerate(names):
@@ -105,11 +104,12 @@ def in_comfyui(
 
 
 def assert_equal(model: Any, layout: str, prompts: Sequence[Prompt], batch: int = 1) -> None:
-    expected = in_diffusers(tiny_unet.diffusers_unet(layout), layout, prompts, batch)
-    actual = in_comfyui(model, tiny_unet.diffusers_unet(layout), layout, prompts, batch)
+    unet = tiny_unet.diffusers_unet(layout)
+    expected = in_diffusers(unet, layout, prompts, batch)
+    actual = in_comfyui(model, unet, layout, prompts, batch)
     error = (actual - expected).norm() / expected.norm()
     assert error < RELATIVE, f"relative error {error:.2e}"
-    plain = in_comfyui(model, tiny_unet.diffusers_unet(layout), layout, [], batch)
+    plain = in_comfyui(model, unet, layout, [], batch)
     assert (plain - expected).norm() / expected.norm() > 100 * RELATIVE, "the adapter does nothing here"
 
 
@@ -130,7 +130,7 @@ def test_every_projection(model: Callable, prompt: Callable, layout: str, kind: 
     assert_equal(model(layout), layout, [prompt(kind, layout, num_tokens=num_tokens)])
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("layout", tiny_unet.EITHER_LAYOUT)
 @pytest.mark.parametrize("scale", [0.5, -0.7, 2.5])
 def test_strengths(model: Callable, prompt: Callable, layout: str, scale: float) -> None:
     assert_equal(model(layout), layout, [prompt("base", layout, scale=scale)])
@@ -142,7 +142,7 @@ def test_two_adapters_of_different_kinds(model: Callable, prompt: Callable, layo
     assert_equal(model(layout), layout, prompts)
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("layout", tiny_unet.EITHER_LAYOUT)
 @pytest.mark.parametrize("kind", ["base", "plus"])
 def test_several_references_and_latents(model: Callable, prompt: Callable, layout: str, kind: str) -> None:
     assert_equal(model(layout), layout, [prompt(kind, layout, references=3)], batch=2)
@@ -150,7 +150,7 @@ def test_several_references_and_latents(model: Callable, prompt: Callable, layou
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_scales_per_block(model: Callable, prompt: Callable, layout: str) -> None:
-    sites = len(tiny_unet.site_dims(tiny_unet.diffusers_unet(layout)))
+    sites = len(tiny_unet.layout_dims(layout))
     scales = [0.25 * (site % 5) for site in range(sites)]
     assert_equal(model(layout), layout, [prompt("base", layout, scale=scales)])
 

@@ -23,7 +23,12 @@ RELATIVE = 1e-5  # found: 1e-6; another idea of no image makes 3e-4 of a plus ad
 EFFECT = 0.1  # found: 0.24 and more
 STRENGTH = 0.8
 CPU = torch.device("cpu")
-CASES = [(layout, kind) for layout in ("sd15", "sdxl") for kind in KINDS]
+SHORT = {("sd15", "plus"), ("sdxl", "base")}  # each layout and each kind once
+CASES = [
+    pytest.param((layout, kind), marks=[] if (layout, kind) in SHORT else pytest.mark.long, id=f"{layout}-{kind}")
+    for layout in ("sd15", "sdxl")
+    for kind in KINDS
+]
 # "a first" fits as well: only the name in the file's metadata tells which encoder the adapter was trained with
 OTHER_ENCODER, ENCODER = "a first", "trained with"
 
@@ -39,7 +44,7 @@ def encoder_folder(base_directory: Path) -> Iterator[Path]:
         shutil.rmtree(clip_vision / name)
 
 
-@pytest.fixture(scope="module", params=CASES, ids="-".join)
+@pytest.fixture(scope="module", params=CASES)
 def case(
     request: pytest.FixtureRequest,
     base_directory: Path,

@@ -26,6 +26,7 @@ CPU = torch.device("cpu")
 PACK, ENCODER = "trained_pack", "faces trained with"
 SIZE, TIMESTEP, STRENGTH = 16, 500, 0.8
 RELATIVE = 1e-5
+SHORT = ("faceid_plus_v2", "portrait")  # picture and identity, and identity alone
 EFFECT = 0.05
 
 
@@ -37,7 +38,10 @@ def encoder_folder(base_directory: Path) -> Iterator[Path]:
     shutil.rmtree(folder)
 
 
-@pytest.fixture(scope="module", params=FACE_KINDS)
+@pytest.fixture(
+    scope="module",
+    params=[kind if kind in SHORT else pytest.param(kind, marks=pytest.mark.long) for kind in FACE_KINDS],
+)
 def case(
     request: pytest.FixtureRequest,
     base_directory: Path,

@@ -13,7 +13,7 @@ from support.published import random_tensors, tiny_adapter, write_safetensors
 
 WINDOW, OVERLAP = 4, 1
 TOKENS = 4
-pytestmark = pytest.mark.parametrize("layout", ["sd15", "sdxl"])
+pytestmark = pytest.mark.parametrize("layout", tiny_unet.EITHER_LAYOUT)
 
 
 def windowed(model: Any) -> Any:

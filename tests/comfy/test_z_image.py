@@ -15,7 +15,7 @@ from support.tiny_z_image import HEAD_DIM, LATENT_CHANNELS, PATCH, TEXT_DIM
 
 NAME, TIME, RELATIVE = "z_image", 0.6, 1e-4
 Size = tuple[int, int]
-pytestmark = pytest.mark.smoke
+pytestmark = pytest.mark.smoke_long
 
 
 class Processor:

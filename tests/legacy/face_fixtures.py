@@ -41,7 +41,7 @@ WIDGETS = {
 def write(
     folder: Path, layout: str, kind: str, name: str, stated: dict[str, Any] = STATED, **sizes: int
 ) -> dict[str, Tensor]:
-    dims = tiny_unet.site_dims(tiny_unet.diffusers_unet(layout))
+    dims = tiny_unet.layout_dims(layout)
     sizes = {"identity": face_files.EMBEDDING, "face": WIDTH} | sizes
     shapes = tiny_face_adapter(kind, site_dims=dims, cross_attention_dim=tiny_unet.CONTEXT_DIM, **sizes)
     tensors = random_tensors(shapes, scale=0.2)

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from legacy import plain
-from legacy.apply_fixtures import LAYOUTS, adapter, assert_draws, embeds, formula, forward
+from legacy.apply_fixtures import adapter, assert_draws, embeds, formula, forward
 from legacy.facts import FACTS
 from legacy.running import clip_vision, outputs, random_image
 from support import tiny_unet
@@ -18,7 +18,7 @@ WIDGETS = {"weight": 0.8, "weight_type": "linear", "start_at": 0.0, "end_at": 1.
 FRAMES = 5
 
 
-@pytest.fixture(params=LAYOUTS)
+@pytest.fixture(params=[pytest.param("sd15", marks=pytest.mark.long), "sdxl"])
 def layout(request: pytest.FixtureRequest) -> str:
     return request.param
 

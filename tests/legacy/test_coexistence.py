@@ -29,7 +29,9 @@ NODE_CLASS_MAPPINGS = dict.fromkeys({THEIR_IDS}, Node)
 """
 
 
-@pytest.mark.parametrize("is_first", [True, False], ids=["loaded before", "loaded after"])
+@pytest.mark.parametrize(
+    "is_first", [True, pytest.param(False, marks=pytest.mark.long)], ids=["loaded before", "loaded after"]
+)
 def test_their_nodes_answer_and_none_of_ours_is_left(tmp_path: Path, is_first: bool) -> None:
     pack = tmp_path / "packs" / THEIR_PACK
     pack.mkdir(parents=True)

@@ -207,7 +207,7 @@ def test_mad_scientist_takes_faces(base_directory: Path, face_model: Any, model:
 
 
 def test_a_plain_adapter_in_the_faceid_node_acts_as_in_advanced(base_directory: Path, model: Callable) -> None:
-    dims = tiny_unet.site_dims(tiny_unet.diffusers_unet("sd15"))
+    dims = tiny_unet.layout_dims("sd15")
     shapes = tiny_adapter("plus", site_dims=dims, image_dim=WIDTH, head_dim=64, heads=1)
     write_safetensors(base_directory / "models" / "ipadapter" / "no-face.safetensors", random_tensors(shapes))
     image = random_image(1, 40, 40)

@@ -11,7 +11,7 @@ from legacy.face_fixtures import ONE, WIDGETS, load, usual_face_model, write
 from legacy.former_fixtures import ROUNDING, assert_same, noised
 from legacy.running import clip_vision, outputs
 
-pytestmark = pytest.mark.smoke
+pytestmark = pytest.mark.smoke_long
 LAYOUT = "sd15"
 
 

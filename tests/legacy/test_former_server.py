@@ -64,6 +64,7 @@ def test_a_prompt_that_cannot_be_drawn_says_what_to_use(client: Client, make: Ca
     assert "What to do: put IPAdapter " in run.error
 
 
+@pytest.mark.smoke_long
 @pytest.mark.slow
 def test_the_page_opens_them_with_their_values_and_runs_them(server: ComfyServer, page: Page, client: Client) -> None:
     for make in (*RUNNING, *SAYING):
@@ -102,6 +103,7 @@ def links(workflow: dict[str, Any]) -> set[tuple[Any, ...]]:
     return {(source, slot, target, inputs[target][entry]) for _, source, slot, target, entry, _ in workflow["links"]}
 
 
+@pytest.mark.smoke_long  # the page is the same in all of them
 def test_the_page_renames_in_subgraphs_too_and_leaves_installed_nodes_alone(page: Page) -> None:
     """Such as those of an IPAdapter_plus of before March 2024, whose encoder has the old inputs."""
     encoder = {"type": "IPAdapterEncoder", "inputs": [{"name": "image_1"}]}

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,8 +18,11 @@ from legacy.hosts import SD15, SDXL, Graph
 from support.server import PACKS, SILENCE, tiny_server
 
 PINNED = "ComfyUI_IPAdapter_plus"
+SHORT = ("standard", "plus (", "faceid", "faceid plus v2")  # of presets; test_loaders.py knows what each stands for
 
-pytestmark = [pytest.mark.slow, pytest.mark.smoke]
+pytest_plugins = ["support.server"]
+
+pytestmark = [pytest.mark.slow, pytest.mark.smoke_long]
 
 
 class PinnedServer(ComfyServer):
@@ -28,12 +32,12 @@ class PinnedServer(ComfyServer):
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ComfyServer]:
+def server(tmp_path_factory: pytest.TempPathFactory, server_models: Path) -> Iterator[ComfyServer]:
     folder = tmp_path_factory.mktemp("hosts")
     packs = folder / "packs"
     packs.mkdir()
     (packs / PINNED).symlink_to(ROOT)
-    with tiny_server(folder, PinnedServer, (PACKS, packs), ("tiny_models", "python_host")) as pinned:
+    with tiny_server(folder, server_models, PinnedServer, (PACKS, packs), ("tiny_models", "python_host")) as pinned:
         yield pinned
 
 
@@ -99,7 +103,13 @@ def test_krita_draws_with_a_face(info: Any, draw: Callable) -> None:
     assert not torch.equal(draw(graph, hosts.krita_face(graph, info, mask)), without)
 
 
-@pytest.mark.parametrize("prefix", [*hosts.SWARM_PRESETS, *hosts.SWARM_FACE_PRESETS])
+@pytest.mark.parametrize(
+    "prefix",
+    [
+        pytest.param(prefix, marks=[] if prefix in SHORT else pytest.mark.long)
+        for prefix in (*hosts.SWARM_PRESETS, *hosts.SWARM_FACE_PRESETS)
+    ],
+)
 def test_swarm_draws_by_preset(info: Any, draw: Callable, prefix: str) -> None:
     is_face = prefix.startswith("faceid")
     preset = hosts.swarm_preset(info, prefix, is_face=is_face)

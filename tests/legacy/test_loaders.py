@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from legacy.apply_fixtures import LAYOUTS, adapter, forward
+from legacy.apply_fixtures import LAYOUTS, adapter, bare, forward
 from legacy.facts import FACTS
 from legacy.running import clip_vision, outputs, random_image
 from support import comfy_host, encoders, tiny_unet
@@ -56,7 +56,7 @@ def write_encoder(folder: Path, width: int, embed: int) -> None:
 
 
 def tensors(kind: str, layout: str, image_dim: int) -> dict[str, torch.Tensor]:
-    dims = tiny_unet.site_dims(tiny_unet.diffusers_unet(layout))
+    dims = tiny_unet.layout_dims(layout)
     if kind == "full":  # its MLP is as wide as the encoder
         proj = "image_proj.proj"
         shapes = linear(f"{proj}.0", image_dim, image_dim) | linear(f"{proj}.2", 16, image_dim) | norm(f"{proj}.3", 16)
@@ -174,7 +174,7 @@ def test_pickles_are_files_too(folder: Path, model: Callable) -> None:
     image = random_image(1, 30, 30)
     widgets = {"weight": 1.0, "start_at": 0.0, "end_at": 1.0, "weight_type": "standard"}
     patched = outputs("IPAdapter", model=model("sd15"), ipadapter=payload, image=image, **widgets)[0]
-    assert not torch.allclose(forward(patched), forward(model("sd15")), rtol=1e-3)
+    assert not torch.allclose(forward(patched), bare(model("sd15")), rtol=1e-3)
 
 
 @pytest.mark.usefixtures("no_waiting")
@@ -259,7 +259,7 @@ def test_payloads_of_ours_and_of_other_packs_draw_the_same(base_directory: Path,
         inputs = {"model": model(layout), "ipadapter": payload, "clip_vision": encoder} | WIDGETS
         pictures.append(forward(outputs("IPAdapterAdvanced", image=random_image(1, 30, 30), **inputs)[0]))
     assert all(torch.equal(picture, pictures[0]) for picture in pictures)
-    assert not torch.allclose(pictures[0], forward(model(layout)), rtol=1e-3)
+    assert not torch.allclose(pictures[0], bare(model(layout)), rtol=1e-3)
 
 
 def test_the_payload_is_what_other_packs_read(base_directory: Path) -> None:

@@ -50,9 +50,10 @@ def ends(workflow: dict[str, Any]) -> set[tuple[Any, ...]]:
     return {(source, slot, target, inputs[target][entry]) for _, source, slot, target, entry, _ in workflow["links"]}
 
 
-def test_the_page_opens_them_and_queues_one(server: ComfyServer, page: Page, tmp_path: Path) -> None:
+@pytest.mark.parametrize("paths", [pytest.param(SAVED, marks=pytest.mark.long), SAVED[::4]], ids=["all", "some"])
+def test_the_page_opens_them_and_queues_one(server: ComfyServer, page: Page, paths: list[Path]) -> None:
     page.evaluate(LISTEN)
-    for path in SAVED:
+    for path in paths:
         workflow = on_the_server(path)
         page.evaluate(f"app.loadGraphData({json.dumps(workflow)})")
         page.wait_for(f"app.graph._nodes.length === {len(workflow['nodes'])}")
@@ -64,6 +65,5 @@ def test_the_page_opens_them_and_queues_one(server: ComfyServer, page: Page, tmp
     page.evaluate("app.extensionManager.command.execute('Comfy.QueuePrompt')")  # what the button runs
     shown = f"output?.images?.some(image => image.filename.startsWith('{QUEUED.stem}_'))"
     page.wait_for(f"Object.values(app.nodeOutputs ?? {{}}).some(output => {shown})")
-    page.screenshot(tmp_path / "queued.png")
     assert page.evaluate("problems") == []
     assert list(server.output.glob(f"{QUEUED.stem}_*.png"))

@@ -28,12 +28,20 @@ SMOKE = {
     *("precise_style_batch", "regions", "schedule", "style_composition", "style_composition_batch", "tiled"),
     *("tiled_batch", "unified_loaders"),
 }
+# Of these, each way of applying and of loading once: a reference, faces, embeds, tiles, regions, a schedule.
+SOON = {"composition", "embeds", "face_loaders", "faceid_batch", "regions", "schedule", "tiled", "unified_loaders"}
 
 each_workflow = pytest.mark.parametrize("path", SAVED, ids=lambda path: path.stem)
 
 
 def read(path: Path) -> dict[str, Any]:
     return json.loads(path.read_text(encoding="utf-8"))
+
+
+def marks_of(path: Path) -> list[pytest.MarkDecorator]:
+    if path.stem in SOON:
+        return [pytest.mark.smoke]
+    return [pytest.mark.smoke_long] if path.stem in SMOKE else [pytest.mark.long]
 
 
 def runnable(prompt: Prompt) -> Prompt:
@@ -71,13 +79,12 @@ def with_latents(prompt: Prompt) -> Prompt:
 
 
 def test_the_smoke_runs_every_node():
+    assert SOON < SMOKE
     assert {node["type"] for path in SAVED if path.stem in SMOKE for node in read(path)["nodes"]} >= FACTS.keys()
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "path", [pytest.param(path, id=path.stem, marks=[pytest.mark.smoke] * (path.stem in SMOKE)) for path in SAVED]
-)
+@pytest.mark.parametrize("path", [pytest.param(path, id=path.stem, marks=marks_of(path)) for path in SAVED])
 def test_it_runs_and_draws(path: Path, client: Client, object_info: Any):
     """The reference acts as well; in latents, of which a random decoder shows little."""
     prompt = with_latents(runnable(convert_ui_to_api(read(path), object_info)))

@@ -5,12 +5,13 @@ Nothing of ComfyUI plays a part; `tests/comfy/test_parity.py` compares the nodes
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from diffusers import DDIMScheduler, StableDiffusionPipeline, StableDiffusionXLPipeline
+from diffusers import DDIMScheduler, StableDiffusionPipeline, StableDiffusionXLPipeline, UNet2DConditionModel
 from diffusers.image_processor import IPAdapterMaskProcessor
 from torch import Tensor
 
@@ -65,7 +66,7 @@ def make_prompt(
     # diffusers takes 4 tokens of base, and 4 layers and heads of size 64 of plus adapters for granted
     shapes = tiny_adapter(
         kind,
-        site_dims=tiny_unet.site_dims(tiny_unet.diffusers_unet(layout)),
+        site_dims=tiny_unet.layout_dims(layout),
         image_dim=IMAGE_DIM,
         num_tokens=num_tokens,
         depth=4,
@@ -116,9 +117,20 @@ def in_diffusers(layout: str, prompts: Sequence[Prompt]) -> Tensor:
     return forward(unet, layout, [batched(p.uncond, p.cond, LATENTS) for p in prompts], masks)
 
 
+@lru_cache
+def plain_unet(layout: str) -> UNet2DConditionModel:
+    return tiny_unet.diffusers_unet(layout)
+
+
+@lru_cache
+def drawn_without(layout: str) -> Tensor:
+    """What is there to be changed by an adapter."""
+    return forward(tiny_unet.diffusers_unet(layout), layout)
+
+
 def in_core(layout: str, prompts: Sequence[Prompt]) -> Tensor:
     """A plain UNet of the same weights whose cross-attention is computed by `ipadapter_core`."""
-    unet = tiny_unet.diffusers_unet(layout)
+    unet = plain_unet(layout)
     layers = cross_attentions(unet)
     sites = {name: site_of(layer, index, name) for index, (name, layer) in enumerate(layers.items())}
     plans = []
@@ -140,8 +152,7 @@ def feature_map(queries: int) -> tuple[int, int]:
 
 def assert_equal(layout: str, prompts: Sequence[Prompt]) -> None:
     expected, actual = in_diffusers(layout, prompts), in_core(layout, prompts)
-    plain = forward(tiny_unet.diffusers_unet(layout), layout)
-    assert relative(plain, expected) > 1000 * RELATIVE, "the adapter does nothing here"
+    assert relative(drawn_without(layout), expected) > 1000 * RELATIVE, "the adapter does nothing here"
     error = relative(actual, expected)
     assert error < RELATIVE, f"relative error {error:.2e}"
 

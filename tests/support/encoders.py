@@ -137,7 +137,6 @@ def write_sparse(path: Path, shapes: dict[str, tuple[int, ...]]) -> None:
 
 def write_comfy_clip_l(path: Path) -> Any:
     """A whole CLIP ViT-L/14 with random weights, as ComfyUI loads it from one file; returns the transformers one."""
-    torch.manual_seed(0)
     config = transformers.CLIPVisionConfig(
         hidden_size=1024,
         intermediate_size=4096,
@@ -148,9 +147,26 @@ def write_comfy_clip_l(path: Path) -> Any:
         projection_dim=768,
         hidden_act="quick_gelu",
     )
-    model = transformers.CLIPVisionModelWithProjection(config).eval()
+    with torch.device("meta"):
+        model = transformers.CLIPVisionModelWithProjection(config).eval()
+    _fill(model.to_empty(device="cpu"))
     save_file({name: value.half().contiguous() for name, value in published_names(model).items()}, path)
     return model
+
+
+@torch.no_grad()
+def _fill(model: torch.nn.Module) -> None:
+    """Random weights for a large model: one draw, turned on for each of them, as drawing 300 million takes seconds."""
+    drawn = torch.randn(1_000_003, generator=torch.Generator().manual_seed(0))
+    for number, (name, parameter) in enumerate(model.named_parameters()):
+        if parameter.ndim == 1:
+            parameter.fill_(float("norm" in name and name.endswith("weight")))
+            continue
+        repeated = drawn.roll(number * 7919).repeat(-(-parameter.numel() // len(drawn)))
+        parameter.copy_(0.02 * repeated[: parameter.numel()].view(parameter.shape))
+    for name, buffer in model.named_buffers():
+        assert name.endswith("position_ids")
+        buffer.copy_(torch.arange(buffer.shape[-1]))
 
 
 COMFY_KINDS = {"clip": "clip_vision_model", "siglip": "siglip_vision_model", "dinov2": "dinov2"}

@@ -39,14 +39,21 @@ SILENCE = 600  # seconds a busy machine may take to load a model
 
 
 @pytest.fixture(scope="session")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ComfyServer]:
+def server_models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The models folder of every server of the session: it takes half as long to write as a server to start."""
+    return _write_models(tmp_path_factory.mktemp("server_models"))
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory: pytest.TempPathFactory, server_models: Path) -> Iterator[ComfyServer]:
     """The server."""
-    with tiny_server(tmp_path_factory.mktemp("server")) as shared:
+    with tiny_server(tmp_path_factory.mktemp("server"), server_models) as shared:
         yield shared
 
 
 def tiny_server(
     folder: Path,
+    models: Path,
     kind: type[ComfyServer] = ComfyServer,
     packs: Sequence[Path] = (PACKS,),
     names: Sequence[str] = ("tiny_models",),
@@ -54,9 +61,9 @@ def tiny_server(
     """A server, not yet started, with the tiny models and what workflows load.
 
     Args:
+        models: what `server_models` is.
         packs: folders of custom nodes; `names` are those of them that are loaded beside the server's own pack.
     """
-    models = _write_models(folder / "models")
     extra = folder / "extra.yaml"
     paths = {"base_path": str(models), "insightface": "insightface", "loras": "loras"}
     paths["custom_nodes"] = "\n".join(map(str, packs))
@@ -64,6 +71,7 @@ def tiny_server(
     made = kind(folder, models=models)
     made.options = (
         "--cpu",
+        "--use-pytorch-cross-attention",  # ComfyUI's choice on a GPU; on a CPU it would take one that is slower
         *("--extra-model-paths-config", str(extra)),
         *("--whitelist-custom-nodes", made.pack, *names),
     )

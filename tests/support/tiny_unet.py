@@ -1,8 +1,10 @@
 """Tiny random UNets of SD1.5 and SDXL layout, the same weights in diffusers and in ComfyUI."""
 
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
+import pytest
 import torch
 from diffusers import UNet2DConditionModel
 
@@ -30,6 +32,8 @@ _COMMON_COMFY = {
     "use_temporal_attention": False,
     "legacy": False,
 }
+# For what is the same on either: SDXL's in the short run.
+EITHER_LAYOUT = (pytest.param("sd15", marks=pytest.mark.long), "sdxl")
 _DOWN, _DOWN_ATTENTION = "DownBlock2D", "CrossAttnDownBlock2D"
 _UP, _UP_ATTENTION = "UpBlock2D", "CrossAttnUpBlock2D"
 
@@ -91,6 +95,12 @@ def diffusers_unet(layout: str, seed: int = 0) -> UNet2DConditionModel:
     """A random UNet in diffusers, float32."""
     torch.manual_seed(seed)
     return UNet2DConditionModel(sample_size=16, **LAYOUTS[layout].diffusers).eval().requires_grad_(False)
+
+
+@lru_cache
+def layout_dims(layout: str) -> tuple[int, ...]:
+    """`site_dims` of a layout's UNet, which is made for it once."""
+    return site_dims(diffusers_unet(layout))
 
 
 def comfy_model(

@@ -59,6 +59,8 @@ RUNS: dict[str, tuple[str, str, bool, dict[str, dict[str, Any]]]] = {  # layout,
     ),
 }
 
+SHORT = ("sdxl fp16, scaled gradients", "sd15 fp16, cache")  # between them: all that the others do, but for precisions
+
 
 @pytest.fixture
 def config(
@@ -124,7 +126,9 @@ def test_what_torch_makes_beside_a_tensor_is_on_its_device(cuda: torch.device, c
     assert torch.equal(made.cpu(), expected)
 
 
-@pytest.mark.parametrize("name", RUNS)
+@pytest.mark.parametrize(
+    "name", [name if name in SHORT else pytest.param(name, marks=pytest.mark.long) for name in RUNS]
+)
 def test_a_whole_run(config: Callable[..., Config], cuda: torch.device, name: str) -> None:
     """Cache, training, validation, pictures and their judge; resume; export; evaluation."""
     layout, precision, is_cached, changes = RUNS[name]
@@ -140,7 +144,14 @@ def test_a_whole_run(config: Callable[..., Config], cuda: torch.device, name: st
         evaluate(one, one.run / "adapter.safetensors", one.run, images=1)
 
 
-@pytest.mark.parametrize(("kind", "precision"), [("faceid_plus_v2", "bf16"), ("faceid", "fp16"), ("portrait", "fp32")])
+@pytest.mark.parametrize(
+    ("kind", "precision"),
+    [
+        ("faceid_plus_v2", "bf16"),
+        pytest.param("faceid", "fp16", marks=pytest.mark.long),
+        pytest.param("portrait", "fp32", marks=pytest.mark.long),
+    ],
+)
 def test_a_whole_run_of_faces(
     tmp_path: Path,
     small_base_folder: Callable[[str], Path],

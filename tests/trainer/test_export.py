@@ -180,7 +180,7 @@ def test_a_file_that_reads_back_differently_never_gets_its_name(
     assert path.read_bytes() == b"an older export"
 
 
-@pytest.mark.parametrize("weights", ["trained", "best"])
+@pytest.mark.parametrize("weights", ["trained", pytest.param("best", marks=pytest.mark.long)])
 def test_an_export_is_the_same_bytes_whenever_it_is_made(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, weights: Weights
 ) -> None:

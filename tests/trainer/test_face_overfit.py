@@ -60,9 +60,8 @@ def train_and_validate(folder: Path, encoder: Path, name: str, kind: str) -> tup
     return before_and_after(config)
 
 
-@pytest.mark.parametrize(
-    "kind", [pytest.param(kind, marks=[] if kind == "faceid" else pytest.mark.long) for kind in FACE_KINDS]
-)
+@pytest.mark.long
+@pytest.mark.parametrize("kind", FACE_KINDS)
 def test_gap_opens_where_faces_are_of_the_person_and_only_there(
     folder: Path, encoder_folder: Callable[[str], Path], kind: str
 ) -> None:

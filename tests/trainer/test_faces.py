@@ -87,7 +87,8 @@ def test_a_picture_without_a_face_is_broken(pack: Path) -> None:
 
 @pytest.mark.parametrize("kind", FACE_KINDS)
 def test_a_run_of_every_kind_ends_in_a_file_that_reads_back(config: Callable[..., Config], kind: str) -> None:
-    settings = config(kind, validation={"every": 4, "images": 2, "sample_every": 4, "samples": 1, "sampler_steps": 1})
+    watched = {"every": 4, "images": 2, "timesteps": [500], "sample_every": 4, "samples": 1, "sampler_steps": 1}
+    settings = config(kind, validation=watched)
     outcome = train(settings)
     assert outcome.is_finished
     assert {record["kind"] for record in read_records(settings.run)} >= {"train", "validation", "samples"}
@@ -140,7 +141,7 @@ def test_pictures_of_no_face_at_all_are_said_before_models_are_loaded(
         train(config("faceid", walls, base={"model": "nowhere"}, encoder={"face_model": None}))
 
 
-@pytest.mark.parametrize("kind", ["faceid", "faceid_plus_v2"])
+@pytest.mark.parametrize("kind", [pytest.param("faceid", marks=pytest.mark.long), "faceid_plus_v2"])
 def test_a_cache_holds_what_is_read_and_changes_nothing(config: Callable[..., Config], kind: str) -> None:
     plain, cached = config(kind, run="plain"), None
     cached = config(kind, run="cached", cache={"path": str(plain.run.parent / "cache"), "precision": "fp32"})
@@ -158,7 +159,7 @@ def test_a_cache_holds_what_is_read_and_changes_nothing(config: Callable[..., Co
     assert losses[0] == pytest.approx(losses[1], rel=1e-4)
 
 
-@pytest.mark.parametrize("kind", ["faceid_plus_v2", "portrait"])
+@pytest.mark.parametrize("kind", ["faceid_plus_v2", pytest.param("portrait", marks=pytest.mark.long)])
 def test_a_run_goes_on_exactly(config: Callable[..., Config], kind: str) -> None:
     together = {"data": {"reference": "group", "references_together": 2}} if kind == "portrait" else {}
     more = {"objective": {"drop_identity": 0.3}, "optimizer": {"ema_decay": 0.5, "learning_rate": 0.01}, **together}

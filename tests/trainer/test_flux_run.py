@@ -95,7 +95,7 @@ def test_plan_says_what_it_takes(config: Callable[..., Config]) -> None:
     assert "FLUX.1 base" in str(words["trains"])
 
 
-@pytest.mark.parametrize("is_cached", [False, True])
+@pytest.mark.parametrize("is_cached", [pytest.param(False, marks=pytest.mark.long), True])
 def test_a_whole_run_on_a_gpu_that_is_not_there(config: Callable[..., Config], is_cached: bool) -> None:
     """In bfloat16, with checkpointing: nothing is left on the wrong side."""
     models: dict[str, Any] = {"base": {"precision": "bf16"}, "encoder": {"precision": "bf16"}}

@@ -82,7 +82,7 @@ def test_whatever_write_of_a_run_is_refused_it_goes_on_to_the_same_end(config: C
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
-@pytest.mark.parametrize("limit", [0, pytest.param(1000, marks=pytest.mark.long), 60_000])
+@pytest.mark.parametrize("limit", [*(pytest.param(limit, marks=pytest.mark.long) for limit in (0, 1000)), 60_000])
 def test_libraries_that_write_by_themselves_fail_likewise(config: Config, limit: int) -> None:
     """By a limit of the system on the size of files, as no disk can be filled here."""
     train(config)

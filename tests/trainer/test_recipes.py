@@ -25,13 +25,18 @@ CONFIGS = Path(__file__).parents[2] / "trainer" / "configs"
 RECIPES = sorted(CONFIGS.glob("*.toml"))
 LAUNCHES = sorted((CONFIGS / "accelerate").glob("*.yaml"))
 POKEMON = [recipe for recipe in RECIPES if recipe.stem.startswith("pokemon_")]
-# By --long alone: each of its parts comes in another recipe.
+# By --long alone: each of its parts comes in another recipe; Z-Image in the runs of tests/trainer/test_studio_run.py.
 LIKE_OTHERS = {
+    "demo_plus",
+    "pokemon_sdxl_base",
+    "pokemon_sdxl_plus",
     "pokemon_sdxl_plus_dinov2",
     "pokemon_sdxl_plus_dinov2_giant_last_hidden",
     "pokemon_sdxl_plus_dinov2_large",
     "sd15_plus",
     "sdxl_base",
+    "sdxl_plus",
+    "z_image_plus",
 }
 FAMILIES = {
     "sd35_large": "InstantX SD3.5",

@@ -302,7 +302,13 @@ OLD: dict[str, tuple[Changes, str]] = {
 }
 
 
-@pytest.mark.parametrize(("after", "message"), OLD.values(), ids=OLD)
+@pytest.mark.parametrize(
+    ("after", "message"),
+    [
+        pytest.param(*row, id=name, marks=[pytest.mark.long] * (name in ("objective", "batch")))
+        for name, row in OLD.items()
+    ],
+)
 def test_an_old_checkpoint_is_refused_where_nobody_can_tell(
     config: Any, tmp_path: Path, after: Changes, message: str
 ) -> None:

@@ -21,6 +21,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.long
 def test_gap_opens_where_references_belong_to_their_pictures_and_only_there(
     folder: Path, encoder_folder: Callable[[str], Path]
 ) -> None:

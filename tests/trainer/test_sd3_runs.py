@@ -85,7 +85,9 @@ def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(config: Callable[
     assert all(torch.equal(given[name], wanted[name]) for name in wanted)
 
 
-@pytest.mark.parametrize("parts", [["latents", "text", "features"], ["text"]], ids="-".join)
+@pytest.mark.parametrize(
+    "parts", [["latents", "text", "features"], pytest.param(["text"], marks=pytest.mark.long)], ids=str
+)
 def test_losses_with_a_cache_are_those_without(config: Callable[..., Config], tmp_path: Path, parts: list[str]) -> None:
     """The text encoders, which are larger than the model, leave the device."""
     cached = config("cached", cache={"path": str(tmp_path / "cache"), "precision": "fp32", "parts": parts})
@@ -151,7 +153,9 @@ def test_what_cannot_be_is_said(config: Callable[..., Config], changes: dict[str
         open_run(config("run", 1, **changes))
 
 
-@pytest.mark.parametrize(("precision", "is_cached"), [("fp16", False), ("bf16", True)])
+@pytest.mark.parametrize(
+    ("precision", "is_cached"), [pytest.param("fp16", False, marks=pytest.mark.long), ("bf16", True)]
+)
 def test_a_whole_run_on_a_gpu_that_is_not_there(
     config: Callable[..., Config], tmp_path: Path, precision: str, is_cached: bool
 ) -> None:

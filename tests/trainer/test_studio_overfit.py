@@ -11,8 +11,8 @@ from support.trained import COLORS
 
 STEPS, RATE = 50, 0.001
 NO_GAP = 0.05
-FAMILIES = [pytest.param("z_image", marks=pytest.mark.long), "qwen_image"]
-pytestmark = pytest.mark.slow
+FAMILIES = ["z_image", "qwen_image"]
+pytestmark = [pytest.mark.slow, pytest.mark.long]
 
 
 @pytest.fixture(params=FAMILIES)

@@ -26,6 +26,9 @@ pytestmark = pytest.mark.usefixtures("no_report")
 FAMILIES = {"z_image": "Z-Image", "qwen_image": "Qwen-Image"}
 
 
+each_with_and_without_cache = pytest.mark.parametrize("is_cached", [pytest.param(False, marks=pytest.mark.long), True])
+
+
 @pytest.fixture(params=FAMILIES)
 def family(request: pytest.FixtureRequest) -> str:
     return request.param
@@ -71,12 +74,12 @@ def test_a_whole_run(config: Callable[..., Config], family: str, tmp_path: Path)
     evaluate(one, report.path, one.run, images=1)
 
 
-@pytest.mark.parametrize("is_cached", [False, True])
+@each_with_and_without_cache
 def test_a_resumed_run_is_the_uninterrupted_one(config: Callable[..., Config], tmp_path: Path, is_cached: bool) -> None:
     assert_goes_on_exactly(config, tmp_path, is_cached=is_cached)
 
 
-@pytest.mark.parametrize("is_cached", [False, True])
+@each_with_and_without_cache
 def test_on_a_gpu(config: Callable[..., Config], tmp_path: Path, is_cached: bool) -> None:
     """Every tensor is where it must be: bfloat16, checkpointing, validation, pictures."""
     with pretend_device("cuda") as cuda:

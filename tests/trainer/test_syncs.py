@@ -100,7 +100,7 @@ def read(
     return count
 
 
-@pytest.mark.parametrize("layout", ["sd15", "sdxl"])
+@pytest.mark.parametrize("layout", ["sd15", pytest.param("sdxl", marks=pytest.mark.long)])
 def test_a_step_reads_no_number_off_the_device(read: Callable[..., int], layout: str) -> None:
     of_one_step = read(layout, steps=1, log_every=NEVER)  # the last step is logged and saved
     assert read(layout, steps=5, log_every=NEVER) == of_one_step

@@ -26,7 +26,15 @@ PROMPT, NEGATIVE = "a red cat", "ugly"
 SETTINGS = SampleSettings(strengths=(0.0, 0.6, 1.0), steps=3, guidance=3.0, size=(64, 48), seed=7)
 
 
-@pytest.fixture(scope="module", params=[(layout, kind) for layout in ("sd15", "sdxl") for kind in KINDS], ids="-".join)
+SHORT = {("sd15", "base"), ("sdxl", "plus")}  # each layout and each kind once
+CASES = [
+    pytest.param((layout, kind), marks=[] if (layout, kind) in SHORT else pytest.mark.long, id=f"{layout}-{kind}")
+    for layout in ("sd15", "sdxl")
+    for kind in KINDS
+]
+
+
+@pytest.fixture(scope="module", params=CASES)
 def trained(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, encoder_folder: Callable[[str], Path]
 ) -> Trained:

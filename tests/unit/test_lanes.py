@@ -69,7 +69,9 @@ class Project:
         self.write_script("test.sh", script)
         for name, text in STUBS.items():
             self.write_script(name, f"#!/usr/bin/env bash\n{text}\n")
-        (folder / "pytest.ini").write_text("[pytest]\ntestpaths = tests/unit\nmarkers =\n    smoke\n    long\n")
+        (folder / "pytest.ini").write_text(
+            "[pytest]\ntestpaths = tests/unit\nmarkers =\n    smoke\n    smoke_long\n    long\n"
+        )
         for name in ("unit", "comfy", "legacy"):
             self.write(name, PASSES)
 
@@ -163,20 +165,24 @@ def test_the_check_says_how_it_ended(project: Project, text: str, status: int, e
 
 @pytest.mark.parametrize(
     ("options", "versions", "count"),
-    [(["--all-comfyui"], ["0.16.3"], 1), (["--long", "--all-comfyui"], ["0.16.3", "0.20.1", "0.18.2"], 2)],
+    [(["--all-comfyui"], ["0.16.3"], 1), (["--long", "--all-comfyui"], ["0.16.3", "0.20.1", "0.18.2"], 4)],
 )
 def test_an_older_comfyui_is_given_the_marked_tests(
     project: Project, options: list[str], versions: list[str], count: int
 ):
-    marks = "@pytest.mark.smoke\n", "@pytest.mark.smoke\n@pytest.mark.long\n", ""
-    tests = [f"{mark}{PASSES.replace('it', name)}" for mark, name in zip(marks, ("one", "long", "more"), strict=True)]
+    marks = ("smoke",), ("smoke", "long"), ("smoke", "smoke_long"), ("smoke_long",), ()
+    tests = [
+        "".join(f"@pytest.mark.{name}\n" for name in names) + PASSES.replace("it", f"number_{number}")
+        for number, names in enumerate(marks)
+    ]
     project.write("comfy", "import pytest\n\n" + "\n".join(tests))
+    here = 5 if "--long" in options else 4
     status, output = project.run(*options)
     assert status == 0, output
     for version in versions:
-        assert f"test.sh: ComfyUI {version}, smoke: passed ({count} passed, {4 - count} deselected in" in output
+        assert f"test.sh: ComfyUI {version}, smoke: passed ({count} passed, {6 - count} deselected in" in output
     assert output.count(", smoke: passed") == len(versions)
-    assert f"test.sh: ComfyUI 9.9: passed ({count + 1} passed" in output
+    assert f"test.sh: ComfyUI 9.9: passed ({here} passed" in output
     assert "test.sh: ComfyUI 9.9, legacy nodes: passed (1 passed" in output
 
 
@@ -188,7 +194,7 @@ def test_arguments_narrow_it_down(project: Project):
     assert project.run("-k", "nothing")[0] == 5
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.long)])
 def test_an_interruption_ends_both_lanes_and_their_children(project: Project, number: int):
     names = ("unit", "comfy")
     for name in names:

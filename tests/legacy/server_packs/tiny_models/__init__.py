@@ -67,6 +67,7 @@ _SDXL = {
     "use_linear_in_transformer": True,
 }
 KOLORS_TOKEN_DIM = 64  # 4096 in Kolors
+_DRAWN_ROWS = 4096
 _SMALL_TEXT = {"num_hidden_layers": 3, "intermediate_size": 64}
 
 
@@ -112,7 +113,9 @@ def _randomise(module: torch.nn.Module, seed: int = 0) -> None:
     for name, parameter in module.named_parameters():
         if parameter.ndim > 1:
             fan_in = parameter[0].numel()
-            parameter.copy_(torch.randn(parameter.shape, generator=generator) / fan_in**0.5)
+            drawn = torch.randn(min(len(parameter), _DRAWN_ROWS), *parameter.shape[1:], generator=generator)
+            repeated = torch.arange(len(parameter)) % len(drawn)  # the words of CLIP are 50,000 rows
+            parameter.copy_(drawn[repeated] / fan_in**0.5)
         else:
             parameter.fill_(float(name.endswith("weight")))
 
