@@ -22,7 +22,7 @@ from support.training_states import write_accelerate_state
 
 ROOT = Path(__file__).parents[2]
 MISTAKE = re.compile(r"error: Found: .+\. Expected: .+\. What to do: .+\.\n")
-HEAVY = {"accelerate", "datasets", "diffusers", "torch", "transformers", "webdataset"}
+HEAVY = {"accelerate", "datasets", "diffusers", "matplotlib", "torch", "transformers", "webdataset"}
 
 
 def program(*arguments: str, cwd: Path = ROOT) -> "subprocess.CompletedProcess[str]":

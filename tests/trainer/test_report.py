@@ -13,6 +13,7 @@ from PIL import Image
 from ipadapter_trainer.config_file import ConfigError, parse_config, write_config
 from ipadapter_trainer.metrics_log import MetricsLog
 from ipadapter_trainer.watch.contact_sheet import save_grid
+from ipadapter_trainer.watch.plots import Curve, Plot, smoothed, thinned
 from ipadapter_trainer.watch.report import REPORT_FILE, write_report
 from ipadapter_trainer.watch.sampling import Reference, SampleGrid
 from support.browser import CHROMIUM
@@ -212,6 +213,22 @@ def test_only_the_newest_sheets_are_kept_in_the_file(run):
 def test_a_folder_that_is_no_run_is_named(tmp_path):
     with pytest.raises(ConfigError, match=r"config\.toml cannot be read"):
         write_report(tmp_path)
+
+
+def test_means_of_the_smoothing_and_thinning():
+    constant = [(step, 2.0) for step in range(1000)]
+    assert all(y == pytest.approx(2.0) for _, y in smoothed(constant))
+    few = thinned([(float(step), float(step % 2)) for step in range(1000)], most=100)
+    assert len(few) == 100
+    assert all(y == 0.5 for _, y in few)
+    assert thinned(constant[:7]) == constant[:7]
+
+
+def test_plots_take_the_colors_of_the_page():
+    svg = Plot("A & B", "", "step", (Curve([(0, 1), (1, 2)], "a", errors=[0.1, 0.1]),)).svg
+    assert svg.startswith('<svg role="img" aria-label="A &amp; B"')
+    assert "var(--a)" in svg
+    assert not re.search(r"#0102\w\w|font-family|<style", svg)
 
 
 @pytest.mark.skipif(shutil.which(CHROMIUM) is None, reason=f"no {CHROMIUM} here")

@@ -1,23 +1,36 @@
-"""Curves as SVG for `report.html`, in the colours of the page, light or dark.
-
-Drawn here, as a plotting library takes longer for a report than a small run takes to train.
-"""
+"""Curves as SVG for `report.html`, in the colours of the page, light or dark."""
 
 import html
-import math
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
-from itertools import repeat
+import io
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import matplotlib
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 Point = tuple[float, float]
-_WIDTH, _HEIGHT = 346, 180  # of the whole, in the page's units
-_LEFT, _RIGHT, _TOP, _BOTTOM = 46, 338, 14, 146  # of the frame
-_FONT = 8
+# What matplotlib draws in, and the page's variable that takes its place.
+_COLORS = {name: f"#0102{number:02x}" for number, name in enumerate(("ink", "grid", "a", "b", "c", "faint"))}
+_SIZE = (4.8, 2.5)  # inches of 72 px
 _MOST_POINTS = 600
-_MOST_STEPS = 5  # between the marks of an axis
-_PLAIN_POWERS = range(-3, 7)  # of ten, for which an axis needs no factor
-_ROOM = 0.05  # share of an axis that stays free at either end
-_ROUNDING = 1e-9
+_STYLE = {
+    "svg.fonttype": "none",
+    "font.size": 8,
+    "text.color": _COLORS["ink"],
+    "axes.edgecolor": _COLORS["grid"],
+    "axes.labelcolor": _COLORS["ink"],
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.color": _COLORS["grid"],
+    "grid.linewidth": 0.5,
+    "xtick.color": _COLORS["ink"],
+    "ytick.color": _COLORS["ink"],
+    "xtick.major.size": 0,
+    "ytick.major.size": 0,
+}
 
 
 @dataclass(frozen=True)
@@ -53,50 +66,31 @@ class Plot:
     @property
     def svg(self) -> str:
         """An `<svg>` element that takes its colours and font from the page."""
-        curves = [_finite(curve) for curve in self.curves]
-        steps = [x for curve in curves for x, _ in curve.points]
-        heights = [value for curve in curves for value in _heights(curve)]
-        x = _axis(steps, (_LEFT, _RIGHT), least_step=1.0)
-        y = _axis([*heights, 0.0] if self.zero_line else heights, (_BOTTOM, _TOP))
-        parts = [
-            f'<svg role="img" aria-label="{html.escape(self.title)}" viewBox="0 0 {_WIDTH} {_HEIGHT}" '
-            f'font-size="{_FONT}" fill="var(--ink)" xmlns="http://www.w3.org/2000/svg">',
-            *_frame(x, y, self.x_label),
-            *(part for curve in curves for part in _drawn(curve, x, y)),
-        ]
-        if self.zero_line:
-            parts.append(_line([(_LEFT, y.at(0)), (_RIGHT, y.at(0))], "ink", 0.8))
-        return "\n".join((*parts, "</svg>"))
-
-
-@dataclass(frozen=True)
-class _Axis:
-    """What lies between its two ends on the page; multiples of `step` are marked."""
-
-    low: float
-    high: float
-    step: float
-    ends: tuple[float, float]
-
-    def at(self, value: float) -> float:
-        start, end = self.ends
-        return start + (value - self.low) / (self.high - self.low) * (end - start)
-
-    @property
-    def marks(self) -> list[float]:
-        first, last = math.ceil(self.low / self.step), math.floor(self.high / self.step)
-        return [number * self.step for number in range(first, last + 1)]
-
-    @property
-    def power(self) -> int:
-        """Of ten, which the marks leave out and which stands beside them once."""
-        largest = max(map(abs, self.marks), default=0.0)
-        power = math.floor(math.log10(largest)) if largest else 0
-        return 0 if power in _PLAIN_POWERS else power
-
-    def text(self, mark: float) -> str:
-        digits = max(0, self.power - math.floor(math.log10(self.step) + _ROUNDING))
-        return f"{mark / 10.0**self.power:.{digits}f}".replace("-", "\N{MINUS SIGN}")
+        with matplotlib.rc_context({**_STYLE, "svg.hashsalt": self.title}):
+            figure = Figure(figsize=_SIZE, layout="constrained")
+            axes = figure.add_subplot()
+            for curve in filter(lambda curve: curve.points, self.curves):
+                color = _COLORS[curve.color]
+                x, y = zip(*thinned(curve.points), strict=True)
+                width = 1.0 if curve.color == "faint" else 1.6
+                axes.plot(x, y, color=color, linewidth=width, marker="o" if len(x) == 1 else None, markersize=3)
+                if curve.errors:
+                    low, high = (
+                        [value + sign * error for (_, value), error in zip(curve.points, curve.errors, strict=True)]
+                        for sign in (-1, 1)
+                    )
+                    axes.fill_between(
+                        [step for step, _ in curve.points], low, high, color=color, alpha=0.15, linewidth=0
+                    )
+            if self.zero_line:
+                axes.axhline(0, color=_COLORS["ink"], linewidth=0.8)
+            axes.set_xlabel(self.x_label)
+            axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+            axes.yaxis.set_major_locator(MaxNLocator(5))
+            axes.ticklabel_format(axis="y", scilimits=(-4, 4), useOffset=False)
+            buffer = io.StringIO()
+            figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
+        return _for_page(buffer.getvalue(), self.title)
 
 
 def smoothed(points: Sequence[Point], decay: float = 0.9) -> list[Point]:
@@ -116,83 +110,20 @@ def thinned(points: Sequence[Point], most: int = _MOST_POINTS) -> list[Point]:
     return [(group[-1][0], sum(y for _, y in group) / len(group)) for group in groups]
 
 
-def _axis(values: Sequence[float], ends: tuple[float, float], least_step: float = 0.0) -> _Axis:
-    low, high = min(values, default=0.0), max(values, default=1.0)
-    if math.isclose(low, high, rel_tol=1e-9):
-        room = abs(low) * _ROOM or _ROOM
-        low, high = low - room, high + room
-    margin = (high - low) * _ROOM
-    return _Axis(low - margin, high + margin, max(least_step, _round_step((high - low) / _MOST_STEPS)), ends)
+# What of matplotlib's SVG has no place inside a page: its size, ids that every figure has, fonts, and global styles.
+_UNWANTED = (
+    r' width="[^"]*pt" height="[^"]*pt"',
+    r' id="[a-zA-Z.0-9]+_\d+"',
+    r"font-family: [^;]*; ",
+    r"<metadata>.*?</metadata>",
+    r"<style.*?</style>",
+)
 
 
-def _round_step(least: float) -> float:
-    """The smallest of 1, 2, 5 and 10 times a power of ten that is not below."""
-    power = 10.0 ** math.floor(math.log10(least))
-    return power * next(factor for factor in (1, 2, 5, 10) if factor * (1 + _ROUNDING) >= least / power)
-
-
-def _finite(curve: Curve) -> Curve:
-    """Without what is no number."""
-    errors = curve.errors or [0.0] * len(curve.points)
-    kept = [
-        (point, error)
-        for point, error in zip(curve.points, errors, strict=True)
-        if all(map(math.isfinite, (*point, error)))
-    ]
-    return replace(curve, points=[point for point, _ in kept], errors=curve.errors and [error for _, error in kept])
-
-
-def _heights(curve: Curve) -> Iterator[float]:
-    for (_, y), error in zip(curve.points, curve.errors or repeat(0.0), strict=False):
-        yield from (y - error, y + error)
-
-
-def _frame(x: _Axis, y: _Axis, x_label: str) -> Iterator[str]:
-    """The grid, what it stands for, and the two axes."""
-    for mark in y.marks:
-        yield _line([(_LEFT, y.at(mark)), (_RIGHT, y.at(mark))], "grid", 0.5)
-        yield _text(_LEFT - 4, y.at(mark) + _FONT / 3, y.text(mark), "end")
-    for mark in x.marks:
-        yield _line([(x.at(mark), _TOP), (x.at(mark), _BOTTOM)], "grid", 0.5)
-        yield _text(x.at(mark), _BOTTOM + _FONT + 4, x.text(mark), "middle")
-    yield _line([(_LEFT, _TOP), (_LEFT, _BOTTOM), (_RIGHT, _BOTTOM)], "grid", 0.8)
-    yield _text((_LEFT + _RIGHT) / 2, _HEIGHT - _FONT, x_label + _factor(x), "middle")
-    if y.power:
-        yield _text(_LEFT, _TOP - 5, _factor(y).strip(), "start")
-
-
-def _factor(axis: _Axis) -> str:
-    return f" \N{MULTIPLICATION SIGN} 1e{axis.power}" if axis.power else ""
-
-
-def _drawn(curve: Curve, x: _Axis, y: _Axis) -> Iterator[str]:
-    if curve.errors:
-        with_errors = list(zip(curve.points, curve.errors, strict=True))
-        low, high = ([(step, value + sign * error) for (step, value), error in with_errors] for sign in (-1, 1))
-        band = _places([*low, *reversed(high)], x, y)
-        yield f'<polygon points="{_listed(band)}" fill="var(--{curve.color})" fill-opacity="0.15"/>'
-    places = _places(thinned(curve.points), x, y)
-    if len(places) == 1:
-        ((across, down),) = places
-        yield f'<circle cx="{across:.1f}" cy="{down:.1f}" r="1.5" fill="var(--{curve.color})"/>'
-    elif places:
-        yield _line(places, curve.color, 1.0 if curve.color == "faint" else 1.6)
-
-
-def _places(points: Sequence[Point], x: _Axis, y: _Axis) -> list[Point]:
-    return [(x.at(step), y.at(value)) for step, value in points]
-
-
-def _listed(places: Sequence[Point]) -> str:
-    return " ".join(f"{x:.1f},{y:.1f}" for x, y in places)
-
-
-def _line(places: Sequence[Point], color: str, width: float) -> str:
-    return (
-        f'<polyline points="{_listed(places)}" fill="none" stroke="var(--{color})" stroke-width="{width}" '
-        'stroke-linejoin="round" stroke-linecap="round"/>'
-    )
-
-
-def _text(x: float, y: float, text: str, anchor: str) -> str:
-    return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{html.escape(text)}</text>'
+def _for_page(svg: str, title: str) -> str:
+    svg = svg[svg.index("<svg") :].replace("<svg", f'<svg role="img" aria-label="{html.escape(title)}"', 1)
+    for pattern in _UNWANTED:
+        svg = re.sub(pattern, "", svg, flags=re.DOTALL)
+    for name, color in _COLORS.items():
+        svg = svg.replace(color, f"var(--{name})")
+    return svg
