@@ -5,8 +5,8 @@
 #   --unit            only tests/unit
 #   --all-comfyui     all, and the tests marked smoke in the oldest ComfyUI; with --long before it in each older one,
 #                     and those marked smoke_long
-#   --long            also the tests marked long: whole trainings, several processes, compiling; else only where their
-#                     file is named
+#   --long            also the tests marked long: whole trainings, several processes, compiling, and more of what a short
+#                     test tries once (another model, precision, file); else only where their file is named
 #   --comfyui VERSION only tests/comfy and tests/legacy, all of them, in that older ComfyUI
 # Files and folders under tests/ narrow it down to them. What fits in one lane runs in the foreground.
 set -euo pipefail

@@ -95,7 +95,9 @@ def test_sample_draws_a_sheet_and_pictures(files, tmp_path):
     assert said["adapter"].endswith("base")
 
 
-@pytest.mark.parametrize("family", TRANSFORMERS)
+@pytest.mark.parametrize(
+    "family", [pytest.param(name, marks=[pytest.mark.long] * (name == "schnell")) for name in TRANSFORMERS]
+)
 def test_sample_draws_with_transformers(files, encoder_folder, tmp_path, family):
     """What is drawn follows the reference, and at strength 0 it does not."""
     write, reads, kind = TRANSFORMERS[family]
