@@ -15,8 +15,9 @@ from .data.pictures import BrokenPictureError, Picture, decode, upright_size
 from .data.records import DataError, Records
 from .data.sources import Source
 from .draws import sample_generator
-from .models.encoder_files import find_encoder, resolve_folder
+from .models.encoder_files import resolve_folder
 from .models.face_network import face_read
+from .models.image_encoder import check_encoder
 from .models.wanted import pretrained_file
 from .readers.faces import FacePreparation, find_pack
 from .state import CheckpointError
@@ -59,8 +60,8 @@ def check_before_models(config: Config, source: Source, held_out: Records) -> No
 
 def _find_small_models(config: Config) -> None:
     """Those that are loaded after the base, which takes longer than to look for them."""
-    if config.encoder.model:
-        find_encoder(config.encoder.model, "encoder.model")
+    if config.adapter.reads_pictures:
+        check_encoder(config.encoder, config.adapter.kind)
     if config.encoder.face_model is not None:
         find_pack(config.encoder.face_model)
     if config.validation.sample_every is not None:  # else they are not asked

@@ -166,3 +166,22 @@ def test_what_is_wrong_is_said(tmp_path: Path, name: str, error: type[IPAdapterE
         )
     with pytest.raises(error, match=message):
         load(file, folder, **settings)
+
+
+@pytest.mark.parametrize("only", [EVERYTHING, frozenset({"vae", "text"})])
+@pytest.mark.parametrize("key", ["num_layers", "num_single_layers", "guidance_embeds"])
+def test_a_config_of_another_model_leaves_no_weights_out(tmp_path: Path, key: str, only: frozenset[str]) -> None:
+    """diffusers would leave out what has no place, and say so in a log: FLUX.1-dev would be trained as schnell."""
+    folder = FAMILIES["flux"][0](tmp_path / "base")
+    file, config = write("flux", tmp_path), folder / "transformer" / "config.json"
+    load(file, folder, only)
+    settings = json.loads(config.read_text())
+    config.write_text(json.dumps(settings | {key: settings[key] - 1 if key.startswith("num") else False}))
+    with pytest.raises(ModelNotFoundError, match=r"more weights than .* describes.*the very model"):
+        load(file, folder, only)
+
+
+def test_what_lies_beside_the_transformer_is_no_matter(tmp_path: Path) -> None:
+    """A checkpoint of all parts may have a text encoder in few bits, which is not read."""
+    folder = FAMILIES["sd3"][0](tmp_path / "base")
+    load(write("sd3", tmp_path, prefix=PREFIX, **{"text_encoders.t5xxl.x.scale_weight": torch.ones(1)}), folder)

@@ -7,8 +7,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor
 from torch.nn.functional import linear, silu
 
@@ -23,7 +25,14 @@ from ipadapter_trainer.files.adapter_file import open_adapter
 from ipadapter_trainer.models.image_encoder import load_image_encoder
 from ipadapter_trainer.models.loading import load_base
 from ipadapter_trainer.models.network import TrainableAdapter, new_adapter
-from ipadapter_trainer.watch.sampling import guided
+from ipadapter_trainer.watch.sampling import (
+    Reference,
+    Sampler,
+    SampleSettings,
+    encode_prompt,
+    guided,
+    sample_grid,
+)
 from support.encoders import WIDTH
 from support.published import anima_lucifer, random_tensors, write_safetensors
 from support.tiny_anima_base import write_anima_base
@@ -215,6 +224,33 @@ def test_a_strength_multiplies_the_tokens_of_a_gate_by_time(
         difference(given_answer, base.predict(noisy, times.expand(2), text, sizes, none._replace(kv=(None,) * 3)))
         > 1e-3
     )
+
+
+@torch.no_grad()
+def test_pictures_are_drawn_with_the_gate_of_each_step(
+    adapter_for: Callable[..., tuple[Any, TrainableAdapter]],
+) -> None:
+    """Held against Euler's method by diffusers' scheduler, and the steps read different gates."""
+    base, network = adapter_for("time, fewer tokens")
+    opened(network)
+    base.install()
+    settings = SampleSettings(strengths=(1.0,), steps=3, guidance=1.0, size=(64, 48), seed=7)
+    sampler = Sampler(base, settings, encode_prompt(base, ""))
+    text, image = base.encode_text(["a fox"]), features(1)
+    reference = Reference("it", Image.new("RGB", (8, 8)), "", "a fox", image, text)
+    drawn = sample_grid(sampler, network, features(1), [reference])
+    scheduler = base.pipeline.scheduler
+    scheduler.set_timesteps(sigmas=[1.0, 2 / 3, 1 / 3])
+    latents, gates = sampler.noise(0, 0), []
+    for timestep, sigma in zip(scheduler.timesteps, scheduler.sigmas, strict=False):
+        prompt = network(image, base.adapter_times(sigma[None]))
+        gates.append(prompt.gates[0])
+        answer = base.predict(latents, sigma[None], text, torch.zeros(1, 6), prompt)
+        latents = scheduler.step(answer, timestep, latents, return_dict=False)[0]
+    expected = base.decode(latents)[0].permute(1, 2, 0)
+    given = torch.tensor(np.asarray(drawn.rows[0][0]) / 255.0)
+    assert float((given - expected).abs().max()) < 0.5 / 255 + 1e-4
+    assert difference(gates[0], gates[2]) > 0.05
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,9 @@
 
 import json
 import math
+import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,9 @@ from ipadapter_trainer.files.inspection import inspect_path
 from ipadapter_trainer.loop import train
 from ipadapter_trainer.metrics_log import read_records
 from ipadapter_trainer.planning import make_plan
+from ipadapter_trainer.resume.identify import default_settings
+from ipadapter_trainer.run import open_run
+from ipadapter_trainer.state import CheckpointError
 from support.pretend_device import pretend_device
 from support.rank_work import train_sharded
 from support.ranks import run_ranks
@@ -131,6 +136,24 @@ def test_a_whole_run_with_a_gate(
 )
 def test_a_resumed_run_is_the_uninterrupted_one(config: Callable[..., Config], tmp_path: Path, is_cached: bool) -> None:
     assert_goes_on_exactly(config, tmp_path, is_cached=is_cached)
+
+
+@pytest.mark.parametrize(("gate", "other"), [("none", "block"), ("block", "none"), ("none", "time")], indirect=["gate"])
+def test_a_run_does_not_go_on_with_another_gate(config: Callable[..., Config], gate: str, other: str) -> None:
+    """The gate alone is named: what else of the adapter differs then follows from it. Where the setting stays, none is."""
+    first = config("run", train={"steps": 2, "batch_size": 2, "log_every": 1, "trackers": []})
+    assert train(first).is_finished
+    changed = config("run", adapter=KINDS[other])
+    wanted = rf"another: adapter\.gate is '{other}', was '{gate}'\. .*What to do: set adapter\.gate back; or"
+    with pytest.raises(CheckpointError, match=wanted):
+        train(changed)
+    assert re.search(wanted, make_plan(changed).to_json()["refused"])
+    before = open_run(first).state.identity()
+    assert before.settings["adapter.gate"] == gate
+    if gate == "none":  # as it was written before there were gates
+        kept = {name: value for name, value in before.settings.items() if name != "adapter.gate"}
+        assert not list(before.differences(replace(before, settings=kept), default_settings()))
+    assert not open_run(changed).state.identity().fits(before)
 
 
 @pytest.mark.parametrize("gate", ["none", "time"], indirect=True)

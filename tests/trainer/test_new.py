@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +19,14 @@ from ipadapter_trainer.loop import train
 from ipadapter_trainer.start.suggestion import Wanted, suggest, to_toml
 from ipadapter_trainer.start.survey import Machine, Models, Pictures, find_models, survey
 from support.pictures import write_shards
+from support.tiny_anima_base import write_anima_base
+from support.tiny_flux_base import write_flux_base
+from support.tiny_sd3_base import write_sd3_base
+from support.tiny_studio_base import write_studio_base
 from support.training import write_pictures
 
 GIB = 2**30
+RECIPES = Path(__file__).parents[2] / "trainer" / "configs"
 TWENTY = Pictures(count=20, captioned=20, side=700, cut=0.0, groups=0, broken=0)
 GPU = Machine(memory=12 * GIB, has_bf16=True, cores=8)
 SD15 = Models(base="sd15", encoder="clip", is_sdxl=False, fits_published=True)
@@ -208,3 +214,48 @@ def test_shards_are_not_looked_at(tmp_path: Path) -> None:
     write_shards(tmp_path / "shards", shards=1, per_shard=2)
     with pytest.raises(IPAdapterError, match=r"streamed.*sd15_base\.toml"):
         survey(str(tmp_path / "shards"))
+
+
+@pytest.mark.parametrize(
+    ("write", "recipe"),
+    [
+        (write_flux_base, "flux_base"),
+        (write_sd3_base, "sd35_large"),
+        (partial(write_studio_base, family="z_image"), "z_image_plus"),
+        (partial(write_studio_base, family="qwen_image"), "qwen_image_plus"),
+        (write_anima_base, "anima_plus"),
+    ],
+)
+def test_nothing_is_suggested_for_transformers(
+    tmp_path: Path, write: Callable[[Path], Path], recipe: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It would be an adapter of SD1.5 that begins with one of SD1.5's; the recipe that is named is there."""
+    base, pictures = write(tmp_path / "model"), write_pictures(tmp_path / "pictures", 8)
+    monkeypatch.chdir(tmp_path)
+    made = CliRunner().invoke(app, ["new", str(pictures), "--base", str(base)])
+    assert isinstance(made.exception, IPAdapterError)
+    assert f"trainer/configs/{recipe}.toml" in str(made.exception)
+    assert (RECIPES / f"{recipe}.toml").is_file()
+    assert not list(tmp_path.glob("*.toml"))
+
+
+@pytest.mark.parametrize(
+    ("name", "recipe"),
+    [
+        ("black-forest-labs/FLUX.1-dev", "flux_base"),
+        ("models/flux1-dev.safetensors", "flux_base"),
+        ("stabilityai/stable-diffusion-3.5-large", "sd35_large"),
+        ("models/sd3.5_medium.safetensors", "sd35_large"),
+        ("Tongyi-MAI/Z-Image-Turbo", "z_image_plus"),
+        ("Qwen/Qwen-Image@main", "qwen_image_plus"),
+        ("circlestone-labs/Anima-Base-v1.0-Diffusers", "anima_plus"),
+    ],
+)
+def test_transformers_are_known_by_their_names(name: str, recipe: str) -> None:
+    with pytest.raises(IPAdapterError, match=rf"by its name.*trainer/configs/{recipe}\.toml"):
+        find_models(name, "clip")
+
+
+@pytest.mark.parametrize("name", ["cagliostrolab/animagine-xl-4.0", "owner/animaPencilXL_v5", "sdxl-influx-free/x"])
+def test_models_with_names_alike_are_none(name: str) -> None:
+    find_models(name, "clip")

@@ -13,6 +13,7 @@ from ipadapter_core.encoder import pe
 from ipadapter_core.errors import MismatchError
 from ipadapter_core.file.spec import Feature, Negative
 from ipadapter_trainer.config import EncoderConfig
+from ipadapter_trainer.files.inspection import inspect_path
 from ipadapter_trainer.hub import ModelNotFoundError
 from ipadapter_trainer.models.encoder_files import find_encoder
 from ipadapter_trainer.models.image_encoder import ImageEncoder, load_image_encoder
@@ -69,6 +70,15 @@ def test_features_are_timms(reference: Any, tmp_path: Path, save: Callable[[Any,
     assert (encoder.spec.kind, encoder.feature, encoder.width) == ("PE-Core", Feature.LAST_HIDDEN_STATE, WIDTH)
     assert encoder.no_image(Negative.ZERO_PIXELS).shape == (1, 5, WIDTH)
     assert find_encoder(str(place), "encoder.model").pixel_format() == encoder.format.pixel_format
+
+
+def test_a_folder_of_timms_is_called_by_its_own_name(reference: Any, tmp_path: Path) -> None:
+    """And `ipadapter inspect` says what it is, as of any folder that encoder.model may name."""
+    place = save_folder(reference, tmp_path / "pe-core")
+    assert load(place).name == "pe-core"
+    found: Any = inspect_path(place)
+    assert (found["kind"], found["encoder"]["kind"]) == ("image encoder", "PE-Core")
+    assert found["next"] == f'encoder.model = "{place}"'
 
 
 def test_a_file_in_half_precision(reference: Any, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import re
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from ipadapter_trainer.run import open_run
 from support.pictures import write_shards
 from support.published import random_tensors, write_safetensors
 from support.published_transformers import instantx_flux
+from support.tiny_pe import write_pe_folder
 from support.training import make_config, write_pictures
 
 CPU = torch.device("cpu")
@@ -88,6 +90,32 @@ def test_the_encoder_is_looked_for_before_the_base_is_loaded(tmp_path: Path) -> 
     pictures = write_pictures(tmp_path / "pictures", 8)
     with pytest.raises(IPAdapterError, match=r"encoder\.model = 'nowhere'"):
         open_run(make_config(NOWHERE, NOWHERE, pictures, tmp_path / "run"))
+
+
+def test_a_layer_the_encoder_lacks_is_said_before_the_base_is_loaded(
+    tmp_path: Path, encoder_folder: Callable[..., Path]
+) -> None:
+    pictures = write_pictures(tmp_path / "pictures", 8)
+    settings: dict[str, dict[str, Any]] = {"adapter": {"kind": "plus"}, "encoder": {"layer": -9}}
+    with pytest.raises(IPAdapterError, match=r"without hidden_states of layer -9.*a layer from -\d to -1"):
+        open_run(make_config(NOWHERE, encoder_folder("clip"), pictures, tmp_path / "run", **settings))
+
+
+def test_a_feature_the_encoder_lacks_is_said_before_the_base_is_loaded(tmp_path: Path) -> None:
+    write_pe_folder(tmp_path / "pe")
+    pictures = write_pictures(tmp_path / "pictures", 8)
+    wanted = r'without image_embeds\. Expected: encoder\.feature = "last_hidden_state": .* set encoder\.feature'
+    with pytest.raises(IPAdapterError, match=wanted):
+        open_run(make_config(NOWHERE, tmp_path / "pe", pictures, tmp_path / "run"))
+
+
+def test_a_missing_timm_is_said_before_the_base_is_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_pe_folder(tmp_path / "pe")
+    pictures = write_pictures(tmp_path / "pictures", 8)
+    last = {"encoder": {"feature": "last_hidden_state"}}
+    monkeypatch.setitem(sys.modules, "timm", None)
+    with pytest.raises(IPAdapterError, match="pip install timm"):
+        open_run(make_config(NOWHERE, tmp_path / "pe", pictures, tmp_path / "run", **last))
 
 
 @pytest.mark.parametrize("name", ["clip_model", "dino_model"])

@@ -76,3 +76,10 @@ def test_what_a_file_states_is_held_against_its_blocks(config: Config, tmp_path:
 def test_medium_is_called_by_its_name() -> None:
     assert base_of_blocks((1536,) * 24, 13) == "SD3.5-Medium"
     assert base_of_blocks((2432,) * 38) == "SD3.5-Large"
+
+
+def test_a_resampler_that_diffusers_does_not_build_is_said_in_words(config: Config) -> None:
+    one = config.adapter.model_copy(update={"resampler_depth": 1})
+    train(config.model_copy(update={"adapter": one}))
+    reasons = export_checkpoint(config.run, None).portability.reasons
+    assert "it builds a resampler of 4 layers with heads of 64, this has 1 of 64" in reasons[0]

@@ -13,7 +13,7 @@ from ipadapter_core.file.detect import detect
 from ipadapter_core.file.header import HASH_KEY
 from ipadapter_core.file.json_text import parse_json
 from ipadapter_core.file.seal import SEAL
-from ipadapter_core.file.spec import USUAL_BACKBONE, AdapterSpec, EncoderHint, Feature, Negative
+from ipadapter_core.file.spec import USUAL_BACKBONE, AdapterSpec, EncoderHint, Feature, Negative, Projection
 from ipadapter_core.network.adapter import build_adapter
 
 from ..config import Precision
@@ -90,10 +90,11 @@ def convert_file(
     check_target(output)
     file = read_state(source)
     tensors = unwrapped(file.tensors)
-    if is_xlabs(tensors):
+    spec = _spec(tensors, file.metadata)
+    if is_xlabs(tensors) and (spec is None or spec.projection is Projection.LINEAR):
         source_kind = "an XLabs adapter or its training state"
         return _copy(published_xlabs(tensors), file.metadata, output, source_kind, precision)
-    if _base(tensors, file.metadata) not in (None, USUAL_BACKBONE):
+    if spec is not None and spec.backbone != USUAL_BACKBONE:
         return _copy(tensors, file.metadata, output, "an adapter as the nodes read it", precision)
     parts = take_apart(tensors)
     notes: list[str] = []
@@ -153,10 +154,10 @@ def _explain(tensors: Mapping[str, Tensor], source: Path) -> None:
     )
 
 
-def _base(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str | None:
-    """The kind of base model of an adapter under its published names; None for any other file."""
+def _spec(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> AdapterSpec | None:
+    """Of an adapter under its published names; None for any other file."""
     try:
-        return detect({name: tuple(tensor.shape) for name, tensor in tensors.items()}, metadata).backbone
+        return detect({name: tuple(tensor.shape) for name, tensor in tensors.items()}, metadata)
     except (UnreadableFileError, UnknownCheckpointError, UnsupportedFamilyError):
         return None
 

@@ -17,11 +17,13 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ipadapter_core.branch.attention import image_attention
-from ipadapter_core.file.spec import AdapterSpec
+from ipadapter_core.file.spec import AdapterSpec, Projection
 from ipadapter_core.network.adapter import IPAdapter
 
 from ..readers.reader import FEATURES
 from .comparing import as_float, random_features, relative_difference
+
+_TOKENS = (4, 16)
 
 
 class FluxOutline(nn.Module, FluxTransformer2DLoadersMixin):  # type: ignore[misc]
@@ -54,11 +56,16 @@ def flux_difference(path: Path, adapter: IPAdapter) -> float:
     Raises:
         RuntimeError, ValueError, LookupError, TypeError, AttributeError: diffusers cannot load it.
     """
-    transformer = FluxOutline(adapter.spec, next(adapter.parameters()).dtype)
+    spec = adapter.spec
+    if spec.projection is not Projection.LINEAR:  # the errors that it raises itself are about its own variables
+        raise ValueError(f"it reads base adapters for FLUX.1, this is {spec.family}")
+    if spec.num_tokens not in _TOKENS:
+        raise ValueError(f"it reads {' or '.join(map(str, _TOKENS))} image tokens, this has {spec.num_tokens}")
+    transformer = FluxOutline(spec, next(adapter.parameters()).dtype)
     _Pipeline(transformer).load_ip_adapter(
         str(path.parent), weight_name=path.name, image_encoder_pretrained_model_name_or_path=None
     )
-    features = random_features(adapter.spec)[FEATURES]
+    features = random_features(spec)[FEATURES]
     tokens = as_float(adapter.image_proj)(features)  # (B, N, C)
     theirs = as_float(transformer.encoder_hid_proj)([features[:, None]])  # one (B, 1, N, C)
     given = theirs[0].reshape(theirs[0].shape[0], -1, theirs[0].shape[-1])

@@ -8,7 +8,7 @@ from pathlib import Path
 from torch import Tensor
 
 from ipadapter_core.encoder.choice import encoder_need
-from ipadapter_core.encoder.known import EncoderSpec, encoder_from_shapes, read_encoder_folder
+from ipadapter_core.encoder.known import EncoderSpec, encoder_from_shapes
 from ipadapter_core.errors import BadInputError, UnknownCheckpointError, UnreadableFileError, UnsupportedFamilyError
 from ipadapter_core.file.container import TensorFile, read_json
 from ipadapter_core.file.detect import canonical_name
@@ -20,6 +20,7 @@ from ..convert.errors import ConvertError
 from ..convert.names import Parts, take_apart, unwrapped
 from ..convert.numbers import repair_numbers
 from ..convert.reading import find_state, is_state_folder, read_state
+from ..models.encoder_files import find_encoder
 from ..state import ADAPTER, CONFIG, COUNTERS, EMA, find_checkpoints
 from .export import describe_precision
 from .facts import PORTABILITY_KEY, PREPROCESS_KEY, TRAINING_KEY, read_preprocess
@@ -37,6 +38,7 @@ def inspect_path(path: Path) -> dict[str, object]:
     Raises:
         UnreadableFileError: a file that is missing, damaged, or no tensor file.
         BadInputError: a folder with nothing this project knows.
+        MismatchError: one of timm with something else than a PE-Core.
     """
     if not os.path.isdir(path):
         return _file(path)
@@ -56,7 +58,7 @@ def inspect_path(path: Path) -> dict[str, object]:
         pipeline = index.get("_class_name") if isinstance(index, dict) else None
         return {"kind": "text-to-image model", "pipeline": pipeline, "next": f'base.model = "{path}"'}
     if os.path.isfile(path / "config.json"):
-        return {**_encoder(read_encoder_folder(path)), "next": f'encoder.model = "{path}"'}
+        return {**_encoder(find_encoder(str(path), "encoder.model").spec), "next": f'encoder.model = "{path}"'}
     raise BadInputError(
         f"{path} is a folder with no run, training state, model or encoder in it",
         expected="a run folder, a checkpoint, a training state, a model or encoder folder, or a weight file",

@@ -23,6 +23,8 @@ from ipadapter_core.network.adapter import IPAdapter
 from ..readers.reader import FEATURES
 from .comparing import as_float, random_features, random_timesteps, relative_difference
 
+_DEPTH, _HEAD_DIM = 4, 64
+
 
 class TransformerOutline(nn.Module, SD3Transformer2DLoadersMixin):  # type: ignore[misc]
     """What diffusers' IP-Adapter loader sees of a transformer: its joint attentions and their width."""
@@ -72,6 +74,12 @@ def load_in_sd3(path: Path, adapter: IPAdapter) -> TransformerOutline:
 def sd3_difference(path: Path, adapter: IPAdapter) -> float:
     """Largest difference of tokens and of what the first block adds, in parts of the largest value; of the other blocks
     the weights are compared. Errors as `load_in_sd3`."""
+    assert adapter.spec.resampler is not None
+    given = adapter.spec.resampler
+    if (given.depth, given.head_dim) != (_DEPTH, _HEAD_DIM):  # it would leave layers without weights
+        raise ValueError(
+            f"it builds a resampler of {_DEPTH} layers with heads of {_HEAD_DIM}, this has {given.depth} of {given.head_dim}"
+        )
     transformer = load_in_sd3(path, adapter)
     if adapter.spec.second_attentions:
         weights = [x for processor in transformer.attn_processors.values() for x in processor.parameters()]
@@ -84,8 +92,8 @@ def sd3_difference(path: Path, adapter: IPAdapter) -> float:
     tokens, time = as_float(adapter.image_proj)(features, timesteps)
     theirs, their_time = as_float(transformer.image_proj)(features, timesteps)
     for site, processor in enumerate(transformer.attn_processors.values()):
-        given, wanted = processor.state_dict(), adapter.site(site).state_dict()
-        if given.keys() != wanted.keys() or not all(torch.equal(given[name], wanted[name]) for name in wanted):
+        loaded, wanted = processor.state_dict(), adapter.site(site).state_dict()
+        if loaded.keys() != wanted.keys() or not all(torch.equal(loaded[name], wanted[name]) for name in wanted):
             return 1.0
     first = next(iter(transformer.attn_processors.values()))
     return max(

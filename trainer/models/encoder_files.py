@@ -50,22 +50,22 @@ class EncoderFiles:
     path: Path
     spec: EncoderSpec
 
-    def load(self) -> VisionFolder:
-        """Errors as `load_vision_folder`, `load_siglip_file` and `load_pe_file`.
-
-        Raises:
-            MissingPackageError: PE-Core without timm.
-        """
-        if self.path.is_dir():
-            return load_vision_folder(self.path, transformers)
-        if self.spec.kind != PE_CORE:
-            return load_siglip_file(self.path, transformers)
-        if importlib.util.find_spec("timm") is None:
+    def check_packages(self) -> None:
+        """Raises MissingPackageError for PE-Core without timm."""
+        if self.spec.kind == PE_CORE and importlib.util.find_spec("timm") is None:
             raise MissingPackageError(
                 f"{self.path.name}, a PE-Core, without the package timm, which builds it",
                 expected="timm",
                 action="pip install timm, or set encoder.model to another encoder",
             )
+
+    def load(self) -> VisionFolder:
+        """Errors as `check_packages`, `load_vision_folder`, `load_siglip_file` and `load_pe_file`."""
+        if self.path.is_dir():
+            return load_vision_folder(self.path, transformers)
+        if self.spec.kind != PE_CORE:
+            return load_siglip_file(self.path, transformers)
+        self.check_packages()
         import timm  # optional, and slow to import
 
         return load_pe_file(self.path, timm)

@@ -4,6 +4,7 @@
 
 import os
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -17,7 +18,7 @@ from ipadapter_core.file.spec import Feature, Negative
 from ..config import EncoderConfig
 from ..quiet import quiet_libraries
 from .base import DTYPES, brought, fingerprint
-from .encoder_files import find_encoder
+from .encoder_files import EncoderFiles, find_encoder
 
 _POOLED = "base"  # the kind of adapter that reads one embedding
 
@@ -80,6 +81,32 @@ class ImageEncoder:
         return torch.zeros_like(features) if negative is Negative.ZERO_FEATURES else features
 
 
+def check_encoder(config: EncoderConfig, kind: str) -> tuple[EncoderFiles, Feature]:
+    """What `load_image_encoder` loads and reads of it, with all errors that a header or a config tells."""
+    files = find_encoder(config.model, "encoder.model")
+    files.check_packages()
+    spec = files.spec
+    feature = (
+        (Feature.IMAGE_EMBEDS if kind == _POOLED else Feature.HIDDEN_STATES)
+        if config.feature == "auto"
+        else Feature(config.feature)
+    )
+    if spec.dim(feature) is None:
+        has = " or ".join(f'"{each.value}"' for each in Feature if spec.dim(each) is not None)
+        raise MismatchError(
+            f"{config.model} ({spec.name}) without {feature.value}",
+            expected=f"encoder.feature = {has}: what it has",
+            action="set encoder.feature, or choose another encoder.model",
+        )
+    if config.layer < -spec.num_layers - 1:
+        raise MismatchError(
+            f"{config.model} ({spec.name}) without {feature.value} of layer {config.layer}",
+            expected=f"a layer from {-spec.num_layers - 1} to -1",
+            action="correct encoder.layer",
+        )
+    return files, feature
+
+
 def load_image_encoder(
     config: EncoderConfig, kind: str, device: torch.device, padding: str | None = None
 ) -> ImageEncoder:
@@ -89,27 +116,16 @@ def load_image_encoder(
         padding: what fills a picture up with crop "pad"; None is the encoder's mean.
 
     Raises:
-        MissingPackageError, UnreadableFileError: as `EncoderFiles.load`; these and ModelNotFoundError as `find_encoder`.
+        MissingPackageError, UnreadableFileError: as `EncoderFiles`; the latter and ModelNotFoundError as `find_encoder`.
         MismatchError: the encoder does not have what is to be read of it.
     """
     quiet_libraries()
-    files = find_encoder(config.model, "encoder.model")
+    files, feature = check_encoder(config, kind)
     vision = files.load()
     vision.model.to(device, DTYPES[config.precision])
-    feature = (
-        (Feature.IMAGE_EMBEDS if kind == _POOLED else Feature.HIDDEN_STATES)
-        if config.feature == "auto"
-        else Feature(config.feature)
-    )
-    if vision.spec.dim(feature) is None or config.layer < -vision.spec.num_layers - 1:
-        raise MismatchError(
-            f"{config.model} ({vision.spec.name}) without {feature.value} of layer {config.layer}",
-            expected=f"a layer from {-vision.spec.num_layers - 1} to -1",
-            action="correct encoder.feature or encoder.layer",
-        )
     reference_format = ReferenceFormat(vision.pixel_format, config.crop, padding)
     identity = f"{fingerprint(vision.model)}/{feature.value}"
     if feature is Feature.HIDDEN_STATES:
         identity += f"/{config.layer}"
-    name = files.path.name if os.path.exists(config.model) else config.model
+    name = Path(config.model).name if os.path.exists(config.model) else config.model
     return ImageEncoder(name, identity, vision, feature, config.layer, reference_format, device)

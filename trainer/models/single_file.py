@@ -46,14 +46,14 @@ def single_file(config: BaseModelConfig, parts: frozenset[str]) -> Path | None:
             action="use a copy in safetensors, or convert it where you trust it",
         )
     try:
-        names = tuple(read_header(path, KIND))
+        header = read_header(path, KIND)
     except UnreadableFileError as error:
         raise ModelNotFoundError(
             f"{config.model} is damaged, or no safetensors file in spite of its name",
             expected="a complete safetensors file",
             action="download it again and compare its size with the source",
         ) from error
-    if any(_ANIMA_KEY in name for name in names):
+    if any(_ANIMA_KEY in name for name in header):
         raise ModelNotFoundError(
             f"{config.model}, a single file of Anima",
             expected="Anima as a folder or repository in diffusers' modular layout, such as "
@@ -67,12 +67,12 @@ def single_file(config: BaseModelConfig, parts: frozenset[str]) -> Path | None:
             action="set it, for instance to stable-diffusion-v1-5/stable-diffusion-v1-5, "
             "stabilityai/stable-diffusion-xl-base-1.0 or black-forest-labs/FLUX.1-dev",
         )
-    if (kind := class_of(described_by(config))) is not None:
-        if "model" in parts:
-            check_transformer_file(path, dict.fromkeys(names), kind)
+    described = described_by(config)
+    if (kind := class_of(described)) is not None:
+        check_transformer_file(path, header, kind, described)
         return path
     for part, (what, starts) in _FILE_PARTS.items():
-        if part in parts and not any(name.startswith(starts) for name in names):
+        if part in parts and not any(name.startswith(starts) for name in header):
             raise ModelNotFoundError(
                 f"{config.model} without {what} (no tensor is called {starts[0]}…)",
                 expected="a whole checkpoint in its original names: UNet, autoencoder and text encoder",

@@ -202,7 +202,7 @@ def _sizes(spec: AdapterSpec) -> list[tuple[str, object, str]]:
     """What decides the shapes of an adapter: in words, its value, and what makes a config ask for that one."""
     kind, resampler = _kind(spec), spec.resampler
     names = {"resampler_dim": "dim", "resampler_depth": "depth", "resampler_head_dim": "head_dim"}
-    keys: dict[str, object] = {"kind": kind, "gate": _gate(spec), "tokens": spec.num_tokens}
+    keys: dict[str, object] = {"kind": kind, "gate": gate_of(spec), "tokens": spec.num_tokens}
     keys |= {key: getattr(resampler, name, None) for key, name in names.items()}
     own = [(f"adapter.{key}", value, f"set adapter.{key} = {json.dumps(value)}") for key, value in keys.items()]
     need, base = encoder_need(spec), f"choose a base.model like the one it is for ({spec.base})"
@@ -222,7 +222,7 @@ def _kind(spec: AdapterSpec) -> str:
     return kinds.get(spec.projection, spec.projection.value)
 
 
-def _gate(spec: AdapterSpec) -> str:
+def gate_of(spec: AdapterSpec) -> str:
     """As `adapter.gate` calls it."""
     layout = find_backbone(spec.backbone).layout(spec.layout)
     if layout.gate is not None:

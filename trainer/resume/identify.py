@@ -17,9 +17,10 @@ from ..data.shards import Shards
 from ..data.sources import Source
 from ..draws import STEPS
 from ..models.network import TrainableAdapter
+from ..models.wanted import gate_of
 from ..readers.reader import ReferenceReader
 from ..sharding import SHARDED
-from .identity import Keys, RunIdentity
+from .identity import GATE, Keys, RunIdentity
 from .weights import Weights
 
 # What of [data] says where and how to read, and not what: where it leads to is compared by its keys.
@@ -101,7 +102,8 @@ def default_settings() -> dict[str, Any]:
         "data": DataConfig,
         "base": BaseModelConfig,
     }
-    others = {_OTHER_BLOCKS: AdapterConfig().other_blocks}
+    adapter = AdapterConfig()
+    others = {_OTHER_BLOCKS: adapter.other_blocks, GATE: adapter.gate}
     return others | plain(
         {
             f"{section}.{name}": _default(field)
@@ -138,6 +140,7 @@ def _of_models(base: Backbone, reader: ReferenceReader, network: TrainableAdapte
         **reader.settings,
         "adapter.kind": spec.projection.value,
         "adapter.tokens": spec.num_tokens,
+        GATE: gate_of(spec),
         _OTHER_BLOCKS: "frozen" if network.frozen_sites else "zero",
         "adapter.negative": spec.negative.value,
         "adapter.resampler_dim": resampler and resampler.dim,

@@ -17,7 +17,7 @@ _CHUNK = 10_000  # keys hashed at once
 _MODELS = ("UNet", "transformer")  # what a diffusion model may be called
 _NOT_SAID = "not said"
 _SHAPES = ("kind", "tokens", "resampler_dim", "resampler_depth", "resampler_head_dim")  # of [adapter]
-_GATE = "adapter.gate"
+GATE = "adapter.gate"
 _BATCH = "train.batch_size x train.accumulate x processes"
 
 
@@ -111,7 +111,12 @@ class RunIdentity:
             defaults: of the settings, for those that one of the two does not know.
         """
         yield from self._weights(before)
-        yield from changed_settings(self.settings, before.settings, defaults)
+        now, then = self.settings, before.settings
+        if (
+            self._gate != before._gate
+        ):  # which decides much of an adapter's other settings: they are not what was changed
+            now, then = ({name: x for name, x in side.items() if not _is_of_adapter(name)} for side in (now, then))
+        yield from changed_settings(now, then, defaults)
         if self.sites != before.sites and self.settings.get("adapter.kind") == before.settings.get("adapter.kind"):
             yield Difference("adapter.blocks trains other layers than before", "set adapter.blocks back")
         yield from self.other_data(before.data)
@@ -119,10 +124,14 @@ class RunIdentity:
         yield from self.other_step(before.step_samples)
         yield from self._other_launch(before)
 
+    @property
+    def _gate(self) -> object:
+        return self.settings.get(GATE, "none")  # earlier versions had none
+
     def fits(self, before: "RunIdentity") -> bool:
         """Whether an adapter of that run can be begun with here, as far as kind, sizes and models tell."""
         names = ("encoder.feature", *(f"adapter.{name}" for name in _SHAPES))
-        if self.settings.get(_GATE, "none") != before.settings.get(_GATE, "none"):  # earlier versions had none
+        if self._gate != before._gate:
             return False
         if [part for part in _MODELS if part in self.weights] != [part for part in _MODELS if part in before.weights]:
             return False
@@ -183,6 +192,10 @@ class RunIdentity:
                 f"the stream has {self.readers} {noun} in each process, not {before.readers}",
                 f"set data.workers = {before.readers}",
             )
+
+
+def _is_of_adapter(name: str) -> bool:
+    return name.startswith("adapter.") and name != GATE
 
 
 def changed_settings(

@@ -2,11 +2,14 @@
 
 import json
 import os
+import re
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
 from ipadapter_core.encoder.known import read_encoder_folder
+from ipadapter_core.errors import BadInputError
+from ipadapter_core.file.container import read_json
 from ipadapter_core.file.spec import Feature
 
 from ..config import DataConfig
@@ -17,6 +20,14 @@ from ..hub import HubPlace
 
 _LOOKED_AT = 1000  # pictures, spread evenly
 _PERCENTILE = 4  # the side that three in four pictures have
+_INDEXES = ("model_index.json", "modular_model_index.json")
+_TRANSFORMERS = {  # pattern of their names, and of their pipelines' in diffusers: in words, and a recipe
+    r"(?<![a-z])flux": ("FLUX.1", "flux_base"),
+    r"(?<![a-z])sd[-_ ]?3|stable[-_ ]?diffusion[-_ ]?3": ("SD3.5", "sd35_large"),
+    r"z[-_ ]?image": ("Z-Image", "z_image_plus"),
+    r"qwen[-_ ]?image": ("Qwen-Image", "qwen_image_plus"),
+    r"(?<![a-z])anima(?![a-z])|^animamodular": ("Anima", "anima_plus"),
+}
 _PUBLISHED_TEXT = {768: "SD1.5", 2048: "SDXL"}
 
 
@@ -119,7 +130,9 @@ def find_models(base: str, encoder: str) -> Models:
 
     Raises:
         UnreadableFileError: an encoder's folder that holds none.
+        BadInputError: a transformer, for which nothing is suggested.
     """
+    _check_is_unet(base)
     unet = Path(base) / "unet" / "config.json"
     if unet.is_file():
         text_width = json.loads(unet.read_text(encoding="utf-8")).get("cross_attention_dim")
@@ -132,6 +145,22 @@ def find_models(base: str, encoder: str) -> Models:
     width = read_encoder_folder(Path(encoder)).dim(Feature.HIDDEN_STATES) if Path(encoder).is_dir() else None
     fits_encoder = width == _PUBLISHED_WIDTH if width is not None else "CLIP-ViT-H-14" in encoder
     return Models(base=base, encoder=encoder, is_sdxl=is_sdxl, fits_published=fits_base and fits_encoder)
+
+
+def _check_is_unet(base: str) -> None:
+    place = HubPlace.of(base)
+    name, known_by = Path(place.unpinned if place else base).name, "name"
+    for index in _INDEXES:
+        if (file := Path(base) / index).is_file():
+            stated = read_json(file, "index")
+            name, known_by = str(stated.get("_class_name") if isinstance(stated, dict) else None), "files"
+    for pattern, (words, recipe) in _TRANSFORMERS.items():
+        if re.search(pattern, name.lower()):
+            raise BadInputError(
+                f"--base {base}, which is {words} by its {known_by}",
+                expected="SD1.5, SDXL or what is made from them: for others nothing is suggested",
+                action=f"copy trainer/configs/{recipe}.toml and set base.model, data.path, data.format and train.output",
+            )
 
 
 _PUBLISHED_WIDTH = 1280  # of CLIP ViT-H's hidden states
