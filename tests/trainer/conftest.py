@@ -8,6 +8,7 @@ import pytest
 import torch
 from diffusers.quantizers.bitsandbytes import BnB4BitDiffusersQuantizer, BnB8BitDiffusersQuantizer
 
+from ipadapter_core.encoder import pe
 from ipadapter_trainer.config import Config
 from ipadapter_trainer.watch import observe
 from support.encoders import write_folder
@@ -87,3 +88,11 @@ def face_runs(
         return face_config(small_base_folder("sd15"), encoder_folder("clip"), data, tmp_path / run, kind, **changes)
 
     return make
+
+
+@pytest.fixture
+def tiny_pe_core(monkeypatch: pytest.MonkeyPatch) -> None:
+    """PE-Core of a tiny size is one of those that are known."""
+    from support import tiny_pe  # which imports timm
+
+    monkeypatch.setitem(pe.TIMM_NAMES, tiny_pe.KEY, tiny_pe.NAME)

@@ -31,7 +31,7 @@ def planned(config: Config, quantization: str) -> dict[str, int]:
 
 
 @pytest.mark.parametrize("name", [pytest.param(name, marks=[pytest.mark.long] * (name in LONG)) for name in RECIPES])
-@pytest.mark.usefixtures("bitsandbytes")
+@pytest.mark.usefixtures("bitsandbytes", "tiny_pe_core")
 def test_memory_of_a_recipe(world: TinyWorld, name: str) -> None:
     config = world.config(CONFIGS / f"{name}.toml")
     whole = planned(config, "none")

@@ -7,7 +7,6 @@ import torch
 from accelerate.commands.config.config_args import load_config_from_file
 from accelerate.commands.launch import launch_command_parser
 
-from ipadapter_core.encoder import pe
 from ipadapter_trainer.cache.fill import fill
 from ipadapter_trainer.config import Config
 from ipadapter_trainer.config_file import read_config
@@ -18,7 +17,6 @@ from ipadapter_trainer.models.loading import load_base
 from ipadapter_trainer.planning import make_plan
 from ipadapter_trainer.readers.opening import open_reader
 from ipadapter_trainer.state import find_checkpoints
-from support import tiny_pe
 from support.recipe_models import TinyWorld
 
 CONFIGS = Path(__file__).parents[2] / "trainer" / "configs"
@@ -68,8 +66,8 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> TinyWorld:
     "recipe",
     [pytest.param(path, id=path.stem, marks=[pytest.mark.long] * (path.stem in LIKE_OTHERS)) for path in RECIPES],
 )
-def test_recipe_plans_and_takes_two_steps(world: TinyWorld, recipe: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(pe.TIMM_NAMES, tiny_pe.KEY, tiny_pe.NAME)
+@pytest.mark.usefixtures("tiny_pe_core")
+def test_recipe_plans_and_takes_two_steps(world: TinyWorld, recipe: Path) -> None:
     asked, config = read_config(recipe), world.config(recipe)
     changed = {
         (section, key)
