@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # scripts/test.sh [--unit | [--long] [--all-comfyui] | --comfyui VERSION] [pytest arguments and files…]
-#   sets the environment up and runs all tests, in as many lanes side by side as there are cores: those that need no
-#   ComfyUI, and those that run inside a real one (tests/comfy, tests/legacy). What a lane says is shown when it is done.
+#   sets the environment up and runs all tests, in as many lanes side by side as there are cores: those of the trainer and
+#   others that need no ComfyUI, and those that run inside a real one (tests/comfy, tests/legacy). What a lane says is
+#   shown when it is done.
 #   --unit            only tests/unit
 #   --all-comfyui     all, and the tests marked smoke in the oldest ComfyUI; with --long before it in each older one,
 #                     and those marked smoke_long
@@ -72,6 +73,17 @@ add() { labels+=("$1") jobs+=("${*:2}"); }
 test_pure() {
     exec "$env_sh" python -m pytest -rs "${selected[@]}" ${pure[@]+"${pure[@]}"} ${options[@]+"${options[@]}"}
 }
+test_trainer() {
+    exec "$env_sh" python -m pytest -rs "${selected[@]}" tests/trainer ${options[@]+"${options[@]}"}
+}
+test_rest() {
+    local folder rest=()
+    for folder in tests/*/; do
+        case $folder in tests/trainer/ | tests/comfy/ | tests/legacy/) continue ;; esac
+        [[ -z $(compgen -G "${folder}test_*.py") ]] || rest+=("${folder%/}")
+    done
+    exec "$env_sh" python -m pytest -rs "${selected[@]}" "${rest[@]}" ${options[@]+"${options[@]}"}
+}
 test_comfy() {
     exec "$env_sh" python -m pytest -rs "${selected[@]}" "${comfy[@]}" ${options[@]+"${options[@]}"}
 }
@@ -87,12 +99,17 @@ test_older() {   # VERSION
 
 "$env_sh" true   # so that a failed set-up is no failed test
 if [[ $here == yes ]]; then
-    [[ $run_pure == no ]] || add "without ComfyUI" test_pure
+    if ((${#pure[@]})); then
+        add "without ComfyUI" test_pure
+    elif [[ $run_pure == yes ]]; then
+        add "the trainer" test_trainer
+    fi
     if ((${#comfy[@]} + ${#legacy[@]})); then
         newest="ComfyUI $(sed -n 's/^__version__ = "\(.*\)"/\1/p' "$(scripts/comfyui.sh)/comfyui_version.py")"
         ((!${#comfy[@]})) || add "$newest" test_comfy
         ((!${#legacy[@]})) || add "$newest, legacy nodes" test_legacy
     fi
+    ((${#pure[@]})) || [[ $run_pure == no ]] || add "without ComfyUI" test_rest
 fi
 if [[ $older == yes ]] && ((${#comfy[@]} + ${#legacy[@]})); then
     for version in "${older_versions[@]}"; do

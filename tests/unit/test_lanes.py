@@ -70,9 +70,9 @@ class Project:
         for name, text in STUBS.items():
             self.write_script(name, f"#!/usr/bin/env bash\n{text}\n")
         (folder / "pytest.ini").write_text(
-            "[pytest]\ntestpaths = tests/unit\nmarkers =\n    smoke\n    smoke_long\n    long\n"
+            "[pytest]\ntestpaths = tests/unit tests/trainer\nmarkers =\n    smoke\n    smoke_long\n    long\n"
         )
-        for name in ("unit", "comfy", "legacy"):
+        for name in ("unit", "trainer", "comfy", "legacy"):
             self.write(name, PASSES)
 
     def write_script(self, name: str, text: str) -> None:
@@ -83,7 +83,7 @@ class Project:
     def write(self, name: str, text: str) -> None:
         path = self.folder / "tests" / name / f"test_{name}.py"
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text.replace("{me}", name).replace("{other}", "comfy" if name == "unit" else "unit"))
+        path.write_text(text.replace("{me}", name).replace("{other}", "comfy" if name == "trainer" else "trainer"))
 
     def start(self, *arguments: str, script: str = "scripts/test.sh") -> subprocess.Popen[str]:
         path = os.pathsep.join((str(Path(sys.executable).parent), os.environ["PATH"]))
@@ -109,27 +109,28 @@ def project(tmp_path: Path) -> Project:
 
 
 def test_lanes_run_at_once_and_speak_one_after_the_other(project: Project):
-    for name in ("unit", "comfy"):
+    for name in ("trainer", "comfy"):
         project.write(name, WAITS_FOR_THE_OTHER)
     status, output = project.run("-s")
     assert status == 0, output
     spoken = re.findall(r"line of (\w+)", output)
     assert len(spoken) > 12
     assert sum(one != other for one, other in itertools.pairwise(spoken)) == 1
-    assert re.search(r"test.sh: \d+ s: without ComfyUI, ComfyUI 9.9\n", output), "no sign of life"
-    assert output.count(" passed in ") >= 3
+    assert re.search(r"test.sh: \d+ s: the trainer, ComfyUI 9.9\n", output), "no sign of life"
+    assert output.count(" passed in ") >= 4
     assert "test.sh: ComfyUI 9.9: passed (1 passed in" in output
     assert "test.sh: ComfyUI 9.9, legacy nodes: passed (1 passed in" in output
+    assert "test.sh: the trainer: passed (1 passed in" in output
     assert "test.sh: without ComfyUI: passed (1 passed in" in output
 
 
-@pytest.mark.parametrize("lane", ["unit", "comfy", "legacy"])
+@pytest.mark.parametrize("lane", ["unit", "trainer", "comfy", "legacy"])
 def test_one_failure_fails_the_whole(project: Project, lane: str):
     project.write(lane, FAILS)
     status, output = project.run()
     assert status == 1
     assert output.count("FAILED (1 failed") == 1
-    assert output.count(": passed (") == 2
+    assert output.count(": passed (") == 3
 
 
 def test_what_was_skipped_is_said(project: Project):
@@ -196,7 +197,7 @@ def test_arguments_narrow_it_down(project: Project):
 
 @pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.long)])
 def test_an_interruption_ends_both_lanes_and_their_children(project: Project, number: int):
-    names = ("unit", "comfy")
+    names = ("trainer", "comfy")
     for name in names:
         project.write(name, HAS_A_CHILD)
     with project.start() as running:

@@ -112,9 +112,7 @@ class RunIdentity:
         """
         yield from self._weights(before)
         now, then = self.settings, before.settings
-        if (
-            self._gate != before._gate
-        ):  # which decides much of an adapter's other settings: they are not what was changed
+        if self._gate != before._gate:  # it decides much of an adapter's other settings, which were not changed then
             now, then = ({name: x for name, x in side.items() if not _is_of_adapter(name)} for side in (now, then))
         yield from changed_settings(now, then, defaults)
         if self.sites != before.sites and self.settings.get("adapter.kind") == before.settings.get("adapter.kind"):
