@@ -11,7 +11,7 @@ from support.recipe_models import TinyWorld
 
 CONFIGS = Path(__file__).parents[2] / "trainer" / "configs"
 RECIPES = ("face_outline", "flux_base", "sd35_large", "z_image_plus", "qwen_image_plus", "anima_plus", "sdxl_plus")
-LONG = {"face_outline", "flux_base", "z_image_plus", "qwen_image_plus", "sdxl_plus"}
+LONG = {"face_outline", "flux_base", "z_image_plus", "qwen_image_plus", "sd35_large", "sdxl_plus"}
 FEWER = ("fp8", "nf4")
 
 

@@ -25,6 +25,7 @@ LAUNCHES = sorted((CONFIGS / "accelerate").glob("*.yaml"))
 POKEMON = [recipe for recipe in RECIPES if recipe.stem.startswith("pokemon_")]
 # By --long alone: each of its parts comes in another recipe; Z-Image in the runs of tests/trainer/test_studio_run.py.
 LIKE_OTHERS = {
+    "demo_base",
     "demo_plus",
     "pokemon_sdxl_base",
     "pokemon_sdxl_plus",

@@ -164,6 +164,15 @@ def test_the_check_says_how_it_ended(project: Project, text: str, status: int, e
     assert ("all passed" in output) == (text == PASSES)
 
 
+def test_what_mypy_finds_beside_the_tests_is_said_and_fails_the_check(project: Project):
+    fails = STUBS["env.sh"].replace("ruff | mypy", "mypy) echo 'a wrong type'; exit 1 ;; ruff")
+    project.write_script("env.sh", f"#!/usr/bin/env bash\n{fails}\n")
+    ended, output = project.run(script=".ci/run")
+    assert ended == 1, output
+    assert re.search(r"== mypy \(after \d+ s\)\na wrong type\n", output)
+    assert re.search(r"FAILED after \d+ s:\n  mypy\n", output)
+
+
 @pytest.mark.parametrize(
     ("options", "versions", "count"),
     [(["--all-comfyui"], ["0.16.3"], 1), (["--long", "--all-comfyui"], ["0.16.3", "0.20.1", "0.18.2"], 4)],
