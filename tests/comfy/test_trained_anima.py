@@ -18,6 +18,7 @@ from ipadapter_trainer.models.loading import load_base
 from ipadapter_trainer.watch.sampling import guided
 from support import comfy_host, encoders, tiny_anima
 from support.graphs import PLAIN
+from support.steps import difference
 from support.tiny_anima_base import of_comfy, write_anima_base
 from support.trained import reference_picture
 from support.training import make_config, write_pictures
@@ -33,10 +34,6 @@ def encoder(base_directory: Path) -> Iterator[Path]:
     encoders.write_folder("clip", folder)
     yield folder
     shutil.rmtree(folder)
-
-
-def difference(one: Tensor, other: Tensor) -> float:
-    return float((one - other).norm() / other.norm())
 
 
 def test_diffusers_model_is_comfyuis(base_directory: Path) -> None:

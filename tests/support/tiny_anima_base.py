@@ -83,6 +83,12 @@ def write_anima_base(folder: Path, seed: int = 0, transformer: Any = None) -> Pa
     return folder
 
 
+def untouched(base: Any, noisy: Tensor, times: Tensor, text: dict[str, Tensor]) -> Tensor:
+    """What a base's model answers through diffusers' own processors (B, C, h, w)."""
+    sides = [8 * side for side in noisy.shape[-2:]]
+    return base.model(noisy[:, :, None], times, text["text"], padding_mask=torch.zeros(1, 1, *sides)).sample[:, :, 0]
+
+
 @torch.no_grad()
 def write_teachable_anima(folder: Path, pictures: Tensor) -> Path:
     """The same model, with latents (of pictures (B, 3, H, W), -1..1) that have no noise and a deviation of 1, so that

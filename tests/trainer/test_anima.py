@@ -25,7 +25,8 @@ from ipadapter_trainer.models.image_encoder import load_image_encoder
 from ipadapter_trainer.models.loading import load_base
 from ipadapter_trainer.models.network import TrainableAdapter, new_adapter
 from support.encoders import WIDTH
-from support.tiny_anima_base import write_anima_base
+from support.steps import difference, loss_and_gradients
+from support.tiny_anima_base import untouched, write_anima_base
 from support.tiny_base import write_base
 
 CPU = torch.device("cpu")
@@ -75,16 +76,6 @@ def nothing(base: Any) -> ImagePrompt:
     return ImagePrompt((None,) * len(base.sites.sites))
 
 
-def difference(one: Tensor, other: Tensor) -> float:
-    return float((one - other).norm() / other.norm())
-
-
-def untouched(base: Any, noisy: Tensor, times: Tensor, text: dict[str, Tensor]) -> Tensor:
-    """Through diffusers' own processors."""
-    sides = [8 * side for side in noisy.shape[-2:]]
-    return base.model(noisy[:, :, None], times, text["text"], padding_mask=torch.zeros(1, 1, *sides)).sample[:, :, 0]
-
-
 class Plain:
     """The formula around diffusers' own cross-attention: its query is read off its norm, its output changed before the
     projection."""
@@ -106,13 +97,6 @@ class Plain:
         key = key / (key.pow(2).mean(-1, keepdim=True) + 1e-6).sqrt() * self.attention.norm_k.weight
         scores = self.query @ key.transpose(-1, -2) / math.sqrt(key.shape[-1])
         return (given[0] + (scores.softmax(-1) @ value).transpose(1, 2).flatten(2),)
-
-
-def loss_and_gradients(answer: Tensor, network: TrainableAdapter) -> tuple[float, dict[str, Tensor]]:
-    noise = torch.randn(answer.shape, generator=torch.Generator().manual_seed(5))
-    loss = (answer - noise).square().mean()
-    names, parameters = zip(*network.named_parameters(), strict=True)
-    return loss.item(), dict(zip(names, torch.autograd.grad(loss, parameters), strict=True))
 
 
 @pytest.mark.parametrize("is_checkpointed", [False, True])

@@ -35,7 +35,8 @@ from ipadapter_trainer.watch.sampling import (
 )
 from support.encoders import WIDTH
 from support.published import anima_lucifer, random_tensors, write_safetensors
-from support.tiny_anima_base import write_anima_base
+from support.steps import difference, loss_and_gradients
+from support.tiny_anima_base import untouched, write_anima_base
 from support.tiny_base import write_base
 
 CPU = torch.device("cpu")
@@ -91,16 +92,6 @@ def given(base: Any, rows: int = 3) -> tuple[Tensor, Tensor, dict[str, Tensor], 
     return noisy, torch.tensor([0.9, 0.4, 0.05][:rows]), base.encode_text(["a fox"] * rows), torch.zeros(rows, 6)
 
 
-def difference(one: Tensor, other: Tensor) -> float:
-    return float((one - other).norm() / other.norm())
-
-
-def untouched(base: Any, noisy: Tensor, times: Tensor, text: dict[str, Tensor]) -> Tensor:
-    """Through diffusers' own processors."""
-    sides = [8 * side for side in noisy.shape[-2:]]
-    return base.model(noisy[:, :, None], times, text["text"], padding_mask=torch.zeros(1, 1, *sides)).sample[:, :, 0]
-
-
 class Plain:
     """The formula around diffusers' own block: a query is read off its norm, a timestep embedding off what the block is
     given, and the image is added before the attention's projection or to what the block gives."""
@@ -128,13 +119,6 @@ class Plain:
     def add(self, _module: Any, inputs: tuple[Any, ...], _named: dict[str, Any], out: Tensor) -> Tensor:
         layer, embedded = self.site.adaln_ip[1], inputs[2]
         return out + linear(silu(embedded), layer.weight, layer.bias)[:, None] * self.image()
-
-
-def loss_and_gradients(answer: Tensor, network: TrainableAdapter) -> tuple[float, dict[str, Tensor]]:
-    noise = torch.randn(answer.shape, generator=torch.Generator().manual_seed(5))
-    loss = (answer - noise).square().mean()
-    names, parameters = zip(*network.named_parameters(), strict=True)
-    return loss.item(), dict(zip(names, torch.autograd.grad(loss, parameters), strict=True))
 
 
 @pytest.mark.parametrize("is_checkpointed", [False, True])

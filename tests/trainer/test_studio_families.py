@@ -24,6 +24,7 @@ from ipadapter_trainer.models.image_encoder import load_image_encoder
 from ipadapter_trainer.models.loading import load_base
 from ipadapter_trainer.models.network import TrainableAdapter, new_adapter
 from support.encoders import WIDTH
+from support.steps import difference, loss_and_gradients
 from support.tiny_studio_base import write_studio_base
 
 CPU = torch.device("cpu")
@@ -100,10 +101,6 @@ def in_pipeline(base: Any, family: str) -> Tensor:
     return torch.stack(answers)
 
 
-def difference(one: Tensor, other: Tensor) -> float:
-    return float((one - other).norm() / other.norm())
-
-
 @torch.no_grad()
 def test_without_an_image_a_batch_is_what_the_pipeline_asks_of_each_picture(base: Any, family: str) -> None:
     """Also texts of other lengths beside, which are padded."""
@@ -168,13 +165,6 @@ def predict_as_installed(base: Any, noisy: Tensor, times: Tensor, text: Any, siz
     tokens = QwenImagePipeline._pack_latents(noisy, 1, 16, *SIZE)
     answer = base.model(tokens, words, None, times, img_shapes=[[(1, SIZE[0] // 2, SIZE[1] // 2)]]).sample
     return QwenImagePipeline._unpack_latents(answer, 8 * SIZE[0], 8 * SIZE[1], 8)[:, :, 0]
-
-
-def loss_and_gradients(answer: Tensor, network: TrainableAdapter) -> tuple[float, dict[str, Tensor]]:
-    noise = torch.randn(answer.shape, generator=torch.Generator().manual_seed(5))
-    loss = (answer - noise).square().mean()
-    names, parameters = zip(*network.named_parameters(), strict=True)
-    return loss.item(), dict(zip(names, torch.autograd.grad(loss, parameters), strict=True))
 
 
 @pytest.mark.parametrize("is_checkpointed", [False, True])
