@@ -5,13 +5,13 @@ from collections.abc import Callable, Mapping
 
 from ..errors import UnsupportedFamilyError
 from ..numbers import is_whole
-from .names import LUCIFER, PE
+from .names import LUCIFER, PE, PE_GATED
 from .shapes import block_dims, inconsistent, matrix, numbered
 from .signatures import Shapes, Signature, has_tensor
 from .spec import AdapterSpec, EncoderHint, Feature, Negative, Projection, ResamplerSpec
 
 # Variants of a layout, behind its name: `Backbone.layouts` has a row for each.
-_SHARED, _NORMED, _EARLY, _GATED = " shared", " normed keys", " before MLP", " gated"
+_SHARED, _NORMED, _EARLY = " shared", " normed keys", " before MLP"
 _BASE = _BACKBONE = "Anima"
 _HEAD_DIM, _HEADS = 128, 8  # of the model; of the networks over the features
 _GATE = re.compile(r"ip_adapter\.(\d+)\.adaln_ip\.1\.weight")
@@ -155,7 +155,7 @@ def _read_pe(shapes: Shapes, stated: Mapping[str, object]) -> AdapterSpec:
         backbone=_BACKBONE,
         encoder=_PE_CORE if stated.get("ss_encoder", "pe") == "pe" else EncoderHint(),
         # the author took the model's norm off the keys when each block got a gate
-        layout=PE + (_GATED if has_tensor(shapes, "ip_adapter.0.gate") else ""),
+        layout=PE_GATED if has_tensor(shapes, "ip_adapter.0.gate") else PE,
         head_dim=site_dims[0] // model_heads,
         parts=tuple(part for part in ("ip_centroid",) if has_tensor(shapes, f"image_proj.{part}")),
     )

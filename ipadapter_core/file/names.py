@@ -6,6 +6,7 @@ USUAL_LAYOUT = "tencent"  # `image_proj.*` and `ip_adapter.*`, as all but the la
 XLABS = "XLabs FLUX"
 LUCIFER = "Anima LuciferTC"  # and its variants, which have this in front
 PE = "Anima PE"  # likewise
+PE_GATED = "Anima PE gated"  # of newer versions, where each block has a gate
 
 _XLABS_SITE = re.compile(r"double_blocks\.(\d+)\.processor\.ip_adapter_double_stream_([kv])_proj\.(weight|bias)")
 # pattern of a published name, what it is here

@@ -24,7 +24,7 @@ from ipadapter_core.backbone.anima import ANIMA, GatedProjection
 from ipadapter_core.backbone.row import Place
 from ipadapter_core.backbone.sites import Sites, blocks_in_a_row
 from ipadapter_core.errors import MismatchError
-from ipadapter_core.file.names import LUCIFER, PE
+from ipadapter_core.file.names import LUCIFER, PE, PE_GATED
 from ipadapter_core.file.spec import AdapterSpec, Feature, Negative, Projection, ResamplerSpec
 
 from ..config import AdapterConfig, BaseModelConfig, Config
@@ -37,7 +37,7 @@ from .shown import ShowingBackbone, Shown
 from .studio import TEXT_LENGTH, image_attention, joint_attention
 
 _KINDS = {"none": ("plus",), "block": ("plus",), "time": ("full", "plus")}  # by gate
-_LAYOUTS = {"none": PE, "block": f"{PE} gated", "time": LUCIFER}
+_LAYOUTS = {"none": PE, "block": PE_GATED, "time": LUCIFER}
 _FEATURE = Feature.LAST_HIDDEN_STATE
 _COMPRESSOR_HEADS = 8  # of LuciferTC's
 _FF_FACTOR = 4

@@ -16,7 +16,7 @@ from ipadapter_core.errors import UnreadableFileError
 from ipadapter_core.file.anima import published_metadata
 from ipadapter_core.file.header import HASH_KEY
 from ipadapter_core.file.json_text import parse_json
-from ipadapter_core.file.names import LUCIFER, PE, USUAL_LAYOUT, XLABS
+from ipadapter_core.file.names import LUCIFER, PE, PE_GATED, USUAL_LAYOUT, XLABS
 from ipadapter_core.file.sd3 import INSTANTX_SD3
 from ipadapter_core.file.spec import USUAL_BACKBONE, AdapterSpec
 
@@ -30,7 +30,7 @@ _IMPLEMENTATIONS = {  # by layout: whose tensor names these are
     XLABS: "https://github.com/XLabs-AI/x-flux",
     INSTANTX_SD3: "https://huggingface.co/InstantX/SD3.5-Large-IP-Adapter",
     PE: "https://github.com/sorryhyun/anima_lora",
-    f"{PE} gated": "https://github.com/sorryhyun/anima_lora",
+    PE_GATED: "https://github.com/sorryhyun/anima_lora",
     LUCIFER: "https://huggingface.co/LuciferTC/Anima-IP-Adapter",
 }
 _ARCHITECTURES = {

@@ -1,7 +1,7 @@
 """Which kinds of adapters the trainer works with: those that it trains."""
 
 from ipadapter_core.errors import UnsupportedFamilyError
-from ipadapter_core.file.names import LUCIFER, PE, USUAL_LAYOUT, XLABS
+from ipadapter_core.file.names import LUCIFER, PE, PE_GATED, USUAL_LAYOUT, XLABS
 from ipadapter_core.file.sd3 import INSTANTX_SD3
 from ipadapter_core.file.spec import USUAL_BACKBONE, AdapterSpec
 from ipadapter_core.file.studio import STUDIO
@@ -14,7 +14,7 @@ _TRAINED = {  # kind of base model, and layout: in words
     ("Z-Image", STUDIO): "Z-Image",
     ("Qwen-Image", STUDIO): "Qwen-Image",
     ("Anima", PE): "Anima (anima_lora's kinds)",
-    ("Anima", f"{PE} gated"): "Anima (anima_lora's kinds)",
+    ("Anima", PE_GATED): "Anima (anima_lora's kinds)",
     ("Anima", LUCIFER): "Anima (LuciferTC's kind)",
 }
 
